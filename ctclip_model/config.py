@@ -1,0 +1,186 @@
+"""Every default of the core, once: what a volume becomes, what the models are, how they are trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+# Raised by hand whenever the stage's result changes for the same inputs and configuration: everything it made is then
+# pending again. The commit is recorded beside results and never decides this.
+VERSIONS = {
+    "ingest": 1,
+    "convert": 1,
+    "label": 1,
+    "train-labeller": 1,
+    "train": 1,
+    "embed": 1,
+    "evaluate": 1,
+    "report": 1,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a CT volume becomes a model's input (the published inference preprocessing)."""
+
+    name: str = "published"
+    spacing_mm: tuple[float, float, float] = (1.5, 0.75, 0.75)  # depth, height, width
+    shape: tuple[int, int, int] = (240, 480, 480)  # depth, height, width
+    window_hu: tuple[int, int] = (-1000, 1000)  # clipped before resampling
+
+    @property
+    def recipe_id(self) -> str:
+        """Name and fingerprint, e.g. `published-1a2b3c4d`: the folder of its shards."""
+        return f"{self.name}-{fingerprint(self, VERSIONS['convert'])[:8]}"
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """CT-ViT. A volume is (depth, image_size, image_size) voxels of `Recipe.shape`."""
+
+    dim: int = 512
+    codebook_size: int = 8192
+    image_size: int = 480  # voxels, height and width
+    patch_size: int = 20  # voxels, height and width
+    depth: int = 240  # voxels
+    temporal_patch_size: int = 10  # voxels along depth
+    spatial_layers: int = 4
+    temporal_layers: int = 4
+    dim_head: int = 32
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size or self.depth % self.temporal_patch_size:
+            raise ValueError(
+                f"patches of {self.temporal_patch_size} x {self.patch_size}² voxels do not tile a volume of "
+                f"{self.depth} x {self.image_size}²"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along depth, height, width."""
+        side = self.image_size // self.patch_size
+        return self.depth // self.temporal_patch_size, side, side
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The BERT text encoder; defaults are those of BiomedVLP-CXR-BERT-specialized."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate_size: int = 3072
+    max_length: int = 512
+
+
+@dataclass(frozen=True)
+class CTCLIPConfig:
+    """The two encoders and the width of the latent space that they share."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    latent_dim: int = 512
+
+
+@dataclass(frozen=True)
+class LabellerConfig:
+    """A RoBERTa-shaped report labeller; defaults are RadBERT's shape and the published recipe."""
+
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate_size: int = 3072
+    max_length: int = 512  # tokens
+    threshold: float = 0.5
+    batch_size: int = 32
+    learning_rate: float = 2e-5
+    epochs: int = 20  # at most; stops early on the validation loss
+    patience: int = 3  # epochs without a better validation loss
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Contrastive training of CT-CLIP."""
+
+    batch_size: int = 8
+    samples: int = 800_008  # seen in all; the published run takes 100,001 steps of 8
+    learning_rate: float = 1.25e-6
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 0.5
+    warm_up_share: float = 0.0  # of all steps
+    report_sections: tuple[str, ...] = ("findings", "impression")
+    text_pretraining_samples: int = 0  # reports seen while the text encoder learns the train split's labels first
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """All that a rebuild needs to know, by one name."""
+
+    name: str
+    recipe: Recipe = field(default_factory=Recipe)
+    model: CTCLIPConfig = field(default_factory=CTCLIPConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    labeller: LabellerConfig = field(default_factory=LabellerConfig)
+
+
+def published() -> Preset:
+    """CT-CLIP as published: 480 x 480 x 240 voxels, a BERT of 12 layers, one 80 GB GPU."""
+    return Preset("published")
+
+
+def tiny() -> Preset:
+    """The same architecture, small enough to learn the phantoms on two CPU cores in minutes."""
+    return Preset(
+        "tiny",
+        recipe=Recipe("tiny", spacing_mm=(12.0, 6.0, 6.0), shape=(24, 48, 48)),
+        model=CTCLIPConfig(
+            vision=VisionConfig(
+                dim=64,
+                codebook_size=256,
+                image_size=48,
+                patch_size=8,
+                depth=24,
+                temporal_patch_size=4,
+                spatial_layers=2,
+                temporal_layers=2,
+                dim_head=16,
+                heads=4,
+            ),
+            text=TextConfig(
+                vocab_size=1024, hidden_size=128, layers=2, heads=4, intermediate_size=256, max_length=160
+            ),
+            latent_dim=64,
+        ),
+        training=TrainingConfig(batch_size=64, samples=60_000, learning_rate=1e-3),
+        labeller=LabellerConfig(
+            vocab_size=1024,
+            hidden_size=128,
+            layers=2,
+            heads=4,
+            intermediate_size=256,
+            max_length=160,
+            learning_rate=1e-3,
+        ),
+    )
+
+
+PRESETS = {"published": published, "tiny": tiny}
+
+
+def fingerprint(*parts: Any) -> str:
+    """A 32-digit hexadecimal hash of values, lists, mappings and dataclasses; equal parts give equal hashes."""
+    text = json.dumps([_plain(part) for part in parts], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _plain(part: Any) -> Any:
+    return dataclasses.asdict(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else part

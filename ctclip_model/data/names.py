@@ -1,0 +1,58 @@
+"""CT-RATE's names: `split_patient_scan_recon`, one strict parser and the paths built from them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from ctclip_model.errors import BadNameError
+
+Storage = Literal["v2", "v1"]
+
+SUFFIX = ".nii.gz"
+VOLUME_PATTERN = re.compile(r"(train|valid)_([1-9][0-9]{0,6})_([a-z]{1,3})_([1-9][0-9]{0,2})", re.ASCII)
+
+
+@dataclass(frozen=True, order=True)
+class VolumeName:
+    """One reconstruction, e.g. `valid_53_a_1`: split valid, patient 53, scan a, reconstruction 1."""
+
+    split: str
+    patient: int
+    scan: str
+    reconstruction: int
+
+    def __str__(self) -> str:
+        return f"{self.scan_id}_{self.reconstruction}"
+
+    @property
+    def patient_id(self) -> str:
+        return f"{self.split}_{self.patient}"
+
+    @property
+    def scan_id(self) -> str:
+        return f"{self.patient_id}_{self.scan}"
+
+    def path(self, storage: Storage = "v2") -> PurePosixPath:
+        """Where CT-RATE keeps the volume, relative to the data set's root."""
+        folder = f"{self.split}_fixed" if storage == "v2" else self.split
+        return PurePosixPath("dataset", folder, self.patient_id, self.scan_id, f"{self}{SUFFIX}")
+
+
+def parse_volume_name(text: str) -> VolumeName:
+    """The parts of a volume's name, with or without `.nii.gz`.
+
+    Raises `BadNameError` for anything else, a path included: no other name may ever become a path.
+    """
+    match = VOLUME_PATTERN.fullmatch(text.removesuffix(SUFFIX))
+    if match is None:
+        raise BadNameError(text[:200], "bad_name", "is not split_patient_scan_recon, such as valid_53_a_1")
+    split, patient, scan, reconstruction = match.groups()
+    return VolumeName(split, int(patient), scan, int(reconstruction))
+
+
+def parse_listed_name(line: str) -> VolumeName:
+    """The volume of a line of a `no_chest_*.txt` list, which may hold a name or a whole path."""
+    return parse_volume_name(PurePosixPath(line.strip()).name)

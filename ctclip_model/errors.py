@@ -1,0 +1,81 @@
+"""Every error that the project raises on purpose.
+
+CTCLIPError
+├── ConfigurationError        an option or setting is wrong; nothing was done
+├── BadItemError              one item cannot be used; a stage records it as a reject and goes on
+│   ├── BadNameError          a volume or scan name does not parse
+│   ├── VolumeError           a volume file is unreadable, or is not what its header says
+│   ├── MetadataError         a CSV or one of its rows is missing or malformed
+│   └── ReportError           a report has no text
+├── ShardError                a shard is damaged, or not of the recipe that was asked for
+├── CheckpointError           a weights file is missing, damaged or of another model
+├── MissingInputError         a stage's input is not there yet; the message says which stage makes it
+├── StageFailedError          too many of a stage's items were rejected
+└── WarehouseError            the warehouse cannot be opened, migrated or published
+    └── CheckFailedError      new records break an invariant; the published warehouse stays as it was
+
+A `BadItemError` carries a `reason`: the code that stands in the `rejects` table.
+"""
+
+from __future__ import annotations
+
+
+class CTCLIPError(Exception):
+    """The root of every error raised on purpose; its text is one clear line for a person."""
+
+
+class ConfigurationError(CTCLIPError, ValueError):
+    """An option or setting is wrong; nothing was done."""
+
+
+class BadItemError(CTCLIPError):
+    """One item (a volume, a scan, a row) cannot be used; `reason` is the reject's code."""
+
+    def __init__(self, item: str, reason: str, detail: str) -> None:
+        super().__init__(item, reason, detail)  # all three, so that it survives pickling between processes
+        self.item = item
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.item}: {self.detail} [{self.reason}]"
+
+
+class BadNameError(BadItemError, ValueError):
+    """A volume or scan name does not parse."""
+
+
+class VolumeError(BadItemError):
+    """A volume file is unreadable, or is not what its header says."""
+
+
+class MetadataError(BadItemError):
+    """A CSV or one of its rows is missing or malformed."""
+
+
+class ReportError(BadItemError):
+    """A report has no text."""
+
+
+class ShardError(CTCLIPError):
+    """A shard is damaged, or not of the recipe that was asked for."""
+
+
+class CheckpointError(CTCLIPError):
+    """A weights file is missing, damaged or of another model."""
+
+
+class MissingInputError(CTCLIPError):
+    """A stage's input is not there yet; the message says which stage makes it."""
+
+
+class StageFailedError(CTCLIPError):
+    """Too many of a stage's items were rejected, or its worker died for good."""
+
+
+class WarehouseError(CTCLIPError):
+    """The warehouse cannot be opened, migrated or published."""
+
+
+class CheckFailedError(WarehouseError):
+    """New records break an invariant; the published warehouse stays as it was."""
