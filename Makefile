@@ -1,0 +1,37 @@
+# Every target makes the virtual environment and installs what it needs by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export DO_NOT_TRACK := 1
+
+.PHONY: install demo test test-slow lint bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)          ## phantoms to report page, in minutes, on two cores
+	$(BIN)/ctclip demo
+
+test: $(INSTALLED)          ## the test suite: no network, no GPU, nothing beside the clone
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(INSTALLED)     ## what takes minutes: the demo's learning, three seeds
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)         ## every benchmark: both ways side by side, a ratio printed
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,96 @@
+"""What a stage should have made (`wanted`), and what of it is still to do (`pending_*`)."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctclip_model.data.names import parse_volume_name
+from ctclip_model.errors import BadNameError, ConfigurationError
+from tasks.publish import publish
+from tasks.runs import StageRun
+from warehouse import store
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The part of a stage's pending items that a caller asks for; everything by default."""
+
+    split: str | None = None
+    volumes: str | None = None  # a file of names, one a line, or a glob over names
+    limit: int | None = None
+
+    @property
+    def is_everything(self) -> bool:
+        return self == Selection()
+
+    def choose(self, items: Collection[str]) -> list[str]:
+        """The selected items in their given order; items are volume names or scan identifiers."""
+        chosen = [item for item in items if self.split is None or item.startswith(f"{self.split}_")]
+        if self.volumes is not None:
+            chosen = self._choose_names(chosen)
+        return chosen[: self.limit]
+
+    def _choose_names(self, items: list[str]) -> list[str]:
+        assert self.volumes is not None
+        if Path(self.volumes).is_file():
+            lines = Path(self.volumes).read_text(encoding="utf-8").split()
+            try:
+                wanted = {str(parse_volume_name(line)) for line in lines}
+            except BadNameError as error:
+                raise ConfigurationError(f"--volumes {self.volumes}: {error}") from error
+            return [item for item in items if item in wanted]
+        return [item for item in items if fnmatch.fnmatchcase(item, self.volumes.removesuffix(".nii.gz"))]
+
+
+def declare_wanted(run: StageRun, variant: str, wanted: Mapping[str, str]) -> None:
+    """Records what a stage's variant should have made, as {item: fingerprint}; only the difference is written."""
+    with store.read(run.data_root) as connection:
+        current = dict(
+            connection.execute(
+                "select item, fingerprint from current_wanted where stage = ? and variant = ?", [run.stage, variant]
+            ).fetchall()
+        )
+    changed = [
+        {"stage": run.stage, "variant": variant, "item": item, "fingerprint": fingerprint, "is_withdrawn": False}
+        for item, fingerprint in wanted.items()
+        if current.get(item) != fingerprint
+    ]
+    withdrawn = [
+        {"stage": run.stage, "variant": variant, "item": item, "fingerprint": fingerprint, "is_withdrawn": True}
+        for item, fingerprint in current.items()
+        if item not in wanted
+    ]
+    if changed or withdrawn:
+        run.record("wanted", changed + withdrawn)
+        publish(run.data_root)
+
+
+def plan_items(
+    run: StageRun,
+    variant: str,
+    wanted: Mapping[str, str],
+    *,
+    selection: Selection = Selection(),  # noqa: B008
+    force: bool = False,
+    retry_rejects: bool = False,
+) -> dict[str, str]:
+    """The items that this run has to make, as {item: fingerprint}, in the order of `wanted`.
+
+    `force` makes everything selected again; `retry_rejects` also what bad data had settled for good.
+    """
+    declare_wanted(run, variant, wanted)
+    if force:
+        pending = set(wanted)
+    else:
+        view = "unfinished" if retry_rejects else "pending"
+        with store.read(run.data_root) as connection:
+            rows = connection.execute(
+                f"select item from {view} where stage = ? and variant = ?",  # noqa: S608
+                [run.stage, variant],
+            ).fetchall()
+        pending = {item for (item,) in rows}
+    chosen = selection.choose([item for item in wanted if item in pending])
+    return {item: wanted[item] for item in chosen}

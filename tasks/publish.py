@@ -1,0 +1,34 @@
+"""The only writer of the warehouse: folds the record files that stages left into the published file."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from tasks.settings import LIMITS
+from warehouse import store
+
+logger = logging.getLogger(__name__)
+
+
+def publish(data_root: Path, *, from_scratch: bool = False) -> store.PublishResult:
+    """Publishes what is new, whoever wrote it: a stage of this machine, a GPU worker, or a run that has crashed."""
+    result = store.publish(data_root, from_scratch=from_scratch)
+    if result.files:
+        logger.info("published %d record files in %.2f s", result.files, result.duration_s)
+    return result
+
+
+class PeriodicPublisher:
+    """Publishes while a long stage runs, at most every `interval_s`."""
+
+    def __init__(self, data_root: Path, interval_s: float = LIMITS.publish_interval_s) -> None:
+        self.data_root = data_root
+        self.interval_s = interval_s
+        self.last = time.monotonic()
+
+    def publish_if_due(self) -> None:
+        if time.monotonic() - self.last >= self.interval_s:
+            publish(self.data_root)
+            self.last = time.monotonic()

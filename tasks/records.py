@@ -1,0 +1,74 @@
+"""Rows as Parquet files: `records/<table>/<run_id>-<n>.parquet`, of which the warehouse is the fold."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Rows = Sequence[Mapping[str, Any]] | pa.Table
+
+MAP_COLUMNS = {"metadata": pa.map_(pa.string(), pa.string())}  # elsewhere a mapping would become a struct
+
+
+def new_run_id() -> str:
+    """An identifier that sorts by the time at which it was made."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}"
+
+
+class RecordWriter:
+    """Writes one run's rows, each call one file that is whole or absent."""
+
+    def __init__(self, data_root: Path, run_id: str) -> None:
+        self.data_root = data_root
+        self.run_id = run_id
+        self.count_files = 0
+
+    def write(self, table: str, rows: Rows) -> int:
+        """Adds rows to a table's records and returns how many; every row is stamped with the run."""
+        arrow = rows if isinstance(rows, pa.Table) else _to_arrow(rows)
+        if arrow.num_rows == 0:
+            return 0
+        if "run_id" not in arrow.column_names:
+            arrow = arrow.append_column("run_id", pa.array([self.run_id] * arrow.num_rows, pa.string()))
+        folder = self.data_root / "records" / table
+        folder.mkdir(parents=True, exist_ok=True)
+        write_parquet(arrow, folder / f"{self.run_id}-{self.count_files:06d}.parquet")
+        self.count_files += 1
+        return arrow.num_rows
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Writes a file that is whole or absent, whenever the process dies."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes a rename in the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _to_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    if not rows:
+        return pa.table({})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: pa.array([row.get(name) for row in rows], MAP_COLUMNS.get(name)) for name in names})

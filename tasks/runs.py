@@ -1,0 +1,173 @@
+"""One run of a stage: its lease, its records, its rejects and its row in `runs`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ctclip_model.errors import BadItemError, StageFailedError
+from tasks.lease import hold_lease
+from tasks.publish import PeriodicPublisher, publish
+from tasks.records import RecordWriter, Rows, new_run_id
+from tasks.settings import LIMITS, Limits
+from warehouse import store
+
+logger = logging.getLogger(__name__)
+
+
+class StageRun:
+    """What a stage's tasks write to. Made by `open_run`, which holds the stage's lease around it."""
+
+    def __init__(
+        self, data_root: Path, stage: str, variant: str, run_id: str, *, parameters: Mapping[str, Any] | None = None,
+        flow_run_id: str | None = None, limits: Limits = LIMITS,
+    ) -> None:  # fmt: skip
+        self.data_root, self.stage, self.variant, self.run_id = data_root, stage, variant, run_id
+        self.parameters, self.flow_run_id, self.limits = parameters or {}, flow_run_id, limits
+        self.records = RecordWriter(data_root, run_id)
+        self.publisher = PeriodicPublisher(data_root, limits.publish_interval_s)
+        self.started = time.monotonic()
+        self.count_done = self.count_rejected = 0
+        self.detail = ""
+        self.is_announced = False
+
+    def record(self, table: str, rows: Rows) -> int:
+        """Writes rows to a table's records, announcing the run first, so that no row is of an unknown run."""
+        self.announce()
+        return self.records.write(table, rows)
+
+    def reject(self, error: BadItemError, *, fingerprint: str, is_permanent: bool = True) -> None:
+        """Records one item that cannot be used; bad data stays rejected until its fingerprint moves."""
+        self.reject_all([(error, fingerprint)], is_permanent=is_permanent)
+
+    def reject_all(self, errors: list[tuple[BadItemError, str]], *, is_permanent: bool = True) -> None:
+        """Records items that cannot be used, as (error, fingerprint)."""
+        now = datetime.now(UTC)
+        for error, _ in errors[:10]:
+            logger.warning("rejected %s", error)
+        self.record(
+            "rejects",
+            [
+                {
+                    "stage": self.stage, "variant": self.variant, "item": error.item, "fingerprint": fingerprint,
+                    "reason": error.reason, "detail": error.detail, "is_permanent": is_permanent, "rejected_at": now,
+                }
+                for error, fingerprint in errors
+            ],
+        )  # fmt: skip
+        self.count_rejected += len(errors)
+
+    def publish_if_due(self) -> None:
+        self.publisher.publish_if_due()
+
+    def announce(self) -> None:
+        """Records that the run has begun, once; a run that finds nothing to do leaves no trace."""
+        if not self.is_announced:
+            self.is_announced = True
+            self._record_status("running")
+
+    def finish(self, status: str, detail: str = "") -> None:
+        if self.is_announced:
+            self._record_status(status, detail)
+
+    def check_reject_share(self) -> None:
+        """Raises `StageFailedError` when so many items were rejected that the fault is not theirs."""
+        attempted = self.count_done + self.count_rejected
+        if self.count_rejected > max(1, self.limits.reject_share * attempted):
+            raise StageFailedError(
+                f"{self.stage}: {self.count_rejected} of {attempted} items were rejected, more than "
+                f"{self.limits.reject_share:.0%}; see: ctclip sql \"select * from current_rejects where "
+                f"stage = '{self.stage}'\""
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """What the run did, for a person or a caller."""
+        return {
+            "stage": self.stage, "variant": self.variant, "run_id": self.run_id, "done": self.count_done,
+            "rejected": self.count_rejected, "detail": self.detail,
+            "duration_s": round(time.monotonic() - self.started, 2),
+        }  # fmt: skip
+
+    def _record_status(self, status: str, detail: str = "") -> None:
+        row = {
+            "run_id": self.run_id, "status": status, "stage": self.stage, "variant": self.variant,
+            "flow_run_id": self.flow_run_id, "host": socket.gethostname(),
+            "parameters": json.dumps(self.parameters, default=str, sort_keys=True), "code_version": code_version(),
+            "recorded_at": datetime.now(UTC), "duration_s": time.monotonic() - self.started,
+            "count_done": self.count_done, "count_rejected": self.count_rejected, "detail": detail or self.detail,
+        }  # fmt: skip
+        self.records.write("runs", [row])
+
+
+@contextmanager
+def open_run(
+    data_root: Path,
+    stage: str,
+    variant: str = "",
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    flow_run_id: str | None = None,
+    limits: Limits = LIMITS,
+) -> Iterator[StageRun]:
+    """Holds the stage's lease, adopts what a crash left, and publishes what the run wrote, however it ends."""
+    data_root = data_root.resolve()
+    data_root.mkdir(parents=True, exist_ok=True)
+    run_id = new_run_id()
+    with hold_lease(data_root, stage, run_id, limits):
+        publish(data_root)
+        bury_dead_runs(data_root, stage)
+        run = StageRun(
+            data_root, stage, variant, run_id, parameters=parameters, flow_run_id=flow_run_id, limits=limits
+        )
+        try:
+            yield run
+            run.check_reject_share()
+        except BaseException as error:
+            run.announce()
+            run.finish("failed", f"{type(error).__name__}: {error}"[:2000])
+            publish(data_root)
+            raise
+        run.finish("completed")
+        publish(data_root)
+
+
+def bury_dead_runs(data_root: Path, stage: str) -> None:
+    """Marks the stage's runs that never ended as died: whoever holds the lease knows that they are gone."""
+    with store.read(data_root) as connection:
+        dead = connection.execute(
+            "select run_id, variant, host, code_version from runs where stage = ? group by all "
+            "having bool_and(status = 'running') ",
+            [stage],
+        ).fetchall()
+    for run_id, variant, host, version in dead:
+        logger.warning("%s: run %s died before its end", stage, run_id)
+        row = {
+            "run_id": run_id, "status": "died", "stage": stage, "variant": variant, "host": host,
+            "code_version": version, "recorded_at": datetime.now(UTC),
+        }  # fmt: skip
+        writer = RecordWriter(data_root, f"{run_id}")
+        writer.count_files = 999_999
+        writer.write("runs", [row])
+
+
+@functools.cache
+def code_version() -> str:
+    """The commit of a checkout, or the version of an installed package."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return metadata.version("ctclip-rebuild")
+    return described.stdout.strip()

@@ -1,0 +1,39 @@
+"""Every default of the orchestration, once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA_ROOT_VARIABLE = "CTCLIP_DATA_ROOT"
+DATA_ROOT = Path("./data")
+PRESET = "published"
+LABELLER = "radbert"
+
+STAGES = ("ingest", "convert", "label", "train", "embed", "evaluate", "report")  # in the order of a rebuild
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds a stage; each is a number that somebody may need to change."""
+
+    publish_interval_s: float = 60.0
+    lease_heartbeat_s: float = 5.0
+    lease_expiry_s: float = 60.0  # a lease without a heartbeat for so long belongs to a dead host
+    lease_wait_s: float = 24 * 3600.0
+    reject_share: float = 0.5  # of a stage's items; above it the stage fails
+    shard_bytes: int = 1_000_000_000
+    shard_volumes: int = 512  # at most, however small the volumes are
+    label_batch: int = 2048  # reports between two records
+    worker_memory_bytes: int = 4_000_000_000
+    jobs_in_flight_per_worker: int = 2
+    worker_deaths: int = 3  # that one job may cause before it is split, or rejected
+
+
+LIMITS = Limits()
+
+
+def count_workers() -> int:
+    """Worker processes on this machine: one a core that the process may use."""
+    return max(1, len(os.sched_getaffinity(0)))

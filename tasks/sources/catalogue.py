@@ -1,0 +1,158 @@
+"""The rows of a revision of CT-RATE, made from its tables and its file facts; where these come from does not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.names import Storage, VolumeName
+from ctclip_model.errors import BadItemError, MetadataError
+from tasks.sources.tables import (
+    LABELS,
+    METADATA,
+    NO_CHEST,
+    REPORTS,
+    Table,
+    label_values,
+    read_list,
+    read_table,
+    report_row,
+    volume_row,
+)
+
+Row = dict[str, Any]
+SPLITS = ("train", "valid")
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What is known of a volume's file before it is read."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass
+class Catalogue:
+    """One revision's rows, and what of it could not be used."""
+
+    volumes: list[Row] = field(default_factory=list)
+    reports: list[Row] = field(default_factory=list)
+    published_labels: dict[str, list[Row]] = field(default_factory=dict)  # by scan
+    exclusions: list[Row] = field(default_factory=list)
+    errors: list[BadItemError] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)  # tables of which nothing may be concluded, nor withdrawn
+    absent: list[str] = field(default_factory=list)
+
+
+def build_catalogue(
+    contents: Mapping[str, bytes | None],
+    facts: Callable[[list[VolumeName]], Mapping[VolumeName, FileFacts]],
+    storage: Storage,
+) -> Catalogue:
+    """Reads every table in `contents` ({path: bytes, or None where there is none}); `facts` looks files up by name.
+
+    A row that cannot be read is an error and the rest goes on; a whole file that cannot be read is an error too, and
+    its name stands in `unreadable`.
+    """
+    catalogue = Catalogue()
+    for split in SPLITS:
+        metadata = _read(catalogue, contents, METADATA[split], split, ("XYSpacing", "ZSpacing"))
+        reports = _read(catalogue, contents, REPORTS[split], split, ("Findings_EN", "Impressions_EN"))
+        labels = _read(catalogue, contents, LABELS[split], split, ABNORMALITIES)
+        _add_volumes(catalogue, metadata, facts, storage)
+        _note_missing_metadata(catalogue, metadata, reports, labels)
+        _add_reports(catalogue, reports)
+        _add_labels(catalogue, labels)
+        names, errors = read_list(NO_CHEST[split], contents.get(NO_CHEST[split]), split)
+        catalogue.errors += errors
+        catalogue.exclusions += [
+            {"volume_name": str(name), "reason": "no_chest", "detail": f"listed in {NO_CHEST[split]}"}
+            for name in dict.fromkeys(names)
+        ]
+    for rows in (catalogue.volumes, catalogue.reports, catalogue.exclusions):
+        for row in rows:
+            row["fingerprint"] = fingerprint(list(map(str, row.values())), VERSIONS["ingest"])
+    return catalogue
+
+
+def _read(
+    catalogue: Catalogue, contents: Mapping[str, bytes | None], path: str, split: str, required: tuple[str, ...]
+) -> Table:
+    table = read_table(path, contents.get(path), split, required)
+    catalogue.errors += table.errors
+    if not table.is_readable:
+        catalogue.unreadable.append(path)
+    if not table.is_present:
+        catalogue.absent.append(path)
+    return table
+
+
+def _add_volumes(
+    catalogue: Catalogue,
+    metadata: Table,
+    facts: Callable[[list[VolumeName]], Mapping[VolumeName, FileFacts]],
+    storage: Storage,
+) -> None:
+    files = facts(list(metadata.rows))
+    for name, cells in metadata.rows.items():
+        file = files.get(name)
+        catalogue.volumes.append(
+            volume_row(name, cells)
+            | {
+                "storage": storage,
+                "path": str(name.path(storage)),
+                "size_bytes": file.size_bytes if file else None,
+                "sha256": file.sha256 if file else None,
+            }
+        )
+
+
+def _note_missing_metadata(catalogue: Catalogue, metadata: Table, reports: Table, labels: Table) -> None:
+    """A volume that other tables know, in a metadata table that is there, cannot be converted: spacing unknown."""
+    if not (metadata.is_present and metadata.is_readable):
+        return
+    known = dict.fromkeys([*reports.rows, *labels.rows])
+    catalogue.errors += [
+        MetadataError(str(name), "missing_metadata", f"has no row in {metadata.path}")
+        for name in known
+        if name not in metadata.rows
+    ]
+
+
+def _add_reports(catalogue: Catalogue, reports: Table) -> None:
+    by_scan: dict[str, Row] = {}
+    for name, cells in reports.rows.items():
+        row = report_row(name, cells)
+        first = by_scan.setdefault(name.scan_id, row | {"is_disputed": False})
+        if row != {key: value for key, value in first.items() if key != "is_disputed"}:
+            first["is_disputed"] = True
+    catalogue.reports += by_scan.values()
+
+
+def _add_labels(catalogue: Catalogue, labels: Table) -> None:
+    first: dict[str, tuple[int, ...]] = {}
+    disputed: dict[str, set[int]] = {}
+    for name, cells in labels.rows.items():
+        try:
+            values = label_values(f"{labels.path} {name}", cells)
+        except MetadataError as error:
+            catalogue.errors.append(error)
+            continue
+        known = first.setdefault(name.scan_id, values)
+        if values != known:
+            differing = {index for index, value in enumerate(values) if value != known[index]}
+            disputed.setdefault(name.scan_id, set()).update(differing)
+    for scan_id, values in first.items():
+        wrong = disputed.get(scan_id, set())
+        print_ = fingerprint(values, sorted(wrong), VERSIONS["ingest"])
+        catalogue.published_labels[scan_id] = [
+            {
+                "scan_id": scan_id, "abnormality": abnormality, "value": value, "is_disputed": index in wrong,
+                "fingerprint": print_,
+            }
+            for index, (abnormality, value) in enumerate(zip(ABNORMALITIES, values, strict=True))
+        ]  # fmt: skip

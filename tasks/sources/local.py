@@ -1,0 +1,98 @@
+"""A folder in CT-RATE's layout, on this machine or on a shared file system."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ctclip_model.config import fingerprint
+from ctclip_model.data.names import Storage, VolumeName
+from ctclip_model.errors import ConfigurationError
+from tasks.records import write_parquet
+from tasks.settings import count_workers
+from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
+from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
+
+PHANTOM_MARKER = "PHANTOM.json"
+
+
+class LocalSource:
+    """Reads CT-RATE from a folder. File hashes are kept by size and time of change, so that a file is read once."""
+
+    def __init__(self, folder: Path, data_root: Path, storage: Storage = "v2") -> None:
+        if not (folder / "dataset").is_dir():
+            raise ConfigurationError(
+                f"{folder} is not in CT-RATE's layout: it has no folder 'dataset' (give its parent as --source)"
+            )
+        self.folder = folder.resolve()
+        self.storage = storage
+        self.cache_path = data_root / "raw" / "local-files.parquet"
+
+    @property
+    def name(self) -> str:
+        return f"file://{self.folder}"
+
+    @property
+    def kind(self) -> str:
+        """The data set's name in the warehouse; phantoms never pass for CT-RATE."""
+        return "phantom" if (self.folder / PHANTOM_MARKER).is_file() else "ct-rate"
+
+    def read(self) -> tuple[str, Catalogue]:
+        """The revision, which moves whenever a table or a file does, and its rows."""
+        tables = [path for group in (METADATA, REPORTS, LABELS, NO_CHEST) for path in group.values()]
+        contents = {path: self._content(path) for path in tables}
+        catalogue = build_catalogue(contents, self._facts, self.storage)
+        hashes = [[path, hashlib.sha256(content or b"-").hexdigest()] for path, content in contents.items()]
+        files = [[row["path"], row["sha256"]] for row in catalogue.volumes]
+        return fingerprint(self.storage, hashes, files), catalogue
+
+    def _content(self, path: str) -> bytes | None:
+        try:
+            return (self.folder / path).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _facts(self, names: list[VolumeName]) -> Mapping[VolumeName, FileFacts]:
+        cache = self._load_cache()
+        stats: dict[str, tuple[int, int]] = {}
+        paths = {}
+        for name in names:
+            path = str(name.path(self.storage))
+            try:
+                stat = (self.folder / path).stat()
+            except OSError:
+                continue
+            stats[path], paths[name] = (stat.st_size, stat.st_mtime_ns), path
+        unknown = [path for path, stat in stats.items() if cache.get(path, (None,))[:2] != stat]
+        with ThreadPoolExecutor(count_workers()) as pool:
+            hashed = dict(zip(unknown, pool.map(self._sha256, unknown), strict=True))
+        facts = {path: (*stat, hashed.get(path) or str(cache[path][2])) for path, stat in stats.items()}
+        if hashed:
+            self._save_cache(cache | facts)
+        return {name: FileFacts(facts[path][0], facts[path][2]) for name, path in paths.items()}
+
+    def _sha256(self, path: str) -> str:
+        with (self.folder / path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _load_cache(self) -> dict[str, tuple[int, int, str]]:
+        try:
+            table = pq.read_table(self.cache_path, filters=[("folder", "==", str(self.folder))])
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return {}
+        columns = (table[name].to_pylist() for name in ("path", "size_bytes", "modified_ns", "sha256"))
+        return {path: (size, modified, sha256) for path, size, modified, sha256 in zip(*columns, strict=True)}
+
+    def _save_cache(self, facts: Mapping[str, tuple[int, int, str]]) -> None:
+        self.cache_path.parent.mkdir(parents=True, exist_ok=True)
+        sizes, modified, hashes = zip(*facts.values(), strict=True)
+        table = pa.table(
+            {"folder": [str(self.folder)] * len(facts), "path": list(facts), "size_bytes": sizes,
+             "modified_ns": modified, "sha256": hashes}
+        )  # fmt: skip
+        write_parquet(table, self.cache_path)
