@@ -14,7 +14,7 @@ create table volumes (                 -- a reconstruction, a version of its met
 );
 create table reports (                 -- a scan, a version of its text
     scan_id varchar, fingerprint varchar, patient_id varchar, split varchar,
-    clinical_information varchar, technique varchar, findings varchar, impression varchar,
+    clinical_information varchar, technique varchar, findings varchar, impression varchar, is_disputed boolean,
     is_withdrawn boolean, source varchar, revision varchar, run_id varchar, superseded_by_run varchar
 );
 create table published_labels (        -- scan x abnormality, a version of it
@@ -94,7 +94,7 @@ create table wanted (                  -- stage x variant x item: the fingerprin
 );
 create table rejects (                 -- stage x variant x item x fingerprint: what failed and why
     stage varchar, variant varchar, item varchar, fingerprint varchar, reason varchar, detail varchar,
-    is_permanent boolean, rejected_at timestamptz, run_id varchar, superseded_by_run varchar
+    is_permanent boolean, is_withdrawn boolean, rejected_at timestamptz, run_id varchar, superseded_by_run varchar
 );
 create table runs (                    -- stage run x status: one row when it starts, one when it ends
     run_id varchar, status varchar, stage varchar, variant varchar, flow_run_id varchar, host varchar,
@@ -103,4 +103,10 @@ create table runs (                    -- stage run x status: one row when it st
 );
 create table published_results (       -- model x data set x metric, as printed in the literature
     model varchar, dataset varchar, metric varchar, value double, n bigint, reference varchar
+);
+create table record_files (            -- a record file that has been loaded, under the data root
+    path varchar, table_name varchar, count_rows bigint, size_bytes bigint
+);
+create table view_files (              -- a view of this file and the checksum of its definition
+    name varchar, sha256 varchar
 );

@@ -1,0 +1,139 @@
+"""What the warehouse's file must hold beside records: migrations, views and checks."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import duckdb
+
+from ctclip_model.errors import CheckFailedError, WarehouseError
+from warehouse.tables import PLANNED_STAGES, TABLES
+
+HERE = Path(__file__).parent
+MIGRATION_PATTERN = re.compile(r"(\d{4})_\w+")
+SHOWN_ROWS = 5  # of a failed check
+
+
+def migrate(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "migrations") -> None:
+    """Applies the migrations that the file has not seen, in order, each in a transaction.
+
+    Raises `WarehouseError` if an applied migration has changed since, or if the file knows one that the code lacks.
+    """
+    connection.execute("create table if not exists migrations (number integer, name varchar, sha256 varchar)")
+    for number, path in pending_migrations(connection, folder).items():
+        text = path.read_text()
+        connection.begin()
+        try:
+            connection.execute(text)
+            connection.execute("insert into migrations values (?, ?, ?)", [number, path.stem, _sha256(text)])
+        except duckdb.Error as error:
+            connection.rollback()
+            raise WarehouseError(f"migration {path.name} failed: {error}") from error
+        connection.commit()
+
+
+def pending_migrations(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "migrations") -> dict[int, Path]:
+    """The migrations that a file has not seen, by number; raises as `migrate` does."""
+    files = {int(_number(path)): path for path in sorted(folder.glob("*.sql"))}
+    rows = connection.execute("select number, name, sha256 from migrations order by number").fetchall()
+    for number, name, sha256 in rows:
+        path = files.pop(number, None)
+        if path is None:
+            raise WarehouseError(f"the warehouse is newer than this code: it has had migration {name}; update the code")
+        if _sha256(path.read_text()) != sha256:
+            raise WarehouseError(f"migration {path.name} has changed since it was applied; add a new one instead")
+    return files
+
+
+def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
+    """Every view's name and its query, in an order in which they can be created.
+
+    A file in `views/` is a view of its own name, its first line a comment that states the grain. `current_<table>`
+    (the rows that nothing has superseded or withdrawn) and `pending_<stage>` are alike for all and made here.
+    """
+    views = {path.stem: path.read_text() for path in folder.glob("*.sql")}
+    for table in TABLES:
+        if table.group:
+            kept = " and is_withdrawn is not true" if table.has_withdrawn else ""
+            views[f"current_{table.name}"] = (
+                f"-- {table.grain}: the latest\n"
+                f"select * exclude (superseded_by_run) from {table.name} where superseded_by_run is null{kept}"
+            )
+    for stage in PLANNED_STAGES:
+        views[f"pending_{stage.replace('-', '_')}"] = (
+            f"-- an item that `{stage}` would do when run again\n"
+            f"select variant, item, fingerprint from pending where stage = '{stage}'"
+        )
+    words = {name: set(re.findall(r"\w+", re.sub(r"--.*", "", text))) for name, text in views.items()}
+    try:
+        order = TopologicalSorter(
+            {name: words[name] & (views.keys() - {name}) for name in sorted(views)}
+        ).static_order()
+        return {name: views[name] for name in order}
+    except CycleError as error:
+        raise WarehouseError(f"views refer to each other in a circle: {error.args[1]}") from error
+
+
+def create_views(connection: duckdb.DuckDBPyConnection) -> None:
+    """Makes the file's views those of the code, each with its grain as a comment, and drops all others."""
+    names = connection.execute("select view_name from duckdb_views() where not internal").fetchall()
+    connection.begin()
+    for (name,) in names:
+        connection.execute(f'drop view if exists "{name}"')
+    connection.execute("delete from view_files")
+    for name, text in view_definitions().items():
+        try:
+            connection.execute(f"create view {name} as {text}")
+        except duckdb.Error as error:
+            connection.rollback()
+            raise WarehouseError(f"view {name} cannot be made: {error}") from error
+        connection.execute(f"comment on view {name} is {_quoted(describe_query(text))}")
+        connection.execute("insert into view_files values (?, ?)", [name, _sha256(text)])
+    for table in TABLES:
+        connection.execute(f"comment on table {table.name} is {_quoted(table.grain)}")
+    connection.commit()
+
+
+def views_are_current(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the file's views are those of the code."""
+    made = dict(connection.execute("select name, sha256 from view_files").fetchall())
+    return made == {name: _sha256(text) for name, text in view_definitions().items()}
+
+
+def run_checks(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "checks") -> None:
+    """Runs every check; raises `CheckFailedError` with the name and some rows of the first that returns any."""
+    checks = {path.stem: path.read_text() for path in sorted(folder.glob("*.sql"))}
+    for table in TABLES:
+        key = ", ".join(table.key)
+        rows = f"current_{table.name}" if table.group else table.name
+        checks[f"unique_{table.name}"] = f"select {key}, count(*) as n from {rows} group by {key} having n > 1"
+    for name, text in checks.items():
+        cursor = connection.execute(text)
+        rows_found = cursor.fetchmany(SHOWN_ROWS)
+        if rows_found:
+            columns = [column[0] for column in cursor.description]
+            shown = "; ".join(str(dict(zip(columns, row, strict=True))) for row in rows_found)
+            raise CheckFailedError(f"check {name} failed, the warehouse stays as it was; such as: {shown}")
+
+
+def describe_query(text: str) -> str:
+    """The first line of an .sql file, which says what its rows are."""
+    return text.partition("\n")[0].removeprefix("--").strip()
+
+
+def _number(path: Path) -> str:
+    match = MIGRATION_PATTERN.fullmatch(path.stem)
+    if match is None:
+        raise WarehouseError(f"migration {path.name} is not named like 0001_tables.sql")
+    return match[1]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

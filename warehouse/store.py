@@ -1,0 +1,213 @@
+"""The warehouse's file: publish (lock, copy, load records, check, rename) and read.
+
+`warehouse.duckdb` under the data root is never edited: a publish makes a whole new file beside it and renames it into
+place, so readers always open a whole, checked warehouse, and one that holds it open keeps the file that it opened.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from filelock import FileLock, Timeout
+
+from ctclip_model.errors import ConfigurationError, MissingInputError, WarehouseError
+from warehouse import fold, schema
+
+WAREHOUSE_FILE = "warehouse.duckdb"
+LOCK_FILE = "locks/warehouse.lock"
+LOCK_TIMEOUT_S = 600.0
+WORK_PREFIX = "warehouse.publish-"
+COPY_CHUNK_BYTES = 1 << 30
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PublishResult:
+    """What a publish did; `rows` are the rows loaded by table, and an unchanged warehouse was not rewritten."""
+
+    rows: dict[str, int]
+    count_files: int
+    duration_s: float
+    is_changed: bool
+
+
+@dataclass(frozen=True)
+class SQLResult:
+    """A query's answer: column names, DuckDB's type names, rows."""
+
+    columns: list[str]
+    types: list[str]
+    rows: list[tuple[Any, ...]]
+
+
+def publish(data_root: Path, *, from_scratch: bool = False, lock_timeout_s: float = LOCK_TIMEOUT_S) -> PublishResult:
+    """Folds every new record file into a new warehouse and puts it in the old one's place, if there is anything to do.
+
+    Raises `CheckFailedError` where the new rows break an invariant and `WarehouseError` on a damaged record file, a
+    held lock or a full disk; the old file then stays.
+    """
+    started = time.monotonic()
+    target = data_root / WAREHOUSE_FILE
+    with _lock(data_root / LOCK_FILE, lock_timeout_s):
+        _tidy(data_root)
+        is_fresh = from_scratch or not target.exists()
+        if not is_fresh and _is_current(data_root):
+            return PublishResult({}, 0, time.monotonic() - started, is_changed=False)
+        work = data_root / f"{WORK_PREFIX}{uuid.uuid4().hex[:8]}.duckdb"
+        try:
+            if not is_fresh:
+                _copy(target, work)
+            rows, count_files = _build(work, data_root)
+            work.chmod(0o444)
+            _sync(work)
+            os.replace(work, target)  # noqa: PTH105
+            _sync(data_root)
+        except (OSError, duckdb.Error) as error:
+            raise WarehouseError(f"{target} was not published, the old one stays: {error}") from error
+        finally:
+            _tidy(data_root)
+    result = PublishResult(rows, count_files, time.monotonic() - started, is_changed=True)
+    logger.info("published %d rows of %d files in %.1f s", sum(rows.values()), count_files, result.duration_s)
+    return result
+
+
+@contextmanager
+def read(data_root: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A read-only connection to the published warehouse, closed at the end: hold it for a query, not for a stage.
+
+    Raises `MissingInputError` if nothing has been published yet and `WarehouseError` if the file is newer than this
+    code or cannot be opened.
+    """
+    path = data_root / WAREHOUSE_FILE
+    if not path.exists():
+        raise MissingInputError(f"there is no warehouse in {data_root} yet: run `ctclip ingest` or `ctclip publish`")
+    # Attached and not connected to: within a process DuckDB hands out one instance a path, so while anyone here still
+    # reads the old file, connecting would give the old one again.
+    spill = str(Path(tempfile.gettempdir()) / "ctclip-duckdb")
+    with duckdb.connect(
+        ":memory:", config={"temp_directory": spill, "python_enable_replacements": False}
+    ) as connection:
+        try:
+            connection.execute(f"attach '{str(path).replace(chr(39), chr(39) * 2)}' as warehouse (read_only)")
+            connection.execute("use warehouse")
+            schema.pending_migrations(connection)
+        except duckdb.Error as error:
+            raise WarehouseError(f"{path} cannot be opened: {error}") from error
+        yield connection
+
+
+def run_user_sql(data_root: Path, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> SQLResult:
+    """The answer to a person's own SQL, which can neither write nor reach any file; raises as `read` does.
+
+    `parameters` fill `?` in order, or `$name` by name. An error in the SQL is a `ConfigurationError`.
+    """
+    with read(data_root) as connection:
+        connection.execute("set enable_external_access = false")
+        connection.execute("set lock_configuration = true")
+        try:
+            answer = connection.execute(sql, parameters)
+            description = answer.description or []
+            rows = answer.fetchall() if description else []
+        except duckdb.Error as error:
+            raise ConfigurationError(f"the SQL failed: {error}") from error
+    return SQLResult([column[0] for column in description], [str(column[1]) for column in description], rows)
+
+
+def list_queries() -> dict[str, str]:
+    """The saved queries: each name and what its rows are."""
+    return {path.stem: schema.describe_query(path.read_text()) for path in sorted(_queries_folder().glob("*.sql"))}
+
+
+def load_query(name: str) -> str:
+    """The SQL of a saved query, for `run_user_sql`; raises `ConfigurationError` if there is none of that name."""
+    if name not in list_queries():
+        raise ConfigurationError(f"there is no saved query {name!r}; there are: {', '.join(list_queries())}")
+    return (_queries_folder() / f"{name}.sql").read_text()
+
+
+def _queries_folder() -> Path:
+    return Path(__file__).parent / "queries"
+
+
+@contextmanager
+def _lock(path: Path, timeout_s: float) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=timeout_s):
+            yield
+    except Timeout as error:
+        raise WarehouseError(f"another publish has held {path} for {timeout_s:g} s; try again when it ends") from error
+
+
+def _tidy(data_root: Path) -> None:
+    """Removes what a dead publish left and moves aside a `.wal` that a read-write open left; needs the lock."""
+    for path in data_root.glob(f"{WORK_PREFIX}*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    wal = data_root / f"{WAREHOUSE_FILE}.wal"
+    if wal.exists():
+        aside = wal.with_name(f"{wal.name}.stray-{time.strftime('%Y%m%dT%H%M%S')}")
+        wal.rename(aside)
+        logger.warning("somebody opened the warehouse for writing: its log was moved to %s", aside)
+
+
+def _is_current(data_root: Path) -> bool:
+    with read(data_root) as connection:
+        return (
+            not schema.pending_migrations(connection)
+            and schema.views_are_current(connection)
+            and not _new_records(connection, data_root)
+        )
+
+
+def _new_records(connection: duckdb.DuckDBPyConnection, data_root: Path) -> list[fold.RecordFile]:
+    loaded = {path for (path,) in connection.execute("select path from record_files").fetchall()}
+    return [file for file in fold.list_records(data_root) if file.path not in loaded]
+
+
+def _build(work: Path, data_root: Path) -> tuple[dict[str, int], int]:
+    """Brings a copy of the warehouse up to date and checks it."""
+    with duckdb.connect(str(work)) as connection:
+        schema.migrate(connection)
+        files = _new_records(connection, data_root)
+        rows = fold.load_records(connection, data_root, files)
+        if not schema.views_are_current(connection):
+            schema.create_views(connection)
+        schema.run_checks(connection)
+        connection.execute("checkpoint")
+    return rows, len(files)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file, sharing its blocks where the file system can."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        try:
+            while os.copy_file_range(reader.fileno(), writer.fileno(), COPY_CHUNK_BYTES):
+                pass
+        except (AttributeError, OSError):  # no such call, or not between these files
+            reader.seek(0)
+            writer.seek(0)
+            writer.truncate()
+            shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,90 @@
+"""The tables that stages write: what a row is, what makes it unique, and which rows a newer run replaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table that record files fill.
+
+    `key` is unique among its current rows. `group` names what a run replaces at once: the rows of a run supersede
+    every row of the same group from earlier runs, and never one of the same run. An append-only table has no group.
+    A row whose `is_withdrawn` is set supersedes like any other and is not current itself.
+    """
+
+    name: str
+    grain: str
+    key: tuple[str, ...]
+    group: tuple[str, ...] = ()
+    has_withdrawn: bool = False
+
+
+SCORED = ("model_id", "dataset", "split", "protocol", "unit")
+WORK_ITEM = ("stage", "variant", "item")
+
+# `runs` stands last: a run records its start before anything else, so whoever lists `runs` after the other tables
+# knows the run of every record that it has seen.
+TABLES: tuple[Table, ...] = (
+    Table("volumes", "a reconstruction", ("volume_name",), ("volume_name",), has_withdrawn=True),
+    Table("reports", "a scan", ("scan_id",), ("scan_id",), has_withdrawn=True),
+    Table("published_labels", "scan x abnormality", ("scan_id", "abnormality"), ("scan_id",), has_withdrawn=True),
+    Table("hand_labels", "report x abnormality", ("report_id", "abnormality"), ("report_id",)),
+    Table("exclusions", "volume x reason", ("volume_name", "reason"), ("volume_name", "reason"), has_withdrawn=True),
+    Table("sources", "a source's revision", ("source",), ("source",)),
+    Table("shards", "a shard file", ("shard_path",), ("shard_path",)),
+    Table("shard_volumes", "volume x recipe", ("volume_name", "recipe_id"), ("volume_name", "recipe_id")),
+    Table(
+        "labels",
+        "scan x abnormality x labeller",
+        ("scan_id", "abnormality", "labeller_id"),
+        ("scan_id", "labeller_id"),
+    ),
+    Table("models", "a model folder", ("model_id",), ("model_id",)),
+    Table("model_samples", "model x training sample", ("model_id", "sample_id"), ("model_id",)),
+    Table("training_steps", "model x phase x step", ("model_id", "phase", "step"), ("model_id", "phase", "step")),
+    Table("latents", "model x kind x item", ("model_id", "kind", "item"), ("model_id", "kind", "item")),
+    Table(
+        "predictions",
+        "model x data set x split x protocol x unit x item x abnormality",
+        (*SCORED, "item", "abnormality"),
+        SCORED,
+    ),
+    Table(
+        "metrics",
+        "model x data set x split x protocol x unit x label source x abnormality or 'macro' x metric",
+        (*SCORED, "label_source", "abnormality", "metric"),
+        (*SCORED, "label_source"),
+    ),
+    Table(
+        "retrieval",
+        "model x data set x split x task x K",
+        ("model_id", "dataset", "split", "task", "k"),
+        ("model_id", "dataset", "split", "task"),
+    ),
+    Table(
+        "curves",
+        "a point of a curve: model x data set x split x protocol x unit x label source x abnormality x curve x point",
+        (*SCORED, "label_source", "abnormality", "curve", "point"),
+        (*SCORED, "label_source"),
+    ),
+    Table("pages", "model x data set x split", ("model_id", "dataset", "split"), ("model_id", "dataset", "split")),
+    Table(
+        "wanted",
+        "stage x variant x item",
+        ("stage", "variant", "item"),
+        ("stage", "variant", "item"),
+        has_withdrawn=True,
+    ),
+    Table(
+        "rejects",
+        "stage x variant x item x fingerprint",
+        (*WORK_ITEM, "fingerprint"),
+        WORK_ITEM,
+    ),
+    Table("runs", "stage run x status", ("run_id", "status")),
+)
+
+# Stages whose work is listed in `wanted`; each has a view `pending_<stage>`, with `-` written as `_`.
+PLANNED_STAGES = ("convert", "label", "train", "finetune", "train-labeller", "embed", "evaluate", "report")

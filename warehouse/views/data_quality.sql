@@ -1,0 +1,38 @@
+-- item x problem: faults of upstream data and unfinished work, which never stop a publish
+select distinct scan_id as item, 'labels_disputed' as problem, 'its reconstructions are labelled differently' as detail
+from current_published_labels
+where is_disputed
+union all
+select scan_id, 'label_without_report', 'has published labels and no report'
+from scans
+where has_published_labels and not has_report
+union all
+select scan_id, 'report_empty', 'has neither findings nor an impression'
+from current_reports
+where trim(concat_ws(' ', findings, impression)) = ''
+union all
+select scan_id, 'report_duplicate', count(*) over same_text || ' scans share its text, first ' || min(scan_id) over same_text
+from current_reports
+where trim(concat_ws(' ', findings, impression)) <> ''
+window same_text as (partition by md5(concat_ws('|', findings, impression)))
+qualify count(*) over same_text > 1
+union all
+select item, 'volume_not_converted', 'wanted for ' || variant || ', in no shard and not rejected'
+from pending_convert
+union all
+select
+    volume_name,
+    if(spacing_x_mm is null or spacing_y_mm is null or spacing_z_mm is null, 'spacing_missing', 'spacing_implausible'),
+    format('{} x {} x {} mm', coalesce(spacing_x_mm::varchar, '?'), coalesce(spacing_y_mm::varchar, '?'), coalesce(spacing_z_mm::varchar, '?'))
+from current_volumes
+where
+    spacing_x_mm is null or spacing_y_mm is null or spacing_z_mm is null
+    or not spacing_x_mm between 0.1 and 5 or not spacing_y_mm between 0.1 and 5 or not spacing_z_mm between 0.2 and 10
+union all
+select volume_name, 'metadata_missing', 'has no row in the metadata'
+from current_volumes
+where metadata is null or cardinality(metadata) = 0
+union all
+select volume_name, 'file_missing', coalesce(path, 'its file') || ' is not in the source'
+from current_volumes
+where sha256 is null

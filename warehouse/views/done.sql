@@ -1,0 +1,16 @@
+-- stage x variant x item x fingerprint: what the stages have made and nothing has superseded
+select distinct 'convert' as stage, recipe_id as variant, volume_name as item, fingerprint from current_shard_volumes
+union all
+select distinct 'label', labeller_id, scan_id, fingerprint from current_labels
+union all
+-- a training is its fingerprint, so its model counts for whichever training stage asked for it
+select distinct stage, variant, item, wanted.fingerprint
+from current_wanted as wanted
+join current_models as models on models.fingerprint = wanted.item
+where stage in ('train', 'finetune', 'train-labeller')
+union all
+select distinct 'embed', model_id, kind || ':' || item, fingerprint from current_latents
+union all
+select distinct 'evaluate', model_id, concat_ws('/', dataset, split, protocol, unit), fingerprint from current_metrics
+union all
+select distinct 'report', model_id, concat_ws('/', dataset, split), fingerprint from current_pages

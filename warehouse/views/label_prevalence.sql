@@ -1,0 +1,7 @@
+-- labeller x split x abnormality
+select
+    labeller_id, split, abnormality, count(value) as n, count(*) filter (value = 1) as n_positive,
+    count(*) filter (value = 1) / nullif(count(value), 0) as prevalence
+from all_labels
+group by labeller_id, split, abnormality
+order by labeller_id, split, abnormality
