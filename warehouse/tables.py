@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Table:
     """One table that record files fill.
 
-    `key` is unique among its current rows. `group` names what a run replaces at once: the rows of a run supersede
+    `key` is unique among its current rows; a log, in which repetition is harmless, has none. `group` names what a run replaces at once: the rows of a run supersede
     every row of the same group from earlier runs, and never one of the same run. An append-only table has no group.
     A row whose `is_withdrawn` is set supersedes like any other and is not current itself.
     """
@@ -70,19 +70,8 @@ TABLES: tuple[Table, ...] = (
         (*SCORED, "label_source"),
     ),
     Table("pages", "model x data set x split", ("model_id", "dataset", "split"), ("model_id", "dataset", "split")),
-    Table(
-        "wanted",
-        "stage x variant x item",
-        ("stage", "variant", "item"),
-        ("stage", "variant", "item"),
-        has_withdrawn=True,
-    ),
-    Table(
-        "rejects",
-        "stage x variant x item x fingerprint",
-        (*WORK_ITEM, "fingerprint"),
-        WORK_ITEM,
-    ),
+    Table("wanted", "stage x variant x item", WORK_ITEM, WORK_ITEM, has_withdrawn=True),
+    Table("rejects", "a refusal of a stage x variant x item", (), WORK_ITEM),
     Table("runs", "stage run x status", ("run_id", "status")),
 )
 

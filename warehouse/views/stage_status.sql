@@ -6,50 +6,47 @@ with work as (
     from work_items
     group by stage, variant
 ),
+-- a run has a row for its start and one for its end; one without a variant counts for every variant of its stage
+ended_runs as (
+    select
+        run_id, stage, coalesce(variant, '') as variant,
+        arg_max(status, (status <> 'running')::integer) as status,
+        max(recorded_at) filter (status <> 'running') as finished_at
+    from runs
+    group by all
+),
 lines as (
     select stage, variant from work
     union
-    select distinct stage, variant from runs
-    where variant is not null or stage not in (select stage from work)
-),
-latest_runs as (
-    select
-        lines.stage, lines.variant, runs.run_id,
-        -- a run has a row for its start and one for its end
-        arg_max(runs.status, (runs.status <> 'running')::integer) as status,
-        max(runs.recorded_at) filter (runs.status <> 'running') as finished_at
-    from lines
-    join runs on runs.stage = lines.stage and (runs.variant is null or runs.variant is not distinct from lines.variant)
-    group by lines.stage, lines.variant, runs.run_id
+    select stage, variant from ended_runs where variant <> '' or stage not in (select stage from work)
 ),
 run_facts as (
     select
-        stage, variant, max(run_id) as last_run_id, arg_max(status, run_id) as last_status,
+        lines.stage, lines.variant, max(run_id) as last_run_id, arg_max(status, run_id) as last_status,
         max(finished_at) as last_finished_at
-    from latest_runs
-    group by stage, variant
+    from lines
+    join ended_runs as runs on runs.stage = lines.stage and runs.variant in ('', lines.variant)
+    group by lines.stage, lines.variant
 ),
 newest_models as (
-    select
-        stage, variant, max_by(model_id, models.run_id) as model_id
+    select stage, variant, max_by(model_id, models.run_id) as model_id
     from current_wanted as wanted
     join current_models as models on models.fingerprint = wanted.item
     where stage = 'train'
     group by stage, variant
 )
 select
-    lines.stage, lines.variant, coalesce(wanted, 0) as wanted, coalesce(done, 0) as done,
-    coalesce(pending, 0) as pending, coalesce(rejected, 0) as rejected,
-    last_run_id, last_status, last_finished_at,
-    newest_models.model_id, stale.count_moved_samples, stale.is_stale
+    stage, variant, coalesce(wanted, 0) as wanted, coalesce(done, 0) as done, coalesce(pending, 0) as pending,
+    coalesce(rejected, 0) as rejected, last_run_id, last_status, last_finished_at,
+    model_id, count_moved_samples, is_stale
 from lines
-left join work on work.stage = lines.stage and work.variant = lines.variant
-left join run_facts on run_facts.stage = lines.stage and run_facts.variant is not distinct from lines.variant
-left join newest_models on newest_models.stage = lines.stage and newest_models.variant = lines.variant
-left join stale_models as stale on stale.model_id = newest_models.model_id
+left join work using (stage, variant)
+left join run_facts using (stage, variant)
+left join newest_models using (stage, variant)
+left join stale_models using (model_id)
 order by
     list_position(
         ['ingest', 'download', 'convert', 'label', 'train-labeller', 'train', 'finetune', 'embed', 'evaluate', 'report'],
-        lines.stage
+        stage
     ),
-    lines.stage, lines.variant
+    stage, variant
