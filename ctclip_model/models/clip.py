@@ -1,0 +1,74 @@
+"""CT-CLIP: an image and a text encoder whose latents agree on a volume and its report (arXiv 2403.17834)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ctclip_model.config import CTCLIPConfig
+from ctclip_model.models.text import build_text_encoder
+from ctclip_model.models.vision import CTViT
+
+
+class CTCLIP(nn.Module):
+    """The two encoders, a linear map from each to the shared latent space, and the temperature of their similarity.
+
+    The keys of `state_dict` are those of the published weights. What no result depends on (the `_extra` maps, the
+    text encoder's pooler, the image decoder) is kept for their sake and takes no gradient.
+    """
+
+    def __init__(self, config: CTCLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        _, height, width = config.vision.grid
+        image_features = height * width * config.vision.dim
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+        self.text_transformer = build_text_encoder(config.text)
+        self.visual_transformer = CTViT(config.vision)
+        self.to_text_latent = nn.Linear(config.text.hidden_size, config.latent_dim, bias=False)
+        self.to_visual_latent = nn.Linear(image_features, config.latent_dim, bias=False)
+        self.to_text_latent_extra = nn.Linear(config.text.hidden_size, config.latent_dim, bias=False)
+        self.to_visual_latent_extra = nn.Linear(image_features, config.latent_dim, bias=False)
+        for unused in (self.to_text_latent_extra, self.to_visual_latent_extra, self.text_transformer.pooler):
+            unused.requires_grad_(False)
+
+    def forward(self, volume: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The contrastive loss of a batch of volumes (B, 1, depth, height, width) and their reports (B, tokens)."""
+        return contrastive_loss(
+            self.encode_image(volume), self.encode_text(input_ids, attention_mask), self.temperature
+        )
+
+    def image_tokens(self, volume: Tensor) -> Tensor:
+        """The image encoder's quantized tokens, (B, depth, height, width, dim) of the patch grid."""
+        return self.visual_transformer(volume)
+
+    def encode_image(self, volume: Tensor) -> Tensor:
+        """Unit latents (B, latent) of volumes (B, 1, depth, height, width) in [-1, 1]."""
+        slab = self.image_tokens(volume).mean(dim=1)  # (B, height, width, dim)
+        return F.normalize(self.to_visual_latent(slab.flatten(1)), dim=-1)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Unit latents (B, latent) of token ids and their mask, (B, tokens) both."""
+        hidden = self.text_transformer(input_ids, attention_mask=attention_mask).last_hidden_state
+        return F.normalize(self.to_text_latent(hidden[:, 0]), dim=-1)
+
+    def update_codebook(self) -> None:
+        """Moves the image encoder's codes by what the forwards in training mode recorded since the last call."""
+        self.visual_transformer.vq.update()
+
+
+def contrastive_loss(image_latents: Tensor, text_latents: Tensor, logit_scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy of which text belongs to which image, as in CLIP (arXiv 2103.00020).
+
+    Latents are unit vectors, (B, latent) both, row i of one belonging to row i of the other, gathered from other
+    processes or not. `logit_scale` is the logarithm of the factor on their similarity.
+    """
+    logits = similarity(text_latents, image_latents, logit_scale)
+    targets = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.t(), targets)) / 2
+
+
+def similarity(latents: Tensor, others: Tensor, logit_scale: Tensor) -> Tensor:
+    """Scaled cosine similarities (N, M) of unit latents (N, latent) and (M, latent)."""
+    return latents @ others.t() * logit_scale.exp()

@@ -1,0 +1,274 @@
+"""CT-ViT, the image encoder of CT-CLIP (arXiv 2403.17834, Figure 1; after Phenaki's C-ViViT, arXiv 2210.02399).
+
+In reading order: patches become tokens, a spatial transformer looks within each slab of slices, a temporal one along
+depth, and a code book quantizes what comes out. Module names, odd as some are, are the keys of the published weights.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ctclip_model.config import VisionConfig
+
+ATTENTION_SCALE = 8.0  # instead of 1 / sqrt(dim_head): queries and keys are unit vectors times learned scales
+SEARCH_ELEMENTS = 2**22  # similarities of tokens and codes held in memory at a time
+CODEBOOK_DECAY = 0.8
+
+
+class PatchEmbedding(nn.Sequential):
+    """Linear embedding of patches between two norms; place 0 was a reshaping in the published module."""
+
+    def __init__(self, voxels: int, dim: int) -> None:
+        super().__init__(nn.Identity(), nn.LayerNorm(voxels), nn.Linear(voxels, dim), nn.LayerNorm(dim))
+
+
+class GammaNorm(nn.Module):
+    """Layer norm with a learned scale and a shift that stays zero."""
+
+    beta: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+        self.register_buffer("beta", torch.zeros(dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.layer_norm(tokens, tokens.shape[-1:], self.gamma, self.beta)
+
+
+class PositionBias(nn.Module):
+    """What attention adds for each offset between two tokens of a slab: an MLP over signed log distances."""
+
+    offsets: Tensor
+    offset_of_pair: Tensor
+
+    def __init__(self, dim: int, heads: int, height: int, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList(
+            [
+                nn.Sequential(nn.Linear(2, dim), nn.LeakyReLU(0.1)),
+                nn.Sequential(nn.Linear(dim, dim), nn.LeakyReLU(0.1)),
+                nn.Linear(dim, heads),
+            ]
+        )
+        # A pair of tokens has one of (2 height - 1)(2 width - 1) offsets: the MLP sees each offset once, not each pair.
+        rows, columns = torch.arange(1 - height, height), torch.arange(1 - width, width)
+        offsets = torch.cartesian_prod(rows, columns).float()
+        self.register_buffer("offsets", offsets.sign() * offsets.abs().log1p(), persistent=False)
+        row, column = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+        row_offset = row[:, None] - row + height - 1
+        column_offset = column[:, None] - column + width - 1
+        index = row_offset * (2 * width - 1) + column_offset  # (tokens, tokens)
+        self.register_buffer("offset_of_pair", index, persistent=False)
+
+    def forward(self) -> Tensor:
+        """(heads, tokens, tokens)"""
+        bias = self.offsets
+        for layer in self.net:
+            bias = layer(bias)  # (offsets, heads) after the last
+        return bias.t().index_select(1, self.offset_of_pair.flatten()).unflatten(1, self.offset_of_pair.shape)
+
+
+class PositionGenerator(nn.Module):
+    """A depthwise 3 x 3 x 3 convolution, causal along depth, that tells tokens where they are."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dsconv = nn.Conv3d(dim, dim, 3, groups=dim)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int, int, int]) -> Tensor:
+        """`grid` is (B, depth, height, width) in tokens.
+
+        The temporal transformer's tokens come ordered (B, height, width, depth) and are re-shaped to the grid, not
+        re-ordered: a slip in the published code that the published weights have learned to live with.
+        """
+        volume = tokens.reshape(*grid, -1).permute(0, 4, 1, 2, 3)
+        volume = self.dsconv(F.pad(volume, (1, 1, 1, 1, 2, 0)))  # (B, dim, depth, height, width)
+        return volume.permute(0, 2, 3, 4, 1).reshape(tokens.shape)
+
+
+class Attention(nn.Module):
+    """Self-attention by cosine similarity, with learned scales of queries and keys."""
+
+    def __init__(self, dim: int, dim_head: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.null_kv = nn.Parameter(torch.empty(heads, 0, dim_head), requires_grad=False)
+        self.q_scale = nn.Parameter(torch.ones(dim_head))
+        self.k_scale = nn.Parameter(torch.ones(dim_head))
+        self.norm = GammaNorm(dim)
+        self.context_norm = GammaNorm(dim).requires_grad_(False)  # of cross-attention, which the encoder has none of
+        self.to_q = nn.Linear(dim, heads * dim_head, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * heads * dim_head, bias=False)
+        self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
+
+    def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        keys, values = self.to_kv(tokens).chunk(2, dim=-1)  # of the tokens as they come: the norm is the queries' alone
+        queries, keys, values = (  # (groups, heads, tokens, dim_head)
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.to_q(self.norm(tokens)), keys, values)
+        )
+        queries = F.normalize(queries, dim=-1) * self.q_scale
+        keys = F.normalize(keys, dim=-1) * self.k_scale
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=ATTENTION_SCALE)
+        return self.to_out(mixed.transpose(1, 2).flatten(2))
+
+
+class GatedGELU(nn.Module):
+    """The first half of the channels times the GELU of the second."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        values, gates = hidden.chunk(2, dim=-1)
+        return values * F.gelu(gates)
+
+
+class FeedForward(nn.Sequential):
+    """Norm, gated hidden layer of 8/3 of the width, and back; place 3 was a dropout of zero."""
+
+    def __init__(self, dim: int) -> None:
+        hidden = int(dim * 4 * 2 / 3)
+        super().__init__(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, 2 * hidden, bias=False),
+            GatedGELU(),
+            nn.Identity(),
+            nn.Linear(hidden, dim, bias=False),
+        )
+
+
+class Layer(nn.ModuleDict):
+    """Positions, attention, feed-forward; place 2 was cross-attention, absent from the encoder."""
+
+    def __init__(self, dim: int, dim_head: int, heads: int) -> None:
+        super().__init__({"0": PositionGenerator(dim), "1": Attention(dim, dim_head, heads), "3": FeedForward(dim)})
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None) -> Tensor:
+        tokens = self["0"](tokens, grid) + tokens
+        tokens = self["1"](tokens, bias) + tokens
+        return self["3"](tokens) + tokens
+
+
+class Transformer(nn.Module):
+    """A stack of layers and a last norm over groups of tokens that see one another."""
+
+    def __init__(self, dim: int, depth: int, dim_head: int, heads: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(dim, dim_head, heads) for _ in range(depth))
+        self.norm_out = GammaNorm(dim)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None = None) -> Tensor:
+        """(groups, tokens, dim) to the same."""
+        for layer in self.layers:
+            tokens = layer(tokens, grid, bias)
+        return self.norm_out(tokens)
+
+
+class Codebook(nn.Module):
+    """The codes and how often each is used."""
+
+    initted: Tensor
+    cluster_size: Tensor
+    embed: Tensor
+
+    def __init__(self, codes: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("initted", torch.ones(1))
+        self.register_buffer("cluster_size", torch.zeros(1, codes))
+        self.register_buffer("embed", F.normalize(torch.randn(1, codes, dim), dim=-1))
+
+
+class VectorQuantizer(nn.Module):
+    """Puts the nearest code, by cosine similarity, in each token's place (arXiv 2110.04627).
+
+    In training mode a forward records which tokens fell to which code; `update` then moves the codes, once, after the
+    backward pass. No gradient reaches the codes; the tokens receive theirs straight through.
+    """
+
+    def __init__(self, codes: int, dim: int) -> None:
+        super().__init__()
+        self._codebook = Codebook(codes, dim)
+        self.statistics: tuple[Tensor, Tensor] | None = None  # tokens a code (codes,), sum of them (codes, dim)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (..., dim) to their codes (..., dim) and the codes' indices (...)."""
+        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+            units = F.normalize(tokens.detach().float().flatten(0, -2), dim=-1)
+            indices = self.search(units)
+            if self.training:
+                self.record(units, indices)
+            codes = self._codebook.embed[0].index_select(0, indices).view(tokens.shape)
+        if tokens.requires_grad:
+            codes = codes + (tokens - tokens.detach())
+        return codes, indices.view(tokens.shape[:-1])
+
+    def search(self, units: Tensor) -> Tensor:
+        """The index of each unit vector's nearest code, a few rows of similarities at a time."""
+        codes = F.normalize(self._codebook.embed[0], dim=-1).t()
+        rows = max(1, SEARCH_ELEMENTS // codes.shape[1])
+        return torch.cat([(part @ codes).argmax(dim=-1) for part in units.split(rows)])
+
+    def record(self, units: Tensor, indices: Tensor) -> None:
+        if self.statistics is None:
+            embed = self._codebook.embed[0]
+            self.statistics = embed.new_zeros(len(embed)), torch.zeros_like(embed)
+        counts, sums = self.statistics
+        counts += indices.bincount(minlength=len(counts))
+        sums.index_add_(0, indices, units)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves each code towards the mean direction of the tokens recorded for it since the last update."""
+        if self.statistics is None:
+            return
+        (counts, sums), self.statistics = self.statistics, None
+        embed = self._codebook.embed[0]
+        target = torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), F.normalize(embed, dim=-1))
+        embed.lerp_(target, 1 - CODEBOOK_DECAY)
+        self._codebook.cluster_size[0].lerp_(counts, 1 - CODEBOOK_DECAY)
+
+
+class CTViT(nn.Module):
+    """The image encoder: a volume (B, 1, depth, height, width) to tokens (B, depth, height, width, dim) of a grid."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, slices, side = config.dim, config.temporal_patch_size, config.patch_size
+        _, height, width = config.grid
+        self.spatial_rel_pos_bias = PositionBias(dim, config.heads, height, width)
+        self.to_patch_emb_first_frame = PatchEmbedding(side * side, dim).requires_grad_(False)
+        self.to_patch_emb = PatchEmbedding(slices * side * side, dim)
+        self.enc_spatial_transformer = Transformer(dim, config.spatial_layers, config.dim_head, config.heads)
+        self.enc_temporal_transformer = Transformer(dim, config.temporal_layers, config.dim_head, config.heads)
+        self.vq = VectorQuantizer(config.codebook_size, dim)
+        # The decoder of the published pretraining: part of every weights file, used by nothing here.
+        self.to_pixels_first_frame = nn.Sequential(nn.Linear(dim, side * side)).requires_grad_(False)
+        self.to_pixels = nn.Sequential(nn.Linear(dim, slices * side * side)).requires_grad_(False)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Quantized tokens (B, depth, height, width, dim)."""
+        codes, _ = self.vq(self.encode(self.embed(volume)))
+        return codes
+
+    def embed(self, volume: Tensor) -> Tensor:
+        """Patch tokens (B, depth, height, width, dim) of a volume in [-1, 1]."""
+        config = self.config
+        expected = (1, config.depth, config.image_size, config.image_size)
+        if volume.ndim != 5 or volume.shape[1:] != expected:
+            raise ValueError(f"volume is {tuple(volume.shape)}; this model takes (B, {', '.join(map(str, expected))})")
+        depth, height, width = config.grid
+        slices, side = config.temporal_patch_size, config.patch_size
+        patches = volume.reshape(-1, depth, slices, height, side, width, side).permute(0, 1, 3, 5, 2, 4, 6)
+        return self.to_patch_emb(patches.flatten(4))
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Patch tokens to the tokens that the code book sees, (B, depth, height, width, dim) both."""
+        batch, depth, height, width, _ = tokens.shape
+        grid = (batch, depth, height, width)
+        slabs = tokens.flatten(2, 3).flatten(0, 1)  # (B depth, height width, dim)
+        slabs = self.enc_spatial_transformer(slabs, grid, self.spatial_rel_pos_bias())
+        columns = slabs.unflatten(0, (batch, depth)).transpose(1, 2).flatten(0, 1)  # (B height width, depth, dim)
+        columns = self.enc_temporal_transformer(columns, grid)
+        return columns.view(batch, height, width, depth, -1).permute(0, 3, 1, 2, 4)
