@@ -38,7 +38,7 @@ class PublishResult:
     """What a publish did; `rows` are the rows loaded by table, and an unchanged warehouse was not rewritten."""
 
     rows: dict[str, int]
-    files: int
+    count_files: int
     duration_s: float
     is_changed: bool
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 class Table:
     """One table that record files fill.
 
-    `key` is unique among its current rows; a log, in which repetition is harmless, has none. `group` names what a run replaces at once: the rows of a run supersede
-    every row of the same group from earlier runs, and never one of the same run. An append-only table has no group.
-    A row whose `is_withdrawn` is set supersedes like any other and is not current itself.
+    `key` is unique among its current rows; a log, in which repetition is harmless, has none. `group` names what a run
+    replaces at once: the rows of a run supersede every row of the same group from earlier runs, and never one of the
+    same run. An append-only table has no group. A row whose `is_withdrawn` is set supersedes like any other and is
+    not current itself.
     """
 
     name: str
