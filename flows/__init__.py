@@ -1,0 +1,1 @@
+"""One deployable flow a file, and the command line. A flow is a recipe: the work is in `tasks`."""

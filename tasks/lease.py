@@ -33,7 +33,12 @@ def hold_lease(data_root: Path, stage: str, run_id: str, limits: Limits = LIMITS
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stage}.json"
     mutex = FileLock(folder / f"{stage}.lock")
-    holder = {"run_id": run_id, "host": socket.gethostname(), "pid": os.getpid(), "started": _process_start(os.getpid())}
+    holder = {
+        "run_id": run_id,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": _process_start(os.getpid()),
+    }
     deadline = time.monotonic() + limits.lease_wait_s
     has_waited = False
     while not _try_acquire(path, mutex, holder, limits):

@@ -73,7 +73,7 @@ def plan_items(
     variant: str,
     wanted: Mapping[str, str],
     *,
-    selection: Selection = Selection(),  # noqa: B008
+    selection: Selection = Selection(),
     force: bool = False,
     retry_rejects: bool = False,
 ) -> dict[str, str]:
@@ -85,11 +85,10 @@ def plan_items(
     if force:
         pending = set(wanted)
     else:
-        view = "unfinished" if retry_rejects else "pending"
         with store.read(run.data_root) as connection:
             rows = connection.execute(
-                f"select item from {view} where stage = ? and variant = ?",  # noqa: S608
-                [run.stage, variant],
+                "select item from work_items where stage = ? and variant = ? and not is_done and (? or not is_rejected)",
+                [run.stage, variant, retry_rejects],
             ).fetchall()
         pending = {item for (item,) in rows}
     chosen = selection.choose([item for item in wanted if item in pending])

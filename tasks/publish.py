@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 
 from tasks.settings import LIMITS
 from warehouse import store
 
-logger = logging.getLogger(__name__)
-
 
 def publish(data_root: Path, *, from_scratch: bool = False) -> store.PublishResult:
     """Publishes what is new, whoever wrote it: a stage of this machine, a GPU worker, or a run that has crashed."""
-    result = store.publish(data_root, from_scratch=from_scratch)
-    if result.files:
-        logger.info("published %d record files in %.2f s", result.files, result.duration_s)
-    return result
+    return store.publish(data_root, from_scratch=from_scratch)
 
 
 class PeriodicPublisher:

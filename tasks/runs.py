@@ -86,7 +86,7 @@ class StageRun:
         if self.count_rejected > max(1, self.limits.reject_share * attempted):
             raise StageFailedError(
                 f"{self.stage}: {self.count_rejected} of {attempted} items were rejected, more than "
-                f"{self.limits.reject_share:.0%}; see: ctclip sql \"select * from current_rejects where "
+                f'{self.limits.reject_share:.0%}; see: ctclip sql "select * from current_rejects where '
                 f"stage = '{self.stage}'\""
             )
 
@@ -126,9 +126,7 @@ def open_run(
     with hold_lease(data_root, stage, run_id, limits):
         publish(data_root)
         bury_dead_runs(data_root, stage)
-        run = StageRun(
-            data_root, stage, variant, run_id, parameters=parameters, flow_run_id=flow_run_id, limits=limits
-        )
+        run = StageRun(data_root, stage, variant, run_id, parameters=parameters, flow_run_id=flow_run_id, limits=limits)
         try:
             yield run
             run.check_reject_share()
@@ -146,7 +144,7 @@ def bury_dead_runs(data_root: Path, stage: str) -> None:
     with store.read(data_root) as connection:
         dead = connection.execute(
             "select run_id, variant, host, code_version from runs where stage = ? group by all "
-            "having bool_and(status = 'running') ",
+            "having bool_and(status = 'running')",
             [stage],
         ).fetchall()
     for run_id, variant, host, version in dead:
@@ -165,7 +163,7 @@ def code_version() -> str:
     """The commit of a checkout, or the version of an installed package."""
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],  # noqa: S607
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
             cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

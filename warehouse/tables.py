@@ -72,7 +72,7 @@ TABLES: tuple[Table, ...] = (
     ),
     Table("pages", "model x data set x split", ("model_id", "dataset", "split"), ("model_id", "dataset", "split")),
     Table("wanted", "stage x variant x item", WORK_ITEM, WORK_ITEM, has_withdrawn=True),
-    Table("rejects", "a refusal of a stage x variant x item", (), WORK_ITEM),
+    Table("rejects", "a refusal of a stage x variant x item", (), WORK_ITEM, has_withdrawn=True),
     Table("runs", "stage run x status", ("run_id", "status")),
 )
 

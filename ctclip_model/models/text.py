@@ -12,7 +12,6 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from ctclip_model.config import TextConfig
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4; BERT pads with 0
-DROPPED_CHARACTERS = str.maketrans("", "", "\"'()")
 
 
 def build_text_encoder(config: TextConfig) -> BertModel:
@@ -27,17 +26,6 @@ def build_text_encoder(config: TextConfig) -> BertModel:
             max_position_embeddings=config.max_length,
         )
     )
-
-
-def clean_report(findings: str | None, impression: str | None, sections: Sequence[str]) -> str:
-    """The text that a model reads of a report: the chosen sections, joined with nothing between, as published.
-
-    `sections` names them in order, of "findings" and "impression". "Not given." and the characters " ' ( ) go; a
-    missing section is empty (the published code reads it as the word nan).
-    """
-    parts = {"findings": findings, "impression": impression}
-    text = "".join(parts[section] or "" for section in sections)
-    return text.replace("Not given.", "").translate(DROPPED_CHARACTERS).strip()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -147,7 +147,6 @@ def label_values(place: str, cells: dict[str, str]) -> tuple[int, ...]:
     return tuple(int(value or 0) for value in values)
 
 
-
 def _number(text: str | None) -> float | None:
     try:
         value = float(text or "")
@@ -172,6 +171,6 @@ def _age_years(text: str | None) -> int | None:
 def _date(text: str | None) -> date | None:
     """DICOM's date, e.g. `20210427`."""
     try:
-        return datetime.strptime((text or "").removesuffix(".0"), "%Y%m%d").date()  # noqa: DTZ007
+        return datetime.strptime((text or "").removesuffix(".0"), "%Y%m%d").date()
     except ValueError:
         return None

@@ -1,0 +1,20 @@
+"""One thin module a stage: a Prefect task is a decorator, one call and a log line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect import runtime
+
+from tasks.runs import StageRun, open_run
+
+
+@contextmanager
+def stage_run(data_root: Path, stage: str, variant: str = "") -> Iterator[StageRun]:
+    """A run of a stage, with the identity and the parameters of the flow run around it."""
+    with open_run(
+        data_root, stage, variant, parameters=runtime.flow_run.parameters, flow_run_id=runtime.flow_run.id
+    ) as run:
+        yield run

@@ -1,0 +1,5 @@
+"""`python -m flows` is `ctclip`."""
+
+from flows.cli import main
+
+main()

@@ -1,0 +1,122 @@
+"""What the command line shows: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+PIPE_WIDTH = 2000  # columns; what is piped into another program is never folded to a screen
+
+console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+class RichReporter:
+    """A bar a stage, on stderr, gone into the scroll-back when the stage ends."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description:>14}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]} {task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=Console(stderr=True), transient=False,
+        )  # fmt: skip
+        self.bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> RichReporter:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        self.bars[stage] = self.progress.add_task(stage, total=total, unit=unit, note="")
+
+    def update(self, stage: str, done: int, note: str) -> None:
+        self.progress.update(self.bars[stage], completed=done, note=note)
+
+    def end(self, stage: str) -> None:
+        self.progress.stop_task(self.bars[stage])
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout, for machines."""
+    sys.stdout.write(json.dumps(value, default=str) + "\n")
+
+
+def print_summaries(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """A line a stage: what it did."""
+    table = Table(box=None, pad_edge=False)
+    for column, justify in (
+        ("stage", "left"),
+        ("done", "right"),
+        ("rejected", "right"),
+        ("seconds", "right"),
+        ("", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for summary in summaries:
+        nothing = not summary["done"] and not summary["rejected"] and not summary["detail"]
+        detail = "nothing to do" if nothing else summary["detail"]
+        table.add_row(
+            summary["stage"], str(summary["done"]), str(summary["rejected"]), f"{summary['duration_s']:.1f}", detail
+        )
+    console.print(table)
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool = False) -> None:
+    """Rows as a table, or, where they are wider than the screen, a block a row."""
+    if as_json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column), default=0) for column in zip(columns, *cells, strict=True)]
+    if sum(widths) + 3 * len(widths) > console.width and len(rows) <= 40:
+        _print_blocks(columns, cells)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        is_number = any(isinstance(row[index], int | float) for row in rows)
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
+
+
+def print_plan(explained: Mapping[str, Any]) -> None:
+    """What a rerun of a stage would do, by reason, then item by item."""
+    console.print(f"{explained['stage']}: {explained['pending']} pending of {explained['wanted']} wanted")
+    for reason, count in explained["reasons"].items():
+        console.print(f"  {count:>7} {reason}")
+    if explained["items"]:
+        print_rows(("variant", "item", "why"), [(i["variant"], i["item"], i["why"]) for i in explained["items"]])
+
+
+def _print_blocks(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    width = max(map(len, columns))
+    for number, row in enumerate(cells):
+        if number:
+            console.print()
+        for column, cell in zip(columns, row, strict=True):
+            console.print(f"[bold]{column:>{width}}[/bold]  ", cell, sep="", markup=True, soft_wrap=False)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return str(value)

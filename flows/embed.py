@@ -1,0 +1,28 @@
+"""Embed volumes, reports and prompts with a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from tasks.stages.embed import embed_items, find_model, plan_embedding
+
+from tasks.settings import DATA_ROOT, PRESET
+from tasks.stages import stage_run
+
+
+@flow(name="embed")
+def embed(
+    data_root: Path = DATA_ROOT,
+    preset: str = PRESET,
+    model: str | None = None,
+    force: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Embed what is new or changed; `model` is an identifier, by default the preset's latest."""
+    chosen = find_model(data_root, preset, model)
+    with stage_run(data_root, "embed", chosen.model_id) as run:
+        items = plan_embedding(run, chosen, force)
+        embed_items(run, chosen, items, device)
+    return run.summary()

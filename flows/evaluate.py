@@ -1,0 +1,29 @@
+"""Evaluate a model from its latents: predictions, metrics, retrieval and curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from tasks.stages.embed import find_model
+from tasks.stages.evaluate import evaluate_model, plan_evaluation
+
+from tasks.settings import DATA_ROOT, PRESET
+from tasks.stages import stage_run
+
+
+@flow(name="evaluate")
+def evaluate(
+    data_root: Path = DATA_ROOT,
+    preset: str = PRESET,
+    model: str | None = None,
+    split: str = "valid",
+    force: bool = False,
+) -> dict[str, Any]:
+    """Score zero-shot classification by scan, and report-to-volume retrieval, on a split that was not trained on."""
+    chosen = find_model(data_root, preset, model)
+    with stage_run(data_root, "evaluate", chosen.model_id) as run:
+        for evaluation in plan_evaluation(run, chosen, split, force):
+            evaluate_model(run, chosen, evaluation)
+    return run.summary()

@@ -1,0 +1,26 @@
+"""Ingest a revision of CT-RATE: its tables and file facts, compared with the catalogue that stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from ctclip_model.data.names import Storage
+from tasks.settings import DATA_ROOT
+from tasks.stages import stage_run
+from tasks.stages.ingest import open_source, read_source, record_changes, refuse_unreadable
+
+
+@flow(name="ingest")
+def ingest(
+    source: str | None = None, data_root: Path = DATA_ROOT, storage: Storage | None = None, force: bool = False
+) -> dict[str, Any]:
+    """Record what is new, changed or withdrawn in a folder of CT-RATE's layout, by default the one ingested last."""
+    opened = open_source(source, data_root, storage)
+    with stage_run(data_root, "ingest", opened.name) as run:
+        revision, catalogue = read_source(opened)
+        record_changes(run, opened, revision, catalogue, force)
+        refuse_unreadable(catalogue)
+    return run.summary()

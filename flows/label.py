@@ -1,0 +1,30 @@
+"""Label reports with a trained labeller: once a scan, and only those whose text or labeller changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from tasks.stages.label import label_reports, open_labeller, plan_labelling
+
+from tasks.planning import Selection
+from tasks.settings import DATA_ROOT, LABELLER
+from tasks.stages import stage_run
+
+
+@flow(name="label")
+def label(
+    data_root: Path = DATA_ROOT,
+    labeller: str = LABELLER,
+    split: str | None = None,
+    limit: int | None = None,
+    force: bool = False,
+    retry_rejects: bool = False,
+) -> dict[str, Any]:
+    """Label reports; `labeller` is `radbert`, the identifier of a trained labeller, or a path to one."""
+    opened = open_labeller(data_root, labeller)
+    with stage_run(data_root, "label", opened.labeller_id) as run:
+        texts = plan_labelling(run, opened, Selection(split, None, limit), force, retry_rejects)
+        label_reports(run, opened, texts)
+    return run.summary()

@@ -1,0 +1,31 @@
+"""Train CT-CLIP on the converted volumes and their reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from tasks.stages.train import plan_training, prepare_manifest, train_model
+
+from tasks.presets import find_preset
+from tasks.settings import DATA_ROOT, LABELLER, PRESET
+from tasks.stages import stage_run
+
+
+@flow(name="train")
+def train(
+    data_root: Path = DATA_ROOT,
+    preset: str = PRESET,
+    labeller: str = LABELLER,
+    seed: int = 0,
+    retrain: bool = False,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Train where the configuration has no model yet; a model whose data moved is stale, and kept unless `retrain`."""
+    chosen = find_preset(preset, seed=seed)
+    with stage_run(data_root, "train", chosen.name) as run:
+        if plan_training(run, chosen, retrain):
+            manifest = prepare_manifest(run, chosen, labeller)
+            train_model(run, chosen, manifest, device)
+    return run.summary()

@@ -1,0 +1,83 @@
+"""What a revision of a source changes in the catalogue: only that is recorded, and only that becomes pending."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks.sources.catalogue import Catalogue
+from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
+
+Row = dict[str, Any]
+
+# table -> (key columns, the files its rows come from)
+INGESTED = {
+    "volumes": (("volume_name",), METADATA),
+    "reports": (("scan_id",), REPORTS),
+    "published_labels": (("scan_id",), LABELS),
+    "exclusions": (("volume_name", "reason"), NO_CHEST),
+}
+
+
+@dataclass
+class Changes:
+    """New, changed and withdrawn rows, by table; keys are joined by a space."""
+
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    new: dict[str, list[str]] = field(default_factory=dict)
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    withdrawn: dict[str, list[str]] = field(default_factory=dict)
+
+    def count(self, kind: str, table: str = "volumes") -> int:
+        return len(getattr(self, kind).get(table, ()))
+
+    def describe(self) -> str:
+        parts = [
+            f"{table}: {self.count('new', table)} new, {self.count('changed', table)} changed, "
+            f"{self.count('withdrawn', table)} withdrawn"
+            for table in INGESTED
+            if any(self.count(kind, table) for kind in ("new", "changed", "withdrawn"))
+        ]
+        return "; ".join(parts) or "nothing changed"
+
+
+def compare(
+    catalogue: Catalogue, current: dict[str, dict[str, tuple[str, str]]], source: str, revision: str
+) -> Changes:
+    """The rows to record. `current` = {table: {key: (fingerprint, source)}} of the rows that now stand.
+
+    Nothing is withdrawn from a table one of whose files could not be read: what is unknown is not gone.
+    """
+    changes = Changes()
+    ingested: dict[str, list[list[Row]]] = {
+        "volumes": [[row] for row in catalogue.volumes],
+        "reports": [[row] for row in catalogue.reports],
+        "published_labels": list(catalogue.published_labels.values()),
+        "exclusions": [[row] for row in catalogue.exclusions],
+    }
+    origin = {"source": source, "revision": revision}
+    for table, groups in ingested.items():
+        key_columns, files = INGESTED[table]
+        known = current[table]
+        recorded: list[Row] = []
+        seen = set()
+        for group in groups:
+            key = " ".join(group[0][column] for column in key_columns)
+            seen.add(key)
+            before = known.get(key)
+            if before == (group[0]["fingerprint"], source):
+                continue
+            (changes.changed if before else changes.new).setdefault(table, []).append(key)
+            recorded += [row | {"is_withdrawn": False} | origin for row in group]
+        for key, (_, known_source) in known.items():
+            if known_source != source or key in seen or _is_unknown(key, files, catalogue.unreadable):
+                continue
+            changes.withdrawn.setdefault(table, []).append(key)
+            gone = dict(zip(key_columns, key.split(" "), strict=True))
+            recorded.append(gone | {"fingerprint": "withdrawn", "is_withdrawn": True} | origin)
+        changes.rows[table] = recorded
+    return changes
+
+
+def _is_unknown(key: str, files: dict[str, str], unreadable: list[str]) -> bool:
+    return any(key.startswith(f"{split}_") for split, path in files.items() if path in unreadable)

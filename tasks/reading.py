@@ -1,0 +1,79 @@
+"""Questions to the published warehouse, as the command line asks them. Imports no Prefect."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ctclip_model.errors import ConfigurationError
+from tasks.settings import STAGES
+from warehouse import store
+
+
+def run_query(data_root: Path, query: str, parameters: Sequence[str]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The answer to a person's SQL, or to the saved query `@name` with its `key=value` parameters."""
+    values = {}
+    for parameter in parameters:
+        name, separator, value = parameter.partition("=")
+        if not separator:
+            raise ConfigurationError(f"--param {parameter!r} is not key=value")
+        values[name] = value
+    sql = store.load_query(query[1:]) if query.startswith("@") else query
+    result = store.run_user_sql(data_root, sql, values or None)
+    return result.columns, result.rows
+
+
+def saved_queries() -> list[tuple[str, str]]:
+    """Every saved query and what it answers."""
+    return [(f"@{name}", description) for name, description in store.list_queries().items()]
+
+
+def export_table(data_root: Path, table: str, path: Path, file_format: str) -> int:
+    """Writes a table or view to a Parquet or CSV file and returns its number of rows."""
+    with store.read(data_root) as connection:
+        known = {name for (name,) in connection.execute("select table_name from information_schema.tables").fetchall()}
+        if table not in known:
+            raise ConfigurationError(f"there is no table or view {table!r}; there are: {', '.join(sorted(known))}")
+        relation = connection.table(table)
+        temporary = path.with_name(f".{path.name}.tmp")
+        if file_format == "csv":
+            relation.write_csv(str(temporary), header=True)
+        else:
+            relation.write_parquet(str(temporary), compression="zstd")
+        temporary.replace(path)
+        row = relation.count("*").fetchone()
+    return int(row[0]) if row else 0
+
+
+def explain_plan(data_root: Path, stage: str, limit: int) -> dict[str, Any]:
+    """What a rerun of a stage would do as far as is known now, by reason and item by item."""
+    if stage not in STAGES:
+        raise ConfigurationError(f"there is no stage {stage!r}; there are {', '.join(STAGES)}")
+    with store.read(data_root) as connection:
+        wanted = connection.execute("select count(*) from work_items where stage = ?", [stage]).fetchone()
+        items = connection.execute(_WHY, {"stage": stage}).fetchall()
+    return {
+        "stage": stage,
+        "wanted": wanted[0] if wanted else 0,
+        "pending": len(items),
+        "reasons": dict(Counter(why for _, _, why in items)),
+        "items": [{"variant": variant, "item": item, "why": why} for variant, item, why in items[:limit]],
+    }
+
+
+_WHY = """
+select pending.variant, pending.item,
+    case
+        when rejects.item is not null and not rejects.is_permanent then 'failed before: ' || rejects.reason
+        when rejects.item is not null then 'changed since it was rejected: ' || rejects.reason
+        when done.item is not null then 'changed since it was made'
+        else 'never made'
+    end as why
+from pending
+left join done using (stage, variant, item)
+left join current_rejects as rejects using (stage, variant, item)
+where stage = $stage
+order by pending.variant, pending.item
+"""

@@ -1,0 +1,121 @@
+"""Ingest: a source's tables and file facts become the catalogue; only what changed is recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.data.names import Storage
+from ctclip_model.errors import ConfigurationError, MissingInputError, StageFailedError
+from tasks.changes import INGESTED, Changes, compare
+from tasks.runs import StageRun
+from tasks.sources.catalogue import Catalogue
+from tasks.sources.local import LocalSource
+from warehouse import store
+
+
+def open_source(source: str | None, data_root: Path, storage: Storage | None) -> LocalSource:
+    """The source that an address names, a folder as a path or `file://`; by default the one ingested last."""
+    if source is None or storage is None:
+        recorded = _recorded_source(data_root, source)
+        if recorded is None and source is None:
+            raise ConfigurationError("no source has been ingested yet: say which with --source")
+        source, storage = (source or recorded[0], storage or recorded[1]) if recorded else (source, storage or "v2")
+    assert source is not None
+    return LocalSource(Path(source.removeprefix("file://")), data_root, storage)
+
+
+@task(cache_policy=NO_CACHE)
+def read_source(source: LocalSource) -> tuple[str, Catalogue]:
+    """Reads every table and looks every file up."""
+    revision, catalogue = source.read()
+    get_run_logger().info("%s: revision %s, %d volumes", source.name, revision[:12], len(catalogue.volumes))
+    return revision, catalogue
+
+
+@task(cache_policy=NO_CACHE)
+def record_changes(run: StageRun, source: LocalSource, revision: str, catalogue: Catalogue, force: bool) -> Changes:
+    """Records what differs from the catalogue that stands."""
+    changes = compare(catalogue, _current(run.data_root, force), source.name, revision)
+    run.detail = changes.describe()
+    for table, rows in changes.rows.items():
+        if rows:
+            run.record(table, rows)
+    run.count_done = sum(map(len, changes.rows.values()))
+    _record_rejects(run, catalogue)
+    if run.is_announced or _recorded_revision(run.data_root, source.name) != revision:
+        run.record("sources", [_source_row(source, revision, catalogue, changes)])
+    get_run_logger().info("%s", run.detail)
+    return changes
+
+
+def refuse_unreadable(catalogue: Catalogue) -> None:
+    """Fails the stage, once all else is recorded, when a whole table could not be read."""
+    if catalogue.unreadable:
+        errors = [str(error) for error in catalogue.errors if error.item in catalogue.unreadable]
+        raise StageFailedError("ingest: " + "; ".join(errors) + "; its rows stay as they were")
+
+
+def _record_rejects(run: StageRun, catalogue: Catalogue) -> None:
+    """Records new errors, and withdraws those that the source has mended."""
+    errors = {
+        error.item: (error, fingerprint(error.reason, error.detail, VERSIONS["ingest"])) for error in catalogue.errors
+    }
+    stood = _recorded_rejects(run.data_root, run.variant)
+    new = [(error, mark) for item, (error, mark) in errors.items() if stood.get(item) != mark]
+    if new:
+        run.reject_all(new)
+    mended = [item for item in stood if item not in errors]
+    if mended:
+        row = {"stage": run.stage, "variant": run.variant, "fingerprint": "withdrawn", "is_withdrawn": True}
+        run.record("rejects", [row | {"item": item} for item in mended])
+
+
+def _source_row(source: LocalSource, revision: str, catalogue: Catalogue, changes: Changes) -> dict[str, object]:
+    return {
+        "source": source.name, "revision": revision, "fingerprint": fingerprint(revision, VERSIONS["ingest"]),
+        "storage": source.storage, "kind": source.kind, "count_volumes": len(catalogue.volumes),
+        "count_scans": len({row["scan_id"] for row in catalogue.volumes}), "count_reports": len(catalogue.reports),
+        "count_new": changes.count("new"), "count_changed": changes.count("changed"),
+        "count_withdrawn": changes.count("withdrawn"),
+    }  # fmt: skip
+
+
+def _recorded_source(data_root: Path, source: str | None) -> tuple[str, Storage] | None:
+    address = None if source is None else f"file://{Path(source.removeprefix('file://')).resolve()}"
+    try:
+        with store.read(data_root) as connection:
+            row = connection.execute(
+                "select source, storage from current_sources where source = coalesce(?, source) order by run_id desc",
+                [address],
+            ).fetchone()
+    except MissingInputError:
+        return None
+    return row
+
+
+def _current(data_root: Path, force: bool) -> dict[str, dict[str, tuple[str, str]]]:
+    current: dict[str, dict[str, tuple[str, str]]] = {}
+    with store.read(data_root) as connection:
+        for table, (keys, _) in INGESTED.items():
+            key = " || ' ' || ".join(keys)
+            rows = connection.execute(f"select distinct {key}, fingerprint, source from current_{table}").fetchall()
+            current[table] = {name: ("" if force else mark, source) for name, mark, source in rows}
+    return current
+
+
+def _recorded_rejects(data_root: Path, source: str) -> dict[str, str]:
+    with store.read(data_root) as connection:
+        rows = connection.execute(
+            "select item, fingerprint from current_rejects where stage = 'ingest' and variant = ?", [source]
+        ).fetchall()
+    return dict(rows)
+
+
+def _recorded_revision(data_root: Path, source: str) -> str | None:
+    with store.read(data_root) as connection:
+        row = connection.execute("select revision from current_sources where source = ?", [source]).fetchone()
+    return row[0] if row else None
