@@ -95,12 +95,11 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Make phantoms, rebuild CT-CLIP on them, and show what came out; minutes on two cores."""
-    from flows.demo import show_results
+    from flows.results import show_results
 
-    result = run_flow("demo", True and as_json, folder=folder, seed=seed)
+    run_flow("demo", as_json, folder=folder, seed=seed)
     if not as_json:
         show_results(folder)
-    del result
 
 
 @app.command()

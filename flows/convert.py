@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from tasks.stages.convert import convert_volumes, plan_conversion
 
 from tasks.planning import Selection
 from tasks.presets import find_preset
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run
+from tasks.stages.convert import convert_volumes, plan_conversion
 
 
 @flow(name="convert")

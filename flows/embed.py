@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from tasks.stages.embed import embed_items, find_model, plan_embedding
 
+from tasks.models import find_model
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run
+from tasks.stages.embed import embed_items, plan_embedding
 
 
 @flow(name="embed")

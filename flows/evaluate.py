@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from tasks.stages.embed import find_model
-from tasks.stages.evaluate import evaluate_model, plan_evaluation
 
+from tasks.models import find_model
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run
+from tasks.stages.evaluate import evaluate_model, plan_evaluation
 
 
 @flow(name="evaluate")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from tasks.stages.label import label_reports, open_labeller, plan_labelling
 
 from tasks.planning import Selection
 from tasks.settings import DATA_ROOT, LABELLER
 from tasks.stages import stage_run
+from tasks.stages.label import label_reports, open_labeller, plan_labelling
 
 
 @flow(name="label")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from tasks.stages.train import plan_training, prepare_manifest, train_model
 
 from tasks.presets import find_preset
 from tasks.settings import DATA_ROOT, LABELLER, PRESET
 from tasks.stages import stage_run
+from tasks.stages.train import plan_training, prepare_manifest, train_model
 
 
 @flow(name="train")

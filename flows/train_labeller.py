@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from tasks.stages.train_labeller import collect_labelled_reports, fit_labeller
 
 from tasks.presets import find_preset
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run
+from tasks.stages.train_labeller import collect_labelled_reports, fit_labeller
 
 
 @flow(name="train-labeller")

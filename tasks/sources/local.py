@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ctclip_model.config import fingerprint
 from ctclip_model.data.names import Storage, VolumeName
 from ctclip_model.errors import ConfigurationError
-from tasks.records import write_parquet
+from tasks.records import sha256_of, write_parquet
 from tasks.settings import count_workers
 from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
@@ -77,8 +77,7 @@ class LocalSource:
         return {name: FileFacts(facts[path][0], facts[path][2]) for name, path in paths.items()}
 
     def _sha256(self, path: str) -> str:
-        with (self.folder / path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.folder / path)
 
     def _load_cache(self) -> dict[str, tuple[int, int, str]]:
         try:

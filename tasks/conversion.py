@@ -1,0 +1,185 @@
+"""Conversion jobs: which volumes make a shard, what one job does on a worker, and what of it is recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctclip_model.data.shards import ShardRow, ShardVolume, write_shard
+from ctclip_model.data.volume import convert_volume
+
+from ctclip_model.config import VERSIONS, Recipe, fingerprint
+from ctclip_model.errors import BadItemError, CTCLIPError, VolumeError
+from tasks.fanout import fan_out
+from tasks.progress import show_progress
+from tasks.runs import StageRun
+from tasks.settings import count_workers
+from warehouse import store
+
+BYTES_A_VOXEL = 0.6  # of a shard: int16, compressed
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """A volume to convert, and all that its file does not say."""
+
+    volume_name: str
+    fingerprint: str
+    path: str
+    size_bytes: int
+    sha256: str
+    spacing_mm: tuple[float | None, float | None, float | None]  # first, second, third array axis
+    slope: float
+    intercept: float
+
+
+@dataclass(frozen=True)
+class ConversionJob:
+    """A shard to be written."""
+
+    recipe: Recipe
+    path: Path
+    volumes: tuple[VolumeFile, ...]
+
+
+@dataclass
+class ConversionResult:
+    """What a job made: the shard's rows, in order, and the volumes that it refused."""
+
+    rows: list[ShardRow] = field(default_factory=list)
+    rejects: list[BadItemError] = field(default_factory=list)
+    size_bytes: int = 0
+
+
+def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[str, VolumeFile]:
+    """Every current volume that has a file, by name; `source` overrides where files lie now."""
+    with store.read(data_root) as connection:
+        rows = connection.execute(
+            "select volume_name, source, path, size_bytes, sha256, spacing_x_mm, spacing_y_mm, spacing_z_mm, "
+            "storage, rescale_slope, rescale_intercept from current_volumes where sha256 is not null order by all"
+        ).fetchall()
+    volumes = {}
+    for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept in rows:
+        # v2 files hold HU already: applying the metadata's rescaling again is the published code's fault
+        rescale = (1.0, 0.0) if storage == "v2" else (slope, intercept)
+        mark = fingerprint(sha256, x, y, z, rescale, recipe, VERSIONS["convert"])
+        folder = (source or recorded).removeprefix("file://")
+        volumes[name] = VolumeFile(name, mark, f"{folder}/{path}", size, sha256, (x, y, z), *rescale)
+    return volumes
+
+
+def make_jobs(run: StageRun, recipe: Recipe, volumes: Sequence[VolumeFile]) -> list[ConversionJob]:
+    """Splits volumes into shards of about `shard_bytes`, and into enough jobs for every worker."""
+    if not volumes:
+        return []
+    fitting = int(run.limits.shard_bytes / (math.prod(recipe.shape) * 2 * BYTES_A_VOXEL))
+    share = math.ceil(len(volumes) / (4 * count_workers()))
+    size = max(1, min(fitting, run.limits.shard_volumes, share))
+    folder = run.data_root / "shards" / recipe.recipe_id
+    return [
+        ConversionJob(recipe, folder / f"{run.run_id}-{start // size:06d}.arrow", tuple(volumes[start : start + size]))
+        for start in range(0, len(volumes), size)
+    ]
+
+
+def run_jobs(run: StageRun, jobs: Sequence[ConversionJob], dask_address: str | None) -> None:
+    """Fans the jobs out and records each as it ends."""
+    waiting = list(jobs)
+    with show_progress("convert", sum(len(job.volumes) for job in jobs), "volumes") as progress:
+        while waiting:
+            following: list[ConversionJob] = []
+            for job, outcome in fan_out(convert_job, waiting, address=dask_address, limits=run.limits):
+                if isinstance(outcome, BaseException):
+                    following += recover_job(run, job, outcome)
+                    continue
+                record_result(run, job, outcome)
+                progress.advance(len(job.volumes))
+                run.publish_if_due()
+            waiting = following
+
+
+def convert_job(job: ConversionJob) -> ConversionResult:
+    """What a worker does: converts a job's volumes, one in memory at a time, into one shard."""
+    result = ConversionResult()
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    result.rows = write_shard(job.path, job.recipe, _converted(job, result))
+    if result.rows:
+        result.size_bytes = job.path.stat().st_size
+    return result
+
+
+def _converted(job: ConversionJob, result: ConversionResult) -> Iterator[ShardVolume]:
+    for volume in job.volumes:
+        try:
+            yield convert_file(volume, job.recipe)
+        except BadItemError as error:
+            result.rejects.append(VolumeError(volume.volume_name, error.reason, error.detail))
+
+
+def convert_file(volume: VolumeFile, recipe: Recipe) -> ShardVolume:
+    """Converts one file; raises `VolumeError` for one that is bad, or is not the one that was ingested."""
+    path = Path(volume.path)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise VolumeError(volume.volume_name, "missing_file", f"{path} cannot be read: {error.strerror}") from error
+    if size != volume.size_bytes:
+        raise VolumeError(
+            volume.volume_name, "changed_since_ingest",
+            f"{path} has {size} bytes, {volume.size_bytes} when it was ingested; ingest again",
+        )  # fmt: skip
+    converted = convert_volume(
+        path, spacing_mm=volume.spacing_mm, slope=volume.slope, intercept=volume.intercept, recipe=recipe
+    )
+    return ShardVolume(volume.volume_name, volume.sha256, converted)
+
+
+def recover_job(run: StageRun, job: ConversionJob, error: BaseException) -> list[ConversionJob]:
+    """The jobs that replace one that failed as a whole; a single volume that killed its workers is a reject."""
+    if isinstance(error, CTCLIPError | OSError):
+        raise error  # a full disk or our own mistake: no volume is to blame, and the next job would fail alike
+    if len(job.volumes) == 1:
+        volume = job.volumes[0]
+        detail = f"{type(error).__name__}: {error}"[:500]
+        run.reject(VolumeError(volume.volume_name, "killed_worker", detail), fingerprint=volume.fingerprint)
+        return []
+    middle = len(job.volumes) // 2
+    halves = (("a", job.volumes[:middle]), ("b", job.volumes[middle:]))
+    return [
+        dataclasses.replace(job, path=job.path.with_stem(job.path.stem + mark), volumes=part) for mark, part in halves
+    ]
+
+
+def record_result(run: StageRun, job: ConversionJob, result: ConversionResult) -> None:
+    """Records a finished shard, its volumes and its rejects."""
+    marks = {volume.volume_name: volume.fingerprint for volume in job.volumes}
+    path = str(job.path.relative_to(run.data_root))
+    recipe_id = job.recipe.recipe_id
+    if result.rejects:
+        temporary = {"changed_since_ingest", "missing_file"}  # mended by the next ingest, not by another file
+        for is_permanent in (True, False):
+            errors = [(e, marks[e.item]) for e in result.rejects if (e.reason not in temporary) is is_permanent]
+            if errors:
+                run.reject_all(errors, is_permanent=is_permanent)
+    if not result.rows:
+        return
+    shard: dict[str, Any] = {
+        "shard_path": path, "recipe_id": recipe_id, "fingerprint": fingerprint([marks[row.name] for row in result.rows]),
+        "size_bytes": result.size_bytes, "count_volumes": len(result.rows),
+    }  # fmt: skip
+    run.record("shards", [shard])
+    run.record("shard_volumes", [_volume_record(row, path, recipe_id, marks[row.name]) for row in result.rows])
+    run.count_done += len(result.rows)
+
+
+def _volume_record(row: ShardRow, path: str, recipe_id: str, mark: str) -> dict[str, Any]:
+    return {
+        "volume_name": row.name, "recipe_id": recipe_id, "fingerprint": mark, "shard_path": path,
+        "row_index": row.row_index, "source_sha256": row.source_sha256, "crc32": row.crc32, "hu_mean": row.hu_mean,
+        "hu_std": row.hu_std, "hu_min": row.hu_min, "hu_max": row.hu_max, "spacing_x_mm": row.spacing_mm[0],
+        "spacing_y_mm": row.spacing_mm[1], "spacing_z_mm": row.spacing_mm[2], "shape_in": list(row.shape_in),
+    }  # fmt: skip

@@ -1,0 +1,159 @@
+"""Which labeller, and which reports it still has to read."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctclip_model.config import VERSIONS, Preset, fingerprint
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.reports import SECTIONS, clean_report
+from ctclip_model.errors import MissingInputError, ReportError
+from tasks.planning import Selection, plan_items
+from tasks.progress import show_progress
+from tasks.records import sha256_of
+from tasks.runs import StageRun, code_version
+from warehouse import store
+
+if TYPE_CHECKING:
+    from ctclip_model.training.labeller import Labeller
+
+
+def find_labeller(data_root: Path, name: str) -> Path:
+    """The folder of a labeller: `models/<name>` under the data root, or a path.
+
+    Raises `MissingInputError` that says what to do where it is not there: another labeller is never taken instead.
+    """
+    for folder in (data_root / "models" / name, Path(name)):
+        if folder.is_dir():
+            return folder
+    if name == "radbert":
+        wanted = data_root / "models" / "radbert"
+        raise MissingInputError(
+            f"RadBERT is not in {wanted}: put RadBertClassifier.pth (from the CT-RATE repository's models/) there, "
+            "beside config.json and the tokenizer's files of zzxslp/RadBERT-RoBERTa-4m; or name another labeller, "
+            "which `ctclip train-labeller` makes, with --labeller"
+        )
+    raise MissingInputError(f"there is no labeller {name!r}: neither {data_root / 'models' / name} nor a folder")
+
+
+def read_reports(run: StageRun) -> dict[str, str]:
+    """The text of every scan's report, cleaned as for evaluation; empty where it says nothing."""
+    with store.read(run.data_root) as connection:
+        rows = connection.execute("select scan_id, findings, impression from current_reports order by all").fetchall()
+    return {scan: clean_report(findings, impression, SECTIONS) for scan, findings, impression in rows}
+
+
+def plan_labels(
+    run: StageRun, labeller_id: str, selection: Selection, *, force: bool, retry_rejects: bool
+) -> dict[str, tuple[str, str]]:
+    """The reports to label, {scan: (text, fingerprint)}; an empty one is a reject."""
+    texts = read_reports(run)
+    wanted = {scan: fingerprint(labeller_id, VERSIONS["label"], text) for scan, text in texts.items()}
+    pending = plan_items(run, labeller_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
+    empty = [scan for scan in pending if not texts[scan]]
+    if empty:
+        errors = [
+            (ReportError(scan, "empty_report", "has neither findings nor an impression"), pending[scan])
+            for scan in empty
+        ]
+        run.reject_all(errors)
+    return {scan: (texts[scan], mark) for scan, mark in pending.items() if texts[scan]}
+
+
+def record_labels(run: StageRun, labeller: Labeller, reports: dict[str, tuple[str, str]]) -> None:
+    """Labels the reports, a batch at a time, longest first within it; each batch is recorded at once."""
+    scans = list(reports)
+    with show_progress("label", len(scans), "reports") as progress:
+        for start in range(0, len(scans), run.limits.label_batch):
+            chunk = scans[start : start + run.limits.label_batch]
+            probabilities = labeller.label([reports[scan][0] for scan in chunk])
+            run.record(
+                "labels",
+                [
+                    {
+                        "scan_id": scan, "abnormality": name, "labeller_id": labeller.labeller_id,
+                        "fingerprint": reports[scan][1], "probability": float(value),
+                        "value": int(value >= labeller.threshold), "threshold": labeller.threshold,
+                    }
+                    for scan, row in zip(chunk, probabilities, strict=True)
+                    for name, value in zip(ABNORMALITIES, row, strict=True)
+                ],
+            )  # fmt: skip
+            run.count_done += len(chunk)
+            progress.advance(len(chunk))
+            run.publish_if_due()
+
+
+@dataclass(frozen=True)
+class LabelledReports:
+    """Reports of the train split and what is known of them."""
+
+    scans: list[str]
+    texts: list[str]
+    labels: NDArray[np.int8]  # (reports, abnormalities)
+
+    def fingerprint(self, preset: Preset) -> str:
+        """Of a labeller trained on them."""
+        return fingerprint(preset.labeller, VERSIONS["train-labeller"], self.scans, self.texts, self.labels.tolist())
+
+
+def read_labelled_reports(data_root: Path) -> LabelledReports:
+    """Every report of the train split that has a text and published labels.
+
+    Raises `MissingInputError` where there is none.
+    """
+    with store.read(data_root) as connection:
+        rows = connection.execute(_LABELLED, [list(ABNORMALITIES), len(ABNORMALITIES)]).fetchall()
+    texts = [
+        (scan, clean_report(findings, impression, SECTIONS), values) for scan, findings, impression, values in rows
+    ]
+    kept = [row for row in texts if row[1]]
+    if not kept:
+        raise MissingInputError("no report of the train split has published labels: run `ctclip ingest`")
+    scans, reports, labels = zip(*kept, strict=True)
+    return LabelledReports(list(scans), list(reports), np.array(labels, np.int8))
+
+
+_LABELLED = """
+select scan_id, findings, impression, list(value order by list_position($1, abnormality))
+from current_reports
+join current_published_labels using (scan_id)
+where current_reports.split = 'train' and list_contains($1, abnormality)
+group by all
+having count(*) = $2
+order by scan_id
+"""
+
+
+def run_labeller_training(run: StageRun, preset: Preset, reports: LabelledReports, labeller_id: str) -> None:
+    """Trains a labeller and records it as a model."""
+    from ctclip_model.training.labeller import train_labeller
+
+    folder = run.data_root / "models" / labeller_id
+    started = time.monotonic()
+    with show_progress("train labeller", preset.labeller.epochs, "epochs") as progress:
+        result = train_labeller(
+            reports.texts, reports.labels, preset.labeller, folder, on_epoch=lambda note: progress.advance(1, note)
+        )
+    run.record(
+        "models",
+        [
+            {
+                "model_id": labeller_id, "kind": "labeller", "fingerprint": reports.fingerprint(preset),
+                "preset": preset.name, "config": json.dumps(asdict(preset.labeller), sort_keys=True),
+                "path": str(folder.relative_to(run.data_root)), "count_samples": len(reports.texts),
+                "code_version": code_version(), "count_parameters": result.count_parameters,
+                "weights_sha256": sha256_of(folder / "model.safetensors"),
+                "duration_s": time.monotonic() - started, "created_at": datetime.now(UTC),
+            }
+        ],
+    )  # fmt: skip
+    run.count_done = 1

@@ -1,0 +1,28 @@
+"""Embed: the latents of volumes, reports and prompts, those alone that are new or changed."""
+
+from __future__ import annotations
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.embedding import EmbeddingWork, embed_reports_and_prompts, embed_volumes, plan_work
+from tasks.models import ModelReference
+from tasks.planning import plan_items
+from tasks.runs import StageRun
+
+
+@task(cache_policy=NO_CACHE)
+def plan_embedding(run: StageRun, model: ModelReference, force: bool) -> EmbeddingWork:
+    """What has no latent yet, or one of another content."""
+    work = plan_work(run.data_root, model)
+    return work.only(plan_items(run, model.model_id, work.fingerprints, force=force))
+
+
+@task(cache_policy=NO_CACHE)
+def embed_items(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
+    """Computes and records the latents."""
+    if not work.fingerprints:
+        return
+    embed_reports_and_prompts(run, model, work, device)
+    embed_volumes(run, model, work, device)
+    get_run_logger().info("%d latents of %s", run.count_done, model.model_id)

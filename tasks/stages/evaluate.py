@@ -1,0 +1,29 @@
+"""Evaluate: predictions, metrics, curves and retrieval of a model, from latents alone."""
+
+from __future__ import annotations
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.evaluation import Evaluation, list_evaluations, score_evaluation
+from tasks.models import ModelReference
+from tasks.planning import plan_items
+from tasks.runs import StageRun
+
+
+@task(cache_policy=NO_CACHE)
+def plan_evaluation(run: StageRun, model: ModelReference, split: str, force: bool) -> list[Evaluation]:
+    """The evaluations whose latents, labels or protocol have changed."""
+    evaluations = list_evaluations(run.data_root, model, split)
+    pending = plan_items(run, model.model_id, {key: one.fingerprint for key, one in evaluations.items()}, force=force)
+    return [evaluations[key] for key in pending]
+
+
+@task(cache_policy=NO_CACHE)
+def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation) -> None:
+    """Scores one evaluation and records all of its rows."""
+    rows = score_evaluation(run.data_root, model, evaluation)
+    for table, table_rows in rows.items():
+        run.record(table, table_rows)
+    run.count_done += 1
+    get_run_logger().info("%s: %s", evaluation.key, {table: len(table_rows) for table, table_rows in rows.items()})

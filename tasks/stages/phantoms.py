@@ -1,0 +1,24 @@
+"""Phantoms: the demonstration's data set, made once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.phantoms import make_demo_phantoms
+
+
+@task(cache_policy=NO_CACHE)
+def prepare_phantoms(folder: Path, seed: int) -> dict[str, Any]:
+    """Makes the phantoms of a seed in `folder`, unless they are there."""
+    started = time.monotonic()
+    count = make_demo_phantoms(folder, seed)
+    get_run_logger().info("%d phantoms made in %s", count, folder)
+    return {
+        "stage": "phantoms", "variant": "", "run_id": "", "done": count, "rejected": 0, "detail": "",
+        "duration_s": round(time.monotonic() - started, 2),
+    }  # fmt: skip

@@ -1,0 +1,156 @@
+"""From the catalogue to a self-contained manifest, and from a training run to records."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ctclip_model.config import VERSIONS, Preset, fingerprint
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import MissingInputError
+from tasks.progress import show_progress
+from tasks.records import sha256_of, write_parquet
+from tasks.runs import StageRun, code_version
+from warehouse import store
+
+if TYPE_CHECKING:
+    from ctclip_model.training.loop import StepRecord
+
+STEPS_PER_RECORD = 50
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one training run reads, and the model that it makes."""
+
+    path: Path
+    model_id: str
+    fingerprint: str  # of the samples
+    config_fingerprint: str
+    count_samples: int
+    source: str
+    revision: str
+
+
+def config_fingerprint(preset: Preset) -> str:
+    """What decides whether a configuration has a model already; the data does not: see *stale*."""
+    return fingerprint(preset.recipe, preset.model, preset.training, VERSIONS["train"])
+
+
+def describe_stale(data_root: Path, preset: Preset) -> str:
+    """Says, where the configuration has a model, how far its samples have moved since; empty if they have not."""
+    with store.read(data_root) as connection:
+        row = connection.execute(
+            "select model_id, count_moved_samples, count_samples from stale_models join current_models "
+            "using (model_id) where fingerprint = ? and is_stale order by run_id desc limit 1",
+            [config_fingerprint(preset)],
+        ).fetchone()
+    if row is None:
+        return ""
+    return f"{row[0]} is stale: {row[1]} samples moved of {row[2]}; --retrain trains anew"
+
+
+def make_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
+    """Writes `manifest.parquet`, one row a training sample, which with the shards is all that a GPU worker needs.
+
+    Raises `MissingInputError` where nothing has been converted for the preset's recipe.
+    """
+    recipe_id = preset.recipe.recipe_id
+    with store.read(run.data_root) as connection:
+        table = connection.sql(_MANIFEST, params=[list(ABNORMALITIES), labeller, recipe_id]).to_arrow_table()
+        origin = connection.execute("select source, revision from current_sources order by run_id desc").fetchone()
+    if not table.num_rows:
+        raise MissingInputError(
+            f"no converted volume of the train split has a report (recipe {recipe_id}): run convert"
+        )
+    content = fingerprint(table["volume_name"].to_pylist(), table["fingerprint"].to_pylist(), str(table["labels"]))
+    config = config_fingerprint(preset)
+    model_id = f"{preset.name}-{fingerprint(config, content)[:10]}"
+    path = run.data_root / "models" / f"{model_id}.work" / "manifest.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(table, path)
+    source, revision = origin or ("", "")
+    return Manifest(path, model_id, content, config, table.num_rows, source, revision)
+
+
+def run_training(run: StageRun, preset: Preset, manifest: Manifest, device: str) -> None:
+    """Trains, and records the model, its samples and its steps."""
+    from ctclip_model.training.contrastive import train_contrastive
+
+    folder = run.data_root / "models" / manifest.model_id
+    started = time.monotonic()
+    steps = StepRecorder(run, manifest)
+    with show_progress("train", preset.training.samples, "samples") as progress:
+
+        def on_step(record: StepRecord) -> None:
+            steps.add(record)
+            progress.advance(record.samples - progress.done, f"loss {record.loss:.3f}")
+
+        result = train_contrastive(manifest.path, run.data_root, preset, folder, device=device, on_step=on_step)
+    steps.flush()
+    run.record("model_samples", _sample_rows(manifest))
+    run.record(
+        "models",
+        [
+            {
+                "model_id": manifest.model_id, "kind": "ct-clip", "fingerprint": manifest.config_fingerprint,
+                "preset": preset.name, "config": json.dumps(asdict(preset), sort_keys=True),
+                "path": str(folder.relative_to(run.data_root)), "recipe_id": preset.recipe.recipe_id,
+                "manifest_fingerprint": manifest.fingerprint, "count_samples": manifest.count_samples,
+                "source": manifest.source, "revision": manifest.revision, "code_version": code_version(),
+                "weights_sha256": sha256_of(folder / "model.safetensors"),
+                "count_parameters": result.count_parameters, "logit_scale": result.logit_scale,
+                "duration_s": time.monotonic() - started, "created_at": datetime.now(UTC),
+            }
+        ],
+    )  # fmt: skip
+    run.count_done = 1
+
+
+class StepRecorder:
+    """Records training steps in pieces, so that a killed run's are not lost."""
+
+    def __init__(self, run: StageRun, manifest: Manifest) -> None:
+        self.run, self.manifest, self.rows = run, manifest, list[Mapping[str, Any]]()
+
+    def add(self, record: StepRecord) -> None:
+        stamp = {"model_id": self.manifest.model_id, "fingerprint": self.manifest.config_fingerprint}
+        self.rows.append(stamp | asdict(record))
+        if len(self.rows) >= STEPS_PER_RECORD:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows:
+            self.run.record("training_steps", self.rows)
+            self.run.publish_if_due()
+        self.rows = []
+
+
+def _sample_rows(manifest: Manifest) -> pa.Table:
+    table = pq.read_table(manifest.path, columns=["volume_name", "fingerprint", "split"])
+    table = table.rename_columns(["sample_id", "fingerprint", "split"])
+    return table.append_column("model_id", pa.array([manifest.model_id] * table.num_rows))
+
+
+# One row a sample; labels in the order of the abnormalities, null where the labeller has not read the report.
+_MANIFEST = """
+with labelled as (
+    select scan_id, list(value order by list_position($1, abnormality)) as labels
+    from current_labels
+    where labeller_id = $2
+    group by scan_id
+)
+select volume_name, scan_id, patient_id, split, shard_path, row_index, findings, impression, labels, fingerprint
+from training_samples
+left join labelled using (scan_id)
+where recipe_id = $3
+order by volume_name
+"""
