@@ -1,6 +1,7 @@
 -- the $count scans that $model_id gives the lowest probability of an abnormality that the published labels affirm
 select
-    predictions.dataset, predictions.split, predictions.protocol, item as scan_id, abnormality, probability,
+    predictions.dataset, predictions.split, predictions.protocol, item as scan_id,
+    predictions.abnormality, probability,
     reports.findings, reports.impression
 from current_predictions as predictions
 join current_published_labels as labels on labels.scan_id = predictions.item and labels.abnormality = predictions.abnormality

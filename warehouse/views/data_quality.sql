@@ -7,6 +7,14 @@ select scan_id, 'label_without_report', 'has published labels and no report'
 from scans
 where has_published_labels and not has_report
 union all
+select scan_id, 'scan_without_volume', 'is labelled or reported, and the metadata knows no volume of it'
+from scans
+where count_volumes = 0
+union all
+select scan_id, 'report_disputed', 'its reconstructions are reported differently'
+from current_reports
+where is_disputed
+union all
 select scan_id, 'report_empty', 'has neither findings nor an impression'
 from current_reports
 where trim(concat_ws(' ', findings, impression)) = ''

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+from sklearn.metrics import cohen_kappa_score
+from warehouse_records import RUNS, query, write_run
+
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from warehouse import schema, store
+
+
+def wanted(stage: str, variant: str, **fingerprints: str) -> list[dict[str, Any]]:
+    return [
+        {"stage": stage, "variant": variant, "item": item, "fingerprint": fingerprint}
+        for item, fingerprint in fingerprints.items()
+    ]
+
+
+def converted(name: str, fingerprint: str = "f", recipe: str = "tiny-1") -> dict[str, Any]:
+    row = {"volume_name": name, "recipe_id": recipe, "fingerprint": fingerprint}
+    return row | {"shard_path": "shards/0.npy", "row_index": 0}
+
+
+def reject(item: str, fingerprint: str, is_permanent: bool) -> dict[str, Any]:
+    return {
+        "stage": "convert", "variant": "tiny-1", "item": item, "fingerprint": fingerprint, "reason": "broken",
+        "is_permanent": is_permanent,
+    }  # fmt: skip
+
+
+def volume(name: str, **columns: Any) -> dict[str, Any]:
+    split, patient, scan, _ = name.split("_")
+    facts = {"scan_id": f"{split}_{patient}_{scan}", "patient_id": f"{split}_{patient}", "split": split}
+    spacing = {f"spacing_{axis}_mm": 0.8 for axis in "xyz"}
+    return {"volume_name": name, "sha256": "00", "metadata": {"Rows": "512"}, **facts, **spacing, **columns}
+
+
+def report(scan_id: str, findings: str | None = None, fingerprint: str = "r") -> dict[str, Any]:
+    return {"scan_id": scan_id, "findings": findings or f"Findings of {scan_id}.", "fingerprint": fingerprint}
+
+
+@pytest.fixture
+def catalogue(tmp_path) -> Path:
+    """Two scans of train, one excluded, and one of valid, all converted and reported."""
+    names = ["train_1_a_1", "train_1_a_2", "train_2_a_1", "train_3_a_1", "valid_1_a_1"]
+    scans = dict.fromkeys(name[:-2] for name in names)
+    write_run(
+        tmp_path, 0, "ingest",
+        volumes=[volume(name) for name in names],
+        reports=[report(scan_id) for scan_id in scans],
+        exclusions=[{"volume_name": "train_3_a_1", "reason": "no_chest"}],
+        published_labels=[
+            {"scan_id": scan_id, "abnormality": abnormality, "value": int(scan_id == "train_1_a")}
+            for scan_id in scans for abnormality in ABNORMALITIES
+        ],
+    )  # fmt: skip
+    write_run(tmp_path, 1, "convert", variant="tiny-1", shard_volumes=[converted(name) for name in names])
+    return tmp_path
+
+
+def test_every_view_states_its_grain_and_answers(tmp_path):
+    store.publish(tmp_path)
+    for path in (Path(schema.__file__).parent / "views").glob("*.sql"):
+        assert path.read_text().startswith("-- ")
+    comments = dict(query(tmp_path, "select view_name, comment from duckdb_views() where not internal"))
+    assert comments.keys() == schema.view_definitions().keys()
+    for name, comment in comments.items():
+        assert comment, name
+        query(tmp_path, f"from {name}")
+
+
+def test_views_of_an_older_code_are_replaced(tmp_path):
+    store.publish(tmp_path)
+    path = tmp_path / store.WAREHOUSE_FILE
+    path.chmod(0o644)
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("create view forgotten as select 1 as x")
+        connection.execute("create or replace view pending as select 2 as x")
+        connection.execute("update view_files set sha256 = 'of another text' where name = 'pending'")
+    assert store.publish(tmp_path).is_changed
+    views = query(tmp_path, "select view_name from duckdb_views() where not internal")
+    assert {name for (name,) in views} == schema.view_definitions().keys()
+    assert query(tmp_path, "from pending") == []
+
+
+def test_pending_is_wanted_minus_done_minus_what_was_refused_for_good_with_that_fingerprint(tmp_path):
+    items = dict.fromkeys(["never", "done", "stale", "refused", "flaky", "mended"], "new")
+    write_run(
+        tmp_path, 0, "convert", variant="tiny-1",
+        wanted=wanted("convert", "tiny-1", **items),
+        shard_volumes=[converted("done", "new"), converted("stale", "old"), converted("never", "new", "other-2")],
+        rejects=[reject("refused", "new", True), reject("flaky", "new", False), reject("mended", "old", True)],
+    )  # fmt: skip
+    store.publish(tmp_path)
+    assert {item for (item,) in query(tmp_path, "select item from pending_convert")} == {
+        "never", "stale", "flaky", "mended",
+    }  # fmt: skip
+    assert query(tmp_path, "select count(*) from unfinished") == [(5,)]
+    counts = query(tmp_path, "select stage, variant, wanted, done, pending, rejected from stage_status")
+    assert counts == [("convert", "tiny-1", 6, 1, 4, 1)]
+
+
+def test_item_made_again_after_it_was_refused_counts_as_done(tmp_path):
+    write_run(tmp_path, 0, wanted=wanted("convert", "tiny-1", x="f"), rejects=[reject("x", "f", True)] * 2)
+    write_run(tmp_path, 1, shard_volumes=[converted("x", "f")])
+    store.publish(tmp_path)
+    assert query(tmp_path, "select wanted, done, pending, rejected from stage_status where wanted > 0") == [
+        (1, 1, 0, 0)
+    ]
+
+
+def test_withdrawn_want_is_no_longer_pending(tmp_path):
+    write_run(tmp_path, 0, wanted=wanted("convert", "tiny-1", x="f", y="f"))
+    write_run(tmp_path, 1, wanted=[row | {"is_withdrawn": True} for row in wanted("convert", "tiny-1", x="f")])
+    store.publish(tmp_path)
+    assert query(tmp_path, "select item from pending") == [("y",)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "variant", "item", "table", "row"),
+    [
+        ("convert", "tiny-1", "v", "shard_volumes", {"recipe_id": "tiny-1", "volume_name": "v"}),
+        ("label", "radbert", "s", "labels", {"labeller_id": "radbert", "scan_id": "s", "abnormality": "Emphysema"}),
+        ("train", "tiny", "f", "models", {"model_id": "m", "preset": "tiny"}),
+        ("train-labeller", "tiny", "f", "models", {"model_id": "m", "preset": "tiny"}),
+        ("embed", "m", "volume:v", "latents", {"model_id": "m", "kind": "volume", "item": "v", "latent": [1.0]}),
+        (
+            "evaluate", "m", "ct-rate/valid/zero_shot/scan", "metrics",
+            {"model_id": "m", "dataset": "ct-rate", "split": "valid", "protocol": "zero_shot", "unit": "scan"},
+        ),
+        ("report", "m", "ct-rate/valid", "pages", {"model_id": "m", "dataset": "ct-rate", "split": "valid"}),
+    ],
+)  # fmt: skip
+def test_rows_of_each_stages_table_make_its_item_done(tmp_path, stage, variant, item, table, row):
+    write_run(tmp_path, 0, stage, wanted=wanted(stage, variant, **{item: "f"}))
+    store.publish(tmp_path)
+    assert query(tmp_path, f"from pending_{stage.replace('-', '_')}") == [(variant, item, "f")]
+    write_run(tmp_path, 1, stage, **{table: [row | {"fingerprint": "f"}]})
+    store.publish(tmp_path)
+    assert query(tmp_path, "from pending") == []
+
+
+def test_stage_status_tells_the_latest_run_of_each_variant(tmp_path):
+    write_run(tmp_path, 0, "ingest", status="completed")
+    write_run(tmp_path, 1, "convert", variant="tiny-1", wanted=wanted("convert", "tiny-1", x="f"), status="failed")
+    write_run(tmp_path, 2, "convert", variant="other-2", status="completed")
+    write_run(tmp_path, 3, "convert", variant="tiny-1", status=None)
+    store.publish(tmp_path)
+    rows = query(
+        tmp_path, "select stage, variant, last_run_id, last_status, minute(last_finished_at) from stage_status"
+    )
+    assert rows == [
+        ("ingest", "", RUNS[0], "completed", 0),
+        ("convert", "other-2", RUNS[2], "completed", 2),
+        ("convert", "tiny-1", RUNS[3], "running", 1),
+    ]
+
+
+def test_training_samples_are_converted_reported_unexcluded_volumes_of_train(catalogue):
+    store.publish(catalogue)
+    rows = query(catalogue, "select volume_name, split, findings, fingerprint from training_samples order by 1")
+    assert [row[0] for row in rows] == ["train_1_a_1", "train_1_a_2", "train_2_a_1"]
+    assert rows[0][1:] == ("train", "Findings of train_1_a.", hashlib.md5(b"f|r").hexdigest())
+
+
+def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catalogue):
+    store.publish(catalogue)
+    samples = query(catalogue, "select volume_name, fingerprint from training_samples")
+    model = {"model_id": "m", "preset": "tiny", "recipe_id": "tiny-1", "fingerprint": "F", "kind": "ctclip"}
+    write_run(
+        catalogue, 2, "train", variant="tiny", models=[model], wanted=wanted("train", "tiny", F="F"),
+        model_samples=[
+            {"model_id": "m", "sample_id": name, "fingerprint": mark, "split": "train"} for name, mark in samples
+        ],
+    )  # fmt: skip
+    store.publish(catalogue)
+    fresh = "select model_id, count_moved_samples, is_stale from stage_status where stage = 'train'"
+    assert query(catalogue, fresh) == [("m", 0, False)]
+
+    added = ["train_4_a_1", "train_4_a_2", "train_5_a_1"]
+    write_run(
+        catalogue, 3, "ingest",
+        volumes=[volume(name) for name in added] + [volume("train_2_a_1") | {"is_withdrawn": True}],
+        reports=[report("train_4_a"), report("train_5_a"), report("train_1_a", "New text.", "r2")],
+    )  # fmt: skip
+    write_run(catalogue, 4, "convert", shard_volumes=[converted(name) for name in added])
+    store.publish(catalogue)
+    moved = "select count_samples, count_added, count_changed, count_removed, count_moved_samples from stale_models"
+    assert query(catalogue, moved) == [(3, 3, 2, 1, 6)]
+    assert query(catalogue, fresh) == [("m", 6, True)]
+
+
+def test_scans_count_volumes_and_know_what_is_missing(catalogue):
+    write_run(
+        catalogue, 2, "ingest", published_labels=[{"scan_id": "train_9_b", "abnormality": "Emphysema", "value": 1}]
+    )
+    store.publish(catalogue)
+    columns = "patient_id, split, count_volumes, has_report, has_published_labels, is_excluded"
+    rows = {row[0]: row[1:] for row in query(catalogue, f"select scan_id, {columns} from scans")}
+    assert rows == {
+        "train_1_a": ("train_1", "train", 2, True, True, False),
+        "train_2_a": ("train_2", "train", 1, True, True, False),
+        "train_3_a": ("train_3", "train", 1, True, True, True),
+        "train_9_b": ("train_9", "train", 0, False, True, False),
+        "valid_1_a": ("valid_1", "valid", 1, True, True, False),
+    }
+
+
+def test_labels_wide_has_a_column_an_abnormality_in_their_order(catalogue):
+    store.publish(catalogue)
+    result = store.run_user_sql(catalogue, "from labels_wide where scan_id = 'train_1_a'")
+    names = [name.lower().replace(" ", "_") for name in ABNORMALITIES]
+    assert result.columns == ["scan_id", "split", "labeller_id", *names]
+    assert result.rows == [("train_1_a", "train", "published", *[1] * 18)]
+
+
+def test_prevalence_counts_scans_by_split(catalogue):
+    store.publish(catalogue)
+    rows = query(
+        catalogue, "select split, n, n_positive, prevalence from label_prevalence where abnormality = 'Emphysema'"
+    )
+    assert rows == [("train", 3, 1, 1 / 3), ("valid", 1, 0, 0.0)]
+
+
+def test_agreement_with_the_published_labels_is_cohens_kappa(tmp_path):
+    generator = np.random.default_rng(0)
+    published, ours = generator.integers(0, 2, 40), generator.integers(0, 2, 40)
+    ours[:20] = published[:20]
+    rows = [{"scan_id": f"train_{n + 1}_a", "abnormality": "Emphysema"} for n in range(40)]
+    write_run(
+        tmp_path, 0,
+        published_labels=[row | {"value": int(value)} for row, value in zip(rows, published, strict=True)],
+        labels=[row | {"labeller_id": "x", "value": int(value)} for row, value in zip(rows, ours, strict=True)],
+    )  # fmt: skip
+    store.publish(tmp_path)
+    columns = "n, agreement, kappa, n_only_labeller, n_only_published"
+    assert query(tmp_path, f"select {columns} from label_agreement") == [
+        (
+            40, pytest.approx((published == ours).mean()), pytest.approx(cohen_kappa_score(published, ours)),
+            int((ours > published).sum()), int((ours < published).sum()),
+        )
+    ]  # fmt: skip
+
+
+def test_leaderboard_puts_our_macro_averages_beside_the_published(tmp_path):
+    scored = {"model_id": "m", "dataset": "ct-rate", "split": "valid", "protocol": "zero_shot", "unit": "scan"}
+    metrics = [
+        scored | {"label_source": "published", "abnormality": "macro", "metric": metric, "value": value, "n": 1564}
+        for metric, value in (("auroc", 0.99), ("accuracy", 0.7))
+    ]
+    write_run(tmp_path, 0, "evaluate", metrics=[*metrics, metrics[0] | {"abnormality": "Emphysema", "value": 0.1}])
+    store.publish(tmp_path)
+    columns = "model, is_published, auroc, weighted_f1, accuracy, n"
+    rows = query(tmp_path, f"select {columns} from model_leaderboard where dataset = 'ct-rate' and split = 'valid'")
+    assert rows[0] == ("m", False, 0.99, None, 0.7, 1564)
+    assert ("CT-CLIP zero-shot", True, 0.731, 0.707, 0.668, 1564) in rows
+    assert len(rows) == 11
+
+
+def test_published_results_hold_both_data_sets_and_the_recall(tmp_path):
+    store.publish(tmp_path)
+    rows = {
+        row[:3]: row[3:] for row in query(tmp_path, "select model, dataset, metric, value, n from published_results")
+    }
+    assert rows["EXACT fine-tuned", "rad-chestct", "weighted_f1"] == (0.737, 3630)
+    assert rows["SPECTRE", "ct-rate-valid", "report_to_volume_recall_at_10"] == (0.255, None)
+    assert len(rows) == 68
+
+
+def test_data_quality_lists_each_fault_of_the_source_and_stops_no_publish(tmp_path):
+    write_run(
+        tmp_path, 0, "ingest",
+        volumes=[
+            volume("train_1_a_1", spacing_z_mm=None), volume("train_2_a_1", spacing_z_mm=0.035),
+            volume("train_3_a_1", sha256=None), volume("train_4_a_1", metadata=None), volume("train_5_a_1"),
+            volume("train_6_a_1"),
+        ],
+        reports=[
+            report("train_1_a", "The same."), report("train_2_a", "The same."), report("train_3_a", " "),
+            report("train_5_a") | {"is_disputed": True}, report("train_7_a"),
+        ],
+        published_labels=[{"scan_id": "train_4_a", "abnormality": "Emphysema", "is_disputed": True}],
+        wanted=wanted("convert", "tiny-1", train_5_a_1="f", train_6_a_1="f"),
+        rejects=[reject("train_6_a_1", "f", True)],
+    )  # fmt: skip
+    store.publish(tmp_path)
+    assert sorted(query(tmp_path, "select item, problem from data_quality")) == [
+        ("train_1_a", "report_duplicate"),
+        ("train_1_a_1", "spacing_missing"),
+        ("train_2_a", "report_duplicate"),
+        ("train_2_a_1", "spacing_implausible"),
+        ("train_3_a", "report_empty"),
+        ("train_3_a_1", "file_missing"),
+        ("train_4_a", "label_without_report"),
+        ("train_4_a", "labels_disputed"),
+        ("train_4_a_1", "metadata_missing"),
+        ("train_5_a", "report_disputed"),
+        ("train_5_a_1", "volume_not_converted"),
+        ("train_7_a", "scan_without_volume"),
+    ]

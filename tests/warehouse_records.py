@@ -1,0 +1,40 @@
+"""Record files for the tests of the warehouse, written by the stages' own writer."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tasks.records import RecordWriter
+from warehouse import store
+
+RUNS = tuple(f"20261123T19530000000{n}-abc{n:03d}" for n in range(10))
+
+
+def write_run(
+    data_root: Path,
+    run: int,
+    stage: str = "convert",
+    *,
+    variant: str = "",
+    status: str | None = "completed",
+    **tables: Any,
+) -> None:
+    """Records a run that starts, writes `tables` ({table: rows}) and, unless `status` is None, ends."""
+    writer = RecordWriter(data_root, RUNS[run])
+    writer.write("runs", [_status_row(run, "running", stage, variant)])
+    for table, rows in tables.items():
+        writer.write(table, rows)
+    if status:
+        writer.write("runs", [_status_row(run, status, stage, variant)])
+
+
+def query(data_root: Path, sql: str) -> list[tuple[Any, ...]]:
+    with store.read(data_root) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def _status_row(run: int, status: str, stage: str, variant: str) -> dict[str, Any]:
+    recorded_at = datetime(2026, 11, 23, 19, run, 0 if status == "running" else 30, tzinfo=UTC)
+    return {"run_id": RUNS[run], "status": status, "stage": stage, "variant": variant, "recorded_at": recorded_at}
