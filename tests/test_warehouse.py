@@ -145,8 +145,10 @@ def test_reader_keeps_its_file_through_a_publish_and_the_next_reader_sees_the_ne
     store.publish(tmp_path)
     plain = duckdb.connect(str(tmp_path / store.WAREHOUSE_FILE), read_only=True)
     with plain, store.read(tmp_path) as early:
+        before = identity(tmp_path)
         write_run(tmp_path, 1, volumes=[volume("train_2_a_1")])
         store.publish(tmp_path)
+        assert identity(tmp_path)[0] != before[0], "edited in place under its readers"
         with store.read(tmp_path) as late:
             counts = [reader.execute("select count(*) from volumes").fetchall() for reader in (plain, early, late)]
     assert counts == [[(1,)], [(1,)], [(2,)]]

@@ -95,7 +95,7 @@ def read(data_root: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         raise MissingInputError(f"there is no warehouse in {data_root} yet: run `ctclip ingest` or `ctclip publish`")
     # Attached and not connected to: within a process DuckDB hands out one instance a path, so while anyone here still
     # reads the old file, connecting would give the old one again.
-    spill = str(Path(tempfile.gettempdir()) / "ctclip-duckdb")
+    spill = str(Path(tempfile.gettempdir()) / f"ctclip-duckdb-{uuid.uuid4().hex}")
     with duckdb.connect(
         ":memory:", config={"temp_directory": spill, "python_enable_replacements": False}
     ) as connection:
