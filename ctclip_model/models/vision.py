@@ -84,17 +84,15 @@ class PositionGenerator(nn.Module):
         The temporal transformer's tokens come ordered (B, height, width, depth) and are re-shaped to the grid, not
         re-ordered: a slip in the published code that the published weights have learned to live with.
         """
-        # As the sum of a plane's convolution for each of three slices: a depthwise 3-D backward is several times slower.
+        # The sum of a plane's convolution for each of three slices: a depthwise 3-D backward is several times slower.
         depth, dim = grid[1], tokens.shape[-1]
         padded = F.pad(tokens.reshape(*grid, dim), (0, 0, 0, 0, 0, 0, 2, 0))
-        total: Tensor | None = None
-        for tap in range(3):
+        planes = []
+        for tap, weight in enumerate(self.dsconv.weight.unbind(2)):
             slices = padded[:, tap : tap + depth].flatten(0, 1).permute(0, 3, 1, 2)  # (B depth, dim, height, width)
             bias = None if tap else self.dsconv.bias
-            plane = F.conv2d(slices, self.dsconv.weight[:, :, tap], bias, padding=1, groups=dim)
-            total = plane if total is None else total + plane
-        assert total is not None
-        return total.permute(0, 2, 3, 1).reshape(tokens.shape)
+            planes.append(F.conv2d(slices, weight, bias, padding=1, groups=dim))
+        return (planes[0] + planes[1] + planes[2]).permute(0, 2, 3, 1).reshape(tokens.shape)
 
 
 class Attention(nn.Module):
@@ -114,8 +112,8 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
         queries = self.to_q(self.norm(tokens))
-        # Keys and values are of the tokens as they come. Weights are split, not results: those are large to put together
-        # again in the backward pass.
+        # Keys and values are of the tokens as they come. Weights are split, not results: those are large to put
+        # together again in the backward pass.
         keys, values = (F.linear(tokens, weight) for weight in self.to_kv.weight.chunk(2))
         queries, keys, values = (  # (groups, heads, tokens, dim_head)
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (queries, keys, values)
@@ -136,7 +134,7 @@ class FeedForward(nn.ModuleDict):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = self["0"](tokens)
-        values, gates = (F.linear(tokens, weight) for weight in self["1"].weight.chunk(2))
+        values, gates = (F.linear(tokens, weight) for weight in self.get_parameter("1.weight").chunk(2))
         return self["4"](values * F.gelu(gates))
 
 

@@ -1,0 +1,262 @@
+"""Weights on disk: the published files, and our model folders (config.json, model.safetensors, tokenizer.json)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedTokenizerFast
+
+from ctclip_model.config import CTCLIPConfig, LabellerConfig, TextConfig, VisionConfig
+from ctclip_model.errors import CheckpointError
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.radbert import ReportLabeller
+
+M = TypeVar("M", CTCLIP, ReportLabeller)
+KINDS: dict[str, type[CTCLIP] | type[ReportLabeller]] = {"ctclip": CTCLIP, "labeller": ReportLabeller}
+# A constant that older transformers saved with the weights.
+POSITION_IDS = ("text_transformer.embeddings.position_ids", "model.embeddings.position_ids")
+
+
+@dataclass(frozen=True)
+class ModelFolder(Generic[M]):
+    """What a model folder holds; `info` is what its maker wished to keep, such as the parent or the data set."""
+
+    model: M
+    tokenizer: PreTrainedTokenizerFast
+    config: Any
+    info: dict[str, Any]
+
+
+def load_ctclip(path: Path | str, config: CTCLIPConfig | None = None) -> CTCLIP:
+    """CT-CLIP, in evaluation mode, with the weights of a published `.pt` or of a `.safetensors` file.
+
+    Without `config` it is read off the shapes, if these are the published encoder's or another patch size of it.
+    Takes weights saved under `module.` and with BERT's `position_ids`. Raises `CheckpointError` for all else.
+    """
+    weights = read_weights(path)
+    return _filled(CTCLIP, config or _infer_ctclip_config(weights, path), weights, path)
+
+
+def load_labeller_weights(path: Path | str, config: LabellerConfig | None = None) -> ReportLabeller:
+    """A report labeller, in evaluation mode, with the weights of `RadBertClassifier.pth` or one like it.
+
+    `config` must describe it unless it has RadBERT's shape. Raises `CheckpointError` for all else.
+    """
+    return _filled(ReportLabeller, config or LabellerConfig(), read_weights(path), path)
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of a `.pt`, `.pth` or `.safetensors` file, by name; never runs code that a file carries."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise CheckpointError(f"{path}: weights come as .pt, .pth or .safetensors")
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever trips a parser, the file is not what it says
+        raise CheckpointError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(f"{path}: is not a state dict, a mapping of names to tensors")
+    if weights and all(key.startswith("module.") for key in weights):
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    return {key: value for key, value in weights.items() if key not in POSITION_IDS}
+
+
+def save_model_folder(
+    folder: Path | str,
+    model: CTCLIP | ReportLabeller,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a whole model folder, or none: beside it first, then in its place. `extra` must be fit for JSON."""
+    folder = Path(folder)
+    kind = next(name for name, model_type in KINDS.items() if isinstance(model, model_type))
+    description = {
+        "kind": kind,
+        "config": dataclasses.asdict(model.config),
+        "special_tokens": tokenizer.special_tokens_map,
+        "info": dict(extra or {}),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()
+    try:
+        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        save_file(weights, temporary / "model.safetensors")
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()  # padding and truncation stay set from the last call
+        backend.no_truncation()
+        backend.save(str(temporary / "tokenizer.json"))
+        (temporary / "config.json").write_text(json.dumps(description, indent=2))
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Makes sure that a finished folder is on disk, and gives it its name, in place of one that has it."""
+    for path in (*temporary.iterdir(), temporary):
+        _sync(path)
+    replaced = temporary.with_suffix(".replaced")
+    if folder.exists():
+        folder.rename(replaced)
+    temporary.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@overload
+def load_model_folder(folder: Path | str, *, device: str = "cpu") -> ModelFolder[Any]: ...
+@overload
+def load_model_folder(folder: Path | str, model_type: type[M], *, device: str = "cpu") -> ModelFolder[M]: ...
+def load_model_folder(
+    folder: Path | str, model_type: type[Any] | None = None, *, device: str = "cpu"
+) -> ModelFolder[Any]:
+    """A saved model, in evaluation mode, with its tokenizer; needs nothing but the folder.
+
+    Raises `CheckpointError` where the folder is incomplete, damaged, or holds another model than a `model_type`.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / "config.json").read_text())
+        kind, fields, tokens = description["kind"], description["config"], description["special_tokens"]
+        config = _ctclip_config(fields) if kind == "ctclip" else LabellerConfig(**fields)
+        found = KINDS[kind]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: is not a model folder ({type(error).__name__}: {error})") from error
+    if model_type is not None and found is not model_type:
+        raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {model_type.__name__}")
+    path = folder / "model.safetensors"
+    model = _filled(found, config, read_weights(path), path)
+    try:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **tokens)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise CheckpointError(f"{folder}: its tokenizer.json cannot be read ({error})") from error
+    return ModelFolder(model.to(device), tokenizer, config, description.get("info", {}))
+
+
+class _WithoutRandomWeights(TorchFunctionMode):
+    """Leaves out the drawing of random numbers for weights that are about to be replaced: seconds at full size."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def _filled(model_type: type[Any], config: Any, weights: dict[str, Tensor], path: Path | str) -> Any:
+    """A model of the configuration, holding the weights; refuses weights of any other."""
+    with _WithoutRandomWeights():
+        model = model_type(config)
+    expected = model.state_dict()
+    empty = {key: value for key, value in expected.items() if value.numel() == 0}
+    weights = empty | weights  # a file may leave out what holds nothing
+    faults = []
+    if missing := sorted(expected.keys() - weights.keys()):
+        faults.append(f"missing {_listed(missing)}")
+    if unexpected := sorted(weights.keys() - expected.keys()):
+        faults.append(f"unexpected {_listed(unexpected)}")
+    common = [key for key in expected if key in weights]
+    misshapen = [
+        f"{key} {tuple(weights[key].shape)} in place of {tuple(expected[key].shape)}"
+        for key in common
+        if weights[key].shape != expected[key].shape
+    ]
+    if misshapen:
+        faults.append(f"shapes differ: {_listed(misshapen)}")
+    if other := [key for key in common if not weights[key].is_floating_point()]:
+        faults.append(f"not floating-point: {_listed(other)}")
+    elif damaged := [key for key in common if not weights[key].isfinite().all()]:
+        faults.append(f"NaN or infinite: {_listed(damaged)}")
+    if faults:
+        raise CheckpointError(f"{path}: not the weights of this {model_type.__name__}; " + "; ".join(faults))
+    model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+    return model.eval()
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _infer_ctclip_config(weights: dict[str, Tensor], path: Path | str) -> CTCLIPConfig:
+    """The configuration that the shapes tell.
+
+    Two things leave no trace in them, the depth of a volume and the heads of the text encoder: they are taken as
+    published where the size of a slice and the width of the text encoder are.
+    """
+    vision, text = "visual_transformer.", "text_transformer."
+    spatial = f"{vision}enc_spatial_transformer.layers."
+    try:
+        dim, features = weights[f"{vision}to_patch_emb.2.weight"].shape
+        patch_size = math.isqrt(len(weights[f"{vision}to_patch_emb_first_frame.1.weight"]))
+        dim_head = len(weights[f"{spatial}0.1.q_scale"])
+        latent_dim, image_features = weights["to_visual_latent.weight"].shape
+        vocab_size, hidden_size = weights[f"{text}embeddings.word_embeddings.weight"].shape
+        config = CTCLIPConfig(
+            vision=VisionConfig(
+                dim=dim,
+                codebook_size=weights[f"{vision}vq._codebook.embed"].shape[1],
+                image_size=math.isqrt(image_features // dim) * patch_size,
+                patch_size=patch_size,
+                temporal_patch_size=features // patch_size**2,
+                spatial_layers=_count(weights, spatial),
+                temporal_layers=_count(weights, f"{vision}enc_temporal_transformer.layers."),
+                dim_head=dim_head,
+                heads=len(weights[f"{spatial}0.1.to_q.weight"]) // dim_head,
+            ),
+            text=TextConfig(
+                vocab_size=vocab_size,
+                hidden_size=hidden_size,
+                layers=_count(weights, f"{text}encoder.layer."),
+                intermediate_size=len(weights[f"{text}encoder.layer.0.intermediate.dense.weight"]),
+                max_length=len(weights[f"{text}embeddings.position_embeddings.weight"]),
+            ),
+            latent_dim=latent_dim,
+        )
+    except (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError):
+        return CTCLIPConfig()  # whose names and shapes the refusal will then give
+    published = CTCLIPConfig()
+    if (config.vision.image_size, hidden_size) != (published.vision.image_size, published.text.hidden_size):
+        raise CheckpointError(
+            f"{path}: slices of {config.vision.image_size} voxels and a text encoder of width {hidden_size} are not "
+            "the published ones; load it with its config, or from its model folder"
+        )
+    return config
+
+
+def _count(weights: dict[str, Tensor], prefix: str) -> int:
+    """How many layers stand under a prefix."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
+
+
+def _ctclip_config(fields: Mapping[str, Any]) -> CTCLIPConfig:
+    parts = {"vision": VisionConfig(**fields["vision"]), "text": TextConfig(**fields["text"])}
+    return CTCLIPConfig(**{**fields, **parts})
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

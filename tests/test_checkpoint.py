@@ -1,0 +1,210 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from golden_files import GOLDEN, TINY, tiny_model, tiny_weights
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ctclip_model.config import CTCLIPConfig, LabellerConfig, TextConfig, VisionConfig, tiny
+from ctclip_model.errors import CheckpointError
+from ctclip_model.models.checkpoint import load_ctclip, load_model_folder, save_model_folder
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.radbert import ReportLabeller
+from ctclip_model.models.text import tokenize, train_tokenizer
+
+TEXTS = ["Lung nodule, no pleural effusion."] * 4
+# The published widths that the shapes cannot tell, and as little as possible of the rest.
+SLIM = CTCLIPConfig(
+    vision=VisionConfig(
+        dim=24,
+        codebook_size=16,
+        patch_size=60,
+        temporal_patch_size=15,
+        spatial_layers=1,
+        temporal_layers=2,
+        dim_head=4,
+        heads=3,
+    ),
+    text=TextConfig(vocab_size=50, layers=1, intermediate_size=32),
+    latent_dim=8,
+)
+
+
+def stored(path: Path, weights: dict[str, Tensor]) -> Path:
+    save_file(weights, path) if path.suffix == ".safetensors" else torch.save(weights, path)
+    return path
+
+
+def assert_holds(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_published_weights_load_in_every_form_they_come_in(tmp_path, suffix, prefix):
+    weights = tiny_weights()
+    extra = {"text_transformer.embeddings.position_ids": torch.arange(512)[None]}
+    path = stored(tmp_path / f"weights{suffix}", {prefix + key: value for key, value in (weights | extra).items()})
+    model = load_ctclip(path, TINY)
+    assert_holds(model, weights)
+    assert not model.training
+
+
+def test_parameters_without_elements_may_be_left_out():
+    assert_holds(load_ctclip(GOLDEN / "ctclip_tiny.weights.safetensors", TINY), tiny_weights())
+
+
+def test_a_loaded_model_computes_and_learns_like_the_one_that_was_built():
+    loaded, built = load_ctclip(GOLDEN / "ctclip_tiny.weights.safetensors", TINY), tiny_model()
+    assert dict(loaded.named_buffers()).keys() == dict(built.named_buffers()).keys()
+    for (name, ours), theirs in zip(loaded.named_buffers(), built.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+    learning = {name for name, parameter in built.named_parameters() if parameter.requires_grad}
+    assert {name for name, parameter in loaded.named_parameters() if parameter.requires_grad} == learning
+
+
+def test_the_config_is_read_off_the_shapes(tmp_path):
+    path = stored(tmp_path / "slim.safetensors", CTCLIP(SLIM).state_dict())
+    assert load_ctclip(path).config == SLIM
+
+
+def test_a_config_that_the_shapes_cannot_tell_must_be_given():
+    with pytest.raises(CheckpointError, match="load it with its config"):
+        load_ctclip(GOLDEN / "ctclip_tiny.weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("temperature"), "missing temperature"),
+        (lambda weights: weights.update(other=torch.ones(1)), "unexpected other"),
+        (lambda weights: weights.update(temperature=torch.ones(3)), r"temperature \(3,\) in place of \(\)"),
+        (lambda weights: weights.update(temperature=torch.tensor(1)), "not floating-point: temperature"),
+        (
+            lambda weights: weights["to_text_latent.weight"][0].fill_(torch.nan),
+            "NaN or infinite: to_text_latent.weight",
+        ),
+    ],
+)
+def test_other_weights_are_refused_by_name(tmp_path, change, message):
+    weights = tiny_weights()
+    change(weights)
+    with pytest.raises(CheckpointError, match=message):
+        load_ctclip(stored(tmp_path / "weights.pt", weights), TINY)
+
+
+def test_a_mixture_of_prefixes_is_refused(tmp_path):
+    weights = {f"module.{key}" if key == "temperature" else key: value for key, value in tiny_weights().items()}
+    with pytest.raises(CheckpointError, match=r"missing temperature; unexpected module\.temperature"):
+        load_ctclip(stored(tmp_path / "weights.pt", weights), TINY)
+
+
+class Harm:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
+def test_a_pickle_that_carries_code_is_refused_and_does_not_run(tmp_path, save):
+    trace = tmp_path / "it-ran"
+    save({"temperature": Harm(trace)}, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_ctclip(tmp_path / "weights.pt", TINY)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_damaged_files_are_refused(tmp_path, suffix):
+    path = stored(tmp_path / f"weights{suffix}", tiny_weights())
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[: len(whole) - 1], b"", b"garbage" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            load_ctclip(path, TINY)
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path):
+    stored(tmp_path / "a.pt", tiny_weights()).rename(tmp_path / "a.safetensors")
+    stored(tmp_path / "b.safetensors", tiny_weights()).rename(tmp_path / "b.pt")
+    stored(tmp_path / "c.pt", tiny_weights()).rename(tmp_path / "c.bin")
+    for name in ("a.safetensors", "b.pt", "c.bin", "absent.pt"):
+        with pytest.raises(CheckpointError, match=name):
+            load_ctclip(tmp_path / name, TINY)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"step": 3}, {"model": {"temperature": torch.ones(())}}, torch.ones(2)])
+def test_what_is_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="is not a state dict"):
+        load_ctclip(tmp_path / "weights.pt", TINY)
+
+
+def labeller() -> ReportLabeller:
+    return ReportLabeller(LabellerConfig(vocab_size=80, hidden_size=16, layers=1, heads=2, intermediate_size=16))
+
+
+@pytest.mark.parametrize("build", [tiny_model, labeller])
+def test_a_model_folder_gives_back_model_tokenizer_config_and_info(tmp_path, build):
+    model, tokenizer = build(), train_tokenizer(TEXTS, vocab_size=80)
+    tokens = tokenize(tokenizer, TEXTS, max_length=8)
+    save_model_folder(tmp_path / "models" / "a", model, tokenizer, extra={"parent": "b"})
+    assert {path.name for path in (tmp_path / "models").rglob("*")} == {
+        "a",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+    loaded = load_model_folder(tmp_path / "models" / "a", type(model))
+    assert_holds(loaded.model, model.state_dict())
+    assert loaded.config == model.config
+    assert loaded.info == {"parent": "b"}
+    assert loaded.tokenizer.pad_token == "[PAD]"
+    torch.testing.assert_close(tokenize(loaded.tokenizer, TEXTS, max_length=8), tokens, rtol=0, atol=0)
+    longer = tokenize(loaded.tokenizer, TEXTS * 2, max_length=100)["input_ids"]
+    assert longer.shape[1] > 8  # the limit of the last call before the save is not saved
+
+
+def test_saving_again_replaces_the_folder(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, vocab_size=80)
+    for number in (1, 2):
+        save_model_folder(tmp_path / "a", labeller(), tokenizer, extra={"number": number})
+    assert load_model_folder(tmp_path / "a").info == {"number": 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, vocab_size=80)
+    save_model_folder(tmp_path / "a", labeller(), tokenizer)
+    with pytest.raises(TypeError):
+        save_model_folder(tmp_path / "a", labeller(), tokenizer, extra={"not JSON": object()})
+    assert load_model_folder(tmp_path / "a").info == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_of_another_model_or_damaged_is_refused(tmp_path):
+    folder = tmp_path / "a"
+    with pytest.raises(CheckpointError, match="is not a model folder"):
+        load_model_folder(folder)
+    save_model_folder(folder, labeller(), train_tokenizer(TEXTS, vocab_size=80))
+    with pytest.raises(CheckpointError, match="holds a ReportLabeller, not a CTCLIP"):
+        load_model_folder(folder, CTCLIP)
+    for name, text in (
+        ("tokenizer.json", "{}"),
+        ("model.safetensors", "{}"),
+        ("config.json", json.dumps({"kind": "other", "config": {}, "special_tokens": {}})),
+    ):
+        (folder / name).write_text(text)
+        with pytest.raises(CheckpointError, match=str(folder)):
+            load_model_folder(folder)
+
+
+def test_the_tiny_preset_survives_a_model_folder(tmp_path):
+    model = CTCLIP(tiny().model)
+    save_model_folder(tmp_path / "a", model, train_tokenizer(TEXTS, vocab_size=80))
+    assert load_model_folder(tmp_path / "a", CTCLIP).config == tiny().model

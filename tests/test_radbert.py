@@ -1,0 +1,42 @@
+import dataclasses
+
+import pytest
+import torch
+from golden_files import GOLDEN, golden
+
+from ctclip_model.config import LabellerConfig
+from ctclip_model.errors import CheckpointError
+from ctclip_model.models.checkpoint import load_labeller_weights
+
+IO = golden("radbert_tiny.io")
+WEIGHTS = golden("radbert_tiny.weights")
+TINY = LabellerConfig(vocab_size=300, hidden_size=32, layers=2, heads=4, intermediate_size=64, max_length=64)
+
+
+@torch.no_grad()
+def test_logits_are_the_published_ones():
+    model = load_labeller_weights(GOLDEN / "radbert_tiny.weights.safetensors", TINY)
+    torch.testing.assert_close(model(IO["input_ids"], IO["attention_mask"]), IO["logits"], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_logits_do_not_depend_on_the_padding_nor_on_its_token():
+    model = load_labeller_weights(GOLDEN / "radbert_tiny.weights.safetensors", TINY)
+    length = int(IO["attention_mask"][0].sum())
+    assert 0 < length < 64
+    ids = IO["input_ids"][:1].clone()
+    ids[:, length:] = 0
+    for end in (length, 64):
+        logits = model(ids[:, :end], IO["attention_mask"][:1, :end])
+        torch.testing.assert_close(logits, IO["logits"][:1], rtol=0, atol=1e-5)
+
+
+def test_a_published_pth_loads_with_its_position_ids(tmp_path):
+    path = tmp_path / "RadBertClassifier.pth"
+    torch.save(WEIGHTS | {"model.embeddings.position_ids": torch.arange(66)[None]}, path)
+    torch.testing.assert_close(load_labeller_weights(path, TINY).state_dict(), WEIGHTS)
+
+
+def test_another_shape_of_labeller_is_refused():
+    with pytest.raises(CheckpointError, match=r"embeddings.weight \(300, 32\) in place of \(301, 32\)$"):
+        load_labeller_weights(GOLDEN / "radbert_tiny.weights.safetensors", dataclasses.replace(TINY, vocab_size=301))
