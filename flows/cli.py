@@ -242,7 +242,14 @@ def rebuild(
 @app.command()
 def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
     """What each stage has done, what is pending, rejected or stale."""
-    _print_query(data_root, "select * from stage_status", as_json)
+    from tasks.reading import STALE, STATUS, run_query
+
+    if as_json:
+        _print_query(data_root, "select * from stage_status", as_json)
+        return
+    _print_query(data_root, STATUS, as_json)
+    for (line,) in run_query(data_root, STALE, [])[1]:
+        console.print(line)
 
 
 @app.command()

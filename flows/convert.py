@@ -10,7 +10,7 @@ from prefect import flow
 from tasks.planning import Selection
 from tasks.presets import find_preset
 from tasks.settings import DATA_ROOT, PRESET
-from tasks.stages import stage_run
+from tasks.stages import stage_run, whole
 from tasks.stages.convert import convert_volumes, plan_conversion
 
 
@@ -30,5 +30,5 @@ def convert(
     recipe = find_preset(preset).recipe
     with stage_run(data_root, "convert", recipe.recipe_id) as run:
         jobs = plan_conversion(run, recipe, Selection(split, volumes, limit), force, retry_rejects, source)
-        convert_volumes(run, jobs, dask_address)
+        convert_volumes(run, whole(jobs), dask_address)
     return run.summary()

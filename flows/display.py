@@ -84,7 +84,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: b
         return
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column), default=0) for column in zip(columns, *cells, strict=True)]
-    if sum(widths) + 3 * len(widths) > console.width and len(rows) <= 40:
+    if sum(widths) + 2 * (len(widths) - 1) > console.width and len(rows) <= 40:
         _print_blocks(columns, cells)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")

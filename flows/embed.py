@@ -9,7 +9,7 @@ from prefect import flow
 
 from tasks.models import find_model
 from tasks.settings import DATA_ROOT, PRESET
-from tasks.stages import stage_run
+from tasks.stages import stage_run, whole
 from tasks.stages.embed import embed_items, plan_embedding
 
 
@@ -25,5 +25,5 @@ def embed(
     chosen = find_model(data_root, preset, model)
     with stage_run(data_root, "embed", chosen.model_id) as run:
         items = plan_embedding(run, chosen, force)
-        embed_items(run, chosen, items, device)
+        embed_items(run, chosen, whole(items), device)
     return run.summary()

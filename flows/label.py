@@ -9,7 +9,7 @@ from prefect import flow
 
 from tasks.planning import Selection
 from tasks.settings import DATA_ROOT, LABELLER
-from tasks.stages import stage_run
+from tasks.stages import stage_run, whole
 from tasks.stages.label import label_reports, open_labeller, plan_labelling
 
 
@@ -26,5 +26,5 @@ def label(
     opened = open_labeller(data_root, labeller)
     with stage_run(data_root, "label", opened.labeller_id) as run:
         texts = plan_labelling(run, opened, Selection(split, None, limit), force, retry_rejects)
-        label_reports(run, opened, texts)
+        label_reports(run, opened, whole(texts))
     return run.summary()

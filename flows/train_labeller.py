@@ -9,7 +9,7 @@ from prefect import flow
 
 from tasks.presets import find_preset
 from tasks.settings import DATA_ROOT, PRESET
-from tasks.stages import stage_run
+from tasks.stages import stage_run, whole
 from tasks.stages.train_labeller import collect_labelled_reports, fit_labeller
 
 
@@ -19,5 +19,5 @@ def train_labeller(data_root: Path = DATA_ROOT, preset: str = PRESET, force: boo
     chosen = find_preset(preset)
     with stage_run(data_root, "train-labeller", chosen.name) as run:
         reports = collect_labelled_reports(run)
-        labeller_id = fit_labeller(run, chosen, reports, force)
+        labeller_id = fit_labeller(run, chosen, whole(reports), force)
     return run.summary() | {"labeller_id": labeller_id}

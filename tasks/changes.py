@@ -31,6 +31,10 @@ class Changes:
     def count(self, kind: str, table: str = "volumes") -> int:
         return len(getattr(self, kind).get(table, ()))
 
+    @property
+    def is_any(self) -> bool:
+        return any(self.rows.values())
+
     def describe(self) -> str:
         parts = [
             f"{table}: {self.count('new', table)} new, {self.count('changed', table)} changed, "

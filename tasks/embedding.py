@@ -61,6 +61,7 @@ def plan_work(data_root: Path, model: ModelReference) -> EmbeddingWork:
 def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
     """Computes and records the latents of the texts."""
     from ctclip_model.evaluation.embed import embed_texts
+
     from ctclip_model.models.checkpoint import load_model_folder
 
     if not work.texts:
@@ -78,9 +79,9 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
 def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
     """Computes and records the latents of the volumes, read from their shards in order."""
     from ctclip_model.data.loader import SampleRef, iterate_batches
-    from ctclip_model.models.checkpoint import load_model_folder
 
     from ctclip_model.evaluation import embed
+    from ctclip_model.models.checkpoint import load_model_folder
 
     if not work.rows:
         return

@@ -63,6 +63,22 @@ def explain_plan(data_root: Path, stage: str, limit: int) -> dict[str, Any]:
     }
 
 
+# `ctclip status` on a screen of 80 columns; the view has more
+STATUS = """
+select
+    stage, case when length(variant) > 20 then '…' || right(variant, 19) else variant end as variant,
+    done, pending, rejected, coalesce(last_status, 'never run') as "last run",
+    strftime(last_finished_at::timestamp, '%m-%d %H:%M') as "at (UTC)"
+from stage_status
+"""
+STALE = """
+select format('{} is stale: {} of its {} samples moved; rebuild --retrain trains anew',
+    stage_status.model_id, stale_models.count_moved_samples, stale_models.count_samples)
+from stage_status
+join stale_models using (model_id)
+where stale_models.is_stale
+"""
+
 _WHY = """
 select pending.variant, pending.item,
     case

@@ -40,7 +40,8 @@ def read_source(source: LocalSource) -> tuple[str, Catalogue]:
 def record_changes(run: StageRun, source: LocalSource, revision: str, catalogue: Catalogue, force: bool) -> Changes:
     """Records what differs from the catalogue that stands."""
     changes = compare(catalogue, _current(run.data_root, force), source.name, revision)
-    run.detail = changes.describe()
+    absent = f"; not there: {', '.join(catalogue.absent)}" if catalogue.absent and changes.is_any else ""
+    run.detail = changes.describe() + absent
     for table, rows in changes.rows.items():
         if rows:
             run.record(table, rows)

@@ -1,0 +1,52 @@
+"""Jobs out, results and errors back, whatever happens to a worker: on a real cluster of processes."""
+
+import os
+import signal
+from pathlib import Path
+
+from tasks.fanout import fan_out
+
+
+def double(job: int) -> int:
+    if job == 3:
+        raise ValueError("three")
+    return 2 * job
+
+
+def kill_worker_once(marker: str) -> str:
+    path = Path(marker)
+    if not path.exists():
+        path.write_text("killed")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def kill_worker_always(job: str) -> str:
+    if job == "deadly":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job
+
+
+def test_every_job_comes_back_with_its_result_or_error():
+    outcomes = dict(fan_out(double, list(range(20)), workers=2))
+    assert {job: value for job, value in outcomes.items() if job != 3} == {
+        job: 2 * job for job in range(20) if job != 3
+    }
+    assert isinstance(outcomes[3], ValueError)
+
+
+def test_job_whose_worker_dies_is_done_again(tmp_path):
+    assert dict(fan_out(kill_worker_once, [str(tmp_path / "a"), str(tmp_path / "b")], workers=2)) == {
+        str(tmp_path / "a"): "done",
+        str(tmp_path / "b"): "done",
+    }
+
+
+def test_job_that_kills_every_worker_is_given_up_and_the_rest_goes_on():
+    outcomes = dict(fan_out(kill_worker_always, ["deadly", *"abcdef"], workers=2))
+    assert isinstance(outcomes.pop("deadly"), Exception)
+    assert outcomes == {job: job for job in "abcdef"}
+
+
+def test_no_jobs_start_no_cluster():
+    assert list(fan_out(double, [])) == []
