@@ -7,10 +7,11 @@ from typing import Any
 
 from prefect import flow
 
+from tasks.labelling import find_labeller
 from tasks.planning import Selection
 from tasks.settings import DATA_ROOT, LABELLER
 from tasks.stages import stage_run, whole
-from tasks.stages.label import label_reports, open_labeller, plan_labelling
+from tasks.stages.label import label_reports, plan_labelling
 
 
 @flow(name="label")
@@ -23,7 +24,7 @@ def label(
     retry_rejects: bool = False,
 ) -> dict[str, Any]:
     """Label reports; `labeller` is `radbert`, the identifier of a trained labeller, or a path to one."""
-    opened = open_labeller(data_root, labeller)
+    opened = find_labeller(data_root, labeller)
     with stage_run(data_root, "label", opened.labeller_id) as run:
         texts = plan_labelling(run, opened, Selection(split, None, limit), force, retry_rejects)
         label_reports(run, opened, whole(texts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import Flow, flow
 
 from ctclip_model.data.names import Storage
 from ctclip_model.errors import ConfigurationError
@@ -18,7 +18,7 @@ from flows.report import report
 from flows.train import train
 from tasks.settings import DATA_ROOT, LABELLER, PRESET, STAGES
 
-FLOWS = {
+FLOWS: dict[str, Flow[..., Any]] = {
     "ingest": ingest, "convert": convert, "label": label, "train": train, "embed": embed, "evaluate": evaluate,
     "report": report,
 }  # fmt: skip

@@ -32,7 +32,8 @@ def show_results(folder: Path) -> None:
     console.print(f"\nZero-shot AUROC of [bold]{newest[0]}[/bold] on held-out phantom patients\n")
     print_rows(columns, [row for row in rows if row[0] != "macro"])
     if visible:
-        console.print(f"\nmacro over the {len(visible)} abnormalities that phantoms show: {sum(visible) / len(visible):.3f}")
+        macro = sum(visible) / len(visible)
+        console.print(f"\nmacro over the {len(visible)} abnormalities that phantoms show: {macro:.3f}")
     if page:
         console.print(f"\nOpen  {data_root / page[0]}")
     console.print(f'Try   ctclip sql --data-root {data_root} "select * from model_leaderboard"', soft_wrap=True)

@@ -168,7 +168,8 @@ def record_result(run: StageRun, job: ConversionJob, result: ConversionResult) -
     if not result.rows:
         return
     shard: dict[str, Any] = {
-        "shard_path": path, "recipe_id": recipe_id, "fingerprint": fingerprint([marks[row.name] for row in result.rows]),
+        "shard_path": path, "recipe_id": recipe_id,
+        "fingerprint": fingerprint([marks[row.name] for row in result.rows]),
         "size_bytes": result.size_bytes, "count_volumes": len(result.rows),
     }  # fmt: skip
     run.record("shards", [shard])

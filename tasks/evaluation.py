@@ -158,8 +158,8 @@ def _load_samples(connection: duckdb.DuckDBPyConnection, model: ModelReference, 
         params={"model_id": model.model_id, "dataset": dataset, "split": split},
     ).to_arrow_table()
     flat = table["latent"].combine_chunks().flatten().to_numpy()
-    columns = (table[name].to_pylist() for name in ("volume_name", "scan_id", "patient_id"))
-    return Samples(*columns, flat.reshape(len(table), -1) if len(table) else flat.reshape(0, 1))
+    volumes, scans, patients = (table[name].to_pylist() for name in ("volume_name", "scan_id", "patient_id"))
+    return Samples(volumes, scans, patients, flat.reshape(len(table), -1) if len(table) else flat.reshape(0, 1))
 
 
 def _load_latents(

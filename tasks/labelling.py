@@ -7,7 +7,6 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,26 +21,39 @@ from tasks.records import sha256_of
 from tasks.runs import StageRun, code_version
 from warehouse import store
 
-if TYPE_CHECKING:
-    from ctclip_model.training.labeller import Labeller
+PUBLISHED_WEIGHTS = "RadBertClassifier.pth"
 
 
-def find_labeller(data_root: Path, name: str) -> Path:
-    """The folder of a labeller: `models/<name>` under the data root, or a path.
+@dataclass(frozen=True)
+class LabellerReference:
+    """A labeller that has not been loaded: a stage with nothing to label need not."""
+
+    labeller_id: str
+    folder: Path
+
+
+def find_labeller(data_root: Path, name: str) -> LabellerReference:
+    """The labeller of that name, `models/<name>` under the data root, or of that path.
 
     Raises `MissingInputError` that says what to do where it is not there: another labeller is never taken instead.
     """
-    for folder in (data_root / "models" / name, Path(name)):
-        if folder.is_dir():
-            return folder
+    for folder in (data_root.resolve() / "models" / name, Path(name).resolve()):
+        if any((folder / weights).is_file() for weights in (PUBLISHED_WEIGHTS, "model.safetensors")):
+            return LabellerReference(_labeller_id(folder), folder)
     if name == "radbert":
         wanted = data_root / "models" / "radbert"
         raise MissingInputError(
-            f"RadBERT is not in {wanted}: put RadBertClassifier.pth (from the CT-RATE repository's models/) there, "
+            f"RadBERT is not in {wanted}: put {PUBLISHED_WEIGHTS} (from the CT-RATE repository's models/) there, "
             "beside config.json and the tokenizer's files of zzxslp/RadBERT-RoBERTa-4m; or name another labeller, "
             "which `ctclip train-labeller` makes, with --labeller"
         )
     raise MissingInputError(f"there is no labeller {name!r}: neither {data_root / 'models' / name} nor a folder")
+
+
+def _labeller_id(folder: Path) -> str:
+    """A trained labeller's folder is its identifier; published weights are told apart by their hash."""
+    weights = folder / PUBLISHED_WEIGHTS
+    return f"{folder.name}-{sha256_of(weights)[:8]}" if weights.is_file() else folder.name
 
 
 def read_reports(run: StageRun) -> dict[str, str]:
@@ -68,8 +80,11 @@ def plan_labels(
     return {scan: (texts[scan], mark) for scan, mark in pending.items() if texts[scan]}
 
 
-def record_labels(run: StageRun, labeller: Labeller, reports: dict[str, tuple[str, str]]) -> None:
+def record_labels(run: StageRun, reference: LabellerReference, reports: dict[str, tuple[str, str]]) -> None:
     """Labels the reports, a batch at a time, longest first within it; each batch is recorded at once."""
+    from ctclip_model.training.labeller import load_labeller
+
+    labeller = load_labeller(reference.folder)
     scans = list(reports)
     with show_progress("label", len(scans), "reports") as progress:
         for start in range(0, len(scans), run.limits.label_batch):
@@ -79,7 +94,7 @@ def record_labels(run: StageRun, labeller: Labeller, reports: dict[str, tuple[st
                 "labels",
                 [
                     {
-                        "scan_id": scan, "abnormality": name, "labeller_id": labeller.labeller_id,
+                        "scan_id": scan, "abnormality": name, "labeller_id": reference.labeller_id,
                         "fingerprint": reports[scan][1], "probability": float(value),
                         "value": int(value >= labeller.threshold), "threshold": labeller.threshold,
                     }

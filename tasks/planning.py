@@ -87,7 +87,8 @@ def plan_items(
     else:
         with store.read(run.data_root) as connection:
             rows = connection.execute(
-                "select item from work_items where stage = ? and variant = ? and not is_done and (? or not is_rejected)",
+                "select item from work_items "
+                "where stage = ? and variant = ? and not is_done and (? or not is_rejected)",
                 [run.stage, variant, retry_rejects],
             ).fetchall()
         pending = {item for (item,) in rows}

@@ -43,8 +43,8 @@ def export_table(data_root: Path, table: str, path: Path, file_format: str) -> i
         else:
             relation.write_parquet(str(temporary), compression="zstd")
         temporary.replace(path)
-        row = relation.count("*").fetchone()
-    return int(row[0]) if row else 0
+        (count,) = relation.count("*").fetchall()[0]
+    return int(count)
 
 
 def explain_plan(data_root: Path, stage: str, limit: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import logging
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -50,7 +50,7 @@ class StageRun:
         """Records one item that cannot be used; bad data stays rejected until its fingerprint moves."""
         self.reject_all([(error, fingerprint)], is_permanent=is_permanent)
 
-    def reject_all(self, errors: list[tuple[BadItemError, str]], *, is_permanent: bool = True) -> None:
+    def reject_all(self, errors: Sequence[tuple[BadItemError, str]], *, is_permanent: bool = True) -> None:
         """Records items that cannot be used, as (error, fingerprint)."""
         now = datetime.now(UTC)
         for error, _ in errors[:10]:
