@@ -8,12 +8,12 @@ import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Rows = Sequence[Mapping[str, Any]] | pa.Table
+Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pa.Table"
 
 MAP_COLUMNS = {"metadata": pa.map_(pa.string(), pa.string())}  # elsewhere a mapping would become a struct
 

@@ -59,7 +59,8 @@ def read_table(path: str, content: bytes | None, split: str, required: tuple[str
 
 def read_list(path: str, content: bytes | None, split: str) -> tuple[list[VolumeName], list[BadItemError]]:
     """The volumes of a `no_chest_*.txt`, a name or a whole path a line."""
-    names, errors = [], []
+    names: list[VolumeName] = []
+    errors: list[BadItemError] = []
     for line in (content or b"").decode("utf-8", errors="replace").splitlines():
         if not line.strip():
             continue
