@@ -166,8 +166,14 @@ def test_a_model_folder_gives_back_model_tokenizer_config_and_info(tmp_path, bui
     assert loaded.info == {"parent": "b"}
     assert loaded.tokenizer.pad_token == "[PAD]"
     torch.testing.assert_close(tokenize(loaded.tokenizer, TEXTS, max_length=8), tokens, rtol=0, atol=0)
-    longer = tokenize(loaded.tokenizer, TEXTS * 2, max_length=100)["input_ids"]
-    assert longer.shape[1] > 8  # the limit of the last call before the save is not saved
+
+
+def test_the_limits_of_the_last_call_are_not_saved_with_the_tokenizer(tmp_path):
+    tokenizer = train_tokenizer(TEXTS, vocab_size=80)
+    tokenize(tokenizer, TEXTS, max_length=8)
+    save_model_folder(tmp_path / "a", labeller(), tokenizer)
+    saved = json.loads((tmp_path / "a" / "tokenizer.json").read_text())
+    assert (saved["truncation"], saved["padding"]) == (None, None)
 
 
 def test_saving_again_replaces_the_folder(tmp_path):

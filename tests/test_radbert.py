@@ -31,6 +31,14 @@ def test_logits_do_not_depend_on_the_padding_nor_on_its_token():
         torch.testing.assert_close(logits, IO["logits"][:1], rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_positions_count_every_token_even_one_with_the_id_of_the_published_padding():
+    model = load_labeller_weights(GOLDEN / "radbert_tiny.weights.safetensors", TINY)
+    ids, mask = torch.tensor([[0, 7, 1, 9, 2]]), torch.ones(1, 5, dtype=torch.int64)
+    hidden = model.model(ids, attention_mask=mask, position_ids=torch.arange(2, 7)[None])
+    torch.testing.assert_close(model(ids, mask), model.classifier(hidden.pooler_output))
+
+
 def test_a_published_pth_loads_with_its_position_ids(tmp_path):
     path = tmp_path / "RadBertClassifier.pth"
     torch.save(WEIGHTS | {"model.embeddings.position_ids": torch.arange(66)[None]}, path)

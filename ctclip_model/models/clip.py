@@ -46,12 +46,12 @@ class CTCLIP(nn.Module):
     def encode_image(self, volume: Tensor) -> Tensor:
         """Unit latents (B, latent) of volumes (B, 1, depth, height, width) in [-1, 1]."""
         slab = self.image_tokens(volume).mean(dim=1)  # (B, height, width, dim)
-        return F.normalize(self.to_visual_latent(slab.flatten(1)), dim=-1)
+        return F.normalize(self.to_visual_latent(slab.flatten(1)).float(), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Unit latents (B, latent) of token ids and their mask, (B, tokens) both."""
         hidden = self.text_transformer(input_ids, attention_mask=attention_mask).last_hidden_state
-        return F.normalize(self.to_text_latent(hidden[:, 0]), dim=-1)
+        return F.normalize(self.to_text_latent(hidden[:, 0]).float(), dim=-1)
 
     def update_codebook(self) -> None:
         """Moves the image encoder's codes by what the forwards in training mode recorded since the last call."""
@@ -70,5 +70,6 @@ def contrastive_loss(image_latents: Tensor, text_latents: Tensor, logit_scale: T
 
 
 def similarity(latents: Tensor, others: Tensor, logit_scale: Tensor) -> Tensor:
-    """Scaled cosine similarities (N, M) of unit latents (N, latent) and (M, latent)."""
-    return latents @ others.t() * logit_scale.exp()
+    """Scaled cosine similarities (N, M) of unit latents (N, latent) and (M, latent), never in less than their type."""
+    with torch.autocast(latents.device.type, enabled=False):
+        return latents @ others.t() * logit_scale.exp()

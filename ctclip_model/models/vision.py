@@ -64,11 +64,12 @@ class PositionBias(nn.Module):
         self.register_buffer("offset_of_pair", index, persistent=False)
 
     def forward(self) -> Tensor:
-        """(heads, tokens, tokens)"""
+        """(1, heads, tokens, tokens): with fewer axes, attention on a CPU takes the plain path."""
         bias = self.offsets
         for layer in self.net:
             bias = layer(bias)  # (offsets, heads) after the last
-        return bias.t().index_select(1, self.offset_of_pair.flatten()).unflatten(1, self.offset_of_pair.shape)
+        pairs = bias.t().index_select(1, self.offset_of_pair.flatten())
+        return pairs.unflatten(1, self.offset_of_pair.shape).unsqueeze(0)
 
 
 class PositionGenerator(nn.Module):
