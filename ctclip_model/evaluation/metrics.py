@@ -32,7 +32,7 @@ RANKING_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
 # (labels, decisions) -> value
 DECISION_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
     "f1": lambda labels, decisions: f1_score(labels, decisions, zero_division=0),
-    "f1_weighted": lambda labels, decisions: f1_score(labels, decisions, average="weighted", zero_division=0),
+    "weighted_f1": lambda labels, decisions: f1_score(labels, decisions, average="weighted", zero_division=0),
     "accuracy": accuracy_score,
     "precision": lambda labels, decisions: precision_score(labels, decisions, zero_division=0),
     "recall": recall_score,
