@@ -183,4 +183,5 @@ def _volume_record(row: ShardRow, path: str, recipe_id: str, mark: str) -> dict[
         "row_index": row.row_index, "source_sha256": row.source_sha256, "crc32": row.crc32, "hu_mean": row.hu_mean,
         "hu_std": row.hu_std, "hu_min": row.hu_min, "hu_max": row.hu_max, "spacing_x_mm": row.spacing_mm[0],
         "spacing_y_mm": row.spacing_mm[1], "spacing_z_mm": row.spacing_mm[2], "shape_in": list(row.shape_in),
+        "spacing_note": row.spacing_note,
     }  # fmt: skip

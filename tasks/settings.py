@@ -13,6 +13,8 @@ LABELLER = "radbert"
 
 STAGES = ("ingest", "convert", "label", "train", "embed", "evaluate", "report")  # in the order of a rebuild
 
+DEMO_PATIENTS = (2000, 300)  # train, valid
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 
 from ctclip_model.config import fingerprint
 from ctclip_model.data.names import Storage, VolumeName
+from ctclip_model.data.phantom import MARKER
 from ctclip_model.errors import ConfigurationError
 from tasks.records import sha256_of, write_parquet
 from tasks.settings import count_workers
 from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
-
-PHANTOM_MARKER = "PHANTOM.json"
 
 
 class LocalSource:
@@ -40,7 +39,7 @@ class LocalSource:
     @property
     def kind(self) -> str:
         """The data set's name in the warehouse; phantoms never pass for CT-RATE."""
-        return "phantom" if (self.folder / PHANTOM_MARKER).is_file() else "ct-rate"
+        return "phantom" if (self.folder / MARKER).is_file() else "ct-rate"
 
     def read(self) -> tuple[str, Catalogue]:
         """The revision, which moves whenever a table or a file does, and its rows."""

@@ -41,7 +41,7 @@ create table shards (                  -- a shard file
 create table shard_volumes (           -- volume x recipe, a version of it
     volume_name varchar, recipe_id varchar, fingerprint varchar, shard_path varchar, row_index integer,
     source_sha256 varchar, crc32 bigint, hu_mean double, hu_std double, hu_min integer, hu_max integer,
-    spacing_x_mm double, spacing_y_mm double, spacing_z_mm double, shape_in integer[], duration_s double,
+    spacing_x_mm double, spacing_y_mm double, spacing_z_mm double, shape_in integer[], spacing_note varchar,
     run_id varchar, superseded_by_run varchar
 );
 create table labels (                  -- scan x abnormality x labeller, a version of it

@@ -44,3 +44,7 @@ union all
 select volume_name, 'file_missing', coalesce(path, 'its file') || ' is not in the source'
 from current_volumes
 where sha256 is null
+union all
+select volume_name, 'spacing_disputed', spacing_note
+from current_shard_volumes
+where spacing_note is not null

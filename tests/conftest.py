@@ -1,0 +1,53 @@
+"""What tests share: a Prefect server, a small data set of phantoms, and a preset that trains in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ctclip_model.config import PRESETS, LabellerConfig, Preset, TrainingConfig, VisionConfig, tiny
+
+
+def smoke() -> Preset:
+    """The tiny preset, too small and too short to learn: every stage runs for real, in seconds."""
+    base = tiny()
+    vision = VisionConfig(
+        dim=16, codebook_size=32, image_size=48, patch_size=16, depth=24, temporal_patch_size=8, spatial_layers=1,
+        temporal_layers=1, dim_head=8, heads=2,
+    )  # fmt: skip
+    text = dataclasses.replace(base.model.text, vocab_size=512, hidden_size=32, layers=1, heads=2, intermediate_size=64)
+    shape = {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64, "vocab_size": 512}
+    labeller: LabellerConfig = dataclasses.replace(base.labeller, **shape, epochs=2)
+    training: TrainingConfig = dataclasses.replace(base.training, batch_size=8, samples=64)
+    return dataclasses.replace(
+        base, name="smoke", model=dataclasses.replace(base.model, vision=vision, text=text, latent_dim=16),
+        training=training, labeller=labeller,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _smoke_preset() -> Iterator[None]:
+    PRESETS["smoke"] = smoke
+    yield
+    del PRESETS["smoke"]
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A real Prefect server with a database of its own, on loopback."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real public data beside the project, which it may not contain; tests that need it skip where it is absent."""
+    folder = Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"SKIPPED LOUDLY: no real data in {folder}")
+    return folder

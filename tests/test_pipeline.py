@@ -1,0 +1,188 @@
+"""The whole pipeline on phantoms with every anomaly: what a rebuild makes, and what a rerun makes again."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from ctclip_model.data.phantom import ANOMALIES, PhantomConfig, make_phantoms
+from ctclip_model.errors import ConfigurationError, MissingInputError
+from tasks.settings import STAGES
+from tasks.sources.tables import REPORTS
+from warehouse import store
+
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    make_phantoms(folder, PhantomConfig(seed=3, train_patients=16, valid_patients=8, anomalies=ANOMALIES), processes=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root after one whole rebuild; tests that change it copy it first."""
+    data_root = tmp_path_factory.mktemp("built")
+    rebuild_all(data_root, phantoms)
+    return data_root
+
+
+@pytest.fixture
+def data_root(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "data"))
+
+
+@pytest.fixture
+def source(phantoms: Path, tmp_path: Path) -> Path:
+    """The same phantoms elsewhere, for tests that change them."""
+    return Path(shutil.copytree(phantoms, tmp_path / "source"))
+
+
+def rebuild_all(data_root: Path, source: Path, **options: Any) -> dict[str, dict[str, Any]]:
+    """What each stage did."""
+    from flows.ingest import ingest
+    from flows.rebuild import rebuild
+    from flows.train_labeller import train_labeller
+
+    done = {"ingest": ingest(str(source), data_root)}
+    options.setdefault("labeller", train_labeller(data_root, "smoke")["labeller_id"])
+    summaries = rebuild(None, data_root, "smoke", from_stage="convert", **options)
+    return done | {summary["stage"]: summary for summary in summaries}
+
+
+def counts(done: dict[str, dict[str, Any]]) -> dict[str, int]:
+    return {stage: summary["done"] for stage, summary in done.items() if summary["done"]}
+
+
+def query(data_root: Path, sql: str) -> list[tuple[Any, ...]]:
+    with store.read(data_root) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def converted_train_volume(data_root: Path) -> str:
+    return query(data_root, "select min(volume_name) from training_samples")[0][0]
+
+
+def volume_path(source: Path, name: str) -> Path:
+    return next(source.glob(f"dataset/*/*/*/{name}.nii.gz"))
+
+
+def test_rebuild_fills_the_warehouse(built):
+    for table in (
+        "volumes", "reports", "published_labels", "exclusions", "shards", "shard_volumes", "labels", "models",
+        "model_samples", "training_steps", "latents", "predictions", "metrics", "retrieval", "curves", "pages", "runs",
+    ):  # fmt: skip
+        assert query(built, f"select count(*) from {table}")[0][0] > 0, table
+    assert query(built, "select * from patient_overlap") == []
+    assert {stage for (stage,) in query(built, "select distinct stage from runs")} >= set(STAGES)
+
+
+def test_every_anomaly_is_a_reject_or_a_data_quality_row(built):
+    rejects = dict(query(built, "select reason, count(*) from current_rejects group by 1"))
+    problems = dict(query(built, "select problem, count(*) from data_quality group by 1"))
+    assert rejects["truncated"] == 1
+    assert rejects["all_zero"] == 1
+    assert problems["file_missing"] == 1
+    assert problems["spacing_missing"] == 1
+    assert problems["spacing_disputed"] >= 1
+    assert query(built, "select count(*) from current_exclusions where reason = 'no_chest'") == [(1,)]
+    missing = "select volume_name from current_volumes where spacing_z_mm is null"
+    assert query(built, f"select count(*) from current_shard_volumes where volume_name in ({missing})") == [(1,)]
+
+
+def test_excluded_volume_is_neither_trained_on_nor_scored(built):
+    assert query(built, "select * from training_samples join current_exclusions using (volume_name)") == []
+    assert query(built, "select * from evaluation_samples join current_exclusions using (volume_name)") == []
+
+
+def test_second_rebuild_does_nothing(data_root, phantoms):
+    before = query(data_root, "select count(*) from runs")
+    assert counts(rebuild_all(data_root, phantoms)) == {}
+    assert query(data_root, "select count(*) from runs") == before
+
+
+def test_same_data_at_another_place_is_recorded_and_nothing_is_made_again(data_root, source):
+    assert set(counts(rebuild_all(data_root, source))) == {"ingest"}
+
+
+def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(data_root, phantoms, source):
+    rebuild_all(data_root, source)
+    name = converted_train_volume(data_root)
+    other = query(data_root, "select max(volume_name) from training_samples")[0][0]
+    shutil.copyfile(volume_path(source, other), volume_path(source, name))
+    done = rebuild_all(data_root, source)
+    assert counts(done) == {"ingest": 1, "convert": 1, "embed": 1, "evaluate": 1, "report": 1}
+    assert "stale: 1 samples moved" in done["train"]["detail"]
+    history = query(data_root, f"select superseded_by_run is null from shard_volumes where volume_name = '{name}'")
+    assert sorted(history) == [(False,), (True,)]
+
+
+def test_changed_report_redoes_what_depends_on_it(data_root, source):
+    rebuild_all(data_root, source)
+    path = source / REPORTS["valid"]
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    scan = rows[0][0].rsplit("_", 1)[0]
+    column = header.index("Findings_EN")
+    edited = [
+        [*row[:column], "The heart is large.", *row[column + 1 :]] if row[0].startswith(scan) else row for row in rows
+    ]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *edited])
+    assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 1, "evaluate": 1, "report": 1}
+
+
+def test_withdrawn_volume_leaves_the_evaluation(data_root, source):
+    rebuild_all(data_root, source)
+    from tasks.sources.tables import METADATA
+
+    path = source / METADATA["valid"]
+    lines = path.read_text().splitlines(keepends=True)
+    name = lines[-1].split(".nii.gz")[0]
+    path.write_text("".join(lines[:-1]))
+    rebuild_all(data_root, source)
+    assert query(data_root, f"select * from evaluation_samples where volume_name = '{name}'") == []
+    assert query(data_root, f"select is_withdrawn from volumes where volume_name = '{name}' and is_withdrawn") == [
+        (True,)
+    ]
+
+
+def test_warehouse_made_from_scratch_is_the_same(data_root):
+    tables = [table.name for table in store.schema.TABLES]
+    before = {table: sorted(map(repr, query(data_root, f"select * from {table}"))) for table in tables}
+    store.publish(data_root, from_scratch=True)
+    assert before == {table: sorted(map(repr, query(data_root, f"select * from {table}"))) for table in tables}
+
+
+def test_client_of_duckdb_opens_the_file_while_a_rebuild_runs(data_root, phantoms):
+    with duckdb.connect(str(data_root / "warehouse.duckdb"), read_only=True) as connection:
+        before = connection.execute("select count(*) from model_leaderboard").fetchone()
+        from flows.evaluate import evaluate
+
+        assert evaluate(data_root, "smoke", force=True)["done"] == 1
+        assert connection.execute("select count(*) from model_leaderboard").fetchone() == before
+
+
+def test_missing_radbert_is_an_error_that_says_what_to_do(data_root):
+    from flows.label import label
+
+    with pytest.raises(MissingInputError, match=r"RadBertClassifier\.pth .* there"):
+        label(data_root)
+
+
+def test_stage_without_its_input_says_which_stage_makes_it(tmp_path, phantoms):
+    from flows.embed import embed
+    from flows.ingest import ingest
+
+    with pytest.raises(ConfigurationError, match="--source"):
+        ingest(None, tmp_path)
+    ingest(str(phantoms), tmp_path)
+    with pytest.raises(MissingInputError, match="ctclip train"):
+        embed(tmp_path, "smoke")
