@@ -1,0 +1,210 @@
+"""Reads a NIfTI file once, front to back: header, planes, then the proof that the file ends where it should."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+
+from ctclip_model.errors import VolumeError
+
+GZIP_MAGIC = b"\x1f\x8b"
+CHUNK_BYTES = 2**16  # read from the disk at once; inflates to 64 MiB at most
+LARGEST_RATIO = 1032  # deflate never packs tighter
+LARGEST_PLANE = 4096 * 4096  # voxels; a plane is the least that must fit into memory
+HEADERS = {348: (nib.Nifti1Header, b"n+1\0"), 540: (nib.Nifti2Header, b"n+2\0")}  # by length, in bytes
+
+
+def fault(path: Path, reason: str, detail: str) -> VolumeError:
+    """The error of a file, under the volume's name."""
+    return VolumeError(path.name.removesuffix(".gz").removesuffix(".nii"), reason, detail)
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """What a file promises to hold; HU or not, a voxel's value is slope x stored + intercept."""
+
+    shape: tuple[int, int, int]
+    zooms_mm: tuple[float, float, float]
+    dtype: np.dtype
+    slope: float
+    intercept: float
+    data_offset: int  # bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return self.data_offset + math.prod(self.shape) * self.dtype.itemsize
+
+
+class NiftiStream:
+    """An open `.nii` or `.nii.gz` (told apart by content, not by name), read in planes along its third axis.
+
+    Memory holds the planes asked for and little more. Every fault of the file raises `VolumeError`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = path.open("rb")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise fault(path, "missing_file", "there is no such file") from error
+        try:
+            self._bytes = _ByteStream(path, self._file)
+            self.header = self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> NiftiStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def read_planes(self, count: int) -> np.ndarray:
+        """The next planes as stored: (planes, second axis, first axis), which is the file's own order."""
+        first, second, _ = self.header.shape
+        planes = np.empty((count, second, first), self.header.dtype)
+        self._bytes.fill(planes.reshape(-1).view(np.uint8).data)
+        return planes
+
+    def finish(self) -> None:
+        """Reads to the end, so that the checksum is verified; nothing may follow the last plane."""
+        surplus = self._bytes.drain()
+        if surplus:
+            raise fault(self.path, "trailing_data", f"holds {surplus} bytes more than its header says")
+
+    def _read_header(self) -> NiftiHeader:
+        block = self._bytes.read(4)
+        lengths = {int.from_bytes(block, "little"), int.from_bytes(block, "big")}
+        size = next((size for size in HEADERS if size in lengths), None)
+        if size is None:
+            raise fault(self.path, "not_nifti", "does not begin with a NIfTI header")
+        header = _parse_header(self.path, block + self._bytes.read(size - 4), size)
+        limit = self._bytes.size * (LARGEST_RATIO if self._bytes.is_gzip else 1)
+        if header.size_bytes > limit:
+            reason = "oversized_header" if self._bytes.is_gzip else "truncated"
+            raise fault(self.path, reason, f"header promises {header.size_bytes} bytes, the file holds {limit} at most")
+        if header.shape[0] * header.shape[1] > LARGEST_PLANE:
+            raise fault(self.path, "oversized_header", f"planes of {header.shape[0]} x {header.shape[1]} voxels")
+        self._bytes.skip(header.data_offset - size)
+        return header
+
+
+class _ByteStream:
+    """The plain bytes of a file, inflated where it is gzip."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path = path
+        self.size = os.fstat(file.fileno()).st_size
+        self.is_gzip = file.read(2) == GZIP_MAGIC
+        file.seek(0)
+        chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
+        self._chunks = self._inflate(chunks) if self.is_gzip else chunks
+        self._rest = memoryview(b"")
+
+    def fill(self, target: memoryview) -> None:
+        filled = 0
+        while filled < len(target):
+            if not self._rest:
+                self._rest = memoryview(next(self._chunks, b""))
+            if not self._rest:
+                reason = "oversized_header" if self.is_gzip else "truncated"
+                raise fault(self.path, reason, f"ends {len(target) - filled} bytes or more before its header says")
+            taken = self._rest[: len(target) - filled]
+            target[filled : filled + len(taken)] = taken
+            self._rest = self._rest[len(taken) :]
+            filled += len(taken)
+
+    def read(self, count: int) -> bytes:
+        """The next bytes, of a file that is too short to be a NIfTI if they are not there."""
+        block = bytearray(count)
+        try:
+            self.fill(memoryview(block))
+        except VolumeError as error:
+            if error.reason != "oversized_header":
+                raise
+            raise fault(self.path, "not_nifti", "is too short to hold a NIfTI header") from error
+        return bytes(block)
+
+    def skip(self, count: int) -> None:
+        while count > 0:
+            self.fill(memoryview(bytearray(min(count, CHUNK_BYTES))))
+            count -= CHUNK_BYTES
+
+    def drain(self) -> int:
+        """How many bytes are left."""
+        return len(self._rest) + sum(len(chunk) for chunk in self._chunks)
+
+    def _inflate(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """All members of a gzip file; zlib verifies the CRC and length of each."""
+        member, count = None, 0
+        for chunk in chunks:
+            while chunk:
+                if member is None:
+                    member, count = zlib.decompressobj(wbits=31), count + 1
+                try:
+                    data = member.decompress(chunk)
+                except zlib.error as error:
+                    if count > 1 and "header" in str(error):
+                        raise fault(self.path, "trailing_data", "other bytes follow the gzip stream") from error
+                    raise fault(self.path, "bad_crc", f"the gzip stream is damaged: {error}") from error
+                chunk = member.unused_data
+                if member.eof:
+                    member = None
+                if data:
+                    yield data
+        if member is not None:
+            raise fault(self.path, "truncated", f"the gzip stream breaks off after {self.size} bytes")
+
+
+def _parse_header(path: Path, block: bytes, size: int) -> NiftiHeader:
+    kind, magic = HEADERS[size]
+    header = kind(block, check=False)
+    if bytes(block[4:8] if size == 540 else block[344:348]) != magic:
+        raise fault(path, "not_nifti", "is not a single-file NIfTI")
+    try:
+        dtype = header.get_data_dtype()
+    except HeaderDataError as error:
+        raise fault(path, "bad_dtype", f"NIfTI has no voxel type {int(header['datatype'])}") from error
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise fault(path, "bad_dtype", f"voxels are {dtype}, not plain numbers")
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise fault(path, "bad_rescale", str(error)) from error
+    offset = float(header["vox_offset"])
+    if not size + 4 <= offset < 2**62:
+        raise fault(path, "not_nifti", f"voxels cannot begin at byte {offset:g}")
+    first, second, third = (float(zoom) for zoom in header["pixdim"][1:4])
+    return NiftiHeader(
+        shape=_shape(path, header),
+        zooms_mm=(first, second, third),
+        dtype=dtype,
+        slope=1.0 if slope is None else slope,
+        intercept=0.0 if intercept is None else intercept,
+        data_offset=int(offset),
+    )
+
+
+def _shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]:
+    count = int(header["dim"][0])
+    sides = [int(side) for side in header["dim"][1 : count + 1]]
+    if not 1 <= count <= 7 or min(sides) < 1:
+        raise fault(path, "not_nifti", f"dimensions {header['dim'].tolist()}")
+    if count < 3 or max(sides[3:], default=1) > 1:
+        raise fault(path, "not_3d", f"has shape {' x '.join(map(str, sides))}")
+    if min(sides[:3]) < 2:
+        raise fault(path, "too_few_slices", f"has shape {' x '.join(map(str, sides))}")
+    return sides[0], sides[1], sides[2]
