@@ -82,6 +82,7 @@ def _connect(address: str | None, workers: int, limits: Limits):  # type: ignore
         "distributed.worker.daemon": False,
         "distributed.admin.log-format": "%(message)s",
     }
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # a worker's death is this module's business
     with dask.config.set(options), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if address is not None:
@@ -90,7 +91,7 @@ def _connect(address: str | None, workers: int, limits: Limits):  # type: ignore
             return
         with (
             LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None,
+                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0",
                 memory_limit=limits.worker_memory_bytes, silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,

@@ -35,7 +35,7 @@ select
 from current_volumes
 where
     spacing_x_mm is null or spacing_y_mm is null or spacing_z_mm is null
-    or not spacing_x_mm between 0.1 and 5 or not spacing_y_mm between 0.1 and 5 or not spacing_z_mm between 0.2 and 10
+    or not spacing_x_mm between 0.1 and 20 or not spacing_y_mm between 0.1 and 20 or not spacing_z_mm between 0.1 and 20
 union all
 select volume_name, 'metadata_missing', 'has no row in the metadata'
 from current_volumes
