@@ -59,8 +59,8 @@ def load_volume(
     path: str | PathLike[str],
     *,
     spacing_mm: Sequence[float | None] | None = None,
-    slope: float = 1.0,
-    intercept: float = 0.0,
+    slope: float | None = 1.0,
+    intercept: float | None = 0.0,
     recipe: Recipe = PUBLISHED,
 ) -> torch.Tensor:
     """Reads a NIfTI volume as the model's input, a float32 tensor (1, depth, height, width) in [-1, 1].
@@ -80,8 +80,8 @@ def convert_volume(
     path: str | PathLike[str],
     *,
     spacing_mm: Sequence[float | None] | None = None,
-    slope: float = 1.0,
-    intercept: float = 0.0,
+    slope: float | None = 1.0,
+    intercept: float | None = 0.0,
     recipe: Recipe = PUBLISHED,
 ) -> ConvertedVolume:
     """Reads a NIfTI volume as `load_volume` does, rounded to int16 HU as shards keep it, with the facts of its source.
@@ -162,8 +162,8 @@ def _blend(array: np.ndarray, axis: int, lower: np.ndarray, upper: np.ndarray, w
 def _convert(
     path: Path,
     spacing_mm: Sequence[float | None] | None,
-    slope: float,
-    intercept: float,
+    slope: float | None,
+    intercept: float | None,
     recipe: Recipe,
     dtype: np.dtype,
 ) -> ConvertedVolume:
@@ -212,9 +212,13 @@ def _resample(
 class _HounsfieldPlanes:
     """A stream's planes in HU, clipped to the window; keeps the statistics of all that passed."""
 
-    def __init__(self, stream: NiftiStream, slope: float, intercept: float, window_hu: tuple[int, int]) -> None:
+    def __init__(
+        self, stream: NiftiStream, slope: float | None, intercept: float | None, window_hu: tuple[int, int]
+    ) -> None:
         header = stream.header
         self.stream = stream
+        if slope is None or intercept is None:
+            raise fault(stream.path, "bad_rescale", "the table has no slope and intercept")
         self.slope, self.intercept = slope * header.slope, slope * header.intercept + intercept
         if not (self.slope and math.isfinite(self.slope) and math.isfinite(self.intercept)):
             raise fault(stream.path, "bad_rescale", f"HU = {self.slope:g} x stored + {self.intercept:g}")
