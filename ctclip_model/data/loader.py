@@ -1,0 +1,157 @@
+"""Volumes for the model, out of shards: int16 HU as they are stored, scaled on the device.
+
+int16 is half of float32 on its way from the disk through workers to the device, and exact.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ctclip_model.data.shards import ShardReader
+from ctclip_model.errors import ShardError
+
+HU_PER_UNIT = 1000
+OPEN_SHARDS = 128  # each holds a file descriptor, of which a process often has 1,024
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """Where a volume lies; the shard's path is relative to the data root."""
+
+    name: str
+    shard_path: str
+    row_index: int
+    scan_id: str = ""
+
+
+def read_samples(manifest: Path) -> list[SampleRef]:
+    """The samples of a `manifest.parquet`, in its order."""
+    columns = ["volume_name", "shard_path", "row_index", "scan_id"]
+    return [SampleRef(*row.values()) for row in pq.read_table(manifest, columns=columns).to_pylist()]
+
+
+def to_model_input(volumes: Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """int16 HU (B, depth, height, width) to (B, 1, depth, height, width) in [-1, 1] on the device."""
+    scaled = volumes.to(device, non_blocking=True).to(torch.float32).div_(HU_PER_UNIT)
+    return scaled.to(dtype).unsqueeze(1)
+
+
+class VolumeDataset(Dataset[Tensor]):
+    """Map-style: sample index to its volume, int16 HU (depth, height, width).
+
+    Opened shards stay mapped, the least recently used being closed. Threads may share it, and DataLoader workers may be
+    forked or spawned. Raises `ShardError` for a sample that is not where its reference says.
+    """
+
+    def __init__(self, samples: Sequence[SampleRef], data_root: Path, *, verify: bool = False) -> None:
+        self.samples = samples
+        self.data_root = data_root
+        self.verify = verify
+        self._forget()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(self._read(index))
+
+    def read_batch(self, indices: Sequence[int]) -> Tensor:
+        """Several volumes (or all), int16 (B, depth, height, width), each decoded right into its place."""
+        batch = np.empty((len(indices), *self.shape), np.int16)
+        for position in sorted(range(len(indices)), key=lambda position: self._place(indices[position])):
+            self._read(indices[position], batch[position])
+        return torch.from_numpy(batch)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Depth, height, width of every volume."""
+        return self._reader(self.samples[0].shard_path).recipe.shape
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"samples": self.samples, "data_root": self.data_root, "verify": self.verify}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._readers: OrderedDict[str, ShardReader] = OrderedDict()
+        self._lock = Lock()
+
+    def _reader(self, shard_path: str) -> ShardReader:
+        with self._lock:
+            reader = self._readers.get(shard_path)
+            if reader is None:
+                reader = self._readers[shard_path] = ShardReader(self.data_root / shard_path, verify=self.verify)
+            self._readers.move_to_end(shard_path)
+            if len(self._readers) > OPEN_SHARDS:
+                self._readers.popitem(last=False)  # closed when its last reader is done
+            return reader
+
+    def _place(self, index: int) -> tuple[str, int]:
+        return self.samples[index].shard_path, self.samples[index].row_index
+
+    def _read(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
+        sample = self.samples[index]
+        reader = self._reader(sample.shard_path)
+        volume = reader.read(sample.row_index, out)
+        if reader.names[sample.row_index] != sample.name:  # a volume must never meet another's report
+            found = reader.names[sample.row_index]
+            raise ShardError(f"{reader.path}: row {sample.row_index} holds {found}, not {sample.name}")
+        return volume
+
+
+def iterate_batches(
+    samples: Sequence[SampleRef], data_root: Path, *, batch_size: int, verify: bool = False
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Names and int16 HU (B, 1, depth, height, width), in the order of the samples; the next batch is read ahead."""
+    dataset = VolumeDataset(samples, data_root, verify=verify)
+    batches = [range(start, min(start + batch_size, len(samples))) for start in range(0, len(samples), batch_size)]
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = ahead.submit(dataset.read_batch, batches[0]) if batches else None
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+            assert waiting is not None
+            volumes = waiting.result()
+            waiting = ahead.submit(dataset.read_batch, following) if following else None
+            yield [samples[index].name for index in batch], volumes.unsqueeze(1)
+
+
+class ScanSampler(Sampler[int]):
+    """Every scan once an epoch, shuffled, by one of its reconstructions drawn at random.
+
+    Reconstructions of a scan share one report, so two of them in a batch would be each other's false negative. The
+    order follows from (seed, epoch) alone. Of several processes, each takes its share of the same order; shares are
+    equally long, for which a few scans come twice.
+    """
+
+    def __init__(self, scan_ids: Sequence[str], *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        scans: dict[str, list[int]] = {}
+        for index, scan_id in enumerate(scan_ids):
+            scans.setdefault(scan_id, []).append(index)
+        self.scans = list(scans.values())
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.scans) // self.world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        drawn = [indices[generator.integers(len(indices))] for indices in self.scans]
+        order = np.resize(generator.permutation(drawn), len(self) * self.world_size)
+        return iter(order[self.rank :: self.world_size].tolist())
