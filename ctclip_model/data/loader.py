@@ -5,9 +5,9 @@ int16 is half of float32 on its way from the disk through workers to the device,
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -118,14 +118,20 @@ def iterate_batches(
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Names and int16 HU (B, 1, depth, height, width), in the order of the samples; the next batch is read ahead."""
     dataset = VolumeDataset(samples, data_root, verify=verify)
-    batches = [range(start, min(start + batch_size, len(samples))) for start in range(0, len(samples), batch_size)]
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(dataset.read_batch, batches[0]) if batches else None
-        for batch, following in zip(batches, [*batches[1:], None], strict=True):
-            assert waiting is not None
-            volumes = waiting.result()
-            waiting = ahead.submit(dataset.read_batch, following) if following else None
-            yield [samples[index].name for index in batch], volumes.unsqueeze(1)
+    reads: deque[tuple[range, Future[Tensor]]] = deque()
+
+    def finished() -> tuple[list[str], Tensor]:
+        indices, volumes = reads.popleft()
+        return [samples[index].name for index in indices], volumes.result().unsqueeze(1)
+
+    with ThreadPoolExecutor(1) as pool:
+        for start in range(0, len(samples), batch_size):
+            indices = range(start, min(start + batch_size, len(samples)))
+            reads.append((indices, pool.submit(dataset.read_batch, indices)))
+            if len(reads) > 1:
+                yield finished()
+        if reads:
+            yield finished()
 
 
 class ScanSampler(Sampler[int]):

@@ -136,13 +136,13 @@ class ShardReader:
             raise ShardError(f"{path}: cannot be opened: {error}") from error
         try:
             self._reader = pa.ipc.open_file(self._map)
-            self._read_metadata(self._reader.schema.metadata or {})
+            self._read_schema(self._reader.schema)
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
             self._map.close()
             raise ShardError(f"{path}: is not a whole shard of version {FORMAT_VERSION}: {error}") from error
 
-    def _read_metadata(self, encoded: dict[bytes, bytes]) -> None:
-        metadata = {key.decode(): value.decode() for key, value in encoded.items()}
+    def _read_schema(self, schema: pa.Schema) -> None:
+        metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
         if metadata["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version is {metadata['format_version']}")
         self.recipe = Recipe(**_with_tuples(json.loads(metadata["recipe"])))
@@ -150,6 +150,8 @@ class ShardReader:
         self.code_version = metadata["code_version"]
         self.encoding: Encoding = "raw" if metadata["encoding"] == "raw" else "delta-zstd"
         self._slab_planes = int(metadata["slab_planes"])
+        if not schema.equals(_schema(self.recipe, self.encoding, "")) or self._slab_planes < 1:
+            raise ValueError(f"columns are {', '.join(schema.names)}")
 
     def __enter__(self) -> ShardReader:
         return self

@@ -1,0 +1,129 @@
+"""The loader: volumes by sample, from threads and processes, and the order in which training sees them."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ctclip_model.config import Recipe
+from ctclip_model.data import loader
+from ctclip_model.data.loader import SampleRef, ScanSampler, VolumeDataset, iterate_batches, to_model_input
+from ctclip_model.data.shards import ShardVolume, write_shard
+from ctclip_model.data.volume import ConvertedVolume
+from ctclip_model.errors import ShardError
+
+RECIPE = Recipe("small", shape=(3, 4, 5))
+FACTS = ((9, 9, 9), (1.0, 1.0, 1.0), ((0, 3), (0, 4), (0, 5)), 0.0, 1.0, -1000, 1000)
+
+
+def voxels(index: int) -> np.ndarray:
+    return np.full(RECIPE.shape, index, np.int16)
+
+
+@pytest.fixture
+def samples(tmp_path) -> list[SampleRef]:
+    """Twelve volumes in three shards, listed in no order."""
+    found = []
+    for shard in range(3):
+        path = f"shards/{shard}.arrow"
+        names = {f"train_{index + 1}_a_1": index for index in range(4 * shard, 4 * shard + 4)}
+        volumes = (ShardVolume(name, "", ConvertedVolume(voxels(index), *FACTS)) for name, index in names.items())
+        found += [SampleRef(row.name, path, row.row_index) for row in write_shard(tmp_path / path, RECIPE, volumes)]
+    return [found[index] for index in (7, 0, 11, 3, 4, 8, 1, 2, 10, 9, 6, 5)]
+
+
+def expected(samples: list[SampleRef]) -> list[int]:
+    return [int(sample.name.split("_")[1]) - 1 for sample in samples]
+
+
+def test_a_sample_is_its_volume(tmp_path, samples):
+    dataset = VolumeDataset(samples, tmp_path, verify=True)
+    assert len(dataset) == 12
+    assert dataset[0].dtype == torch.int16
+    assert dataset.shape == (3, 4, 5)
+    assert [int(dataset[index][1, 2, 3]) for index in range(12)] == expected(samples)
+    assert dataset.read_batch([2, 0, 2])[:, 0, 0, 0].tolist() == [11, 7, 11]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_worker_processes_read_the_same(tmp_path, samples, start):
+    dataset = VolumeDataset(samples, tmp_path)
+    assert dataset[0] is not None  # an open map must not trouble the workers
+    batches = DataLoader(dataset, batch_size=5, num_workers=1, multiprocessing_context=start)
+    assert torch.cat([batch[:, 0, 0, 0] for batch in batches]).tolist() == expected(samples)
+
+
+def test_a_pickled_data_set_reads_on(tmp_path, samples):
+    dataset = VolumeDataset(samples, tmp_path)
+    assert torch.equal(dataset[3], pickle.loads(pickle.dumps(dataset))[3])
+
+
+def test_few_shards_stay_open(tmp_path, samples, monkeypatch):
+    monkeypatch.setattr(loader, "OPEN_SHARDS", 1)
+    dataset = VolumeDataset(samples, tmp_path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert [int(dataset[index][0, 0, 0]) for index in range(12)] == expected(samples)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
+def test_a_sample_that_is_another_volume_is_refused(tmp_path, samples):
+    wrong = SampleRef("train_99_a_1", samples[0].shard_path, samples[0].row_index)
+    with pytest.raises(ShardError, match="train_8_a_1, not train_99_a_1"):
+        VolumeDataset([wrong], tmp_path)[0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
+def test_batches_come_whole_and_in_order(tmp_path, samples, batch_size):
+    batches = list(iterate_batches(samples, tmp_path, batch_size=batch_size))
+    assert [name for names, _ in batches for name in names] == [sample.name for sample in samples]
+    assert all(volumes.shape[1:] == (1, 3, 4, 5) and len(volumes) <= batch_size for _, volumes in batches)
+    assert torch.cat([volumes[:, 0, 0, 0, 0] for _, volumes in batches]).tolist() == expected(samples)
+    assert list(iterate_batches([], tmp_path, batch_size=batch_size)) == []
+
+
+def test_the_models_input_is_hu_by_a_thousand():
+    volumes = torch.tensor([-1000, -1, 0, 333, 1000], dtype=torch.int16).expand(2, 3, 4, 5)
+    inputs = to_model_input(volumes, "cpu")
+    assert inputs.shape == (2, 1, 3, 4, 5)
+    assert inputs[0, 0, 0, 0].tolist() == pytest.approx([-1, -0.001, 0, 0.333, 1])
+    assert to_model_input(volumes, "cpu", torch.bfloat16).dtype == torch.bfloat16
+
+
+SCANS = [f"s{index % 10}" for index in range(25)]  # ten scans of two or three reconstructions
+
+
+def test_an_epoch_shows_every_scan_once():
+    sampler = ScanSampler(SCANS, seed=1)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 10
+    assert {SCANS[index] for index in order} == set(SCANS)
+
+
+def test_the_order_follows_from_seed_and_epoch_alone():
+    first, again, other = ScanSampler(SCANS, seed=1), ScanSampler(SCANS, seed=1), ScanSampler(SCANS, seed=2)
+    assert list(first) == list(first) == list(again) != list(other)
+    first.set_epoch(1)
+    assert list(first) != list(again)
+    assert [SCANS[index] for index in first] != [SCANS[index] for index in again]
+
+
+def test_every_reconstruction_gets_its_turn():
+    sampler = ScanSampler(SCANS, seed=0)
+    seen = Counter[int]()
+    for epoch in range(60):
+        sampler.set_epoch(epoch)
+        seen.update(sampler)
+    assert set(seen) == set(range(25))
+    assert min(seen.values()) > 5
+
+
+def test_processes_share_an_epoch_evenly():
+    shares = [list(ScanSampler(SCANS, seed=1, rank=rank, world_size=3)) for rank in range(3)]
+    assert {len(share) for share in shares} == {4}
+    assert {SCANS[index] for share in shares for index in share} == set(SCANS)

@@ -1,0 +1,290 @@
+"""Conversion against the published numbers, a plain reference, and every kind of bad file."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ctclip_model.config import Recipe
+from ctclip_model.data.volume import choose_spacing, convert_volume, load_volume
+from ctclip_model.errors import VolumeError
+
+GOLDEN = Path(__file__).parent / "golden" / "preprocess"
+BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "preprocess"  # the larger ones are not in the repository
+SMALL = Recipe("small", spacing_mm=(3.0, 2.0, 2.0), shape=(10, 16, 12))
+
+
+def golden(name: str) -> tuple[Path, dict, dict]:
+    folder = next((folder for folder in (GOLDEN, BESIDE) if (folder / f"{name}.nii.gz").is_file()), None)
+    if folder is None:
+        pytest.skip(f"golden volume {name} is neither in {GOLDEN} nor in {BESIDE}")
+    with (folder / "metadata.csv").open() as file:
+        row = next(row for row in csv.DictReader(file) if row["VolumeName"] == f"{name}.nii.gz")
+    options = {
+        "spacing_mm": (*ast.literal_eval(row["XYSpacing"]), float(row["ZSpacing"])),
+        "slope": float(row["RescaleSlope"]),
+        "intercept": float(row["RescaleIntercept"]),
+    }
+    return folder / f"{name}.nii.gz", options, dict(np.load(folder / f"{name}.expected.npz"))
+
+
+@pytest.mark.parametrize("name", ["train_1_a_1", "train_2_a_1", "train_3_a_1", "valid_1_a_1", "valid_2_b_2"])
+def test_golden_volume_is_the_published_one(name):
+    path, options, expected = golden(name)
+    parts = tuple(slice(*bounds) for bounds in zip(expected["lo"], expected["hi"], expected["step"], strict=True))
+    volume = load_volume(path, **options)
+    assert volume.shape == (1, 240, 480, 480)
+    assert volume.dtype == torch.float32
+    assert np.abs(volume[0].numpy()[parts] - expected["sub"]).max() < 1e-5
+    assert np.abs(volume[0, 120, ::4, ::4].numpy() - expected["axial"]).max() < 1e-5
+    assert np.isclose(volume.double().mean(), expected["mean"], atol=1e-6)
+    assert np.isclose(volume.double().std(), expected["std"], atol=1e-6)
+    converted = convert_volume(path, **options)
+    assert converted.voxels.dtype == np.int16
+    assert np.abs(converted.voxels[parts] / 1000 - expected["sub"]).max() < 5.1e-4
+    assert converted.window == tuple(zip(expected["lo"], expected["hi"], strict=True))
+
+
+def noise(shape: tuple[int, ...], dtype: str = "<i2", low: int = -1500, high: int = 1500) -> np.ndarray:
+    return np.random.default_rng(0).integers(low, high, shape).astype(dtype)
+
+
+def save(
+    path: Path, array: np.ndarray, zooms: tuple[float, ...] = (2.0, 2.0, 3.0), kind: type = nib.Nifti1Image
+) -> Path:
+    header = kind.header_class(endianness=">" if array.dtype.byteorder == ">" else "<")
+    header.set_data_dtype(array.dtype)
+    image = kind(array, np.diag([*zooms[:3], 1.0]), header)
+    image.header.set_slope_inter(1, 0)
+    nib.save(image, path)
+    return path
+
+
+def reference(hu: np.ndarray, spacing: tuple[float, ...], recipe: Recipe) -> np.ndarray:
+    """The published way, on the whole volume at once."""
+    volume = torch.from_numpy(np.clip(hu, *recipe.window_hu)).double().permute(2, 0, 1)[None, None]
+    along = [spacing[2], spacing[0], spacing[1]]
+    size = [
+        int(n * (ours / target)) for n, ours, target in zip(volume.shape[2:], along, recipe.spacing_mm, strict=True)
+    ]
+    volume = F.interpolate(volume, size=size, mode="trilinear", align_corners=False)[0, 0] / 1000
+    for axis, (n, wanted) in enumerate(zip(size, recipe.shape, strict=True)):
+        start = max((n - wanted) // 2, 0)
+        volume = volume.narrow(axis, start, min(n, wanted))
+        before = max((wanted - n) // 2, 0)
+        padding = [0] * 6
+        padding[4 - 2 * axis : 6 - 2 * axis] = before, wanted - volume.shape[axis] - before
+        volume = F.pad(volume, padding, value=-1.0)
+    return volume.numpy()
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 3.0), (0.7, 5.0, 1.1), (3.1, 3.1, 0.6), (9.0, 1.0, 12.0)])
+@pytest.mark.parametrize("shape", [(13, 17, 20), (40, 9, 8)])
+def test_any_size_and_spacing_match_the_plain_way(tmp_path, shape, spacing):
+    hu = noise(shape)
+    path = save(tmp_path / "a.nii.gz", hu)
+    expected = reference(hu, spacing, SMALL)
+    ours = load_volume(path, spacing_mm=spacing, recipe=SMALL)[0].numpy()
+    assert np.abs(ours - expected).max() < 1e-6
+    assert np.abs(convert_volume(path, spacing_mm=spacing, recipe=SMALL).voxels / 1000 - expected).max() < 5.01e-4
+
+
+def test_planes_of_any_number_make_the_same_volume(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.nii.gz", noise((30, 20, 50)))
+    options = {"spacing_mm": (1.0, 1.5, 0.7), "recipe": SMALL}
+    at_once = convert_volume(path, **options)
+    monkeypatch.setattr("ctclip_model.data.volume.SLAB_VOXELS", 1)
+    one_by_one = convert_volume(path, **options)
+    assert np.array_equal(at_once.voxels, one_by_one.voxels)
+    assert np.isclose(at_once.hu_std, one_by_one.hu_std)
+
+
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "u1", "<u2", "<i4", ">i4", "<i8", "<f4", ">f4", "<f8", ">f8"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_every_voxel_type_and_byte_order_reads_the_same(tmp_path, dtype, suffix):
+    hu = noise((12, 11, 10), low=0, high=255)
+    expected = convert_volume(save(tmp_path / "a.nii", hu), recipe=SMALL)
+    ours = convert_volume(save(tmp_path / f"b{suffix}", hu.astype(dtype)), recipe=SMALL)
+    assert np.array_equal(ours.voxels, expected.voxels)
+    assert (ours.hu_min, ours.hu_max, ours.shape_in) == (hu.min(), hu.max(), hu.shape)
+
+
+def test_nifti_2_and_a_fourth_axis_of_one_read_the_same(tmp_path):
+    hu = noise((12, 11, 10))
+    expected = convert_volume(save(tmp_path / "a.nii", hu), recipe=SMALL).voxels
+    second = save(tmp_path / "b.nii.gz", hu[..., None], kind=nib.Nifti2Image)
+    assert np.array_equal(convert_volume(second, recipe=SMALL).voxels, expected)
+
+
+def test_the_files_scaling_comes_before_the_tables(tmp_path):
+    stored = noise((12, 11, 10), low=0, high=400)
+    plain = convert_volume(save(tmp_path / "a.nii", (stored * 2 - 100) * 3 + 5), recipe=SMALL)
+    path = save(tmp_path / "b.nii", stored)
+    block = bytearray(path.read_bytes())
+    struct.pack_into("<ff", block, 112, 2.0, -100.0)
+    path.write_bytes(block)
+    scaled = convert_volume(path, slope=3.0, intercept=5.0, recipe=SMALL)
+    assert np.array_equal(scaled.voxels, plain.voxels)
+    assert (scaled.hu_min, scaled.hu_max) == (plain.hu_min, plain.hu_max)
+
+
+def test_statistics_are_those_of_the_source(tmp_path):
+    hu = noise((12, 11, 60), low=-3000, high=3000)
+    converted = convert_volume(save(tmp_path / "a.nii.gz", hu), recipe=SMALL)
+    clipped = np.clip(hu, -1000, 1000).astype(float)
+    assert (converted.hu_min, converted.hu_max) == (hu.min(), hu.max())
+    assert np.isclose(converted.hu_mean, clipped.mean(), atol=0.01)
+    assert np.isclose(converted.hu_std, clipped.std(), atol=0.01)
+
+
+def gz(path: Path) -> Path:
+    return save(path, noise((12, 11, 10)))
+
+
+def refusal(path: Path, **options) -> str:
+    with pytest.raises(VolumeError) as caught:
+        convert_volume(path, recipe=SMALL, **options)
+    assert caught.value.item == path.name.split(".")[0]
+    return caught.value.reason
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    assert refusal(tmp_path / "a.nii.gz") == "missing_file"
+    assert refusal(tmp_path) == "missing_file"
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99, 0.9999])
+def test_a_truncated_file_is_refused(tmp_path, kept):
+    path = gz(tmp_path / "a.nii.gz")
+    content = path.read_bytes()
+    path.write_bytes(content[: max(12, int(len(content) * kept))])
+    assert refusal(path) == "truncated"
+    plain = save(tmp_path / "b.nii", noise((12, 11, 10)))
+    plain.write_bytes(plain.read_bytes()[:-1])
+    assert refusal(plain) == "truncated"
+
+
+def test_a_wrong_checksum_is_refused(tmp_path):
+    path = gz(tmp_path / "a.nii.gz")
+    block = bytearray(path.read_bytes())
+    block[-8] ^= 1
+    path.write_bytes(block)
+    assert refusal(path) == "bad_crc"
+
+
+def test_a_damaged_stream_is_refused_wherever_the_damage_is(tmp_path):
+    path = gz(tmp_path / "a.nii.gz")
+    content = path.read_bytes()
+    for position in range(10, len(content), 97):
+        block = bytearray(content)
+        block[position] ^= 0x55
+        path.write_bytes(block)
+        assert refusal(path) in {"bad_crc", "truncated", "oversized_header", "not_nifti", "trailing_data", "not_3d"}
+
+
+def test_what_follows_the_voxels_is_refused(tmp_path):
+    path = gz(tmp_path / "a.nii.gz")
+    content = path.read_bytes()
+    path.write_bytes(content + b"garbage")
+    assert refusal(path) == "trailing_data"
+    path.write_bytes(gzip.compress(gzip.decompress(content) + b"\0"))
+    assert refusal(path) == "trailing_data"
+
+
+def test_a_gzip_of_several_members_is_whole(tmp_path):
+    path = gz(tmp_path / "a.nii.gz")
+    expected = convert_volume(path, recipe=SMALL).voxels
+    plain = gzip.decompress(path.read_bytes())
+    path.write_bytes(b"".join(gzip.compress(plain[start : start + 1000]) for start in range(0, len(plain), 1000)))
+    assert np.array_equal(convert_volume(path, recipe=SMALL).voxels, expected)
+
+
+def test_what_is_no_nifti_is_refused(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    for content in (b"\x89PNG\r\n\x1a\n" + bytes(1000), gzip.compress(b"hello"), gzip.compress(bytes(5000))):
+        path.write_bytes(content)
+        assert refusal(path) == "not_nifti"
+
+
+def test_volumes_of_the_wrong_shape_are_refused(tmp_path):
+    assert refusal(save(tmp_path / "a.nii.gz", noise((8, 8, 8, 2)))) == "not_3d"
+    assert refusal(save(tmp_path / "b.nii.gz", noise((8, 8)))) == "not_3d"
+    assert refusal(save(tmp_path / "c.nii.gz", noise((8, 8, 1)))) == "too_few_slices"
+    assert refusal(save(tmp_path / "d.nii.gz", noise((8, 8, 2))), spacing_mm=(1, 1, 1)) == "too_few_slices"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_voxels_that_are_no_numbers_are_refused(tmp_path, value):
+    hu = noise((12, 11, 10), "<f4")
+    hu[3, 4, 9] = value
+    assert refusal(save(tmp_path / "a.nii.gz", hu)) == "nan_voxels"
+
+
+def test_a_volume_of_one_value_is_refused(tmp_path):
+    assert refusal(save(tmp_path / "a.nii.gz", np.zeros((12, 11, 10), "<i2"))) == "all_zero"
+    assert refusal(save(tmp_path / "b.nii.gz", np.full((12, 11, 10), -1024, "<i2"))) == "constant"
+
+
+@pytest.mark.parametrize(("offset", "value"), [(46, 30000), (42, 32767)])
+def test_a_header_that_promises_more_than_the_file_holds_is_refused(tmp_path, offset, value):
+    path = gz(tmp_path / "a.nii.gz")
+    block = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<h", block, offset, value)  # dim[1] is at 42, dim[3] at 46
+    path.write_bytes(gzip.compress(block))
+    assert refusal(path) == "oversized_header"
+
+
+def test_a_plane_too_large_for_memory_is_refused_before_it_is_allocated(tmp_path):
+    header = nib.Nifti1Header()
+    header.set_data_dtype("u1")
+    header.set_data_shape((32767, 32767, 3))
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    compressor = zlib.compressobj(9, wbits=31)
+    content = compressor.compress(header.binaryblock + bytes(4)) + compressor.flush()
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(content + np.random.default_rng(0).bytes(4_000_000))
+    assert refusal(path) == "oversized_header"
+
+
+@pytest.mark.parametrize("options", [{"slope": 0.0}, {"slope": np.nan}, {"intercept": np.inf}, {"slope": None}])
+def test_rescaling_that_makes_no_hu_is_refused(tmp_path, options):
+    assert refusal(gz(tmp_path / "a.nii.gz"), **options) == "bad_rescale"
+
+
+def test_hu_beyond_all_sense_are_refused(tmp_path):
+    assert refusal(gz(tmp_path / "a.nii.gz"), slope=1e9) == "bad_rescale"
+
+
+@pytest.mark.parametrize("z", [0.0, -1.0, np.nan, np.inf, 0.035, 50.0, None])
+def test_the_header_stands_in_for_an_unusable_spacing_and_is_noted(tmp_path, z):
+    path = gz(tmp_path / "a.nii.gz")
+    converted = convert_volume(path, spacing_mm=(2.0, 2.0, z), recipe=SMALL)
+    assert converted.spacing_mm == (2.0, 2.0, 3.0)
+    assert converted.spacing_note is not None
+
+
+def test_no_usable_spacing_is_refused(tmp_path):
+    path = save(tmp_path / "a.nii.gz", noise((12, 11, 10)), zooms=(2.0, 2.0, 0.01))
+    assert refusal(path) == "bad_spacing"
+    assert refusal(path, spacing_mm=(2.0, 2.0, None)) == "bad_spacing"
+    assert refusal(gz(tmp_path / "b.nii.gz"), spacing_mm=(0.7, 0.7, None)) == "bad_spacing", "the header is another's"
+
+
+def test_the_table_wins_over_the_header_and_a_disagreement_is_noted():
+    assert choose_spacing((0.7, 0.7, 1.5), (0.7, 0.7, 1.5)) == ((0.7, 0.7, 1.5), None)
+    assert choose_spacing((0.7, 0.7, 1.5), (0.71, 0.7, 1.52)) == ((0.7, 0.7, 1.5), None)
+    spacing, note = choose_spacing((0.7, 0.7, 1.5), (0.7, 0.7, 3.0))
+    assert spacing == (0.7, 0.7, 1.5)
+    assert note is not None
+    assert "3" in note
+    assert choose_spacing(None, (0.7, 0.7, 3.0)) == ((0.7, 0.7, 3.0), None)
