@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ctclip_model.config import VERSIONS, Recipe, fingerprint
 from ctclip_model.data.shards import ShardRow, ShardVolume, write_shard
 from ctclip_model.data.volume import convert_volume
-
-from ctclip_model.config import VERSIONS, Recipe, fingerprint
 from ctclip_model.errors import BadItemError, CTCLIPError, VolumeError
 from tasks.fanout import fan_out
 from tasks.progress import show_progress

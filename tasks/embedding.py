@@ -60,13 +60,14 @@ def plan_work(data_root: Path, model: ModelReference) -> EmbeddingWork:
 
 def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
     """Computes and records the latents of the texts."""
+    from ctclip_model.device import choose_device
     from ctclip_model.evaluation.embed import embed_texts
-
     from ctclip_model.models.checkpoint import load_model_folder
+    from ctclip_model.models.clip import CTCLIP
 
     if not work.texts:
         return
-    loaded = load_model_folder(model.folder, device=device)
+    loaded = load_model_folder(model.folder, CTCLIP, device=str(choose_device(device)))
     items = list(work.texts)
     with show_progress("embed reports", len(items), "texts") as progress:
         for start in range(0, len(items), run.limits.label_batch):
@@ -79,18 +80,19 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
 def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
     """Computes and records the latents of the volumes, read from their shards in order."""
     from ctclip_model.data.loader import SampleRef, iterate_batches
-
+    from ctclip_model.device import choose_device
     from ctclip_model.evaluation import embed
     from ctclip_model.models.checkpoint import load_model_folder
+    from ctclip_model.models.clip import CTCLIP
 
     if not work.rows:
         return
-    loaded = load_model_folder(model.folder, device=device)
-    samples = [SampleRef(item, path, row) for item, (path, row) in work.rows.items()]
+    loaded = load_model_folder(model.folder, CTCLIP, device=str(choose_device(device)))
+    samples = [SampleRef(item.removeprefix("volume:"), path, row) for item, (path, row) in work.rows.items()]
     batches = iterate_batches(samples, run.data_root, batch_size=embed.batch_size(loaded.config))
     with show_progress("embed volumes", len(samples), "volumes") as progress:
         for items, latents in _in_pieces(embed.embed_volumes(loaded.model, batches), run.limits.label_batch):
-            _record(run, model, work, items, latents)
+            _record(run, model, work, [f"volume:{name}" for name in items], latents)
             progress.advance(len(items))
             run.publish_if_due()
 

@@ -58,19 +58,22 @@ def describe_stale(data_root: Path, preset: Preset) -> str:
     return f"{row[0]} is stale: {row[1]} samples moved of {row[2]}; --retrain trains anew"
 
 
-def make_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
+def make_manifest(run: StageRun, preset: Preset, labeller_id: str | None) -> Manifest:
     """Writes `manifest.parquet`, one row a training sample, which with the shards is all that a GPU worker needs.
 
-    Raises `MissingInputError` where nothing has been converted for the preset's recipe.
+    With a labeller, each row has its labels. Raises `MissingInputError` where nothing has been converted for the
+    preset's recipe, or the labeller has labelled nothing.
     """
     recipe_id = preset.recipe.recipe_id
     with store.read(run.data_root) as connection:
-        table = connection.sql(_MANIFEST, params=[list(ABNORMALITIES), labeller, recipe_id]).to_arrow_table()
+        table = connection.sql(_MANIFEST, params=[list(ABNORMALITIES), labeller_id, recipe_id]).to_arrow_table()
         origin = connection.execute("select source, revision from current_sources order by run_id desc").fetchone()
     if not table.num_rows:
         raise MissingInputError(
             f"no converted volume of the train split has a report (recipe {recipe_id}): run convert"
         )
+    if labeller_id is not None and table["labels"].null_count == table.num_rows:
+        raise MissingInputError(f"{labeller_id} has labelled no report of the train split: run `ctclip label`")
     content = fingerprint(table["volume_name"].to_pylist(), table["fingerprint"].to_pylist(), str(table["labels"]))
     config = config_fingerprint(preset)
     model_id = f"{preset.name}-{fingerprint(config, content)[:10]}"
@@ -83,18 +86,24 @@ def make_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
 
 def run_training(run: StageRun, preset: Preset, manifest: Manifest, device: str) -> None:
     """Trains, and records the model, its samples and its steps."""
+    from ctclip_model.device import choose_device
     from ctclip_model.training.contrastive import train_contrastive
 
     folder = run.data_root / "models" / manifest.model_id
     started = time.monotonic()
     steps = StepRecorder(run, manifest)
-    with show_progress("train", preset.training.samples, "samples") as progress:
+    total = preset.training.text_pretraining_samples + preset.training.samples
+    seen: dict[str, int] = {}
+    with show_progress("train", total, "samples") as progress:
 
         def on_step(record: StepRecord) -> None:
             steps.add(record)
-            progress.advance(record.samples - progress.done, f"loss {record.loss:.3f}")
+            seen[record.phase] = record.samples
+            progress.advance(sum(seen.values()) - progress.done, f"{record.phase}, loss {record.loss:.3f}")
 
-        result = train_contrastive(manifest.path, run.data_root, preset, folder, device=device, on_step=on_step)
+        result = train_contrastive(
+            manifest.path, run.data_root, preset, folder, device=str(choose_device(device)), on_step=on_step
+        )
     steps.flush()
     run.record("model_samples", _sample_rows(manifest))
     run.record(

@@ -14,14 +14,15 @@ from ctclip_model.config import PRESETS, LabellerConfig, Preset, TrainingConfig,
 def smoke() -> Preset:
     """The tiny preset, too small and too short to learn: every stage runs for real, in seconds."""
     base = tiny()
+    depth, image_size, _ = base.recipe.shape
     vision = VisionConfig(
-        dim=16, codebook_size=32, image_size=48, patch_size=16, depth=24, temporal_patch_size=8, spatial_layers=1,
-        temporal_layers=1, dim_head=8, heads=2,
+        dim=16, codebook_size=32, image_size=image_size, patch_size=image_size // 2, depth=depth,
+        temporal_patch_size=depth // 2, spatial_layers=1, temporal_layers=1, dim_head=8, heads=2,
     )  # fmt: skip
     text = dataclasses.replace(base.model.text, vocab_size=512, hidden_size=32, layers=1, heads=2, intermediate_size=64)
     shape = {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64, "vocab_size": 512}
     labeller: LabellerConfig = dataclasses.replace(base.labeller, **shape, epochs=2)
-    training: TrainingConfig = dataclasses.replace(base.training, batch_size=8, samples=64)
+    training: TrainingConfig = dataclasses.replace(base.training, batch_size=8, samples=64, text_pretraining_samples=64)
     return dataclasses.replace(
         base, name="smoke", model=dataclasses.replace(base.model, vision=vision, text=text, latent_dim=16),
         training=training, labeller=labeller,

@@ -6,6 +6,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Preset
+from tasks.labelling import find_labeller
 from tasks.planning import plan_items
 from tasks.runs import StageRun
 from tasks.training import Manifest, config_fingerprint, describe_stale, make_manifest, run_training
@@ -26,7 +27,9 @@ def plan_training(run: StageRun, preset: Preset, retrain: bool) -> bool:
 @task(cache_policy=NO_CACHE)
 def prepare_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
     """Writes down what the training reads."""
-    manifest = make_manifest(run, preset, labeller)
+    needs_labels = preset.training.text_pretraining_samples > 0
+    labeller_id = find_labeller(run.data_root, labeller).labeller_id if needs_labels else None
+    manifest = make_manifest(run, preset, labeller_id)
     get_run_logger().info("%s: %d samples", manifest.model_id, manifest.count_samples)
     return manifest
 
