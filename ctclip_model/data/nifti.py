@@ -176,7 +176,7 @@ def _parse_header(path: Path, block: bytes, size: int) -> NiftiHeader:
         raise fault(path, "not_nifti", "is not a single-file NIfTI")
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (KeyError, HeaderDataError) as error:
         raise fault(path, "bad_dtype", f"NIfTI has no voxel type {int(header['datatype'])}") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise fault(path, "bad_dtype", f"voxels are {dtype}, not plain numbers")
