@@ -117,7 +117,16 @@ class TrainingConfig:
     max_gradient_norm: float = 0.5
     warm_up_share: float = 0.0  # of all steps
     report_sections: tuple[str, ...] = ("findings", "impression")
+    final_rate: float = 1.0  # of the learning rate, reached along a cosine
+    text_learning_rate: float | None = None  # the same as the rest when None; 0 leaves the text encoder as it is
+    first_temperature: float = 1.0  # the logarithm of the factor on similarities
+    max_temperature: float | None = None
+    codes_from_data: bool = False  # the code book starts on tokens of the first batch, not at random
+    varies_samples: bool = False  # small shifts and changes of brightness, sentences in another order
+    short_text_share: float = 0.0  # of the varied reports: the impression alone, or some sentences
     text_pretraining_samples: int = 0  # reports seen while the text encoder learns the train split's labels first
+    text_pretraining_batch_size: int = 32
+    text_pretraining_learning_rate: float = 1e-3
     seed: int = 0
 
 
@@ -141,26 +150,40 @@ def tiny() -> Preset:
     """The same architecture, small enough to learn the phantoms on two CPU cores in minutes."""
     return Preset(
         "tiny",
-        recipe=Recipe("tiny", spacing_mm=(12.0, 6.0, 6.0), shape=(24, 48, 48)),
+        recipe=Recipe("tiny", spacing_mm=(12.0, 7.0, 7.0), shape=(24, 40, 40)),
         model=CTCLIPConfig(
             vision=VisionConfig(
-                dim=64,
+                dim=48,
                 codebook_size=256,
-                image_size=48,
+                image_size=40,
                 patch_size=8,
                 depth=24,
                 temporal_patch_size=4,
-                spatial_layers=2,
-                temporal_layers=2,
+                spatial_layers=1,
+                temporal_layers=1,
                 dim_head=16,
-                heads=4,
+                heads=3,
             ),
-            text=TextConfig(
-                vocab_size=1024, hidden_size=128, layers=2, heads=4, intermediate_size=256, max_length=160
-            ),
+            text=TextConfig(vocab_size=1024, hidden_size=96, layers=2, heads=4, intermediate_size=192, max_length=192),
             latent_dim=64,
         ),
-        training=TrainingConfig(batch_size=64, samples=60_000, learning_rate=1e-3),
+        training=TrainingConfig(
+            batch_size=64,
+            samples=50_000,
+            learning_rate=4e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.05,
+            max_gradient_norm=1.0,
+            warm_up_share=0.1,
+            final_rate=0.0,
+            text_learning_rate=0.0,
+            first_temperature=2.0,
+            max_temperature=4.0,
+            codes_from_data=True,
+            varies_samples=True,
+            short_text_share=0.6,
+            text_pretraining_samples=20_000,
+        ),
         labeller=LabellerConfig(
             vocab_size=1024,
             hidden_size=128,

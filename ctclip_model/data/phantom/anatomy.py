@@ -62,7 +62,7 @@ def draw_body(rng: Generator) -> Body:
         half_depth_mm=half_width * rng.uniform(0.64, 0.76),
         fat_mm=rng.uniform(5, 22),
         lung_scale=rng.uniform(0.88, 1.06),
-        lung_hu=rng.uniform(-890, -780),
+        lung_hu=rng.uniform(-830, -730),
         muscle_hu=rng.uniform(35, 65),
         bone_hu=rng.uniform(250, 1100),
         offset_mm=(rng.uniform(-8, 8), rng.uniform(-8, 8), rng.uniform(-10, 10)),
@@ -213,7 +213,7 @@ def _paint_coronary_calcification(canvas: Canvas, sides: tuple[int, ...]) -> Non
         angle, height = canvas.rng.uniform(-2.4, -0.6), canvas.rng.uniform(-0.2, 0.75)
         ring = np.sqrt(1 - height**2)
         point = (x + a * ring * np.cos(angle), y + b * ring * np.sin(angle), z + c * height)
-        canvas.ball(point, 7, canvas.rng.uniform(500, 1000))
+        canvas.paint(point, (9, 9, 11), canvas.rng.uniform(600, 1000))
 
 
 def _paint_hiatal_hernia(canvas: Canvas, sides: tuple[int, ...]) -> None:
@@ -227,24 +227,24 @@ def _paint_hiatal_hernia(canvas: Canvas, sides: tuple[int, ...]) -> None:
 def _paint_lymphadenopathy(canvas: Canvas, sides: tuple[int, ...]) -> None:
     """Enlarged nodes in the fat of the upper mediastinum, on both sides of the trachea."""
     for side in (-1, 1, -1, 1, -1):
-        x, y = side * canvas.rng.uniform(15, 24), canvas.rng.uniform(-30, 8)
-        canvas.ball((x, y, canvas.rng.uniform(35, 95)), canvas.rng.uniform(11, 16), canvas.body.muscle_hu)
+        x, y = side * canvas.rng.uniform(18, 28), canvas.rng.uniform(-30, 8)
+        canvas.ball((x, y, canvas.rng.uniform(35, 95)), canvas.rng.uniform(15, 21), canvas.body.muscle_hu)
 
 
 def _paint_emphysema(canvas: Canvas, sides: tuple[int, ...]) -> None:
     """Bullae in the upper parts of both lungs."""
     for side in (-1, 1):
-        for _ in range(7):
-            point = canvas.point_in_lung(side, (-0.3, -0.6, 0.25), (0.7, 0.6, 0.85))
-            canvas.ball(point, canvas.rng.uniform(13, 22), -995, only_lung=True)
+        for _ in range(5):
+            point = canvas.point_in_lung(side, (-0.2, -0.6, 0.3), (0.6, 0.6, 0.8))
+            canvas.ball(point, canvas.rng.uniform(20, 30), -995, only_lung=True)
 
 
 def _paint_nodules(canvas: Canvas, sides: tuple[int, ...]) -> None:
-    """Round masses in the middle of the lungs."""
+    """Round masses in the outer parts of the lungs, at middle height."""
     for side in sides:
         for _ in range(canvas.rng.integers(2, 5)):
-            point = canvas.point_in_lung(side, (-0.1, -0.6, -0.35), (0.65, 0.4, 0.55))
-            canvas.ball(point, canvas.rng.uniform(10, 15), canvas.rng.uniform(20, 80), only_lung=True)
+            point = canvas.point_in_lung(side, (0.2, -0.6, -0.35), (0.75, 0.2, 0.3))
+            canvas.ball(point, canvas.rng.uniform(13, 18), canvas.rng.uniform(20, 80), only_lung=True)
 
 
 def _paint_pleural_effusion(canvas: Canvas, sides: tuple[int, ...]) -> None:

@@ -10,7 +10,8 @@ from numpy.random import Generator
 from ctclip_model.data.abnormalities import ABNORMALITIES
 
 # How often a report says that an abnormality is absent: the ones that radiologists look for, and the others.
-MENTIONED_SHARE, RARELY_MENTIONED_SHARE = 0.55, 0.2
+MENTIONED_SHARE, RARELY_MENTIONED_SHARE = 0.35, 0.1
+CONCLUDED_SHARE = 0.9  # of the findings stand in the impression too
 VALID_WORDING_SHARE = 0.3  # of the statements of valid reports are worded as no train report is
 
 
@@ -113,7 +114,7 @@ def write_report(findings: Mapping[str, str], split: str, rng: Generator) -> Rep
 
     No prompt of zero-shot classification stands in it word for word.
     """
-    sentences = [str(sentence) for sentence in rng.choice(_DISTRACTORS, rng.integers(2, 5), replace=False)]
+    sentences = [str(sentence) for sentence in rng.choice(_DISTRACTORS, rng.integers(1, 4), replace=False)]
     for abnormality in ABNORMALITIES:
         wording = _WORDINGS[abnormality]
         share = MENTIONED_SHARE if wording.is_often_mentioned else RARELY_MENTIONED_SHARE
@@ -127,7 +128,7 @@ def write_report(findings: Mapping[str, str], split: str, rng: Generator) -> Rep
     impressions = [
         _state(_WORDINGS[abnormality], _forms(_IMPRESSIONS, _IMPRESSIONS_IN_VALID, split, rng), side, rng)
         for abnormality, side in findings.items()
-        if rng.random() < 0.7
+        if rng.random() < CONCLUDED_SHARE
     ]
     return Report(" ".join(sentences), " ".join(impressions) or str(rng.choice(_NORMAL)))
 

@@ -1,0 +1,107 @@
+"""The text encoder learns the train split's report labels first, in place of a pretrained CXR-BERT.
+
+It learns them of whole reports and of single sentences at once (multiple-instance learning: a report shows an
+abnormality when one of its sentences does), so that a prompt, a sentence too, means what the same words in a report do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from ctclip_model.config import TrainingConfig
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.text import tokenize
+from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
+from ctclip_model.training.texts import vary_report
+
+Tokens = dict[str, Tensor]
+
+
+class ReportClassifier(nn.Module):
+    """CT-CLIP's text encoder and, for now, a linear layer from its first token to the labels."""
+
+    def __init__(self, model: CTCLIP, labels: int) -> None:
+        super().__init__()
+        self.encoder = model.text_transformer
+        self.head = nn.Linear(model.config.text.hidden_size, labels)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Logits (texts, labels)."""
+        hidden = self.encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
+        logits: Tensor = self.head(hidden[:, 0])
+        return logits
+
+
+def pretrain_text(
+    model: CTCLIP,
+    tokenizer: PreTrainedTokenizerFast,
+    reports: Sequence[list[list[str]]],
+    labels: Tensor,
+    config: TrainingConfig,
+    *,
+    checkpoint: Path | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> None:
+    """Teaches the text encoder the labels (reports, labels), NaN where unknown, of reports given as sentences."""
+    device = model.temperature.device
+    max_length = model.config.text.max_length
+    batch_size = min(config.text_pretraining_batch_size, len(reports))
+    steps = config.text_pretraining_samples // batch_size
+    classifier = ReportClassifier(model, labels.shape[1]).to(device)
+
+    def batch_of(step: int) -> tuple[Tokens, Tensor, Tokens, Tensor]:
+        rng = np.random.default_rng([config.seed, 1, step])
+        chosen = rng.choice(len(reports), batch_size, replace=False)
+        bags = [[sentence for section in reports[index] for sentence in section] for index in chosen]
+        sentences = {sentence: place for place, sentence in enumerate(dict.fromkeys(s for bag in bags for s in bag))}
+        members = [[sentences[sentence] for sentence in bag] for bag in bags]
+        padded = torch.tensor([row + row[:1] * (max(map(len, members)) - len(row)) for row in members])
+        whole = [vary_report(reports[index], 0.0, rng) for index in chosen]
+        return (
+            tokenize(tokenizer, list(sentences), max_length),
+            padded,
+            tokenize(tokenizer, whole, max_length),
+            labels[torch.from_numpy(chosen)],
+        )
+
+    def loss_of(batch: tuple[Tokens, Tensor, Tokens, Tensor]) -> Tensor:
+        sentences, members, whole, targets = batch
+        of_sentences = classifier(_to(sentences, device))[members.to(device)]  # (reports, sentences, labels)
+        targets = targets.to(device)
+        return _known_loss(of_sentences.amax(1), targets) + _known_loss(classifier(_to(whole, device)), targets)
+
+    optimizer = torch.optim.AdamW(
+        split_decay(classifier.parameters(), config.text_pretraining_learning_rate, config.weight_decay)
+    )
+    run_steps(
+        Run(
+            phase="text",
+            model=classifier,
+            optimizer=optimizer,
+            batch_of=batch_of,
+            loss_of=loss_of,
+            steps=steps,
+            batch_size=batch_size,
+            warm_up_share=0.1,
+            final_rate=0.0,
+            checkpoint=checkpoint,
+            on_step=on_step,
+        )
+    )
+
+
+def _known_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy over the labels that are known."""
+    known = ~targets.isnan()
+    return F.binary_cross_entropy_with_logits(logits[known], targets[known])
+
+
+def _to(tokens: Tokens, device: torch.device) -> Tokens:
+    return {name: value.to(device) for name, value in tokens.items()}

@@ -1,0 +1,37 @@
+"""Report texts as training sees them: sentences, in other orders and fewer, so that a short prompt is nothing new."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from numpy.random import Generator
+
+from ctclip_model.data.reports import clean_report
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text, each with its full stop."""
+    return [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence]
+
+
+def report_sentences(findings: str | None, impression: str | None, sections: Sequence[str]) -> list[list[str]]:
+    """The sentences of each of a report's sections; a section may have none."""
+    return [split_sentences(clean_report(findings, impression, [section])) for section in sections]
+
+
+def vary_report(sections: Sequence[list[str]], short_share: float, rng: Generator) -> str:
+    """A report's sentences in another order within each section; of `short_share` of the reports, only some.
+
+    A short one is the last section (the impression) alone, or half of all sentences at most, at least one.
+    """
+    shuffled = [[section[place] for place in rng.permutation(len(section))] for section in sections]
+    sentences = [sentence for section in shuffled for sentence in section]
+    if rng.random() >= short_share:
+        return " ".join(sentences)
+    if shuffled[-1] and rng.random() < 0.5:
+        return " ".join(shuffled[-1])
+    count = rng.integers(1, max(2, len(sentences) // 2 + 1))
+    return " ".join(sentences[place] for place in rng.permutation(len(sentences))[:count])
