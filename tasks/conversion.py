@@ -15,7 +15,7 @@ from ctclip_model.data.volume import convert_volume
 from ctclip_model.errors import BadItemError, CTCLIPError, VolumeError
 from tasks.fanout import fan_out
 from tasks.progress import show_progress
-from tasks.runs import StageRun
+from tasks.runs import StageRun, code_version
 from tasks.settings import count_workers
 from warehouse import store
 
@@ -43,6 +43,7 @@ class ConversionJob:
     recipe: Recipe
     path: Path
     volumes: tuple[VolumeFile, ...]
+    code_version: str
 
 
 @dataclass
@@ -79,9 +80,12 @@ def make_jobs(run: StageRun, recipe: Recipe, volumes: Sequence[VolumeFile]) -> l
     share = math.ceil(len(volumes) / (4 * count_workers()))
     size = max(1, min(fitting, run.limits.shard_volumes, share))
     folder = run.data_root / "shards" / recipe.recipe_id
+    for leftover in folder.glob(".*.tmp"):  # of a killed run: whoever holds the lease is the only writer
+        leftover.unlink()
+    parts = [tuple(volumes[start : start + size]) for start in range(0, len(volumes), size)]
     return [
-        ConversionJob(recipe, folder / f"{run.run_id}-{start // size:06d}.arrow", tuple(volumes[start : start + size]))
-        for start in range(0, len(volumes), size)
+        ConversionJob(recipe, folder / f"{run.run_id}-{number:06d}.arrow", part, code_version())
+        for number, part in enumerate(parts)
     ]
 
 
@@ -105,7 +109,7 @@ def convert_job(job: ConversionJob) -> ConversionResult:
     """What a worker does: converts a job's volumes, one in memory at a time, into one shard."""
     result = ConversionResult()
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    result.rows = write_shard(job.path, job.recipe, _converted(job, result))
+    result.rows = write_shard(job.path, job.recipe, _converted(job, result), code_version=job.code_version)
     if result.rows:
         result.size_bytes = job.path.stat().st_size
     return result
