@@ -49,7 +49,7 @@ def describe_stale(data_root: Path, preset: Preset) -> str:
     """Says, where the configuration has a model, how far its samples have moved since; empty if they have not."""
     with store.read(data_root) as connection:
         row = connection.execute(
-            "select model_id, count_moved_samples, count_samples from stale_models join current_models "
+            "select model_id, count_moved_samples, stale_models.count_samples from stale_models join current_models "
             "using (model_id) where fingerprint = ? and is_stale order by run_id desc limit 1",
             [config_fingerprint(preset)],
         ).fetchone()
