@@ -83,7 +83,7 @@ class StageRun:
     def check_reject_share(self) -> None:
         """Raises `StageFailedError` when so many items were rejected that the fault is not theirs."""
         attempted = self.count_done + self.count_rejected
-        if self.count_rejected > max(1, self.limits.reject_share * attempted):
+        if self.count_rejected > max(self.limits.rejects_tolerated, self.limits.reject_share * attempted):
             raise StageFailedError(
                 f"{self.stage}: {self.count_rejected} of {attempted} items were rejected, more than "
                 f'{self.limits.reject_share:.0%}; see: ctclip sql "select * from current_rejects where '

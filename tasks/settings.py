@@ -24,7 +24,8 @@ class Limits:
     lease_heartbeat_s: float = 5.0
     lease_expiry_s: float = 60.0  # a lease without a heartbeat for so long belongs to a dead host
     lease_wait_s: float = 24 * 3600.0
-    reject_share: float = 0.5  # of a stage's items; above it the stage fails
+    reject_share: float = 0.5  # of a run's items; above it the stage fails
+    rejects_tolerated: int = 10  # however large their share: a small update may be all bad
     shard_bytes: int = 1_000_000_000
     shard_volumes: int = 512  # at most, however small the volumes are
     label_batch: int = 2048  # reports between two records

@@ -1,10 +1,13 @@
 """Pending is a query: what is wanted, less what is done and what was refused for good."""
 
+import dataclasses
+
 import pytest
 
 from ctclip_model.errors import ConfigurationError, StageFailedError, VolumeError
 from tasks.planning import Selection, plan_items
 from tasks.runs import open_run
+from tasks.settings import LIMITS
 from warehouse import store
 
 WANTED = {"valid_1_a_1": "f1", "train_1_a_1": "f2", "train_2_a_1": "f3"}
@@ -74,7 +77,11 @@ def test_run_that_does_nothing_leaves_no_row(tmp_path):
 
 
 def test_failed_run_is_recorded_with_its_reason_and_keeps_what_it_did(tmp_path):
-    with pytest.raises(StageFailedError, match="more than 50%"), open_run(tmp_path, "convert", "recipe") as run:
+    strict = dataclasses.replace(LIMITS, rejects_tolerated=2)
+    with (
+        pytest.raises(StageFailedError, match="more than 50%"),
+        open_run(tmp_path, "convert", "recipe", limits=strict) as run,
+    ):
         plan_items(run, "recipe", WANTED)
         for item, mark in WANTED.items():
             run.reject(VolumeError(item, "truncated", "ends early"), fingerprint=mark)

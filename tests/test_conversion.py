@@ -1,0 +1,124 @@
+"""Conversion jobs: killed midway and rerun, every volume is in exactly one current shard row, whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ctclip_model.config import Recipe
+from ctclip_model.data.phantom import PhantomConfig, make_phantoms
+from ctclip_model.data.shards import read_volume
+from tasks.changes import INGESTED, compare
+from tasks.conversion import make_jobs, read_volumes, run_jobs
+from tasks.planning import plan_items
+from tasks.runs import open_run
+from tasks.settings import LIMITS
+from tasks.sources.local import LocalSource
+from warehouse import store
+
+RECIPE = Recipe("test", spacing_mm=(24.0, 24.0, 24.0), shape=(12, 14, 14))
+SMALL_SHARDS = dataclasses.replace(LIMITS, shard_volumes=2, publish_interval_s=0.0)
+
+
+def ingest(source: Path, data_root: Path) -> None:
+    opened = LocalSource(source, data_root)
+    with open_run(data_root, "ingest", opened.name) as run:
+        revision, catalogue = opened.read()
+        current = {table: {} for table in INGESTED}
+        with store.read(data_root) as connection:
+            rows = connection.execute("select volume_name, fingerprint, source from current_volumes").fetchall()
+        current["volumes"] = {name: (mark, origin) for name, mark, origin in rows}
+        for table, changed in compare(catalogue, current, opened.name, revision).rows.items():
+            if changed:
+                run.record(table, changed)
+
+
+def convert(data_root: Path) -> dict[str, int]:
+    with open_run(data_root, "convert", RECIPE.recipe_id, limits=SMALL_SHARDS) as run:
+        volumes = read_volumes(data_root, RECIPE, None)
+        pending = plan_items(run, RECIPE.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
+        run_jobs(run, make_jobs(run, RECIPE, [volumes[name] for name in pending]), None)
+    return {"done": run.count_done, "rejected": run.count_rejected}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    make_phantoms(folder, PhantomConfig(seed=1, train_patients=6, valid_patients=6), processes=1)
+    return folder
+
+
+@pytest.fixture
+def data_root(source: Path, tmp_path: Path) -> Path:
+    ingest(source, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def converted(data_root: Path) -> dict[str, tuple[str, int]]:
+    with store.read(data_root) as connection:
+        rows = connection.execute("select volume_name, shard_path, row_index from current_shard_volumes").fetchall()
+    assert len(rows) == len({name for name, _, _ in rows})
+    return {name: (path, row) for name, path, row in rows}
+
+
+def count_volumes(data_root: Path) -> int:
+    with store.read(data_root) as connection:
+        row = connection.execute("select count(*) from current_volumes").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.3])
+def test_killed_conversion_goes_on_where_it_stopped(data_root, delay_s):
+    program = f"from pathlib import Path; from test_conversion import convert; convert(Path({str(data_root)!r}))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"if __name__ == '__main__':\n    {program}"],
+        cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    records = data_root / "records" / "shard_volumes"
+    deadline = time.monotonic() + 60
+    while not list(records.glob("*.parquet")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(delay_s)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    shards = data_root / "shards" / RECIPE.recipe_id
+    (shards / ".half-written.arrow.tmp").write_bytes(b"half")
+    first = len(list(records.glob("*.parquet")))
+    assert first > 0
+    assert convert(data_root)["done"] < count_volumes(data_root)
+    rows = converted(data_root)
+    assert len(rows) == count_volumes(data_root)
+    for path, row in rows.values():
+        assert read_volume(data_root / path, row, verify=True).shape == RECIPE.shape
+    assert not list(data_root.rglob("*.tmp"))
+
+
+def test_bad_files_are_rejected_and_the_rest_is_converted(source, data_root):
+    paths = sorted(source.glob("dataset/*_fixed/*/*/*.nii.gz"))
+    paths[0].write_bytes(paths[0].read_bytes()[:-2000])
+    paths[1].write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(1000))
+    paths[2].write_bytes(gzip.compress(b"no header here"))
+    paths[3].unlink()
+    result = convert(data_root)
+    assert result["rejected"] == 4
+    assert result["done"] == len(paths) - 4
+    with store.read(data_root) as connection:
+        reasons = connection.execute("select reason, is_permanent from current_rejects order by all").fetchall()
+    assert reasons == [("changed_since_ingest", False)] * 3 + [("missing_file", False)]
+    ingest(source, data_root)
+    assert convert(data_root)["rejected"] == 3  # the missing one is a row of data_quality now
+    with store.read(data_root) as connection:
+        reasons = {reason for (reason,) in connection.execute("select reason from current_rejects").fetchall()}
+        missing = connection.execute("select item from data_quality where problem = 'file_missing'").fetchall()
+    assert {"truncated", "not_nifti"} <= reasons
+    assert missing == [(paths[3].name.removesuffix(".nii.gz"),)]
+    assert convert(data_root) == {"done": 0, "rejected": 0}
