@@ -127,6 +127,7 @@ class TrainingConfig:
     text_pretraining_samples: int = 0  # reports seen while the text encoder learns the train split's labels first
     text_pretraining_batch_size: int = 32
     text_pretraining_learning_rate: float = 1e-3
+    steps_per_checkpoint: int = 200
     seed: int = 0
 
 
@@ -164,7 +165,7 @@ def tiny() -> Preset:
                 dim_head=16,
                 heads=3,
             ),
-            text=TextConfig(vocab_size=1024, hidden_size=96, layers=2, heads=4, intermediate_size=192, max_length=192),
+            text=TextConfig(vocab_size=1024, hidden_size=64, layers=2, heads=4, intermediate_size=128, max_length=192),
             latent_dim=64,
         ),
         training=TrainingConfig(
@@ -182,7 +183,8 @@ def tiny() -> Preset:
             codes_from_data=True,
             varies_samples=True,
             short_text_share=0.6,
-            text_pretraining_samples=20_000,
+            text_pretraining_samples=16_000,
+            text_pretraining_learning_rate=2e-3,
         ),
         labeller=LabellerConfig(
             vocab_size=1024,

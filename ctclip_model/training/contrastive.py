@@ -201,6 +201,7 @@ def teach_contrast(
             max_gradient_norm=config.max_gradient_norm,
             after_step=after_step,
             checkpoint=checkpoint,
+            steps_per_checkpoint=config.steps_per_checkpoint,
             on_step=on_step,
         )
     )

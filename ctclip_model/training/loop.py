@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ctclip_model.errors import CTCLIPError
 
 Batch = TypeVar("Batch")
-STEPS_PER_CHECKPOINT = 200
 
 
 class DivergedError(CTCLIPError):
@@ -63,6 +62,7 @@ class Run(Generic[Batch]):
     max_gradient_norm: float = 1.0
     after_step: Callable[[], None] | None = None
     checkpoint: Path | None = None
+    steps_per_checkpoint: int = 200
     on_step: Callable[[StepRecord], None] | None = None
 
 
@@ -89,7 +89,7 @@ def run_steps(run: Run[Any]) -> None:
         if run.after_step is not None:
             run.after_step()
         is_last = step + 1 == run.steps
-        if run.checkpoint is not None and (is_last or (step + 1) % STEPS_PER_CHECKPOINT == 0):
+        if run.checkpoint is not None and (is_last or (step + 1) % run.steps_per_checkpoint == 0):
             _save(run, step + 1)
         if run.on_step is not None:
             duration_s = time.monotonic() - started

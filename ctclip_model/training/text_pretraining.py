@@ -7,6 +7,7 @@ abnormality when one of its sentences does), so that a prompt, a sentence too, m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,18 @@ from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
 from ctclip_model.training.texts import vary_report
 
 Tokens = dict[str, Tensor]
+EMBEDDING_STD = 0.3
+WHOLE_SHARE = 0.3  # of the reports are read whole, the others by their last section (the impression), which is short
+
+
+@dataclass(frozen=True)
+class Bags:
+    """A batch of reports, as bags of sentences and as texts."""
+
+    sentences: Tokens  # each different one once
+    members: Tensor  # (reports, sentences): the sentences of each report; a short one repeats its first
+    texts: Tokens
+    labels: Tensor  # (reports, labels)
 
 
 class ReportClassifier(nn.Module):
@@ -54,28 +67,33 @@ def pretrain_text(
     max_length = model.config.text.max_length
     batch_size = min(config.text_pretraining_batch_size, len(reports))
     steps = config.text_pretraining_samples // batch_size
+    widen_weights(model.text_transformer)
     classifier = ReportClassifier(model, labels.shape[1]).to(device)
 
-    def batch_of(step: int) -> tuple[Tokens, Tensor, Tokens, Tensor]:
+    def batch_of(step: int) -> Bags:
         rng = np.random.default_rng([config.seed, 1, step])
         chosen = rng.choice(len(reports), batch_size, replace=False)
         bags = [[sentence for section in reports[index] for sentence in section] for index in chosen]
         sentences = {sentence: place for place, sentence in enumerate(dict.fromkeys(s for bag in bags for s in bag))}
         members = [[sentences[sentence] for sentence in bag] for bag in bags]
         padded = torch.tensor([row + row[:1] * (max(map(len, members)) - len(row)) for row in members])
-        whole = [vary_report(reports[index], 0.0, rng) for index in chosen]
-        return (
-            tokenize(tokenizer, list(sentences), max_length),
-            padded,
-            tokenize(tokenizer, whole, max_length),
-            labels[torch.from_numpy(chosen)],
+        parts = [reports[index] if rng.random() < WHOLE_SHARE else reports[index][-1:] for index in chosen]
+        texts = [
+            vary_report(part if any(part) else reports[index], 0.0, rng)
+            for part, index in zip(parts, chosen, strict=True)
+        ]
+        return Bags(
+            sentences=tokenize(tokenizer, list(sentences), max_length),
+            members=padded,
+            texts=tokenize(tokenizer, texts, max_length),
+            labels=labels[torch.from_numpy(chosen)],
         )
 
-    def loss_of(batch: tuple[Tokens, Tensor, Tokens, Tensor]) -> Tensor:
-        sentences, members, whole, targets = batch
-        of_sentences = classifier(_to(sentences, device))[members.to(device)]  # (reports, sentences, labels)
-        targets = targets.to(device)
-        return _known_loss(of_sentences.amax(1), targets) + _known_loss(classifier(_to(whole, device)), targets)
+    def loss_of(bags: Bags) -> Tensor:
+        targets = bags.labels.to(device)
+        of_sentences = classifier(_to(bags.sentences, device))[bags.members.to(device)]  # (reports, sentences, labels)
+        of_texts = classifier(_to(bags.texts, device))
+        return _known_loss(of_sentences.amax(1), targets) + _known_loss(of_texts, targets)
 
     optimizer = torch.optim.AdamW(
         split_decay(classifier.parameters(), config.text_pretraining_learning_rate, config.weight_decay)
@@ -92,9 +110,20 @@ def pretrain_text(
             warm_up_share=0.1,
             final_rate=0.0,
             checkpoint=checkpoint,
+            steps_per_checkpoint=config.steps_per_checkpoint,
             on_step=on_step,
         )
     )
+
+
+@torch.no_grad()
+def widen_weights(encoder: nn.Module) -> None:
+    """Random weights of unit gain: BERT's standard deviation of 0.02 fits a width of 768, a narrow one learns late."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=EMBEDDING_STD)
 
 
 def _known_loss(logits: Tensor, targets: Tensor) -> Tensor:

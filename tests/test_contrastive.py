@@ -1,0 +1,206 @@
+"""The training loop and contrastive training: what a step sees, resuming, and the model folder at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+from ctclip_model.config import PRESETS, Preset, Recipe
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.shards import ShardVolume, write_shard
+from ctclip_model.data.volume import ConvertedVolume
+from ctclip_model.errors import MissingInputError
+from ctclip_model.models.checkpoint import load_model_folder
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.text import train_tokenizer
+from ctclip_model.training.contrastive import BatchOrder, shift_volumes, start_codebook, train_contrastive
+from ctclip_model.training.loop import DivergedError, Run, StepRecord, rate_at, run_steps
+from ctclip_model.training.text_pretraining import pretrain_text
+from ctclip_model.training.texts import split_sentences, vary_report
+
+SCANS = 12
+FACTS = ((9, 9, 9), (1.0, 1.0, 1.0), ((0, 24), (0, 40), (0, 40)), 0.0, 1.0, -1000, 1000)
+
+
+@pytest.fixture
+def preset() -> Preset:
+    base = PRESETS["smoke"]()
+    training = dataclasses.replace(
+        base.training, batch_size=4, samples=32, text_pretraining_samples=32, text_pretraining_batch_size=4,
+        steps_per_checkpoint=3,
+    )  # fmt: skip
+    return dataclasses.replace(base, training=training)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, preset: Preset) -> Path:
+    return write_manifest(tmp_path, preset.recipe)
+
+
+def write_manifest(data_root: Path, recipe: Recipe, valid_text: str = "Nothing at all.") -> Path:
+    """Twelve train scans of one or two reconstructions, and a valid one, in one shard."""
+    rng = np.random.default_rng(0)
+    names = [f"train_{scan}_a_{count}" for scan in range(1, SCANS + 1) for count in range(1, 2 + scan % 2)]
+    names.append("valid_1_a_1")
+    volumes = (
+        ShardVolume(name, "", ConvertedVolume(rng.integers(-1000, 1000, recipe.shape, np.int16), *FACTS))
+        for name in names
+    )
+    shard = write_shard(data_root / "shards/0.arrow", recipe, volumes)
+    rows = []
+    for row in shard:
+        split, patient, _, _ = row.name.split("_")
+        has_effusion = int(patient) % 2
+        text = "Pleural effusion is seen." if has_effusion else "No pleural effusion. The spleen is normal."
+        rows.append(
+            {
+                "volume_name": row.name, "scan_id": row.name[:-2], "patient_id": f"{split}_{patient}", "split": split,
+                "shard_path": "shards/0.arrow", "row_index": row.row_index, "fingerprint": "",
+                "findings": text if split == "train" else valid_text, "impression": None,
+                "labels": [has_effusion] * 17 + [None],
+            }
+        )  # fmt: skip
+    path = data_root / "manifest.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model_folder(folder, CTCLIP).model.state_dict()
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_training_ends_in_a_model_folder_and_records_every_step(tmp_path: Path, manifest: Path, preset: Preset) -> None:
+    records: list[StepRecord] = []
+    result = train_contrastive(manifest, tmp_path, preset, tmp_path / "model", on_step=records.append)
+    saved = load_model_folder(tmp_path / "model", CTCLIP)
+    assert [(record.phase, record.step) for record in records] == [
+        (phase, step) for phase in ("text", "contrastive") for step in range(1, 9)
+    ]
+    assert records[-1].samples == 32
+    assert result.steps == 8
+    assert result.logit_scale == pytest.approx(saved.model.temperature.exp().item())
+    assert saved.tokenizer.tokenize("effusion") == ["effusion"]
+
+
+@pytest.mark.parametrize(("phase", "step"), [("text", 5), ("contrastive", 2), ("contrastive", 7)])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    tmp_path: Path, manifest: Path, preset: Preset, phase: str, step: int
+) -> None:
+    def stop(record: StepRecord) -> None:
+        if (record.phase, record.step) == (phase, step):
+            raise KeyboardInterrupt
+
+    train_contrastive(manifest, tmp_path, preset, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_contrastive(manifest, tmp_path, preset, tmp_path / "stopped", on_step=stop)
+    assert not (tmp_path / "stopped").exists()
+    train_contrastive(manifest, tmp_path, preset, tmp_path / "stopped")
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
+
+
+def test_the_valid_split_is_never_learned(tmp_path: Path, preset: Preset) -> None:
+    for name, text in (("one", "Nothing at all."), ("other", "Another valid report entirely.")):
+        (tmp_path / name).mkdir()
+        manifest = write_manifest(tmp_path / name, preset.recipe, valid_text=text)
+        train_contrastive(manifest, tmp_path / name, preset, tmp_path / name / "model")
+    assert_same(weights(tmp_path / "one/model"), weights(tmp_path / "other/model"))
+
+
+def test_a_manifest_without_train_samples_is_refused(tmp_path: Path, manifest: Path, preset: Preset) -> None:
+    table = pq.read_table(manifest)
+    pq.write_table(table.slice(table.num_rows - 1), manifest)
+    with pytest.raises(MissingInputError, match="train split"):
+        train_contrastive(manifest, tmp_path, preset, tmp_path / "model")
+
+
+def test_a_batch_holds_a_scan_once_and_epochs_reach_every_volume() -> None:
+    scan_ids = [f"scan_{index // 2}" for index in range(20)]
+    order = BatchOrder(scan_ids, batch_size=4, seed=0)
+    batches = [order.batch(step) for step in range(80)]
+    assert all(len({scan_ids[index] for index in batch}) == 4 for batch in batches)
+    assert {index for batch in batches for index in batch} == set(range(20))
+    assert BatchOrder(scan_ids, batch_size=4, seed=0).batch(61) == batches[61]
+
+
+def test_shifted_volumes_move_whole_and_leave_air() -> None:
+    volumes = torch.arange(1, 1 + 2 * 8 * 10 * 10, dtype=torch.int16).view(2, 8, 10, 10)
+    shifted = shift_volumes(volumes, np.random.default_rng(1))
+    assert shifted.shape == volumes.shape
+    for before, after in zip(volumes, shifted, strict=True):
+        places = [
+            torch.nonzero(before == value)[0] - torch.nonzero(after == value)[0]
+            for value in after[2:6, 3:7, 3:7].flatten()
+        ]
+        assert len({tuple(place.tolist()) for place in places}) == 1
+        assert set(after.flatten().tolist()) <= {-1000, *before.flatten().tolist()}
+
+
+def test_a_varied_report_has_sentences_of_the_report_and_now_and_then_few() -> None:
+    sections = [split_sentences("One is here. Two is there! Is three?"), ["Four ends it."]]
+    known = {sentence for section in sections for sentence in section}
+    rng = np.random.default_rng(0)
+    whole = [split_sentences(vary_report(sections, 0.0, rng)) for _ in range(20)]
+    short = [split_sentences(vary_report(sections, 1.0, rng)) for _ in range(50)]
+    assert all(set(sentences) == known and sentences[-1] == "Four ends it." for sentences in whole)
+    assert all(set(sentences) < known for sentences in short)
+    assert {1, 2} == {len(sentences) for sentences in short}
+
+
+def test_codes_start_on_tokens(preset: Preset) -> None:
+    torch.manual_seed(0)
+    model = CTCLIP(preset.model)
+    images = torch.rand(4, 1, *preset.recipe.shape)
+    start_codebook(model, images)
+    tokens = model.visual_transformer.encode(model.visual_transformer.embed(images)).flatten(0, -2)
+    codes = model.visual_transformer.vq._codebook.embed[0]
+    nearest = (codes @ nn.functional.normalize(tokens, dim=-1).t()).amax(1)
+    torch.testing.assert_close(nearest, torch.ones_like(nearest))
+
+
+def test_the_text_encoder_learns_what_a_single_sentence_says(preset: Preset) -> None:
+    """Reports of two findings each; a prompt of one, never seen alone with its label, must be understood."""
+    rng = np.random.default_rng(0)
+    names = ABNORMALITIES[:2]
+    labels = torch.tensor(rng.integers(0, 2, (200, 2)), dtype=torch.float32)
+    reports = [
+        [[f"{name} is seen." if value else f"{name} is not seen." for name, value in zip(names, row, strict=True)]]
+        for row in labels.tolist()
+    ]
+    tokenizer = train_tokenizer([" ".join(report[0]) for report in reports], 200)
+    torch.manual_seed(0)
+    model = CTCLIP(preset.model)
+    training = dataclasses.replace(preset.training, text_pretraining_samples=9600, text_pretraining_batch_size=32)
+    losses: list[float] = []
+    pretrain_text(model, tokenizer, reports, labels, training, on_step=lambda record: losses.append(record.loss))
+    assert np.mean(losses[-10:]) < 0.2 * np.mean(losses[:10])
+
+
+def test_the_rate_rises_along_a_line_and_falls_along_a_cosine() -> None:
+    rates = [rate_at(step, 100, 0.1, 0.2) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1
+    assert rates[55] == pytest.approx(0.6)
+    assert rates[99] == pytest.approx(0.2, abs=0.001)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    layer = nn.Linear(1, 1)
+    run = Run(
+        phase="test", model=layer, optimizer=torch.optim.SGD(layer.parameters(), lr=1.0),
+        batch_of=lambda step: torch.tensor([1.0 if step < 3 else float("nan")]),
+        loss_of=lambda batch: layer(batch).sum(), steps=5, batch_size=1,
+    )  # fmt: skip
+    with pytest.raises(DivergedError, match="step 4 of 5"):
+        run_steps(run)
