@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from tasks.stages.report import plan_pages, write_page
 
 from tasks.models import find_model
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run
+from tasks.stages.report import plan_pages, write_page
 
 
 @flow(name="report")

@@ -1,0 +1,52 @@
+"""Line charts as inline SVG, coloured by the page's own style sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup, escape
+
+Points = Sequence[tuple[float, float]]
+
+WIDTH, HEIGHT = 320, 240
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 34  # margins
+
+
+def line_chart(
+    series: Mapping[str, Points],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    has_diagonal: bool = False,
+) -> Markup:
+    """One chart of up to four series; `title` is what a screen reader says of it."""
+    points = [point for line in series.values() for point in line]
+    if not points:
+        return Markup("")
+    x_low, x_high = x_range or (min(x for x, _ in points), max(x for x, _ in points))
+    y_low, y_high = y_range or (min(y for _, y in points), max(y for _, y in points))
+
+    def place(x: float, y: float) -> str:
+        across = LEFT + (WIDTH - LEFT - RIGHT) * (x - x_low) / ((x_high - x_low) or 1)
+        down = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - y_low) / ((y_high - y_low) or 1)
+        return f"{across:.1f},{down:.1f}"
+
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
+        f'<path class="axis" d="M{LEFT},{TOP} V{HEIGHT - BOTTOM} H{WIDTH - RIGHT}"/>',
+        f'<text x="{LEFT}" y="{HEIGHT - 20}">{x_low:.4g}</text>',
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 20}" text-anchor="end">{x_high:.4g}</text>',
+        f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{y_low:.3g}</text>',
+        f'<text x="{LEFT - 4}" y="{TOP + 10}" text-anchor="end">{y_high:.3g}</text>',
+        f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>',
+        f'<text transform="translate(10 {HEIGHT / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>',
+    ]
+    if has_diagonal:
+        parts.append(f'<polyline class="chance" points="{place(x_low, y_low)} {place(x_high, y_high)}"/>')
+    for number, (name, line) in enumerate(series.items()):
+        path = " ".join(place(x, y) for x, y in line)
+        parts.append(f'<polyline class="line line-{number}" points="{path}"><title>{escape(name)}</title></polyline>')
+    return Markup("".join(parts) + "</svg>")

@@ -1,0 +1,25 @@
+"""Report: one HTML page an evaluation."""
+
+from __future__ import annotations
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.models import ModelReference
+from tasks.pages import Page, list_pages, make_page
+from tasks.planning import plan_items
+from tasks.runs import StageRun
+
+
+@task(cache_policy=NO_CACHE)
+def plan_pages(run: StageRun, model: ModelReference, force: bool) -> list[Page]:
+    """The pages whose evaluations have changed."""
+    pages = list_pages(run.data_root, model)
+    pending = plan_items(run, model.model_id, {key: page.fingerprint for key, page in pages.items()}, force=force)
+    return [pages[key] for key in pending]
+
+
+@task(cache_policy=NO_CACHE)
+def write_page(run: StageRun, model: ModelReference, page: Page) -> None:
+    """Writes it."""
+    get_run_logger().info("%s", make_page(run, model, page))
