@@ -88,9 +88,7 @@ def collect_facts(connection: duckdb.DuckDBPyConnection, model: ModelReference, 
         retrieval=retrieval,
         agreement=_rows(connection, "select * from label_agreement where split = $split", {"split": page.split}),
         quality=_rows(connection, "select problem, count(*) as n from data_quality group by all order by all", {}),
-        rejects=_rows(
-            connection, "select stage, reason, count(*) as n from current_rejects group by all order by all", {}
-        ),
+        rejects=_rows(connection, _REJECTS, {}),
         provenance=_provenance(connection, model, page),
     )
 
@@ -161,6 +159,7 @@ from numbered
 group by phase, stretch
 order by phase desc, samples
 """
+_REJECTS = "select stage, reason, count(*) as n from current_rejects group by all order by all"
 _RETRIEVAL = """
 select task, k, value, n
 from current_retrieval
