@@ -65,7 +65,7 @@ def test_volumes_are_selected_by_glob_or_by_file(tmp_path):
     assert Selection(volumes="train_*_a_1").choose(list(WANTED)) == ["train_1_a_1", "train_2_a_1"]
     assert Selection(volumes=str(names)).choose(list(WANTED)) == ["train_2_a_1"]
     names.write_text("../../etc/passwd\n")
-    with pytest.raises(ConfigurationError, match="names.txt"):
+    with pytest.raises(ConfigurationError, match=r"names\.txt"):
         Selection(volumes=str(names)).choose(list(WANTED))
 
 

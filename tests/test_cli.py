@@ -1,0 +1,126 @@
+"""The command line as a person or a script meets it: exit codes, one clear line, tables, JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tasks.publish import publish
+from tasks.records import RecordWriter, new_run_id
+
+
+def ctclip(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *map(str, arguments)],
+        cwd=Path(__file__).parent.parent, env=os.environ | {"NO_COLOR": "1", "COLUMNS": "80"} | environment,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small warehouse: two volumes, one of them waiting to be converted."""
+    folder = tmp_path_factory.mktemp("data")
+    writer = RecordWriter(folder, new_run_id())
+    writer.write("runs", [{"run_id": writer.run_id, "status": "running", "stage": "convert", "variant": "recipe"}])
+    writer.write("volumes", [{"volume_name": f"valid_{n}_a_1", "fingerprint": "f", "split": "valid"} for n in (1, 2)])
+    wanted = {"stage": "convert", "variant": "recipe", "fingerprint": "f", "is_withdrawn": False}
+    writer.write("wanted", [wanted | {"item": f"valid_{n}_a_1"} for n in (1, 2)])
+    writer.write("shard_volumes", [{"volume_name": "valid_1_a_1", "recipe_id": "recipe", "fingerprint": "f"}])
+    publish(folder)
+    return folder
+
+
+def test_reading_commands_do_not_import_prefect():
+    program = "import sys, flows.cli, tasks.reading, warehouse.store; print('prefect' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == "False"
+
+
+def test_help_lists_every_stage():
+    result = ctclip("--help")
+    assert result.returncode == 0
+    for command in ("demo", "rebuild", "ingest", "convert", "label", "train", "embed", "evaluate", "report", "plan"):
+        assert command in result.stdout
+
+
+def test_sql_prints_a_table_or_json(data_root):
+    query = "select volume_name from current_volumes order by 1"
+    assert ctclip("sql", query, "--data-root", data_root).stdout.split() == [
+        "volume_name",
+        "valid_1_a_1",
+        "valid_2_a_1",
+    ]
+    printed = ctclip("sql", query, "--json", CTCLIP_DATA_ROOT=str(data_root))
+    assert json.loads(printed.stdout) == [{"volume_name": "valid_1_a_1"}, {"volume_name": "valid_2_a_1"}]
+
+
+def test_saved_query_takes_parameters(data_root):
+    assert "@best_model_by_label" in ctclip("sql", "--list").stdout
+    result = ctclip(
+        "sql", "@mentioned_but_unlabelled", "--data-root", data_root,
+        "--param", "term=effusion", "--param", "abnormality=Pleural effusion",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["sql", "drop table volumes"], "the SQL failed"),
+        (["sql", "select * from read_csv('/etc/passwd')"], "the SQL failed"),
+        (["sql", "@no_such_query"], "there is no saved query"),
+        (["export", "no_such_table"], "there is no table or view"),
+        (["plan", "no_such_stage"], "there is no stage"),
+        (["sql", "@run_costs", "--param", "nonsense"], "is not key=value"),
+    ],
+)
+def test_mistake_is_one_clear_line_and_exit_code_1(data_root, arguments, line):
+    result = ctclip(*arguments, "--data-root", data_root)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert line in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_command_before_anything_was_made_says_what_to_run(tmp_path):
+    result = ctclip("status", "--data-root", tmp_path)
+    assert result.returncode == 1
+    assert "ctclip ingest" in result.stderr
+
+
+def test_status_fits_a_screen_of_80_columns(data_root):
+    result = ctclip("status", "--data-root", data_root)
+    assert "convert" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_plan_says_what_a_rerun_would_do_and_why(data_root):
+    explained = json.loads(ctclip("plan", "convert", "--json", "--data-root", data_root).stdout)
+    assert explained["pending"] == 1
+    assert explained["items"] == [{"variant": "recipe", "item": "valid_2_a_1", "why": "never made"}]
+    assert "1 pending of 2 wanted" in ctclip("plan", "convert", "--data-root", data_root).stdout
+
+
+def test_export_writes_parquet_and_csv(data_root, tmp_path):
+    for file_format in ("parquet", "csv"):
+        path = tmp_path / f"volumes.{file_format}"
+        result = ctclip(
+            "export", "current_volumes", "--format", file_format, "--output", path, "--data-root", data_root
+        )
+        assert result.returncode == 0, result.stderr
+    assert pq.read_table(tmp_path / "volumes.parquet").num_rows == 2
+    with (tmp_path / "volumes.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+def test_publish_from_scratch_gives_the_same_rows(data_root):
+    result = ctclip("publish", "--from-scratch", "--data-root", data_root)
+    assert result.stdout.startswith("6 rows from 4 record files")
