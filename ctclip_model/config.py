@@ -102,6 +102,10 @@ class LabellerConfig:
     learning_rate: float = 2e-5
     epochs: int = 20  # at most; stops early on the validation loss
     patience: int = 3  # epochs without a better validation loss
+    sentence_epochs: int = 0  # before those on whole reports, on single sentences: for random weights only
+    weight_decay: float = 0.01
+    final_rate: float = 1.0  # of the learning rate, reached along a cosine
+    validation_share: float = 0.2  # of the reports, held out to stop by
     seed: int = 0
 
 
@@ -182,8 +186,8 @@ def tiny() -> Preset:
             max_temperature=4.0,
             codes_from_data=True,
             varies_samples=True,
-            short_text_share=0.6,
-            text_pretraining_samples=16_000,
+            short_text_share=0.8,
+            text_pretraining_samples=12_800,
             text_pretraining_learning_rate=2e-3,
         ),
         labeller=LabellerConfig(
@@ -192,8 +196,11 @@ def tiny() -> Preset:
             layers=2,
             heads=4,
             intermediate_size=256,
-            max_length=160,
-            learning_rate=1e-3,
+            max_length=192,
+            learning_rate=2e-3,
+            final_rate=0.1,
+            epochs=6,
+            sentence_epochs=3,
         ),
     )
 

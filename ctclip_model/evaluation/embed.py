@@ -1,0 +1,112 @@
+"""Latents of volumes, reports and prompts: each encoded once, in batches, wherever the model's weights are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from ctclip_model.config import CTCLIPConfig
+from ctclip_model.data.abnormalities import prompt_pair
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.text import tokenize
+
+HU_PER_UNIT = 1000  # a stored volume is int16 HU, the model's input is HU / 1000
+TOKENS_PER_BATCH = 16_384  # of the image encoder: one published volume, or many small ones
+TEXTS_PER_BATCH = 64
+
+Floats = NDArray[np.float32]
+
+
+def batch_size(config: CTCLIPConfig) -> int:
+    """How many volumes to encode at once: about the memory of one published volume, whatever their size."""
+    return max(1, min(64, TOKENS_PER_BATCH // math.prod(config.vision.grid)))
+
+
+def embed_volumes(
+    model: CTCLIP, batches: Iterable[tuple[Sequence[str], Tensor]], *, dtype: torch.dtype | None = None
+) -> Iterator[tuple[Sequence[str], Floats]]:
+    """The names and unit latents (B, latent) of each batch of (names, volumes).
+
+    Volumes are (B, 1, depth, height, width), int16 HU as shards keep them, or floats in [-1, 1]. With a `dtype` such
+    as bfloat16 the model runs in autocast; the latents are float32 all the same.
+    """
+    model.eval()
+    device = model.temperature.device
+    for names, volumes in batches:
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            latents = model.encode_image(_scaled(volumes.to(device, non_blocking=True)))
+        yield names, _unit(latents)
+
+
+def embed_texts(
+    model: CTCLIP,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    *,
+    max_length: int | None = None,
+    texts_per_batch: int = TEXTS_PER_BATCH,
+    dtype: torch.dtype | None = None,
+) -> Floats:
+    """Unit latents (texts, latent), in the order of the texts; `max_length` in tokens, the model's own when None."""
+    model.eval()
+    latents = map_texts(
+        model.encode_text,
+        tokenizer,
+        texts,
+        max_length=max_length or model.config.text.max_length,
+        texts_per_batch=texts_per_batch,
+        device=model.temperature.device,
+        dtype=dtype,
+        width=model.config.latent_dim,
+    )
+    return _unit(torch.from_numpy(latents))
+
+
+def embed_prompts(model: CTCLIP, tokenizer: PreTrainedTokenizerFast, names: Sequence[str]) -> Floats:
+    """Unit latents (L, 2, latent) of "X is present." and "X is not present." for each abnormality X."""
+    prompts = [prompt for name in names for prompt in prompt_pair(name)]
+    return embed_texts(model, tokenizer, prompts).reshape(len(names), 2, -1)
+
+
+def map_texts(
+    function: Callable[[Tensor, Tensor], Tensor],
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    texts_per_batch: int,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    width: int,
+) -> Floats:
+    """`function(input_ids, attention_mask) -> (B, width)` of all the texts, (texts, width) in their order.
+
+    Batches are of texts of about equal length, padded to the longest among them: most reports are far shorter than
+    the longest, and every padded token costs as much as a real one.
+    """
+    results = np.empty((len(texts), width), np.float32)
+    longest_first = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
+    for start in range(0, len(texts), texts_per_batch):
+        batch = longest_first[start : start + texts_per_batch]
+        tokens = tokenize(tokenizer, [texts[index] for index in batch], max_length)
+        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            results[batch] = function(ids, mask).float().cpu().numpy()
+    return results
+
+
+def _scaled(volumes: Tensor) -> Tensor:
+    return volumes if volumes.is_floating_point() else volumes.float() / HU_PER_UNIT
+
+
+def _unit(latents: Tensor) -> Floats:
+    """Float32 rows of length 1: in half precision they are so to three digits only."""
+    unit: Floats = F.normalize(latents.float(), dim=-1).cpu().numpy()
+    return unit
