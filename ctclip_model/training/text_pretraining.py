@@ -90,6 +90,7 @@ def pretrain_text(
         )
 
     def loss_of(bags: Bags) -> Tensor:
+        classifier.encoder.eval()  # dropout triples the time of attention on a CPU
         targets = bags.labels.to(device)
         of_sentences = classifier(_to(bags.sentences, device))[bags.members.to(device)]  # (reports, sentences, labels)
         of_texts = classifier(_to(bags.texts, device))

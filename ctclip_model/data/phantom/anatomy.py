@@ -62,7 +62,7 @@ def draw_body(rng: Generator) -> Body:
         half_depth_mm=half_width * rng.uniform(0.64, 0.76),
         fat_mm=rng.uniform(5, 22),
         lung_scale=rng.uniform(0.88, 1.06),
-        lung_hu=rng.uniform(-830, -730),
+        lung_hu=rng.uniform(-800, -700),
         muscle_hu=rng.uniform(35, 65),
         bone_hu=rng.uniform(250, 1100),
         offset_mm=(rng.uniform(-8, 8), rng.uniform(-8, 8), rng.uniform(-10, 10)),
@@ -194,7 +194,7 @@ def _paint_arterial_calcification(canvas: Canvas, sides: tuple[int, ...]) -> Non
     for height in np.arange(-110, 100, 22):
         angle = canvas.rng.uniform(0, 2 * np.pi)
         point = (x + 12 * np.cos(angle), y + 12 * np.sin(angle), height + canvas.rng.uniform(-8, 8))
-        canvas.paint(point, (8, 8, 12), canvas.rng.uniform(600, 1000))
+        canvas.paint(point, (9, 9, 14), canvas.rng.uniform(700, 1200))
 
 
 def _paint_pericardial_effusion(canvas: Canvas, sides: tuple[int, ...]) -> None:
@@ -209,11 +209,11 @@ def _paint_pericardial_effusion(canvas: Canvas, sides: tuple[int, ...]) -> None:
 def _paint_coronary_calcification(canvas: Canvas, sides: tuple[int, ...]) -> None:
     """Spots along the arteries on the front of the heart."""
     (x, y, z), (a, b, c) = canvas.heart_mm, canvas.heart_radii_mm
-    for _ in range(canvas.rng.integers(5, 9)):
+    for _ in range(canvas.rng.integers(8, 13)):
         angle, height = canvas.rng.uniform(-2.4, -0.6), canvas.rng.uniform(-0.2, 0.75)
         ring = np.sqrt(1 - height**2)
         point = (x + a * ring * np.cos(angle), y + b * ring * np.sin(angle), z + c * height)
-        canvas.paint(point, (9, 9, 11), canvas.rng.uniform(600, 1000))
+        canvas.paint(point, (9, 9, 12), canvas.rng.uniform(700, 1200))
 
 
 def _paint_hiatal_hernia(canvas: Canvas, sides: tuple[int, ...]) -> None:
@@ -234,17 +234,17 @@ def _paint_lymphadenopathy(canvas: Canvas, sides: tuple[int, ...]) -> None:
 def _paint_emphysema(canvas: Canvas, sides: tuple[int, ...]) -> None:
     """Bullae in the upper parts of both lungs."""
     for side in (-1, 1):
-        for _ in range(5):
-            point = canvas.point_in_lung(side, (-0.2, -0.6, 0.3), (0.6, 0.6, 0.8))
-            canvas.ball(point, canvas.rng.uniform(20, 30), -995, only_lung=True)
+        for _ in range(8):
+            point = canvas.point_in_lung(side, (-0.3, -0.6, 0.25), (0.7, 0.6, 0.85))
+            canvas.ball(point, canvas.rng.uniform(20, 32), -1000, only_lung=True)
 
 
 def _paint_nodules(canvas: Canvas, sides: tuple[int, ...]) -> None:
     """Round masses in the outer parts of the lungs, at middle height."""
     for side in sides:
-        for _ in range(canvas.rng.integers(2, 5)):
-            point = canvas.point_in_lung(side, (0.2, -0.6, -0.35), (0.75, 0.2, 0.3))
-            canvas.ball(point, canvas.rng.uniform(13, 18), canvas.rng.uniform(20, 80), only_lung=True)
+        for _ in range(canvas.rng.integers(3, 6)):
+            point = canvas.point_in_lung(side, (0.2, -0.6, -0.35), (0.7, 0.1, 0.25))
+            canvas.ball(point, canvas.rng.uniform(15, 20), canvas.rng.uniform(20, 80), only_lung=True)
 
 
 def _paint_pleural_effusion(canvas: Canvas, sides: tuple[int, ...]) -> None:
