@@ -97,15 +97,16 @@ class LabellerConfig:
     heads: int = 12
     intermediate_size: int = 3072
     max_length: int = 512  # tokens
+    dropout: float = 0.1
+    by_sentence: bool = False  # reads single sentences; a report shows what one of its sentences does
     threshold: float = 0.5
     batch_size: int = 32
     learning_rate: float = 2e-5
+    final_rate: float = 1.0  # of the learning rate, reached along a cosine over the epochs
+    weight_decay: float = 0.01
     epochs: int = 20  # at most; stops early on the validation loss
     patience: int = 3  # epochs without a better validation loss
-    sentence_epochs: int = 0  # before those on whole reports, on single sentences: for random weights only
-    weight_decay: float = 0.01
-    final_rate: float = 1.0  # of the learning rate, reached along a cosine
-    validation_share: float = 0.2  # of the reports, held out to stop by
+    validation_share: float = 0.2  # of the different reports
     seed: int = 0
 
 
@@ -173,9 +174,9 @@ def tiny() -> Preset:
             latent_dim=64,
         ),
         training=TrainingConfig(
-            batch_size=64,
-            samples=50_000,
-            learning_rate=4e-3,
+            batch_size=96,
+            samples=40_000,
+            learning_rate=6e-3,
             betas=(0.9, 0.98),
             weight_decay=0.05,
             max_gradient_norm=1.0,
@@ -192,15 +193,18 @@ def tiny() -> Preset:
         ),
         labeller=LabellerConfig(
             vocab_size=1024,
-            hidden_size=128,
+            hidden_size=64,
             layers=2,
             heads=4,
-            intermediate_size=256,
-            max_length=192,
+            intermediate_size=128,
+            max_length=96,
+            dropout=0.0,
+            by_sentence=True,
+            batch_size=16,
             learning_rate=2e-3,
-            final_rate=0.1,
-            epochs=6,
-            sentence_epochs=3,
+            final_rate=0.05,
+            epochs=4,
+            validation_share=0.1,
         ),
     )
 
