@@ -21,7 +21,7 @@ def smoke() -> Preset:
     )  # fmt: skip
     text = dataclasses.replace(base.model.text, vocab_size=512, hidden_size=32, layers=1, heads=2, intermediate_size=64)
     shape = {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64, "vocab_size": 512}
-    labeller: LabellerConfig = dataclasses.replace(base.labeller, **shape, epochs=1, sentence_epochs=0)
+    labeller: LabellerConfig = dataclasses.replace(base.labeller, **shape, epochs=1)
     training: TrainingConfig = dataclasses.replace(base.training, batch_size=8, samples=64, text_pretraining_samples=64)
     return dataclasses.replace(
         base, name="smoke", model=dataclasses.replace(base.model, vision=vision, text=text, latent_dim=16),

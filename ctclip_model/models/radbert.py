@@ -26,6 +26,8 @@ class ReportLabeller(nn.Module):
                 intermediate_size=config.intermediate_size,
                 max_position_embeddings=config.max_length + FIRST_POSITION,
                 type_vocab_size=1,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
                 layer_norm_eps=1e-5,
             )
         )

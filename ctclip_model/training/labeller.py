@@ -1,7 +1,7 @@
 """The report labeller at work: trained from labelled reports, loaded from a folder or as published, labelling texts.
 
-Trained from random weights, it first reads single sentences (multiple-instance learning: a report shows an abnormality
-when one of its sentences does), which teaches it words and negations, and then whole reports.
+RadBERT reads a report whole. A small model from random weights cannot learn that in a minute; `by_sentence` it reads
+single sentences, and a report shows an abnormality when one of its sentences does (multiple-instance learning).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ EMBEDDING_STD = 0.5  # of random word embeddings, beside positions of amplitude 
 WARM_UP_SHARE = 0.25  # of the first epoch
 
 Probabilities = NDArray[np.float32]
+Batch = tuple[dict[str, Tensor], Tensor, Tensor]  # tokens, members of bags, labels
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,22 @@ class LabellerResult:
     validation_loss: float
     validation_agreement: float  # the share of equal labels
     validation_f1: float  # macro
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The different texts that the model reads of some reports, and which of them are whose."""
+
+    texts: list[str]
+    members: NDArray[np.int64]  # (reports, most texts of one), filled up with the first
+
+    @staticmethod
+    def of(reports: Sequence[str], by_sentence: bool) -> Bags:
+        bags = [(split_sentences(report) or [""]) if by_sentence else [report] for report in reports]
+        places = {text: place for place, text in enumerate(dict.fromkeys(text for bag in bags for text in bag))}
+        most = max(map(len, bags), default=0)
+        members = [[places[text] for text in bag + bag[:1] * (most - len(bag))] for bag in bags]
+        return Bags(list(places), np.array(members, np.int64).reshape(len(bags), most))
 
 
 class Labeller:
@@ -67,16 +84,18 @@ class Labeller:
 
     def label(self, texts: Sequence[str], *, dtype: torch.dtype | None = None) -> Probabilities:
         """The probability (texts, 18) of each abnormality; with a `dtype` such as bfloat16 in autocast."""
-        return map_texts(
+        bags = Bags.of(texts, self.model.config.by_sentence)
+        probabilities = map_texts(
             lambda ids, mask: self.model(ids, mask).float().sigmoid(),
             self.tokenizer,
-            texts,
+            bags.texts,
             max_length=self.model.config.max_length,
             texts_per_batch=TEXTS_PER_BATCH,
             device=self.model.classifier.weight.device,
             dtype=dtype,
             width=len(ABNORMALITIES),
         )
+        return probabilities[bags.members].max(axis=1) if texts else probabilities
 
 
 def load_labeller(path: Path | str, *, base: Path | str | None = None, device: str = "cpu") -> Labeller:
@@ -140,29 +159,25 @@ def train_labeller(
             config,
             device,
         )
-        for _ in range(config.sentence_epochs):
-            training.run_epoch(by_sentence=True)
-            if on_epoch is not None:
-                on_epoch("sentences")
         held = [report for report, is_held in zip(reports, is_validation, strict=True) if is_held]
-        result = _train_on_reports(training, held, labels[is_validation], folder, on_epoch)
+        result = _train_epochs(training, held, labels[is_validation], folder, on_epoch)
     extra = {"reports": len(reports), "validation_loss": result.validation_loss, "validation_f1": result.validation_f1}
     save_model_folder(folder, training.model, training.tokenizer, extra=extra)
     return result
 
 
-def _train_on_reports(
+def _train_epochs(
     training: _Training,
     held: Sequence[str],
     labels: NDArray[np.integer],
     folder: Path,
     on_epoch: Callable[[str], None] | None,
 ) -> LabellerResult:
-    """Trains on whole reports; the model ends with the weights of the epoch that was best on the held-out ones."""
+    """Trains; the model ends with the weights of the epoch that was best on the held-out ones."""
     config, best, weights = training.config, None, None
     labeller = Labeller(training.model, training.tokenizer, folder.name)
     for epoch in range(config.epochs):
-        training.run_epoch(by_sentence=False)
+        training.run_epoch()
         probabilities = labeller.label(held).astype(np.float64)
         loss = float(F.binary_cross_entropy(torch.from_numpy(probabilities), torch.from_numpy(labels).double()))
         decided = probabilities >= config.threshold
@@ -191,7 +206,6 @@ class _Training:
 
     def __init__(self, reports: Sequence[str], labels: Tensor, config: LabellerConfig, device: str) -> None:
         self.reports, self.labels, self.device = reports, labels, device
-        self.sentences = [split_sentences(report) for report in reports]
         self.tokenizer = train_tokenizer(reports, config.vocab_size)
         self.config = replace(config, vocab_size=len(self.tokenizer))
         self.model = ReportLabeller(self.config)
@@ -204,21 +218,20 @@ class _Training:
         self.positive_weight = ((1 - positive) / positive).clamp(max=MAX_POSITIVE_WEIGHT).sqrt().to(device)
         self.epoch = 0
 
-    def run_epoch(self, *, by_sentence: bool) -> None:
+    def run_epoch(self) -> None:
         """Sees every report once, in random order; the learning rate falls from epoch to epoch."""
         config = self.config
         order = np.random.default_rng([config.seed, self.epoch]).permutation(len(self.reports))
         batches = [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
-        factor = rate_at(self.epoch, config.sentence_epochs + config.epochs, 0.0, config.final_rate)
+        factor = rate_at(self.epoch, config.epochs, 0.0, config.final_rate)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = config.learning_rate * factor
-        batch_of = self._sentence_batch if by_sentence else self._report_batch
         run_steps(
             Run(
                 phase="labeller",
                 model=self.model,
                 optimizer=self.optimizer,
-                batch_of=lambda step: batch_of(batches[step]),
+                batch_of=lambda step: self._batch(batches[step]),
                 loss_of=self._loss,
                 steps=len(batches),
                 batch_size=config.batch_size,
@@ -227,27 +240,16 @@ class _Training:
         )
         self.epoch += 1
 
-    def _report_batch(self, chosen: NDArray[np.int64]) -> tuple[dict[str, Tensor], None, Tensor]:
-        texts = [self.reports[index] for index in chosen]
-        return tokenize(self.tokenizer, texts, self.config.max_length), None, self.labels[torch.from_numpy(chosen)]
+    def _batch(self, chosen: NDArray[np.int64]) -> Batch:
+        bags = Bags.of([self.reports[index] for index in chosen], self.config.by_sentence)
+        tokens = tokenize(self.tokenizer, bags.texts, self.config.max_length)
+        return tokens, torch.from_numpy(bags.members), self.labels[torch.from_numpy(chosen)]
 
-    def _sentence_batch(self, chosen: NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Each different sentence once, and which of them are a report's, (reports, most sentences of one)."""
-        bags = [self.sentences[index] for index in chosen]
-        places = {sentence: place for place, sentence in enumerate(dict.fromkeys(s for bag in bags for s in bag))}
-        most = max(map(len, bags))
-        members = [[places[sentence] for sentence in bag + bag[:1] * (most - len(bag))] for bag in bags]
-        tokens = tokenize(self.tokenizer, list(places), self.config.max_length)
-        return tokens, torch.tensor(members), self.labels[torch.from_numpy(chosen)]
-
-    def _loss(self, batch: tuple[dict[str, Tensor], Tensor | None, Tensor]) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         tokens, members, targets = batch
         logits = self.model(tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device))
-        if members is not None:
-            logits = logits[members.to(self.device)].amax(dim=1)  # (reports, sentences, 18) -> (reports, 18)
-        return F.binary_cross_entropy_with_logits(
-            logits, targets.to(self.device), pos_weight=self.positive_weight
-        )
+        logits = logits[members.to(self.device)].amax(dim=1)  # (reports, texts, 18) -> (reports, 18)
+        return F.binary_cross_entropy_with_logits(logits, targets.to(self.device), pos_weight=self.positive_weight)
 
 
 def _hold_out(groups: Sequence[str], config: LabellerConfig) -> NDArray[np.bool_]:
