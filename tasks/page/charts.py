@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 320, 240
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 34  # margins
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 42  # margins
 
 
 def line_chart(
@@ -37,12 +37,12 @@ def line_chart(
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
         f'<path class="axis" d="M{LEFT},{TOP} V{HEIGHT - BOTTOM} H{WIDTH - RIGHT}"/>',
-        f'<text x="{LEFT}" y="{HEIGHT - 20}">{x_low:.4g}</text>',
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 20}" text-anchor="end">{x_high:.4g}</text>',
-        f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{y_low:.3g}</text>',
-        f'<text x="{LEFT - 4}" y="{TOP + 10}" text-anchor="end">{y_high:.3g}</text>',
+        f'<text x="{LEFT}" y="{HEIGHT - BOTTOM + 16}">{_tick(x_low)}</text>',
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM + 16}" text-anchor="end">{_tick(x_high)}</text>',
+        f'<text x="{LEFT - 4}" y="{HEIGHT - BOTTOM}" text-anchor="end">{_tick(y_low)}</text>',
+        f'<text x="{LEFT - 4}" y="{TOP + 10}" text-anchor="end">{_tick(y_high)}</text>',
         f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>',
-        f'<text transform="translate(10 {HEIGHT / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>',
+        f'<text transform="translate(14 {HEIGHT / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>',
     ]
     if has_diagonal:
         parts.append(f'<polyline class="chance" points="{place(x_low, y_low)} {place(x_high, y_high)}"/>')
@@ -50,3 +50,7 @@ def line_chart(
         path = " ".join(place(x, y) for x, y in line)
         parts.append(f'<polyline class="line line-{number}" points="{path}"><title>{escape(name)}</title></polyline>')
     return Markup("".join(parts) + "</svg>")
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
