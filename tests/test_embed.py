@@ -32,7 +32,7 @@ def test_golden_volumes_get_the_published_latents_batch_by_batch(model):
 
 
 def test_stored_hu_and_scaled_volumes_get_the_same_latents(model):
-    stored = torch.randint(-1000, 1000, (1, 1, 30, 40, 40), dtype=torch.int16)
+    stored = torch.randint(0, 3, (1, 1, 30, 40, 40), dtype=torch.int16)  # faint: layer norms hide a scale
     ((_, from_stored),) = embed_volumes(model, [(["a"], stored)])
     ((_, from_scaled),) = embed_volumes(model, [(["a"], stored / 1000)])
     assert from_stored == pytest.approx(from_scaled, abs=1e-6)
@@ -58,11 +58,11 @@ def test_texts_are_padded_to_their_batch_and_not_to_the_longest(tokenizer):
         return mask.sum(dim=1, keepdim=True)
 
     counts = map_texts(
-        note, tokenizer, ["nodule " * 30, *TEXTS[:1] * 3], max_length=20, texts_per_batch=2,
+        note, tokenizer, ["nodule " * 30, *TEXTS[:1] * 2, "nodule " * 30], max_length=20, texts_per_batch=2,
         device=torch.device("cpu"), dtype=None, width=1,
     )  # fmt: skip
     assert widths == [20, tokenize(tokenizer, TEXTS[:1], 20)["input_ids"].shape[1]]
-    assert counts[0] == 20
+    assert counts[0] == counts[3] == 20
 
 
 def test_prompts_come_in_pairs_that_make_zero_shot_probabilities(model, tokenizer):

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import CTCLIPConfig
 from ctclip_model.data.abnormalities import prompt_pair
+from ctclip_model.data.loader import HU_PER_UNIT
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize
 
-HU_PER_UNIT = 1000  # a stored volume is int16 HU, the model's input is HU / 1000
 TOKENS_PER_BATCH = 16_384  # of the image encoder: one published volume, or many small ones
 TEXTS_PER_BATCH = 64
 
