@@ -5,6 +5,7 @@ Commands that only read (`status`, `plan`, `sql`, `export`, `--help`) never impo
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
 from ctclip_model.config import PRESETS
-from ctclip_model.errors import CTCLIPError
+from ctclip_model.errors import ConfigurationError, CTCLIPError
 from flows.display import RichReporter, console, print_json, print_rows, print_summaries
 from tasks.progress import REPORTER
 from tasks.settings import DATA_ROOT, DATA_ROOT_VARIABLE, LABELLER, PRESET, STAGES
@@ -39,7 +41,9 @@ DataRoot = Annotated[
 Source = Annotated[str | None, typer.Option(help="CT-RATE as a folder; default: the one ingested last.")]
 Preset = Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")]
 Labeller = Annotated[str, typer.Option(help="`radbert`, a trained labeller's id, or a path.")]
-Storage = Annotated[StorageChoice | None, typer.Option(help="Which of CT-RATE's two storages; default: v2.")]
+Storage = Annotated[
+    StorageChoice | None, typer.Option(help="Which of CT-RATE's two storages; default: as ingested last, or v2.")
+]
 Split = Annotated[str | None, typer.Option(help="Only this split: train or valid.")]
 Volumes = Annotated[str | None, typer.Option(help="Only these: a file of names, or a glob.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many items.")]
@@ -67,6 +71,8 @@ def run_flow(name: str, as_json: bool, **parameters: Any) -> Any:
     from importlib import import_module
 
     function = getattr(import_module(f"flows.{name}"), name)
+    if not os.environ.get("CTCLIP_DEBUG"):
+        _show_warnings()
     with RichReporter() as reporter:
         token = REPORTER.set(reporter)
         try:
@@ -76,6 +82,16 @@ def run_flow(name: str, as_json: bool, **parameters: Any) -> Any:
     summaries = result if isinstance(result, list) else [result]
     print_json(result) if as_json else print_summaries(summaries)
     return result
+
+
+def _show_warnings() -> None:
+    """What the stages warn of (a lease to wait for, rejects) goes to stderr, whatever Prefect does with its own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("ctclip: %(message)s"))
+    for name in ("tasks", "warehouse", "ctclip_model"):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).propagate = False
 
 
 def _quieten_prefect() -> None:
@@ -326,12 +342,14 @@ def main() -> None:
     """Runs the command line: exit code 0, or 1 with one clear line on stderr."""
     run: Callable[..., Any] = app
     try:
-        run()
+        sys.exit(run(standalone_mode=False))
     except CTCLIPError as error:
         _fail(error)
+    except TyperException as error:
+        _fail(ConfigurationError(getattr(error, "message", "") or "see ctclip --help"))
     except BrokenPipeError:
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("ctclip: interrupted; a rerun goes on from here", file=sys.stderr)
         sys.exit(130)
     except Exception as error:  # noqa: BLE001  one line for a person; the traceback is one option away

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 PIPE_WIDTH = 2000  # columns; what is piped into another program is never folded to a screen
 
@@ -54,7 +56,7 @@ class RichReporter:
 
 def print_json(value: Any) -> None:
     """JSON on stdout, for machines."""
-    sys.stdout.write(json.dumps(value, default=str) + "\n")
+    sys.stdout.write(json.dumps(_finite(value), default=str, allow_nan=False) + "\n")
 
 
 def print_summaries(summaries: Sequence[Mapping[str, Any]]) -> None:
@@ -92,7 +94,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: b
         is_number = any(isinstance(row[index], int | float) for row in rows)
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console.print(table)
 
 
@@ -111,7 +113,16 @@ def _print_blocks(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Non
         if number:
             console.print()
         for column, cell in zip(columns, row, strict=True):
-            console.print(f"[bold]{column:>{width}}[/bold]  ", cell, sep="", markup=True, soft_wrap=False)
+            console.print(Text(f"{column:>{width}}  ", style="bold") + Text(cell))
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not know."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return [_finite(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _cell(value: Any) -> str:

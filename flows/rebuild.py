@@ -16,7 +16,9 @@ from flows.ingest import ingest
 from flows.label import label
 from flows.report import report
 from flows.train import train
+from tasks.presets import find_preset
 from tasks.settings import DATA_ROOT, LABELLER, PRESET, STAGES
+from tasks.training import find_trained
 
 FLOWS: dict[str, Flow[..., Any]] = {
     "ingest": ingest, "convert": convert, "label": label, "train": train, "embed": embed, "evaluate": evaluate,
@@ -57,6 +59,13 @@ def choose_stages(first: str, last: str) -> tuple[str, ...]:
 
 
 def run_stage(stage: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Runs one stage in this process, with those of the given parameters that it takes."""
+    """Runs one stage in this process, with those of the given parameters that it takes.
+
+    What comes after training works on the model of the very configuration that the rebuild is of.
+    """
     function = FLOWS[stage]
+    if "model" in function.parameters.properties:
+        given = given | {"model": find_trained(given["data_root"], find_preset(given["preset"], seed=given["seed"]))}
+    if stage == "convert":
+        given = given | {"source": None}  # ingest has recorded where each volume's file lies
     return function(**{name: given[name] for name in function.parameters.properties if name in given})

@@ -50,7 +50,7 @@ def compare(
 ) -> Changes:
     """The rows to record. `current` = {table: {key: (fingerprint, source)}} of the rows that now stand.
 
-    Nothing is withdrawn from a table one of whose files could not be read: what is unknown is not gone.
+    Nothing is withdrawn from a table whose file is absent or could not be read: what is unknown is not gone.
     """
     changes = Changes()
     ingested: dict[str, list[list[Row]]] = {
@@ -74,7 +74,11 @@ def compare(
             (changes.changed if before else changes.new).setdefault(table, []).append(key)
             recorded += [row | {"is_withdrawn": False} | origin for row in group]
         for key, (_, known_source) in known.items():
-            if known_source != source or key in seen or _is_unknown(key, files, catalogue.unreadable):
+            if (
+                known_source != source
+                or key in seen
+                or _is_unknown(key, files, [*catalogue.unreadable, *catalogue.absent])
+            ):
                 continue
             changes.withdrawn.setdefault(table, []).append(key)
             gone = dict(zip(key_columns, key.split(" "), strict=True))
@@ -83,5 +87,5 @@ def compare(
     return changes
 
 
-def _is_unknown(key: str, files: dict[str, str], unreadable: list[str]) -> bool:
-    return any(key.startswith(f"{split}_") for split, path in files.items() if path in unreadable)
+def _is_unknown(key: str, files: dict[str, str], unknown: list[str]) -> bool:
+    return any(key.startswith(f"{split}_") for split, path in files.items() if path in unknown)

@@ -67,7 +67,7 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
         # v2 files hold HU already: applying the metadata's rescaling again is the published code's fault
         rescale = (1.0, 0.0) if storage == "v2" else (slope, intercept)
         mark = fingerprint(sha256, x, y, z, rescale, recipe, VERSIONS["convert"])
-        folder = (source or recorded).removeprefix("file://")
+        folder = str(Path(source).resolve()) if source else recorded.removeprefix("file://")
         volumes[name] = VolumeFile(name, mark, f"{folder}/{path}", size, sha256, (x, y, z), *rescale)
     return volumes
 
@@ -148,7 +148,9 @@ def recover_job(run: StageRun, job: ConversionJob, error: BaseException) -> list
     if len(job.volumes) == 1:
         volume = job.volumes[0]
         detail = f"{type(error).__name__}: {error}"[:500]
-        run.reject(VolumeError(volume.volume_name, "killed_worker", detail), fingerprint=volume.fingerprint)
+        reason = "killed_worker" if type(error).__name__ == "KilledWorker" else "conversion_failed"
+        problem = VolumeError(volume.volume_name, reason, detail)
+        run.reject(problem, fingerprint=volume.fingerprint, is_permanent=False)  # another machine may manage
         return []
     middle = len(job.volumes) // 2
     halves = (("a", job.volumes[:middle]), ("b", job.volumes[middle:]))

@@ -40,8 +40,7 @@ def plan_work(data_root: Path, model: ModelReference) -> EmbeddingWork:
     with store.read(data_root) as connection:
         volumes = connection.execute(
             "select 'volume:' || volume_name, shards.fingerprint, shard_path, row_index "
-            "from current_shard_volumes as shards join current_volumes using (volume_name) "
-            "where recipe_id = ? order by shard_path, row_index",
+            "from converted_volumes as shards where recipe_id = ? order by shard_path, row_index",
             [model.recipe_id],
         ).fetchall()
         reports = connection.execute(
@@ -53,8 +52,8 @@ def plan_work(data_root: Path, model: ModelReference) -> EmbeddingWork:
         present, absent = prompt_pair(name)
         texts |= {f"prompt:present:{name}": present, f"prompt:absent:{name}": absent}
     version = VERSIONS["embed"]
-    fingerprints = {item: fingerprint(model.model_id, version, text) for item, text in texts.items()}
-    fingerprints |= {item: fingerprint(model.model_id, version, mark) for item, mark, _, _ in volumes}
+    fingerprints = {item: fingerprint(model.weights_sha256, version, text) for item, text in texts.items()}
+    fingerprints |= {item: fingerprint(model.weights_sha256, version, mark) for item, mark, _, _ in volumes}
     return EmbeddingWork(fingerprints, {item: (path, row) for item, _, path, row in volumes}, texts)
 
 

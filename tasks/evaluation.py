@@ -166,7 +166,7 @@ def _load_latents(
     connection: duckdb.DuckDBPyConnection, model: ModelReference, kind: str
 ) -> dict[str, NDArray[np.float32]]:
     table = connection.sql(
-        "select item, latent from current_latents where model_id = $model_id and kind = $kind",
+        "select item, latent from wanted_latents where model_id = $model_id and kind = $kind",
         params={"model_id": model.model_id, "kind": kind},
     ).to_arrow_table()
     if not len(table):
@@ -199,7 +199,7 @@ select
     samples.dataset,
     md5(string_agg(concat_ws('|', samples.volume_name, samples.fingerprint, labelled.fingerprint), ','
         order by samples.volume_name))
-    || (select md5(string_agg(item || fingerprint, ',' order by kind, item)) from current_latents
+    || (select md5(string_agg(item || fingerprint, ',' order by kind, item)) from wanted_latents
         where model_id = $model_id and kind <> 'volume')
 from evaluation_samples as samples
 left join labelled using (scan_id)

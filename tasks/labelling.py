@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from tasks.runs import StageRun, code_version
 from warehouse import store
 
 PUBLISHED_WEIGHTS = "RadBertClassifier.pth"
+TRAINED_PREFIX = "labeller-"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def find_labeller(data_root: Path, name: str) -> LabellerReference:
     """
     for folder in (data_root.resolve() / "models" / name, Path(name).resolve()):
         if any((folder / weights).is_file() for weights in (PUBLISHED_WEIGHTS, "model.safetensors")):
-            return LabellerReference(_labeller_id(folder), folder)
+            return LabellerReference(_labeller_id(folder, data_root), folder)
     if name == "radbert":
         wanted = data_root / "models" / "radbert"
         raise MissingInputError(
@@ -50,10 +52,12 @@ def find_labeller(data_root: Path, name: str) -> LabellerReference:
     raise MissingInputError(f"there is no labeller {name!r}: neither {data_root / 'models' / name} nor a folder")
 
 
-def _labeller_id(folder: Path) -> str:
-    """A trained labeller's folder is its identifier; published weights are told apart by their hash."""
+def _labeller_id(folder: Path, data_root: Path) -> str:
+    """A labeller trained here is its folder's name; others of the same name are told apart by their weights."""
+    if folder.parent == data_root.resolve() / "models" and folder.name.startswith(TRAINED_PREFIX):
+        return folder.name
     weights = folder / PUBLISHED_WEIGHTS
-    return f"{folder.name}-{sha256_of(weights)[:8]}" if weights.is_file() else folder.name
+    return f"{folder.name}-{sha256_of(weights if weights.is_file() else folder / 'model.safetensors')[:8]}"
 
 
 def read_reports(run: StageRun) -> dict[str, str]:
@@ -63,12 +67,17 @@ def read_reports(run: StageRun) -> dict[str, str]:
     return {scan: clean_report(findings, impression, SECTIONS) for scan, findings, impression in rows}
 
 
+def wanted_labels(texts: Mapping[str, str], labeller_id: str) -> dict[str, str]:
+    """The fingerprint of every report's labels, by scan."""
+    return {scan: fingerprint(labeller_id, VERSIONS["label"], text) for scan, text in texts.items()}
+
+
 def plan_labels(
     run: StageRun, labeller_id: str, selection: Selection, *, force: bool, retry_rejects: bool
 ) -> dict[str, tuple[str, str]]:
     """The reports to label, {scan: (text, fingerprint)}; an empty one is a reject."""
     texts = read_reports(run)
-    wanted = {scan: fingerprint(labeller_id, VERSIONS["label"], text) for scan, text in texts.items()}
+    wanted = wanted_labels(texts, labeller_id)
     pending = plan_items(run, labeller_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
     empty = [scan for scan in pending if not texts[scan]]
     if empty:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def hold_lease(data_root: Path, stage: str, run_id: str, limits: Limits = LIMITS) -> Iterator[bool]:
+def hold_lease(data_root: Path, stage: str, token: str, limits: Limits = LIMITS) -> Iterator[bool]:
     """Holds the stage's lease; yields whether it had to wait for another run, after which plans are out of date.
 
     Takes over at once from a process of this host that is gone, and from another host after `lease_expiry_s` without
@@ -34,7 +34,7 @@ def hold_lease(data_root: Path, stage: str, run_id: str, limits: Limits = LIMITS
     path = folder / f"{stage}.json"
     mutex = FileLock(folder / f"{stage}.lock")
     holder = {
-        "run_id": run_id,
+        "token": token,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": _process_start(os.getpid()),
@@ -57,14 +57,14 @@ def hold_lease(data_root: Path, stage: str, run_id: str, limits: Limits = LIMITS
         stop.set()
         beat.join()
         with mutex:
-            if (_read(path) or {}).get("run_id") == run_id:
+            if (_read(path) or {}).get("token") == token:
                 path.unlink(missing_ok=True)
 
 
 def describe_holder(path: Path) -> str:
     """Who holds a lease, in words for a log line."""
     holder = _read(path) or {}
-    return f"run {holder.get('run_id', '?')} (process {holder.get('pid', '?')} on {holder.get('host', '?')})"
+    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
 
 
 def _try_acquire(path: Path, mutex: FileLock, holder: dict[str, Any], limits: Limits) -> bool:
@@ -94,7 +94,7 @@ def _process_start(pid: int) -> float | None:
 def _beat(path: Path, mutex: FileLock, holder: dict[str, Any], limits: Limits, stop: threading.Event) -> None:
     while not stop.wait(limits.lease_heartbeat_s):
         with mutex:
-            if (_read(path) or {}).get("run_id") == holder["run_id"]:
+            if (_read(path) or {}).get("token") == holder["token"]:
                 _write(path, holder)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctclip_model.errors import ConfigurationError, MissingInputError
+from tasks.publish import publish
 from warehouse import store
 
 
@@ -19,6 +20,7 @@ class ModelReference:
     recipe_id: str
     logit_scale: float
     fingerprint: str  # of the configuration it was trained with
+    weights_sha256: str
 
 
 def find_model(data_root: Path, preset: str, model_id: str | None) -> ModelReference:
@@ -26,9 +28,10 @@ def find_model(data_root: Path, preset: str, model_id: str | None) -> ModelRefer
 
     Raises `MissingInputError` if there is none yet, `ConfigurationError` if the identifier is unknown.
     """
+    publish(data_root.resolve())  # a GPU worker, or a run that was killed, may have left a model's record
     with store.read(data_root) as connection:
         row = connection.execute(
-            "select model_id, preset, path, recipe_id, logit_scale, fingerprint from current_models "
+            "select model_id, preset, path, recipe_id, logit_scale, fingerprint, weights_sha256 from current_models "
             "where kind = 'ct-clip' and case when $id is null then preset = $preset else model_id = $id end "
             "order by run_id desc limit 1",
             {"id": model_id, "preset": preset},
@@ -37,4 +40,4 @@ def find_model(data_root: Path, preset: str, model_id: str | None) -> ModelRefer
         raise ConfigurationError(f'there is no model {model_id!r}; see: ctclip sql "select * from current_models"')
     if row is None:
         raise MissingInputError(f"there is no model of preset {preset!r} yet: run `ctclip train --preset {preset}`")
-    return ModelReference(row[0], row[1], data_root.resolve() / row[2], row[3], row[4], row[5])
+    return ModelReference(row[0], row[1], data_root.resolve() / row[2], *row[3:])

@@ -159,7 +159,7 @@ from numbered
 group by phase, stretch
 order by phase desc, samples
 """
-_REJECTS = "select stage, reason, count(*) as n from current_rejects group by all order by all"
+_REJECTS = "select stage, reason, count(*) as n from open_rejects group by all order by all"
 _RETRIEVAL = """
 select task, k, value, n
 from current_retrieval

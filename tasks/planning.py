@@ -22,9 +22,9 @@ class Selection:
     volumes: str | None = None  # a file of names, one a line, or a glob over names
     limit: int | None = None
 
-    @property
-    def is_everything(self) -> bool:
-        return self == Selection()
+    def __post_init__(self) -> None:
+        if self.split not in (None, "train", "valid"):
+            raise ConfigurationError(f"there is no split {self.split!r}: choose train or valid")
 
     def choose(self, items: Collection[str]) -> list[str]:
         """The selected items in their given order; items are volume names or scan identifiers."""
@@ -45,23 +45,29 @@ class Selection:
         return [item for item in items if fnmatch.fnmatchcase(item, self.volumes.removesuffix(".nii.gz"))]
 
 
-def declare_wanted(run: StageRun, variant: str, wanted: Mapping[str, str]) -> None:
-    """Records what a stage's variant should have made, as {item: fingerprint}; only the difference is written."""
+def declare_wanted(
+    run: StageRun, variant: str, wanted: Mapping[str, str], *, stage: str | None = None, is_whole: bool = True
+) -> None:
+    """Records what a stage's variant should have made, as {item: fingerprint}; only the difference is written.
+
+    What is no longer wanted is withdrawn, unless `wanted` is not the whole of it. `stage` is the run's own by default.
+    """
+    stage = stage or run.stage
     with store.read(run.data_root) as connection:
         current = dict(
             connection.execute(
-                "select item, fingerprint from current_wanted where stage = ? and variant = ?", [run.stage, variant]
+                "select item, fingerprint from current_wanted where stage = ? and variant = ?", [stage, variant]
             ).fetchall()
         )
     changed = [
-        {"stage": run.stage, "variant": variant, "item": item, "fingerprint": fingerprint, "is_withdrawn": False}
+        {"stage": stage, "variant": variant, "item": item, "fingerprint": fingerprint, "is_withdrawn": False}
         for item, fingerprint in wanted.items()
         if current.get(item) != fingerprint
     ]
     withdrawn = [
-        {"stage": run.stage, "variant": variant, "item": item, "fingerprint": fingerprint, "is_withdrawn": True}
+        {"stage": stage, "variant": variant, "item": item, "fingerprint": fingerprint, "is_withdrawn": True}
         for item, fingerprint in current.items()
-        if item not in wanted
+        if is_whole and item not in wanted
     ]
     if changed or withdrawn:
         run.record("wanted", changed + withdrawn)
@@ -76,12 +82,13 @@ def plan_items(
     selection: Selection = Selection(),
     force: bool = False,
     retry_rejects: bool = False,
+    is_whole: bool = True,
 ) -> dict[str, str]:
     """The items that this run has to make, as {item: fingerprint}, in the order of `wanted`.
 
     `force` makes everything selected again; `retry_rejects` also what bad data had settled for good.
     """
-    declare_wanted(run, variant, wanted)
+    declare_wanted(run, variant, wanted, is_whole=is_whole)
     if force:
         pending = set(wanted)
     else:

@@ -81,14 +81,23 @@ class StageRun:
             self._record_status(status, detail)
 
     def check_reject_share(self) -> None:
-        """Raises `StageFailedError` when so many items were rejected that the fault is not theirs."""
-        attempted = self.count_done + self.count_rejected
-        if self.count_rejected > max(self.limits.rejects_tolerated, self.limits.reject_share * attempted):
-            raise StageFailedError(
-                f"{self.stage}: {self.count_rejected} of {attempted} items were rejected, more than "
-                f'{self.limits.reject_share:.0%}; see: ctclip sql "select * from current_rejects where '
-                f"stage = '{self.stage}'\""
-            )
+        """Raises `StageFailedError` when so many items stand rejected that the fault is not theirs.
+
+        Counts this run's items, and all of the stage's: a rerun must not pass by having nothing left to try.
+        """
+        with store.read(self.data_root) as connection:
+            (rejected, done) = connection.execute(
+                "select count(*) filter (is_rejected), count(*) filter (is_done) from work_items "
+                "where stage = ? and variant = ?",
+                [self.stage, self.variant],
+            ).fetchall()[0]
+        for bad, good in ((self.count_rejected, self.count_done), (rejected, done)):
+            if bad > max(self.limits.rejects_tolerated, self.limits.reject_share * (bad + good)):
+                raise StageFailedError(
+                    f"{self.stage}: {bad} of {bad + good} items are rejected, more than "
+                    f'{self.limits.reject_share:.0%}; see: ctclip sql "select * from open_rejects where '
+                    f"stage = '{self.stage}'\""
+                )
 
     def summary(self) -> dict[str, Any]:
         """What the run did, for a person or a caller."""
@@ -122,13 +131,14 @@ def open_run(
     """Holds the stage's lease, adopts what a crash left, and publishes what the run wrote, however it ends."""
     data_root = data_root.resolve()
     data_root.mkdir(parents=True, exist_ok=True)
-    run_id = new_run_id()
-    with hold_lease(data_root, stage, run_id, limits):
+    with hold_lease(data_root, stage, new_run_id(), limits):
+        run_id = new_run_id()  # within the lease: whoever runs later has the greater one
         publish(data_root)
         bury_dead_runs(data_root, stage)
         run = StageRun(data_root, stage, variant, run_id, parameters=parameters, flow_run_id=flow_run_id, limits=limits)
         try:
             yield run
+            publish(data_root)
             run.check_reject_share()
         except BaseException as error:
             run.announce()

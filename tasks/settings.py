@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DATA_ROOT_VARIABLE = "CTCLIP_DATA_ROOT"
-DATA_ROOT = Path("./data")
+DATA_ROOT = Path(os.environ.get(DATA_ROOT_VARIABLE, "data"))
 PRESET = "published"
 LABELLER = "radbert"
 

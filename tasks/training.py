@@ -45,6 +45,16 @@ def config_fingerprint(preset: Preset) -> str:
     return fingerprint(preset.recipe, preset.model, preset.training, VERSIONS["train"])
 
 
+def find_trained(data_root: Path, preset: Preset) -> str | None:
+    """The newest model of exactly this configuration, its seed included; None if there is none yet."""
+    with store.read(data_root) as connection:
+        row = connection.execute(
+            "select model_id from current_models where fingerprint = ? order by run_id desc limit 1",
+            [config_fingerprint(preset)],
+        ).fetchone()
+    return row[0] if row else None
+
+
 def describe_stale(data_root: Path, preset: Preset) -> str:
     """Says, where the configuration has a model, how far its samples have moved since; empty if they have not."""
     with store.read(data_root) as connection:
@@ -74,7 +84,9 @@ def make_manifest(run: StageRun, preset: Preset, labeller_id: str | None) -> Man
         )
     if labeller_id is not None and table["labels"].null_count == table.num_rows:
         raise MissingInputError(f"{labeller_id} has labelled no report of the train split: run `ctclip label`")
-    content = fingerprint(table["volume_name"].to_pylist(), table["fingerprint"].to_pylist(), str(table["labels"]))
+    content = fingerprint(
+        table["volume_name"].to_pylist(), table["fingerprint"].to_pylist(), table["labels"].to_pylist()
+    )
     config = config_fingerprint(preset)
     model_id = f"{preset.name}-{fingerprint(config, content)[:10]}"
     path = run.data_root / "models" / f"{model_id}.work" / "manifest.parquet"

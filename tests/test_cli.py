@@ -62,6 +62,10 @@ def test_sql_prints_a_table_or_json(data_root):
     assert json.loads(printed.stdout) == [{"volume_name": "valid_1_a_1"}, {"volume_name": "valid_2_a_1"}]
 
 
+def test_text_in_brackets_is_printed_as_it_is(data_root):
+    assert "x[abc]y [/z]" in ctclip("sql", "select 'x[abc]y [/z]' as text", "--data-root", data_root).stdout
+
+
 def test_saved_query_takes_parameters(data_root):
     assert "@best_model_by_label" in ctclip("sql", "--list").stdout
     result = ctclip(
@@ -79,6 +83,8 @@ def test_saved_query_takes_parameters(data_root):
         (["sql", "@no_such_query"], "there is no saved query"),
         (["export", "no_such_table"], "there is no table or view"),
         (["plan", "no_such_stage"], "there is no stage"),
+        (["plan", "--nonsense", "x"], "ctclip"),
+        (["sql", "select"], "the SQL failed"),
         (["sql", "@run_costs", "--param", "nonsense"], "is not key=value"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import duckdb
 import pytest
+from conftest import smoke
 
 from ctclip_model.data.phantom import ANOMALIES, PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError, MissingInputError
@@ -117,11 +118,39 @@ def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(dat
     name = converted_train_volume(data_root)
     other = query(data_root, "select max(volume_name) from training_samples")[0][0]
     shutil.copyfile(volume_path(source, other), volume_path(source, name))
+    from flows.ingest import ingest
+    from tasks.reading import explain_plan
+
+    assert ingest(str(source), data_root)["done"] == 1
+    assert explain_plan(data_root, "convert", 5)["items"] == [
+        {"variant": smoke().recipe.recipe_id, "item": name, "why": "changed since it was made"}
+    ]
+    assert query(data_root, f"select * from training_samples where volume_name = '{name}'") == []
     done = rebuild_all(data_root, source)
-    assert counts(done) == {"ingest": 1, "convert": 1, "embed": 1, "evaluate": 1, "report": 1}
+    assert counts(done) == {"convert": 1, "embed": 1, "evaluate": 1, "report": 1}
     assert "stale: 1 samples moved" in done["train"]["detail"]
     history = query(data_root, f"select superseded_by_run is null from shard_volumes where volume_name = '{name}'")
     assert sorted(history) == [(False,), (True,)]
+
+
+def test_volume_that_has_become_unreadable_is_used_no_more(data_root, source):
+    rebuild_all(data_root, source)
+    name = query(data_root, "select min(volume_name) from evaluation_samples where split = 'valid'")[0][0]
+    path = volume_path(source, name)
+    path.write_bytes(path.read_bytes()[:-500])
+    done = rebuild_all(data_root, source)
+    assert done["convert"]["rejected"] == 1
+    assert query(data_root, f"select * from evaluation_samples where volume_name = '{name}'") == []
+    assert query(data_root, f"select reason from open_rejects where item = '{name}'") == [("truncated",)]
+
+
+def test_rebuild_evaluates_the_model_of_its_own_seed(data_root, phantoms):
+    first = query(data_root, "select model_id from current_models where kind = 'ct-clip'")[0][0]
+    assert counts(rebuild_all(data_root, phantoms, seed=1))["train"] == 1
+    assert query(data_root, "select count(distinct model_id) from current_metrics") == [(2,)]
+    again = rebuild_all(data_root, phantoms, seed=0)
+    assert counts(again) == {}
+    assert again["evaluate"]["variant"] == first
 
 
 def test_changed_report_redoes_what_depends_on_it(data_root, source):

@@ -157,6 +157,20 @@ def test_nothing_is_withdrawn_from_a_table_that_cannot_be_read(folder, tmp_path)
     assert changes.count("withdrawn", "reports") == 0
 
 
+def test_nothing_is_withdrawn_from_a_table_that_is_not_there(folder, tmp_path):
+    (folder / NO_CHEST["valid"]).unlink()
+    _, catalogue = read(folder, tmp_path / "data")
+    known = {"valid_1_a_2 no_chest": ("x", "file:///x")}
+    assert compare(catalogue, NOTHING | {"exclusions": known}, "file:///x", "r").count("withdrawn", "exclusions") == 0
+
+
+def test_damaged_cache_of_hashes_is_made_anew(folder, tmp_path):
+    revision, _ = read(folder, tmp_path / "data")
+    (cache,) = (tmp_path / "data/raw").glob("*.parquet")
+    cache.write_bytes(b"PAR1 damaged")
+    assert read(folder, tmp_path / "data")[0] == revision
+
+
 def test_folder_of_another_layout_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="no folder 'dataset'"):
         LocalSource(tmp_path, tmp_path)

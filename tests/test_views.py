@@ -59,7 +59,10 @@ def catalogue(tmp_path) -> Path:
             for scan_id in scans for abnormality in ABNORMALITIES
         ],
     )  # fmt: skip
-    write_run(tmp_path, 1, "convert", variant="tiny-1", shard_volumes=[converted(name) for name in names])
+    write_run(
+        tmp_path, 1, "convert", variant="tiny-1", shard_volumes=[converted(name) for name in names],
+        wanted=wanted("convert", "tiny-1", **dict.fromkeys(names, "f")),
+    )  # fmt: skip
     return tmp_path
 
 
@@ -187,7 +190,10 @@ def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catal
         volumes=[volume(name) for name in added] + [volume("train_2_a_1") | {"is_withdrawn": True}],
         reports=[report("train_4_a"), report("train_5_a"), report("train_1_a", "New text.", "r2")],
     )  # fmt: skip
-    write_run(catalogue, 4, "convert", shard_volumes=[converted(name) for name in added])
+    write_run(
+        catalogue, 4, "convert", shard_volumes=[converted(name) for name in added],
+        wanted=wanted("convert", "tiny-1", **dict.fromkeys(added, "f")),
+    )  # fmt: skip
     store.publish(catalogue)
     moved = "select count_samples, count_added, count_changed, count_removed, count_moved_samples from stale_models"
     assert query(catalogue, moved) == [(3, 3, 2, 1, 6)]

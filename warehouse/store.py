@@ -118,7 +118,7 @@ def run_user_sql(data_root: Path, sql: str, parameters: Sequence[Any] | Mapping[
         connection.execute("set lock_configuration = true")
         try:
             answer = connection.execute(sql, parameters)
-            description = answer.description or []
+            description = (answer.description or []) if answer is not None else []
             rows = answer.fetchall() if description else []
         except duckdb.Error as error:
             raise ConfigurationError(f"the SQL failed: {error}") from error

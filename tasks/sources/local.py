@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from stat import S_ISREG
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +31,7 @@ class LocalSource:
             )
         self.folder = folder.resolve()
         self.storage = storage
-        self.cache_path = data_root / "raw" / "local-files.parquet"
+        self.cache_path = data_root / "raw" / f"files-{fingerprint(str(self.folder))[:8]}.parquet"
 
     @property
     def name(self) -> str:
@@ -55,6 +56,8 @@ class LocalSource:
             return (self.folder / path).read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ConfigurationError(f"{self.folder / path} cannot be read: {error.strerror}") from error
 
     def _facts(self, names: list[VolumeName]) -> Mapping[VolumeName, FileFacts]:
         cache = self._load_cache()
@@ -65,6 +68,8 @@ class LocalSource:
             try:
                 stat = (self.folder / path).stat()
             except OSError:
+                continue
+            if not S_ISREG(stat.st_mode):
                 continue
             stats[path], paths[name] = (stat.st_size, stat.st_mtime_ns), path
         unknown = [path for path, stat in stats.items() if cache.get(path, (None,))[:2] != stat]
@@ -81,7 +86,7 @@ class LocalSource:
     def _load_cache(self) -> dict[str, tuple[int, int, str]]:
         try:
             table = pq.read_table(self.cache_path, filters=[("folder", "==", str(self.folder))])
-        except (FileNotFoundError, pa.ArrowInvalid):
+        except (OSError, pa.ArrowException):
             return {}
         columns = (table[name].to_pylist() for name in ("path", "size_bytes", "modified_ns", "sha256"))
         return {path: (size, modified, sha256) for path, size, modified, sha256 in zip(*columns, strict=True)}

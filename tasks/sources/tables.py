@@ -61,7 +61,7 @@ def read_list(path: str, content: bytes | None, split: str) -> tuple[list[Volume
     """The volumes of a `no_chest_*.txt`, a name or a whole path a line."""
     names: list[VolumeName] = []
     errors: list[BadItemError] = []
-    for line in (content or b"").decode("utf-8", errors="replace").splitlines():
+    for line in (content or b"").decode("utf-8-sig", errors="replace").splitlines():
         if not line.strip():
             continue
         try:

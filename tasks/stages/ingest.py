@@ -11,6 +11,8 @@ from ctclip_model.config import VERSIONS, fingerprint
 from ctclip_model.data.names import Storage
 from ctclip_model.errors import ConfigurationError, MissingInputError, StageFailedError
 from tasks.changes import INGESTED, Changes, compare
+from tasks.downstream import declare_downstream
+from tasks.publish import publish
 from tasks.runs import StageRun
 from tasks.sources.catalogue import Catalogue
 from tasks.sources.local import LocalSource
@@ -49,6 +51,9 @@ def record_changes(run: StageRun, source: LocalSource, revision: str, catalogue:
     _record_rejects(run, catalogue)
     if run.is_announced or _recorded_revision(run.data_root, source.name) != revision:
         run.record("sources", [_source_row(source, revision, catalogue, changes)])
+    if run.is_announced:
+        publish(run.data_root)
+        declare_downstream(run)
     get_run_logger().info("%s", run.detail)
     return changes
 

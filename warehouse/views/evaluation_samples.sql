@@ -2,7 +2,7 @@
 select
     latents.model_id, sources.kind as dataset, volumes.split, volumes.volume_name, volumes.scan_id, volumes.patient_id,
     latents.fingerprint, latents.latent
-from current_latents as latents
+from wanted_latents as latents
 join current_volumes as volumes on latents.kind = 'volume' and volumes.volume_name = latents.item
 join current_sources as sources on sources.source = volumes.source
 anti join current_exclusions as exclusions on exclusions.volume_name = volumes.volume_name

@@ -1,0 +1,7 @@
+-- volume x recipe as it is wanted now: converted from its present file, spacing and recipe, and not withdrawn
+select shards.*
+from current_shard_volumes as shards
+semi join current_wanted as wanted
+    on wanted.stage = 'convert' and wanted.variant = shards.recipe_id and wanted.item = shards.volume_name
+    and wanted.fingerprint = shards.fingerprint
+semi join current_volumes as volumes on volumes.volume_name = shards.volume_name
