@@ -141,6 +141,7 @@ class Preset:
     """All that a rebuild needs to know, by one name."""
 
     name: str
+    cpu_threads: int | None = None  # of PyTorch, where there is no GPU; all when None
     recipe: Recipe = field(default_factory=Recipe)
     model: CTCLIPConfig = field(default_factory=CTCLIPConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -156,6 +157,7 @@ def tiny() -> Preset:
     """The same architecture, small enough to learn the phantoms on two CPU cores in minutes."""
     return Preset(
         "tiny",
+        cpu_threads=1,
         recipe=Recipe("tiny", spacing_mm=(12.0, 7.0, 7.0), shape=(24, 40, 40)),
         model=CTCLIPConfig(
             vision=VisionConfig(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from ctclip_model.errors import ConfigurationError
@@ -19,3 +22,14 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not has_gpu:
         raise ConfigurationError(f"device {name!r} was asked for, and PyTorch sees no GPU; choose auto or cpu")
     return device
+
+
+@contextmanager
+def limit_cpu_threads(count: int | None) -> Iterator[None]:
+    """PyTorch on so many CPU threads: small operations on two are slower than on one as soon as anything else runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -102,6 +102,7 @@ def _quieten_prefect() -> None:
     if not os.environ.get("CTCLIP_DEBUG"):
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
         os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")
+        os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
 
 
 @app.command()

@@ -159,11 +159,13 @@ order by scan_id
 
 def run_labeller_training(run: StageRun, preset: Preset, reports: LabelledReports, labeller_id: str) -> None:
     """Trains a labeller and records it as a model."""
+    from ctclip_model.device import limit_cpu_threads
     from ctclip_model.training.labeller import train_labeller
 
     folder = run.data_root / "models" / labeller_id
     started = time.monotonic()
-    with show_progress("train labeller", preset.labeller.epochs, "epochs") as progress:
+    epochs = preset.labeller.epochs
+    with show_progress("train labeller", epochs, "epochs") as progress, limit_cpu_threads(preset.cpu_threads):
         result = train_labeller(
             reports.texts, reports.labels, preset.labeller, folder, on_epoch=lambda note: progress.advance(1, note)
         )

@@ -98,7 +98,7 @@ def make_manifest(run: StageRun, preset: Preset, labeller_id: str | None) -> Man
 
 def run_training(run: StageRun, preset: Preset, manifest: Manifest, device: str) -> None:
     """Trains, and records the model, its samples and its steps."""
-    from ctclip_model.device import choose_device
+    from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.training.contrastive import train_contrastive
 
     folder = run.data_root / "models" / manifest.model_id
@@ -106,7 +106,7 @@ def run_training(run: StageRun, preset: Preset, manifest: Manifest, device: str)
     steps = StepRecorder(run, manifest)
     total = preset.training.text_pretraining_samples + preset.training.samples
     seen: dict[str, int] = {}
-    with show_progress("train", total, "samples") as progress:
+    with show_progress("train", total, "samples") as progress, limit_cpu_threads(preset.cpu_threads):
 
         def on_step(record: StepRecord) -> None:
             steps.add(record)
