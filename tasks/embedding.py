@@ -59,7 +59,7 @@ def plan_work(data_root: Path, model: ModelReference) -> EmbeddingWork:
 
 def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
     """Computes and records the latents of the texts."""
-    from ctclip_model.device import choose_device
+    from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation.embed import embed_texts
     from ctclip_model.models.checkpoint import load_model_folder
     from ctclip_model.models.clip import CTCLIP
@@ -68,7 +68,7 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
         return
     loaded = load_model_folder(model.folder, CTCLIP, device=str(choose_device(device)))
     items = list(work.texts)
-    with show_progress("embed reports", len(items), "texts") as progress:
+    with show_progress("embed reports", len(items), "texts") as progress, limit_cpu_threads(model.cpu_threads):
         for start in range(0, len(items), run.limits.label_batch):
             chunk = items[start : start + run.limits.label_batch]
             latents = embed_texts(loaded.model, loaded.tokenizer, [work.texts[item] for item in chunk])
@@ -79,7 +79,7 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
 def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
     """Computes and records the latents of the volumes, read from their shards in order."""
     from ctclip_model.data.loader import SampleRef, iterate_batches
-    from ctclip_model.device import choose_device
+    from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation import embed
     from ctclip_model.models.checkpoint import load_model_folder
     from ctclip_model.models.clip import CTCLIP
@@ -89,7 +89,7 @@ def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, dev
     loaded = load_model_folder(model.folder, CTCLIP, device=str(choose_device(device)))
     samples = [SampleRef(item.removeprefix("volume:"), path, row) for item, (path, row) in work.rows.items()]
     batches = iterate_batches(samples, run.data_root, batch_size=embed.batch_size(loaded.config))
-    with show_progress("embed volumes", len(samples), "volumes") as progress:
+    with show_progress("embed volumes", len(samples), "volumes") as progress, limit_cpu_threads(model.cpu_threads):
         for items, latents in _in_pieces(embed.embed_volumes(loaded.model, batches), run.limits.label_batch):
             _record(run, model, work, [f"volume:{name}" for name in items], latents)
             progress.advance(len(items))

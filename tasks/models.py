@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctclip_model.config import PRESETS
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from tasks.publish import publish
 from warehouse import store
@@ -21,6 +22,11 @@ class ModelReference:
     logit_scale: float
     fingerprint: str  # of the configuration it was trained with
     weights_sha256: str
+
+    @property
+    def cpu_threads(self) -> int | None:
+        """Of PyTorch, as the model's preset has it."""
+        return PRESETS[self.preset]().cpu_threads if self.preset in PRESETS else None
 
 
 def find_model(data_root: Path, preset: str, model_id: str | None) -> ModelReference:
