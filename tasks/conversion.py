@@ -91,6 +91,8 @@ def make_jobs(run: StageRun, recipe: Recipe, volumes: Sequence[VolumeFile]) -> l
 
 def run_jobs(run: StageRun, jobs: Sequence[ConversionJob], dask_address: str | None) -> None:
     """Fans the jobs out and records each as it ends."""
+    if not jobs:
+        return
     waiting = list(jobs)
     with show_progress("convert", sum(len(job.volumes) for job in jobs), "volumes") as progress:
         while waiting:
