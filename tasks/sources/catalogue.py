@@ -67,6 +67,8 @@ def build_catalogue(
         _note_missing_metadata(catalogue, metadata, reports, labels)
         _add_reports(catalogue, reports)
         _add_labels(catalogue, labels)
+        if contents.get(NO_CHEST[split]) is None:
+            catalogue.absent.append(NO_CHEST[split])
         names, errors = read_list(NO_CHEST[split], contents.get(NO_CHEST[split]), split)
         catalogue.errors += errors
         catalogue.exclusions += [
