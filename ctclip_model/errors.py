@@ -10,6 +10,7 @@ CTCLIPError
 ├── ShardError                a shard is damaged, or not of the recipe that was asked for
 ├── CheckpointError           a weights file is missing, damaged or of another model
 ├── MissingInputError         a stage's input is not there yet; the message says which stage makes it
+├── DivergedError             training's loss is no longer a finite number
 ├── StageFailedError          too many of a stage's items were rejected
 └── WarehouseError            the warehouse cannot be opened, migrated or published
     └── CheckFailedError      new records break an invariant; the published warehouse stays as it was
@@ -67,6 +68,10 @@ class CheckpointError(CTCLIPError):
 
 class MissingInputError(CTCLIPError):
     """A stage's input is not there yet; the message says which stage makes it."""
+
+
+class DivergedError(CTCLIPError):
+    """Training's loss is no longer a finite number; the checkpoint of before stays."""
 
 
 class StageFailedError(CTCLIPError):

@@ -32,20 +32,8 @@ def fan_out(
     if not jobs:
         return
     count = min(workers or count_workers(), len(jobs))
-    if count == 1 and address is None and workers == 1:
-        yield from _run_here(function, jobs)
-        return
     with _connect(address, count, limits) as client:
         yield from _stream(client, function, jobs, limits)
-
-
-def _run_here(function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | BaseException]]:
-    for job in jobs:
-        try:
-            outcome: Result | BaseException = function(job)
-        except Exception as error:  # noqa: BLE001  the caller decides what an error of one job means
-            outcome = error
-        yield job, outcome
 
 
 def _stream(client, function, jobs, limits):  # type: ignore[no-untyped-def]

@@ -16,12 +16,12 @@ from ctclip_model.config import PRESETS, Preset, Recipe
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.shards import ShardVolume, write_shard
 from ctclip_model.data.volume import ConvertedVolume
-from ctclip_model.errors import MissingInputError
+from ctclip_model.errors import DivergedError, MissingInputError
 from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training.contrastive import BatchOrder, shift_volumes, start_codebook, train_contrastive
-from ctclip_model.training.loop import DivergedError, Run, StepRecord, rate_at, run_steps
+from ctclip_model.training.loop import Run, StepRecord, rate_at, run_steps
 from ctclip_model.training.text_pretraining import pretrain_text
 from ctclip_model.training.texts import split_sentences, vary_report
 

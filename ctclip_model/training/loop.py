@@ -18,13 +18,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ctclip_model.errors import CTCLIPError
+from ctclip_model.errors import DivergedError
 
 Batch = TypeVar("Batch")
-
-
-class DivergedError(CTCLIPError):
-    """The loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)
