@@ -153,19 +153,36 @@ def test_rebuild_evaluates_the_model_of_its_own_seed(data_root, phantoms):
     assert again["evaluate"]["variant"] == first
 
 
-def test_changed_report_redoes_what_depends_on_it(data_root, source):
-    rebuild_all(data_root, source)
+def edit_report(source: Path, findings: str, impression: str | None = None) -> str:
+    """Gives the first validation scan another report, in each of its rows, and returns the scan."""
     path = source / REPORTS["valid"]
     with path.open(newline="") as file:
-        header, *rows = csv.reader(file)
-    scan = rows[0][0].rsplit("_", 1)[0]
-    column = header.index("Findings_EN")
-    edited = [
-        [*row[:column], "The heart is large.", *row[column + 1 :]] if row[0].startswith(scan) else row for row in rows
-    ]
+        rows = list(csv.DictReader(file))
+    scan = rows[0]["VolumeName"].rsplit("_", 1)[0]
+    for row in rows:
+        if row["VolumeName"].startswith(f"{scan}_"):
+            row["Findings_EN"] = findings
+            row["Impressions_EN"] = row["Impressions_EN"] if impression is None else impression
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *edited])
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return scan
+
+
+def test_changed_report_redoes_what_depends_on_it(data_root, source):
+    rebuild_all(data_root, source)
+    edit_report(source, "The heart is large.")
     assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 1, "evaluate": 1, "report": 1}
+
+
+def test_empty_report_is_rejected_and_leaves_the_retrieval(data_root, source):
+    rebuild_all(data_root, source)
+    scans = query(data_root, "select max(n) from current_retrieval")[0][0]
+    scan = edit_report(source, "", "Not given.")
+    assert rebuild_all(data_root, source)["label"]["rejected"] == 1
+    assert query(data_root, "select item, reason from open_rejects where stage = 'label'") == [(scan, "empty_report")]
+    assert query(data_root, "select max(n) from current_retrieval") == [(scans - 1,)]
 
 
 def test_withdrawn_volume_leaves_the_evaluation(data_root, source):
