@@ -10,9 +10,9 @@ from typing import Any
 import duckdb
 
 from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.files import fsync
 from tasks.models import ModelReference
 from tasks.page import PageFacts, render_page
-from tasks.records import fsync_folder
 from tasks.runs import StageRun, code_version
 from warehouse import store
 
@@ -56,7 +56,7 @@ def make_page(run: StageRun, model: ModelReference, page: Page) -> Path:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    fsync_folder(path.parent)
+    fsync(path.parent)
     run.record(
         "pages",
         [

@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ctclip_model.files import fsync
+
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pa.Table"
 
 MAP_COLUMNS = {"metadata": pa.map_(pa.string(), pa.string())}  # elsewhere a mapping would become a struct
@@ -56,22 +58,13 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+    fsync(path.parent)
 
 
 def sha256_of(path: Path) -> str:
     """A file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes a rename in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _to_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

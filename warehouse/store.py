@@ -22,6 +22,7 @@ import duckdb
 from filelock import FileLock, Timeout
 
 from ctclip_model.errors import ConfigurationError, MissingInputError, WarehouseError
+from ctclip_model.files import fsync
 from warehouse import fold, schema
 
 WAREHOUSE_FILE = "warehouse.duckdb"
@@ -71,9 +72,9 @@ def publish(data_root: Path, *, from_scratch: bool = False, lock_timeout_s: floa
                 _copy(target, work)
             rows, count_files = _build(work, data_root)
             work.chmod(0o444)
-            _sync(work)
+            fsync(work)
             os.replace(work, target)  # noqa: PTH105
-            _sync(data_root)
+            fsync(data_root)
         except (OSError, duckdb.Error) as error:
             raise WarehouseError(f"{target} was not published, the old one stays: {error}") from error
         finally:
@@ -203,11 +204,3 @@ def _copy(source: Path, target: Path) -> None:
             writer.seek(0)
             writer.truncate()
             shutil.copyfileobj(reader, writer, 1 << 20)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from ctclip_model.config import Recipe
 from ctclip_model.errors import ShardError
+from ctclip_model.files import fsync
 
 if TYPE_CHECKING:
     from ctclip_model.data.volume import ConvertedVolume
@@ -108,7 +109,7 @@ def write_shard(
             os.fsync(file.fileno())
         if rows:
             temporary.rename(path)
-            _fsync_folder(path.parent)
+            fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return rows
@@ -307,11 +308,3 @@ def _decode_slab(pieces: list[pa.Buffer], out: np.ndarray) -> None:
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

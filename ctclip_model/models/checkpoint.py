@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import CTCLIPConfig, LabellerConfig, TextConfig, VisionConfig
 from ctclip_model.errors import CheckpointError
+from ctclip_model.files import fsync
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.radbert import ReportLabeller
 
@@ -116,12 +116,12 @@ def save_model_folder(
 def _put_in_place(temporary: Path, folder: Path) -> None:
     """Makes sure that a finished folder is on disk, and gives it its name, in place of one that has it."""
     for path in (*temporary.iterdir(), temporary):
-        _sync(path)
+        fsync(path)
     replaced = temporary.with_suffix(".replaced")
     if folder.exists():
         folder.rename(replaced)
     temporary.rename(folder)
-    _sync(folder.parent)
+    fsync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -258,11 +258,3 @@ def _count(weights: dict[str, Tensor], prefix: str) -> int:
 def _ctclip_config(fields: Mapping[str, Any]) -> CTCLIPConfig:
     parts = {"vision": VisionConfig(**fields["vision"]), "text": TextConfig(**fields["text"])}
     return CTCLIPConfig(**{**fields, **parts})
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
