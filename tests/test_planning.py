@@ -1,11 +1,14 @@
 """Pending is a query: what is wanted, less what is done and what was refused for good."""
 
 import dataclasses
+import threading
+import time
 
 import pytest
 
 from ctclip_model.errors import ConfigurationError, StageFailedError, VolumeError
 from tasks.planning import Selection, plan_items
+from tasks.records import new_run_id
 from tasks.runs import open_run
 from tasks.settings import LIMITS
 from warehouse import store
@@ -101,3 +104,20 @@ def test_dead_run_is_buried_by_the_next(tmp_path):
         statuses = connection.execute("select status from runs where run_id = ? order by 1", [run.run_id]).fetchall()
     assert statuses == [("died",), ("running",)]
     run_context.__exit__(None, None, None)
+
+
+def test_run_that_waited_for_another_counts_as_later(tmp_path):
+    waited = []
+
+    def second():
+        with open_run(tmp_path, "convert", "recipe") as run:
+            waited.append(run.run_id)
+
+    with open_run(tmp_path, "convert", "recipe"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.5)
+        while_it_waits = new_run_id()
+    thread.join(timeout=30)
+    assert waited
+    assert waited[0] > while_it_waits
