@@ -1,9 +1,10 @@
-"""Where a model runs."""
+"""Where a model runs, and in what precision."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 
 import torch
 
@@ -22,6 +23,18 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not has_gpu:
         raise ConfigurationError(f"device {name!r} was asked for, and PyTorch sees no GPU; choose auto or cpu")
     return device
+
+
+class Precision(StrEnum):
+    """What a model computes in; weights, losses and latents are float32 all the same (autocast)."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type for `torch.autocast`; None where there is nothing to cast."""
+        return None if self is Precision.float32 else getattr(torch, self.value)
 
 
 @contextmanager
