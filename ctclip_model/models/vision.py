@@ -6,15 +6,34 @@ depth, and a code book quantizes what comes out. Module names, odd as some are, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ctclip_model.config import VisionConfig
 
 ATTENTION_SCALE = 8.0  # instead of 1 / sqrt(dim_head): queries and keys are unit vectors times learned scales
 SEARCH_ELEMENTS = 2**22  # similarities of tokens and codes held in memory at a time
 CODEBOOK_DECAY = 0.8
+# Tokens that attention and feed-forward take at a time: on a CPU what its caches hold, on a GPU a published volume.
+TOKENS_AT_ONCE = {"cpu": 2**12 + 2**9, "cuda": 2**14}
+ALIGNMENT = 32  # columns; matrix products are half again as fast where their sides are whole multiples
+
+
+def by_groups(function: Callable[[Tensor], Tensor], groups: Tensor, tokens_a_group: int, *, recompute: bool) -> Tensor:
+    """`function` of groups (groups, ...) that do not see one another, a few at a time."""
+    function = recomputed(function) if recompute else function
+    at_once = TOKENS_AT_ONCE["cuda" if groups.is_cuda else "cpu"] // tokens_a_group
+    return torch.cat([function(part) for part in groups.split(max(1, at_once))])
+
+
+def recomputed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same function, of which nothing is kept for the backward pass: that calls it again (arXiv 1604.06174)."""
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 class PatchEmbedding(nn.Sequential):
@@ -135,8 +154,12 @@ class FeedForward(nn.ModuleDict):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = self["0"](tokens)
-        values, gates = (F.linear(tokens, weight) for weight in self.get_parameter("1.weight").chunk(2))
-        return self["4"](values * F.gelu(gates))
+        narrow = self.get_parameter("4.weight")
+        surplus = -narrow.shape[1] % ALIGNMENT  # hidden columns of zeros, which change nothing
+        values, gates = (
+            F.linear(tokens, F.pad(weight, (0, 0, 0, surplus))) for weight in self.get_parameter("1.weight").chunk(2)
+        )
+        return F.linear(values * F.gelu(gates), F.pad(narrow, (0, surplus)))
 
 
 class Layer(nn.ModuleDict):
@@ -145,10 +168,14 @@ class Layer(nn.ModuleDict):
     def __init__(self, dim: int, dim_head: int, heads: int) -> None:
         super().__init__({"0": PositionGenerator(dim), "1": Attention(dim, dim_head, heads), "3": FeedForward(dim)})
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None) -> Tensor:
-        tokens = self["0"](tokens, grid) + tokens
-        tokens = self["1"](tokens, bias) + tokens
-        return self["3"](tokens) + tokens
+    def forward(self, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None, recompute: bool) -> Tensor:
+        positions = recomputed(self["0"]) if recompute else self["0"]
+        tokens = tokens + positions(tokens, grid)
+        return by_groups(partial(self.mix, bias=bias), tokens, tokens.shape[1], recompute=recompute)
+
+    def mix(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        tokens = tokens + self["1"](tokens, bias)
+        return tokens + self["3"](tokens)
 
 
 class Transformer(nn.Module):
@@ -159,10 +186,12 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(dim, dim_head, heads) for _ in range(depth))
         self.norm_out = GammaNorm(dim)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None = None, recompute: bool = False
+    ) -> Tensor:
         """(groups, tokens, dim) to the same."""
         for layer in self.layers:
-            tokens = layer(tokens, grid, bias)
+            tokens = layer(tokens, grid, bias, recompute)
         return self.norm_out(tokens)
 
 
@@ -231,11 +260,15 @@ class VectorQuantizer(nn.Module):
 
 
 class CTViT(nn.Module):
-    """The image encoder: a volume (B, 1, depth, height, width) to tokens (B, depth, height, width, dim) of a grid."""
+    """The image encoder: a volume (B, 1, depth, height, width) to tokens (B, depth, height, width, dim) of a grid.
+
+    With `recompute` training needs a fraction of the memory, and a forward more; results are the same.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         dim, slices, side = config.dim, config.temporal_patch_size, config.patch_size
         _, height, width = config.grid
         self.spatial_rel_pos_bias = PositionBias(dim, config.heads, height, width)
@@ -260,16 +293,25 @@ class CTViT(nn.Module):
         if volume.ndim != 5 or volume.shape[1:] != expected:
             raise ValueError(f"volume is {tuple(volume.shape)}; this model takes (B, {', '.join(map(str, expected))})")
         depth, height, width = config.grid
-        slices, side = config.temporal_patch_size, config.patch_size
-        patches = volume.reshape(-1, depth, slices, height, side, width, side).permute(0, 1, 3, 5, 2, 4, 6)
-        return self.to_patch_emb(patches.flatten(4))
+        slabs = volume.reshape(-1, config.temporal_patch_size, *volume.shape[3:])  # (B depth, slices, height, width)
+        tokens = by_groups(self.embed_slabs, slabs, height * width, recompute=self.needs_recompute())
+        return tokens.unflatten(0, (-1, depth))
+
+    def embed_slabs(self, slabs: Tensor) -> Tensor:
+        """Patch tokens (slabs, height, width, dim) of voxels (slabs, slices, height, width)."""
+        side = self.config.patch_size
+        patches = slabs.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+        return self.to_patch_emb(patches.flatten(3))
+
+    def needs_recompute(self) -> bool:
+        return self.recompute and torch.is_grad_enabled()
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Patch tokens to the tokens that the code book sees, (B, depth, height, width, dim) both."""
         batch, depth, height, width, _ = tokens.shape
-        grid = (batch, depth, height, width)
+        grid, recompute = (batch, depth, height, width), self.needs_recompute()
         slabs = tokens.flatten(2, 3).flatten(0, 1)  # (B depth, height width, dim)
-        slabs = self.enc_spatial_transformer(slabs, grid, self.spatial_rel_pos_bias())
+        slabs = self.enc_spatial_transformer(slabs, grid, self.spatial_rel_pos_bias(), recompute)
         columns = slabs.unflatten(0, (batch, depth)).transpose(1, 2).flatten(0, 1)  # (B height width, depth, dim)
-        columns = self.enc_temporal_transformer(columns, grid)
+        columns = self.enc_temporal_transformer(columns, grid, None, recompute)
         return columns.view(batch, height, width, depth, -1).permute(0, 3, 1, 2, 4)
