@@ -46,23 +46,24 @@ def test_half_precision_latents_are_of_length_one(model):
 
 def test_texts_keep_their_order_whatever_the_batches(model, tokenizer):
     alone = np.concatenate([embed_texts(model, tokenizer, [text]) for text in TEXTS])
-    assert embed_texts(model, tokenizer, TEXTS, texts_per_batch=4) == pytest.approx(alone, abs=1e-5)
+    assert embed_texts(model, tokenizer, TEXTS, tokens_per_batch=40) == pytest.approx(alone, abs=1e-5)
     assert embed_texts(model, tokenizer, []).shape == (0, 16)
 
 
 def test_texts_are_padded_to_their_batch_and_not_to_the_longest(tokenizer):
-    widths = []
+    shapes = []
 
     def note(ids, mask):
-        widths.append(ids.shape[1])
+        shapes.append(tuple(ids.shape))
         return mask.sum(dim=1, keepdim=True)
 
     counts = map_texts(
-        note, tokenizer, ["nodule " * 30, *TEXTS[:1] * 2, "nodule " * 30], max_length=20, texts_per_batch=2,
+        note, tokenizer, ["nodule " * 30, *TEXTS[:1] * 2, "nodule " * 31], max_length=20, tokens_per_batch=40,
         device=torch.device("cpu"), dtype=None, width=1,
     )  # fmt: skip
-    assert widths == [20, tokenize(tokenizer, TEXTS[:1], 20)["input_ids"].shape[1]]
-    assert counts[0] == counts[3] == 20
+    short = tokenize(tokenizer, TEXTS[:1], 20)["input_ids"].shape[1]
+    assert shapes == [(2, 20), (1, short)]  # what comes twice is read once
+    assert counts[:, 0].tolist() == [20, short, short, 20]
 
 
 def test_prompts_come_in_pairs_that_make_zero_shot_probabilities(model, tokenizer):

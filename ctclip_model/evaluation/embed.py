@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import CTCLIPConfig
 from ctclip_model.data.abnormalities import prompt_pair
 from ctclip_model.data.loader import HU_PER_UNIT
 from ctclip_model.models.clip import CTCLIP
-from ctclip_model.models.text import tokenize
 
 TOKENS_PER_BATCH = 16_384  # of the image encoder: one published volume, or many small ones
-TEXTS_PER_BATCH = 64
+TEXT_TOKENS_PER_BATCH = {"cpu": 2**13, "cuda": 2**16}  # padding included; on a CPU about what its caches hold
 
 Floats = NDArray[np.float32]
 
@@ -51,7 +51,7 @@ def embed_texts(
     texts: Sequence[str],
     *,
     max_length: int | None = None,
-    texts_per_batch: int = TEXTS_PER_BATCH,
+    tokens_per_batch: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Floats:
     """Unit latents (texts, latent), in the order of the texts; `max_length` in tokens, the model's own when None."""
@@ -61,7 +61,7 @@ def embed_texts(
         tokenizer,
         texts,
         max_length=max_length or model.config.text.max_length,
-        texts_per_batch=texts_per_batch,
+        tokens_per_batch=tokens_per_batch,
         device=model.temperature.device,
         dtype=dtype,
         width=model.config.latent_dim,
@@ -81,25 +81,37 @@ def map_texts(
     texts: Sequence[str],
     *,
     max_length: int,
-    texts_per_batch: int,
     device: torch.device,
     dtype: torch.dtype | None,
     width: int,
+    tokens_per_batch: int | None = None,
 ) -> Floats:
     """`function(input_ids, attention_mask) -> (B, width)` of all the texts, (texts, width) in their order.
 
-    Batches are of texts of about equal length, padded to the longest among them: most reports are far shorter than
-    the longest, and every padded token costs as much as a real one.
+    Equal texts are read once. Batches are of texts of about equal length, padded to the longest among them: most
+    reports are far shorter than the longest, and every padded token costs as much as a real one.
     """
-    results = np.empty((len(texts), width), np.float32)
-    longest_first = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
-    for start in range(0, len(texts), texts_per_batch):
-        batch = longest_first[start : start + texts_per_batch]
-        tokens = tokenize(tokenizer, [texts[index] for index in batch], max_length)
-        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    encoded = tokenizer(list(places), truncation=True, max_length=max_length)["input_ids"] if places else []
+    lengths = [len(ids) for ids in encoded]
+    results = np.empty((len(places), width), np.float32)
+    for batch in length_batches(lengths, tokens_per_batch or TEXT_TOKENS_PER_BATCH[device.type]):
+        rows = [torch.tensor(encoded[place]) for place in batch]
+        ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            results[batch] = function(ids, mask).float().cpu().numpy()
-    return results
+            results[batch] = function(ids.to(device), mask.to(device)).float().cpu().numpy()
+    return results[[places[text] for text in texts]]
+
+
+def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
+    """Indices of texts, longest first, in batches that padding to their first makes about `tokens_per_batch` tokens."""
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(longest_first):
+        end = start + max(1, tokens_per_batch // max(1, lengths[longest_first[start]]))
+        yield longest_first[start:end]
+        start = end
 
 
 def _scaled(volumes: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctclip_model.config import CTCLIPConfig
+from ctclip_model.models.bert import first_token
 from ctclip_model.models.text import build_text_encoder
 from ctclip_model.models.vision import CTViT
 
@@ -50,8 +51,8 @@ class CTCLIP(nn.Module):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Unit latents (B, latent) of token ids and their mask, (B, tokens) both."""
-        hidden = self.text_transformer(input_ids, attention_mask=attention_mask).last_hidden_state
-        return F.normalize(self.to_text_latent(hidden[:, 0]).float(), dim=-1)
+        token = first_token(self.text_transformer, input_ids, attention_mask)
+        return F.normalize(self.to_text_latent(token).float(), dim=-1)
 
     def update_codebook(self) -> None:
         """Moves the image encoder's codes by what the forwards in training mode recorded since the last call."""

@@ -7,6 +7,7 @@ from transformers import RobertaConfig, RobertaModel
 
 from ctclip_model.config import LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.models.bert import first_token
 
 FIRST_POSITION = 2  # RoBERTa numbers positions from behind its padding id, 1
 
@@ -37,5 +38,5 @@ class ReportLabeller(nn.Module):
         """Logits (B, 18), in the order of `ABNORMALITIES`, of token ids and their mask, (B, tokens) both."""
         # Positions from the mask, not from the ids: a tokenizer may pad with another id than RoBERTa's.
         positions = attention_mask.cumsum(dim=1) * attention_mask + FIRST_POSITION - 1
-        hidden = self.model(input_ids, attention_mask=attention_mask, position_ids=positions)
-        return self.classifier(hidden.pooler_output)
+        token = first_token(self.model, input_ids, attention_mask, position_ids=positions)
+        return self.classifier(self.model.pooler(token.unsqueeze(1)))

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from ctclip_model.config import LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, ConfigurationError
-from ctclip_model.evaluation.embed import TEXTS_PER_BATCH, map_texts
+from ctclip_model.evaluation.embed import map_texts
 from ctclip_model.models.checkpoint import load_labeller_weights, load_model_folder, save_model_folder
 from ctclip_model.models.radbert import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
@@ -90,7 +90,6 @@ class Labeller:
             self.tokenizer,
             bags.texts,
             max_length=self.model.config.max_length,
-            texts_per_batch=TEXTS_PER_BATCH,
             device=self.model.classifier.weight.device,
             dtype=dtype,
             width=len(ABNORMALITIES),

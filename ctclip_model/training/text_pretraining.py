@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import TrainingConfig
+from ctclip_model.models.bert import first_token
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize
 from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
@@ -47,8 +48,7 @@ class ReportClassifier(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Logits (texts, labels)."""
-        hidden = self.encoder(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
-        logits: Tensor = self.head(hidden[:, 0])
+        logits: Tensor = self.head(first_token(self.encoder, tokens["input_ids"], tokens["attention_mask"]))
         return logits
 
 
