@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
@@ -35,6 +36,16 @@ class Precision(StrEnum):
     def autocast(self) -> torch.dtype | None:
         """The type for `torch.autocast`; None where there is nothing to cast."""
         return None if self is Precision.float32 else getattr(torch, self.value)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a training is computed: what it learns changes by rounding alone, so no fingerprint holds this."""
+
+    device: str = "auto"
+    precision: Precision = Precision.float32
+    recompute: bool = False  # the image encoder in a quarter of the memory, for the time of a forward more
+    compile: bool = False  # the image encoder's layers, by PyTorch's compiler: worth its minute in a long run
 
 
 @contextmanager

@@ -184,12 +184,17 @@ def train(
     seed: Seed = 0,
     retrain: Retrain = False,
     device: Device = "auto",
+    dtype: Dtype = Precision.float32,
+    recompute: Annotated[
+        bool | None, typer.Option(help="Less memory for more time; default: as the preset has it.")
+    ] = None,
+    compile_layers: Annotated[bool, typer.Option("--compile", help="Use PyTorch's compiler.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train CT-CLIP."""
     run_flow(
         "train", as_json, data_root=data_root, preset=preset, labeller=labeller, seed=seed, retrain=retrain,
-        device=device,
+        device=device, dtype=dtype, recompute=recompute, compile=compile_layers,
     )  # fmt: skip
 
 

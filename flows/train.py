@@ -7,7 +7,8 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.presets import find_preset
+from ctclip_model.device import Precision
+from tasks.presets import choose_compute, find_preset
 from tasks.settings import DATA_ROOT, LABELLER, PRESET
 from tasks.stages import stage_run
 from tasks.stages.train import plan_training, prepare_manifest, train_model
@@ -21,11 +22,18 @@ def train(
     seed: int = 0,
     retrain: bool = False,
     device: str = "auto",
+    dtype: Precision = Precision.float32,
+    recompute: bool | None = None,
+    compile: bool = False,
 ) -> dict[str, Any]:
-    """Train where the configuration has no model yet; a model whose data moved is stale, and kept unless `retrain`."""
+    """Train where the configuration has no model yet; a model whose data moved is stale, and kept unless `retrain`.
+
+    `recompute` saves memory and costs time; the preset says whether, unless it is given. `compile` is PyTorch's.
+    """
     chosen = find_preset(preset, seed=seed)
+    compute = choose_compute(chosen, device, dtype, recompute, compile)
     with stage_run(data_root, "train", chosen.name) as run:
         if plan_training(run, chosen, retrain):
             manifest = prepare_manifest(run, chosen, labeller)
-            train_model(run, chosen, manifest, device)
+            train_model(run, chosen, manifest, compute)
     return run.summary()

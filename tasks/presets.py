@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ctclip_model.config import PRESETS, Preset
+from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError
 
 
@@ -14,3 +15,8 @@ def find_preset(name: str, *, seed: int = 0) -> Preset:
         raise ConfigurationError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     preset = PRESETS[name]()
     return dataclasses.replace(preset, training=dataclasses.replace(preset.training, seed=seed))
+
+
+def choose_compute(preset: Preset, device: str, dtype: Precision, recompute: bool | None, compile: bool) -> Compute:
+    """How to train: as asked, and whether to recompute as the preset has it where that was not asked."""
+    return Compute(device, dtype, preset.recompute if recompute is None else recompute, compile)

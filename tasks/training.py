@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ctclip_model.config import VERSIONS, Preset, fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.device import Compute, limit_cpu_threads
 from ctclip_model.errors import MissingInputError
 from tasks.progress import show_progress
 from tasks.records import sha256_of, write_parquet
@@ -96,9 +97,8 @@ def make_manifest(run: StageRun, preset: Preset, labeller_id: str | None) -> Man
     return Manifest(path, model_id, content, config, table.num_rows, source, revision)
 
 
-def run_training(run: StageRun, preset: Preset, manifest: Manifest, device: str) -> None:
+def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute) -> None:
     """Trains, and records the model, its samples and its steps."""
-    from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.training.contrastive import train_contrastive
 
     folder = run.data_root / "models" / manifest.model_id
@@ -113,9 +113,7 @@ def run_training(run: StageRun, preset: Preset, manifest: Manifest, device: str)
             seen[record.phase] = record.samples
             progress.advance(sum(seen.values()) - progress.done, f"{record.phase}, loss {record.loss:.3f}")
 
-        result = train_contrastive(
-            manifest.path, run.data_root, preset, folder, device=str(choose_device(device)), on_step=on_step
-        )
+        result = train_contrastive(manifest.path, run.data_root, preset, folder, compute=compute, on_step=on_step)
     steps.flush()
     run.record("model_samples", _sample_rows(manifest))
     run.record(

@@ -303,6 +303,12 @@ class CTViT(nn.Module):
         patches = slabs.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
         return self.to_patch_emb(patches.flatten(3))
 
+    def compile_layers(self) -> None:
+        """Has PyTorch compile what the layers spend their time in; once for all layers of a shape."""
+        for transformer in (self.enc_spatial_transformer, self.enc_temporal_transformer):
+            for layer in transformer.layers:
+                layer.mix = torch.compile(layer.mix)
+
     def needs_recompute(self) -> bool:
         return self.recompute and torch.is_grad_enabled()
 

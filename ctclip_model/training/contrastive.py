@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import Preset, TrainingConfig
 from ctclip_model.data.loader import ScanSampler, VolumeDataset, read_samples, to_model_input
+from ctclip_model.device import Compute, Precision, choose_device
 from ctclip_model.errors import MissingInputError
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
@@ -59,7 +60,7 @@ def train_contrastive(
     preset: Preset,
     folder: Path,
     *,
-    device: str = "cpu",
+    compute: Compute = Compute(),
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> TrainingResult:
     """Trains CT-CLIP from random weights on the manifest's train samples and writes the model folder.
@@ -73,7 +74,10 @@ def train_contrastive(
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(preset.training.seed)
     tokenizer = _make_tokenizer(data, preset, work / "tokenizer")
-    model = CTCLIP(preset.model).to(device)
+    model = CTCLIP(preset.model).to(choose_device(compute.device))
+    model.visual_transformer.recompute = compute.recompute
+    if compute.compile:
+        model.visual_transformer.compile_layers()
     losses: list[float] = []
 
     def record(step: StepRecord) -> None:
@@ -83,7 +87,13 @@ def train_contrastive(
 
     teach_text(model, tokenizer, data, preset.training, checkpoint=work / "text.checkpoint", on_step=on_step)
     steps = teach_contrast(
-        model, tokenizer, data, preset.training, checkpoint=work / "contrastive.checkpoint", on_step=record
+        model,
+        tokenizer,
+        data,
+        preset.training,
+        precision=compute.precision,
+        checkpoint=work / "contrastive.checkpoint",
+        on_step=record,
     )
     loss = float(np.mean(losses[-50:])) if losses else float("nan")
     save_model_folder(folder, model.eval(), tokenizer, extra={"preset": preset.name, "steps": steps})
@@ -146,6 +156,7 @@ def teach_contrast(
     data: TrainingData,
     config: TrainingConfig,
     *,
+    precision: Precision = Precision.float32,
     checkpoint: Path | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> int:
@@ -178,7 +189,9 @@ def teach_contrast(
             model.text_transformer.eval()
         if config.codes_from_data and not model.visual_transformer.vq._codebook.cluster_size.any():
             start_codebook(model, images)
-        loss: Tensor = model(images, tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
+        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
+        with torch.autocast(device.type, precision.autocast, enabled=precision.autocast is not None):
+            loss: Tensor = model(images, ids, mask)
         return loss
 
     def after_step() -> None:

@@ -6,6 +6,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Preset
+from ctclip_model.device import Compute
 from tasks.labelling import find_labeller
 from tasks.planning import plan_items
 from tasks.runs import StageRun
@@ -35,7 +36,7 @@ def prepare_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
 
 
 @task(cache_policy=NO_CACHE)
-def train_model(run: StageRun, preset: Preset, manifest: Manifest, device: str) -> None:
+def train_model(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute) -> None:
     """Trains; killed midway, the same call goes on from the last checkpoint."""
-    run_training(run, preset, manifest, device)
+    run_training(run, preset, manifest, compute)
     get_run_logger().info("%s is trained", manifest.model_id)
