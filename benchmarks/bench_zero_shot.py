@@ -1,7 +1,7 @@
 """Zero-shot probabilities of 18 abnormalities of one volume, full size, same weights: the published way and ours.
 
-Published: an image encoding and two texts, padded to 512 tokens, for each abnormality. Ours: one image encoding, and the
-prompts at their own length, once for a whole data set (counted here for the one volume).
+Published: an image encoding and two texts, padded to 512 tokens, for each abnormality. Ours: one image encoding, and
+the prompts at their own length, once for a whole data set (counted here for the one volume).
 
 Usage: python benchmarks/bench_zero_shot.py
 """
