@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,10 +32,20 @@ class Recipe:
     shape: tuple[int, int, int] = (240, 480, 480)  # depth, height, width
     window_hu: tuple[int, int] = (-1000, 1000)  # clipped before resampling
 
+    def __post_init__(self) -> None:
+        if not (len(self.spacing_mm) == len(self.shape) == 3 and min(self.spacing_mm) > 0 and min(self.shape) > 0):
+            raise ValueError(f"spacing {self.spacing_mm} mm and shape {self.shape} are not three positive numbers each")
+
     @property
     def recipe_id(self) -> str:
         """Name and fingerprint, e.g. `published-1a2b3c4d`: the folder of its shards."""
         return f"{self.name}-{fingerprint(self, VERSIONS['convert'])[:8]}"
+
+    @staticmethod
+    def from_fields(fields: Mapping[str, Any]) -> Recipe:
+        """The recipe that JSON holds, whose tuples are lists; raises `TypeError` or `ValueError` for what is none."""
+        values: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in fields.items()}
+        return Recipe(**values)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Where a model runs, and in what precision."""
+"""Where a model runs, and in what precision.
+
+Imports torch where it is used: the command line offers these choices without waiting for it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-
-import torch
+from typing import TYPE_CHECKING
 
 from ctclip_model.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def choose_device(name: str) -> torch.device:
     """The device of that name; `auto` is a GPU where there is one. Raises `ConfigurationError` if there is no such."""
+    import torch
+
     has_gpu = torch.cuda.is_available()
     if name == "auto":
         return torch.device("cuda" if has_gpu else "cpu")
@@ -35,7 +42,14 @@ class Precision(StrEnum):
     @property
     def autocast(self) -> torch.dtype | None:
         """The type for `torch.autocast`; None where there is nothing to cast."""
+        import torch
+
         return None if self is Precision.float32 else getattr(torch, self.value)
+
+    @property
+    def mark(self) -> tuple[str, ...]:
+        """What a result's fingerprint says of its precision: nothing of float32, so that older records stay valid."""
+        return () if self is Precision.float32 else (self.value,)
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,8 @@ class Compute:
 @contextmanager
 def limit_cpu_threads(count: int | None) -> Iterator[None]:
     """PyTorch on so many CPU threads: small operations on two are slower than on one as soon as anything else runs."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

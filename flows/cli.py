@@ -1,6 +1,6 @@
 """`ctclip`: every stage, the whole rebuild, and the warehouse, from a shell.
 
-Commands that only read (`status`, `plan`, `sql`, `export`, `--help`) never import Prefect, which takes seconds.
+Commands that run no stage (`status`, `sql`, `predict`, `--help` and so on) never import Prefect: it takes seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from ctclip_model.config import PRESETS
+from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, CTCLIPError
 from flows.display import RichReporter, console, print_json, print_rows, print_summaries
 from tasks.progress import REPORTER
@@ -54,6 +55,11 @@ Model = Annotated[str | None, typer.Option(help="A model's id; default: the pres
 Seed = Annotated[int, typer.Option(help="Seeds the training.")]
 Retrain = Annotated[bool, typer.Option("--retrain", help="Train again although there is a model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or cuda.")]
+Dtype = Annotated[Precision, typer.Option(help="What models compute in; bfloat16 is faster on a GPU.")]
+OwnVolumes = Annotated[list[Path], typer.Argument(metavar="VOLUME...", help="CT volumes as NIfTI, or folders of them.")]
+OwnModel = Annotated[
+    str | None, typer.Option("--model", help="A model's id, folder, or weights file; default: the only one there is.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 StageName = Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}.")]
 
@@ -159,12 +165,14 @@ def label(
     limit: Limit = None,
     force: Force = False,
     retry_rejects: RetryRejects = False,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
     as_json: Json = False,
 ) -> None:
     """Label reports, once a scan."""
     run_flow(
         "label", as_json, data_root=data_root, labeller=labeller, split=split, limit=limit, force=force,
-        retry_rejects=retry_rejects,
+        retry_rejects=retry_rejects, device=device, dtype=dtype,
     )  # fmt: skip
 
 
@@ -205,10 +213,11 @@ def embed(
     model: Model = None,
     force: Force = False,
     device: Device = "auto",
+    dtype: Dtype = Precision.float32,
     as_json: Json = False,
 ) -> None:
     """Embed volumes, reports and prompts."""
-    run_flow("embed", as_json, data_root=data_root, preset=preset, model=model, force=force, device=device)
+    run_flow("embed", as_json, data_root=data_root, preset=preset, model=model, force=force, device=device, dtype=dtype)
 
 
 @app.command()
@@ -251,14 +260,51 @@ def rebuild(
     retry_rejects: RetryRejects = False,
     dask_address: DaskAddress = None,
     device: Device = "auto",
+    dtype: Dtype = Precision.float32,
     as_json: Json = False,
 ) -> None:
     """Every stage in turn, each doing only what is pending."""
     run_flow(
         "rebuild", as_json, source=source, data_root=data_root, preset=preset, labeller=labeller,
         storage=storage and storage.value, from_stage=from_stage, to_stage=to_stage, seed=seed, retrain=retrain,
-        force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device,
+        force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device, dtype=dtype,
     )  # fmt: skip
+
+
+@app.command()
+def predict(
+    volumes: OwnVolumes,
+    data_root: DataRoot = DATA_ROOT,
+    model: OwnModel = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Of a weights file: tokenizer.json, vocab.txt, or the folder of one.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
+    as_json: Json = False,
+) -> None:
+    """The probability of 18 abnormalities in CT volumes of your own; for research, not for diagnosis."""
+    from flows import volumes as own
+
+    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json)
+    raise typer.Exit(code=1 if own.predict(request, tokenizer) else 0)
+
+
+@app.command()
+def embed_volume(
+    volumes: OwnVolumes,
+    data_root: DataRoot = DATA_ROOT,
+    model: OwnModel = None,
+    output: Annotated[Path | None, typer.Option(help="Write the latents to FILE.parquet or FILE.npz.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
+    as_json: Json = False,
+) -> None:
+    """The image latents of CT volumes of your own."""
+    from flows import volumes as own
+
+    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json)
+    raise typer.Exit(code=1 if own.embed_volume(request, output) else 0)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow
 
+from ctclip_model.device import Precision
 from tasks.models import find_model
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run, whole
@@ -20,10 +21,11 @@ def embed(
     model: str | None = None,
     force: bool = False,
     device: str = "auto",
+    dtype: Precision = Precision.float32,
 ) -> dict[str, Any]:
     """Embed what is new or changed; `model` is an identifier, by default the preset's latest."""
     chosen = find_model(data_root, preset, model)
     with stage_run(data_root, "embed", chosen.model_id) as run:
-        items = plan_embedding(run, chosen, force)
+        items = plan_embedding(run, chosen, dtype, force)
         embed_items(run, chosen, whole(items), device)
     return run.summary()

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow
 
+from ctclip_model.device import Precision
 from tasks.labelling import find_labeller
 from tasks.planning import Selection
 from tasks.settings import DATA_ROOT, LABELLER
@@ -22,10 +23,12 @@ def label(
     limit: int | None = None,
     force: bool = False,
     retry_rejects: bool = False,
+    device: str = "auto",
+    dtype: Precision = Precision.float32,
 ) -> dict[str, Any]:
     """Label reports; `labeller` is `radbert`, the identifier of a trained labeller, or a path to one."""
     opened = find_labeller(data_root, labeller)
     with stage_run(data_root, "label", opened.labeller_id) as run:
-        texts = plan_labelling(run, opened, Selection(split, None, limit), force, retry_rejects)
-        label_reports(run, opened, whole(texts))
+        texts = plan_labelling(run, opened, dtype, Selection(split, None, limit), force, retry_rejects)
+        label_reports(run, opened, whole(texts), device, dtype)
     return run.summary()

@@ -8,6 +8,7 @@ from typing import Any
 from prefect import Flow, flow
 
 from ctclip_model.data.names import Storage
+from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError
 from flows.convert import convert
 from flows.embed import embed
@@ -41,6 +42,7 @@ def rebuild(
     retry_rejects: bool = False,
     dask_address: str | None = None,
     device: str = "auto",
+    dtype: Precision = Precision.float32,
 ) -> list[dict[str, Any]]:
     """Run the stages from `from_stage` to `to_stage`; without a `source`, the one that was ingested last."""
     given = locals()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ctclip_model.config import VERSIONS, fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.reports import SECTIONS, clean_report
+from ctclip_model.device import Precision
 from tasks.models import ModelReference
 from tasks.progress import show_progress
 from tasks.runs import StageRun
@@ -23,19 +24,21 @@ from warehouse import store
 class EmbeddingWork:
     """Items, `kind:item` as `wanted` names them, with their fingerprints and where their content is."""
 
+    dtype: Precision
     fingerprints: dict[str, str]
     rows: dict[str, tuple[str, int]]  # of the volumes: shard, relative to the data root, and row
     texts: dict[str, str]  # of the reports and prompts
 
     def only(self, items: Collection[str]) -> EmbeddingWork:
         return EmbeddingWork(
+            self.dtype,
             {item: self.fingerprints[item] for item in items},
             {item: self.rows[item] for item in items if item in self.rows},
             {item: self.texts[item] for item in items if item in self.texts},
         )
 
 
-def plan_work(data_root: Path, model: ModelReference) -> EmbeddingWork:
+def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> EmbeddingWork:
     """Everything that the model should have a latent of: converted volumes, reports with a text, prompts."""
     with store.read(data_root) as connection:
         volumes = connection.execute(
@@ -51,10 +54,12 @@ def plan_work(data_root: Path, model: ModelReference) -> EmbeddingWork:
     for name in ABNORMALITIES:
         present, absent = prompt_pair(name)
         texts |= {f"prompt:present:{name}": present, f"prompt:absent:{name}": absent}
-    version = VERSIONS["embed"]
-    fingerprints = {item: fingerprint(model.weights_sha256, version, text) for item, text in texts.items()}
-    fingerprints |= {item: fingerprint(model.weights_sha256, version, mark) for item, mark, _, _ in volumes}
-    return EmbeddingWork(fingerprints, {item: (path, row) for item, _, path, row in volumes}, texts)
+    contents = texts | {item: mark for item, mark, _, _ in volumes}
+    fingerprints = {
+        item: fingerprint(model.weights_sha256, VERSIONS["embed"], content, *dtype.mark)
+        for item, content in contents.items()
+    }
+    return EmbeddingWork(dtype, fingerprints, {item: (path, row) for item, _, path, row in volumes}, texts)
 
 
 def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
@@ -71,7 +76,8 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
     with show_progress("embed reports", len(items), "texts") as progress, limit_cpu_threads(model.cpu_threads):
         for start in range(0, len(items), run.limits.label_batch):
             chunk = items[start : start + run.limits.label_batch]
-            latents = embed_texts(loaded.model, loaded.tokenizer, [work.texts[item] for item in chunk])
+            texts = [work.texts[item] for item in chunk]
+            latents = embed_texts(loaded.model, loaded.tokenizer, texts, dtype=work.dtype.autocast)
             _record(run, model, work, chunk, latents)
             progress.advance(len(chunk))
 
@@ -90,7 +96,8 @@ def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, dev
     samples = [SampleRef(item.removeprefix("volume:"), path, row) for item, (path, row) in work.rows.items()]
     batches = iterate_batches(samples, run.data_root, batch_size=embed.batch_size(loaded.config))
     with show_progress("embed volumes", len(samples), "volumes") as progress, limit_cpu_threads(model.cpu_threads):
-        for items, latents in _in_pieces(embed.embed_volumes(loaded.model, batches), run.limits.label_batch):
+        latents_of_batches = embed.embed_volumes(loaded.model, batches, dtype=work.dtype.autocast)
+        for items, latents in _in_pieces(latents_of_batches, run.limits.label_batch):
             _record(run, model, work, [f"volume:{name}" for name in items], latents)
             progress.advance(len(items))
             run.publish_if_due()

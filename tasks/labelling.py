@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ctclip_model.config import VERSIONS, Preset, fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import SECTIONS, clean_report
+from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import MissingInputError, ReportError
 from tasks.planning import Selection, plan_items
 from tasks.progress import show_progress
@@ -67,17 +68,17 @@ def read_reports(run: StageRun) -> dict[str, str]:
     return {scan: clean_report(findings, impression, SECTIONS) for scan, findings, impression in rows}
 
 
-def wanted_labels(texts: Mapping[str, str], labeller_id: str) -> dict[str, str]:
+def wanted_labels(texts: Mapping[str, str], labeller_id: str, dtype: Precision) -> dict[str, str]:
     """The fingerprint of every report's labels, by scan."""
-    return {scan: fingerprint(labeller_id, VERSIONS["label"], text) for scan, text in texts.items()}
+    return {scan: fingerprint(labeller_id, VERSIONS["label"], text, *dtype.mark) for scan, text in texts.items()}
 
 
 def plan_labels(
-    run: StageRun, labeller_id: str, selection: Selection, *, force: bool, retry_rejects: bool
+    run: StageRun, labeller_id: str, dtype: Precision, selection: Selection, *, force: bool, retry_rejects: bool
 ) -> dict[str, tuple[str, str]]:
     """The reports to label, {scan: (text, fingerprint)}; an empty one is a reject."""
     texts = read_reports(run)
-    wanted = wanted_labels(texts, labeller_id)
+    wanted = wanted_labels(texts, labeller_id, dtype)
     pending = plan_items(run, labeller_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
     empty = [scan for scan in pending if not texts[scan]]
     if empty:
@@ -89,16 +90,18 @@ def plan_labels(
     return {scan: (texts[scan], mark) for scan, mark in pending.items() if texts[scan]}
 
 
-def record_labels(run: StageRun, reference: LabellerReference, reports: dict[str, tuple[str, str]]) -> None:
+def record_labels(
+    run: StageRun, reference: LabellerReference, reports: dict[str, tuple[str, str]], device: str, dtype: Precision
+) -> None:
     """Labels the reports, a batch at a time, longest first within it; each batch is recorded at once."""
     from ctclip_model.training.labeller import load_labeller
 
-    labeller = load_labeller(reference.folder)
+    labeller = load_labeller(reference.folder, device=str(choose_device(device)))
     scans = list(reports)
     with show_progress("label", len(scans), "reports") as progress:
         for start in range(0, len(scans), run.limits.label_batch):
             chunk = scans[start : start + run.limits.label_batch]
-            probabilities = labeller.label([reports[scan][0] for scan in chunk])
+            probabilities = labeller.label([reports[scan][0] for scan in chunk], dtype=dtype.autocast)
             run.record(
                 "labels",
                 [

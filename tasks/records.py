@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctclip_model.files import fsync
+from ctclip_model.files import whole_file
 
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pa.Table"
 
@@ -49,16 +48,8 @@ class RecordWriter:
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes a file that is whole or absent, whenever the process dies."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync(path.parent)
+    with whole_file(path) as file:
+        pq.write_table(table, file, compression="zstd")
 
 
 def sha256_of(path: Path) -> str:

@@ -38,8 +38,17 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_reading_commands_do_not_import_prefect():
-    program = "import sys, flows.cli, tasks.reading, warehouse.store; print('prefect' in sys.modules)"
+@pytest.mark.parametrize(
+    ("imported", "avoided"),
+    [
+        ("flows.cli, tasks.reading, warehouse.store", "torch"),
+        ("flows.cli, tasks.reading, warehouse.store", "prefect"),
+        ("flows.volumes", "prefect"),
+        ("flows.volumes", "duckdb"),
+    ],
+)
+def test_commands_do_not_wait_for_what_they_do_not_use(imported, avoided):
+    program = f"import sys, {imported}; print({avoided!r} in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "False"
 

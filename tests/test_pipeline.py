@@ -8,11 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pytest
 from conftest import smoke
 
+from ctclip_model.config import Recipe
+from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.phantom import ANOMALIES, PhantomConfig, make_phantoms
+from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, MissingInputError
+from ctclip_model.evaluation.predict import embed_files, make_head
+from ctclip_model.models.catalogue import find_model, open_model
+from ctclip_model.models.checkpoint import load_model_folder
 from tasks.settings import STAGES
 from tasks.sources.tables import REPORTS
 from warehouse import store
@@ -151,6 +158,41 @@ def test_rebuild_evaluates_the_model_of_its_own_seed(data_root, phantoms):
     again = rebuild_all(data_root, phantoms, seed=0)
     assert counts(again) == {}
     assert again["evaluate"]["variant"] == first
+
+
+def test_another_precision_is_another_result_until_asked_otherwise(data_root, source):
+    from flows.ingest import ingest
+    from tasks.reading import explain_plan
+
+    rebuild_all(data_root, source)
+    done = rebuild_all(data_root, source, dtype=Precision.bfloat16)
+    assert set(counts(done)) == {"label", "embed", "evaluate", "report"}
+    assert counts(rebuild_all(data_root, source, dtype=Precision.bfloat16)) == {}
+    scan = edit_report(source, "The heart is large.")
+    ingest(str(source), data_root)
+    assert [item["item"] for item in explain_plan(data_root, "label", 5)["items"]] == [scan]
+
+
+def test_own_volumes_get_the_probabilities_of_the_evaluation(built, phantoms):
+    """Almost: shards keep whole HU, a file of one's own is not rounded."""
+    rows = query(
+        built,
+        "select min(volume_name), scan_id from evaluation_samples join current_shard_volumes using (volume_name) "
+        "where evaluation_samples.split = 'valid' and spacing_note is null group by scan_id having count(*) = 1",
+    )
+    in_order = "list(probability order by list_position($names, abnormality))"
+    with store.read(built) as connection:
+        recorded = dict(
+            connection.execute(
+                f"select item, {in_order} from predictions group by item", {"names": list(ABNORMALITIES)}
+            ).fetchall()
+        )
+    folder = find_model(built / "models", None)
+    assert Recipe.from_fields(load_model_folder(folder).info["recipe"]) == smoke().recipe
+    opened = open_model(folder)
+    embedded = embed_files(opened, [volume_path(phantoms, volume) for volume, _ in rows])
+    ours = make_head(opened)(np.stack([volume.latent for volume in embedded]))
+    assert ours == pytest.approx(np.array([recorded[scan] for _, scan in rows]), abs=1e-5)
 
 
 def edit_report(source: Path, findings: str, impression: str | None = None) -> str:

@@ -39,6 +39,7 @@ class NiftiHeader:
     slope: float
     intercept: float
     data_offset: int  # bytes
+    affine: np.ndarray | None  # (4, 4), voxel indices to mm towards right, anterior, superior; None if not coded
 
     @property
     def size_bytes(self) -> int:
@@ -195,7 +196,18 @@ def _parse_header(path: Path, block: bytes, size: int) -> NiftiHeader:
         slope=1.0 if slope is None else slope,
         intercept=0.0 if intercept is None else intercept,
         data_offset=int(offset),
+        affine=_affine(header),
     )
+
+
+def _affine(header: nib.Nifti1Header) -> np.ndarray | None:
+    if header["sform_code"] > 0:
+        return np.asarray(header.get_sform())
+    try:
+        affine = header.get_qform(coded=True)[0]
+    except (HeaderDataError, ValueError):  # its quaternion is none
+        return None
+    return None if affine is None else np.asarray(affine)
 
 
 def _shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]:

@@ -37,14 +37,14 @@ Spacing = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class ConvertedVolume:
-    """A volume as it is stored: HU, resampled and windowed.
+    """A volume in HU, resampled and windowed.
 
     `spacing_mm` and `shape_in` are in the source's axis order; `window` says which voxels are not padding, as
     (start, stop) along depth, height, width. `hu_min` and `hu_max` are the source's before clipping, `hu_mean` and
     `hu_std` after it. `spacing_note` tells of a disagreement between the table and the header.
     """
 
-    voxels: np.ndarray  # int16 HU (depth, height, width)
+    voxels: np.ndarray  # HU (depth, height, width), int16 as shards keep them, or float32
     shape_in: tuple[int, int, int]
     spacing_mm: Spacing
     window: tuple[tuple[int, int], ...]
@@ -53,6 +53,12 @@ class ConvertedVolume:
     hu_min: int
     hu_max: int
     spacing_note: str | None = None
+
+    def to_input(self) -> torch.Tensor:
+        """The model's input, float32 (1, depth, height, width) in [-1, 1]; float voxels are scaled in place."""
+        import torch  # conversion needs none, and its workers are many
+
+        return torch.from_numpy(self.voxels).float().div_(1000).unsqueeze(0)
 
 
 def load_volume(
@@ -68,12 +74,22 @@ def load_volume(
     `spacing_mm` is that of the first, second and third array axis, the header's when None. HU = slope x value +
     intercept; CT-RATE's v2 files hold HU already. Raises `VolumeError` for whatever is wrong with the file.
     """
-    import torch  # conversion needs none, and its workers are many
-
-    volume = _convert(Path(path), spacing_mm, slope, intercept, recipe, np.dtype(np.float32))
+    volume = read_volume(path, spacing_mm=spacing_mm, slope=slope, intercept=intercept, recipe=recipe)
     if volume.spacing_note:
         logger.warning("%s: %s", path, volume.spacing_note)
-    return torch.from_numpy(volume.voxels).div_(1000).unsqueeze(0)
+    return volume.to_input()
+
+
+def read_volume(
+    path: str | PathLike[str],
+    *,
+    spacing_mm: Sequence[float | None] | None = None,
+    slope: float | None = 1.0,
+    intercept: float | None = 0.0,
+    recipe: Recipe = PUBLISHED,
+) -> ConvertedVolume:
+    """Reads a NIfTI volume as `load_volume` does, in float32 HU, with the facts of its source."""
+    return _convert(Path(path), spacing_mm, slope, intercept, recipe, np.dtype(np.float32))
 
 
 def convert_volume(

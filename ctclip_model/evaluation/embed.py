@@ -69,10 +69,12 @@ def embed_texts(
     return _unit(torch.from_numpy(latents))
 
 
-def embed_prompts(model: CTCLIP, tokenizer: PreTrainedTokenizerFast, names: Sequence[str]) -> Floats:
+def embed_prompts(
+    model: CTCLIP, tokenizer: PreTrainedTokenizerFast, names: Sequence[str], *, dtype: torch.dtype | None = None
+) -> Floats:
     """Unit latents (L, 2, latent) of "X is present." and "X is not present." for each abnormality X."""
     prompts = [prompt for name in names for prompt in prompt_pair(name)]
-    return embed_texts(model, tokenizer, prompts).reshape(len(names), 2, -1)
+    return embed_texts(model, tokenizer, prompts, dtype=dtype).reshape(len(names), 2, -1)
 
 
 def map_texts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from ctclip_model.config import TextConfig
+from ctclip_model.errors import CheckpointError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4; BERT pads with 0
 
@@ -41,12 +43,37 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     characters = sorted({character for word in words for character in word})
     pieces = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
     repeated = sorted((word for word, count in words.items() if count > 1), key=lambda word: (-words[word], word))
-    vocabulary = list(dict.fromkeys([*pieces, *repeated]))[:vocab_size]
-    tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizer
+    return _wrapped(_word_pieces(list(dict.fromkeys([*pieces, *repeated]))[:vocab_size]))
+
+
+def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """BERT's tokenizer from a `tokenizer.json` or a `vocab.txt` of one entry a line, lower-casing, as published.
+
+    transformers' own reader makes an empty tokenizer, and no error, of what it does not find. Raises `CheckpointError`.
+    """
+    try:
+        if path.suffix == ".json":
+            tokenizer = Tokenizer.from_file(str(path))
+        else:
+            tokenizer = _word_pieces(path.read_text(encoding="utf-8").splitlines())
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise CheckpointError(f"{path}: cannot be read as a tokenizer ({type(error).__name__}: {error})") from error
+    if missing := [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]:
+        raise CheckpointError(f"{path}: is not BERT's tokenizer, for it lacks {', '.join(missing)}")
+    return _wrapped(tokenizer)
+
+
+def _word_pieces(vocabulary: Sequence[str]) -> Tokenizer:
+    places = {piece: place for place, piece in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordPiece(places, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", places["[SEP]"]), ("[CLS]", places["[CLS]"]))
+    return tokenizer
+
+
+def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -96,7 +96,8 @@ def train_contrastive(
         on_step=record,
     )
     loss = float(np.mean(losses[-50:])) if losses else float("nan")
-    save_model_folder(folder, model.eval(), tokenizer, extra={"preset": preset.name, "steps": steps})
+    info = {"preset": preset.name, "recipe": asdict(preset.recipe), "steps": steps}  # the recipe that its volumes need
+    save_model_folder(folder, model.eval(), tokenizer, extra=info)
     for name in ("text.checkpoint", "contrastive.checkpoint"):
         (work / name).unlink(missing_ok=True)
     shutil.rmtree(work / "tokenizer", ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from ctclip_model.device import Precision
 from tasks.embedding import EmbeddingWork, embed_reports_and_prompts, embed_volumes, plan_work
 from tasks.models import ModelReference
 from tasks.planning import plan_items
@@ -12,9 +13,9 @@ from tasks.runs import StageRun
 
 
 @task(cache_policy=NO_CACHE)
-def plan_embedding(run: StageRun, model: ModelReference, force: bool) -> EmbeddingWork:
+def plan_embedding(run: StageRun, model: ModelReference, dtype: Precision, force: bool) -> EmbeddingWork:
     """What has no latent yet, or one of another content."""
-    work = plan_work(run.data_root, model)
+    work = plan_work(run.data_root, model, dtype)
     return work.only(plan_items(run, model.model_id, work.fingerprints, force=force))
 
 

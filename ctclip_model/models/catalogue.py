@@ -1,0 +1,147 @@
+"""Which model a name means, and all that it takes to use it on a volume: weights, recipe, tokenizer."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from transformers import PreTrainedTokenizerFast
+
+from ctclip_model.config import PRESETS, Recipe
+from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
+from ctclip_model.models.checkpoint import load_ctclip, load_model_folder
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.text import read_tokenizer
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED_TEXT_ENCODER = "microsoft/BiomedVLP-CXR-BERT-specialized"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+KINDS = ("ctclip",)  # of model folders that embed volumes
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model in evaluation mode on its device; `recipe` is what its volumes must go through."""
+
+    name: str
+    model: CTCLIP
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerFast | None  # None where nobody asked for one
+
+
+def list_models(models: Path) -> list[Path]:
+    """The folders of CT-CLIP models below `models`, newest first."""
+    folders = [path.parent for path in models.glob("[!.]*/config.json") if _kind(path.parent) in KINDS]
+    return sorted(folders, key=lambda folder: (folder / "config.json").stat().st_mtime, reverse=True)
+
+
+def find_model(models: Path, name: str | None) -> Path:
+    """The folder or the weights file that is meant: `models/<name>`, else the path `name`; without one the only model.
+
+    Raises `MissingInputError` if there is no such, `ConfigurationError` if several could be meant.
+    """
+    if name is not None:
+        for path in (models / name, Path(name)):
+            if path.is_file() or (path / "config.json").is_file():
+                return _whole(path)
+        raise MissingInputError(f"there is no model {name!r}: neither {models / name} nor a model folder or weights")
+    found = list_models(models)
+    if not found:
+        raise MissingInputError(
+            f"there is no model in {models}: name one with --model, a model folder or a weights file such as "
+            "CT-CLIP_v2.pt; or train one with `ctclip train`"
+        )
+    if len(found) > 1:
+        names = ", ".join(folder.name for folder in found)
+        raise ConfigurationError(f"{models} has {len(found)} models, newest first: {names}; choose one with --model")
+    return found[0]
+
+
+def open_model(
+    path: Path, *, device: str = "cpu", with_text: bool = True, tokenizer: Path | None = None
+) -> OpenedModel:
+    """Opens a model folder or a weights file; the latter is of the published recipe and has no tokenizer of its own.
+
+    Its tokenizer is `tokenizer` (a file, or the folder of one), one beside it, or the published one. `with_text` says
+    whether it is needed at all. Raises `CheckpointError`, or `MissingInputError` where no tokenizer is to be had.
+    """
+    if path.is_dir():
+        if tokenizer is not None:
+            raise ConfigurationError(f"{path} has a tokenizer of its own: leave --tokenizer out")
+        loaded = load_model_folder(path, CTCLIP, device=device)
+        return _checked(OpenedModel(path.resolve().name, loaded.model, _recipe(path, loaded.info), loaded.tokenizer))
+    # the tokenizer first: what is missing should show before a minute of reading weights
+    reader = read_tokenizer(_find_tokenizer(path, tokenizer)) if with_text else None
+    return _checked(OpenedModel(path.stem, load_ctclip(path).to(device), Recipe(), reader))
+
+
+def _kind(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / "config.json").read_text())["kind"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _whole(path: Path) -> Path:
+    """The model folder that a weights file belongs to, where it belongs to one."""
+    return path.parent if path.is_file() and _kind(path.parent) in KINDS else path
+
+
+def _recipe(folder: Path, info: Mapping[str, Any]) -> Recipe:
+    """The recipe that a folder keeps; older ones keep the name of their preset alone."""
+    if "recipe" in info:
+        try:
+            return Recipe.from_fields(info["recipe"])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{folder}: its config.json holds no usable recipe ({error})") from error
+    if info.get("preset") in PRESETS:
+        return PRESETS[info["preset"]]().recipe
+    raise CheckpointError(f"{folder}: its config.json names neither a recipe nor a preset of {', '.join(PRESETS)}")
+
+
+def _checked(opened: OpenedModel) -> OpenedModel:
+    """Refuses what would fail, or would embed nonsense, in the middle of a volume."""
+    vision, recipe = opened.model.config.vision, opened.recipe
+    expected = (vision.depth, vision.image_size, vision.image_size)
+    if tuple(recipe.shape) != expected:
+        raise CheckpointError(
+            f"{opened.name}: recipe {recipe.name!r} makes volumes of {_by(recipe.shape)} voxels, and the model takes "
+            f"{_by(expected)}"
+        )
+    words = opened.model.config.text.vocab_size
+    if opened.tokenizer is not None and len(opened.tokenizer) > words:
+        raise CheckpointError(
+            f"{opened.name}: its text encoder knows {words} tokens, and the tokenizer has {len(opened.tokenizer)}"
+        )
+    return opened
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _find_tokenizer(weights: Path, given: Path | None) -> Path:
+    if given is not None and given.is_file():
+        return given
+    for name in TOKENIZER_FILES:
+        if (path := (given or weights.parent) / name).is_file():
+            return path
+    if given is not None:
+        raise MissingInputError(f"{given}: holds no {' and no '.join(TOKENIZER_FILES)}")
+    cached = try_to_load_from_cache(PUBLISHED_TEXT_ENCODER, "vocab.txt")
+    if isinstance(cached, str):
+        return Path(cached)
+    logger.warning("fetching the tokenizer of %s from the Hugging Face Hub", PUBLISHED_TEXT_ENCODER)
+    try:
+        return Path(hf_hub_download(PUBLISHED_TEXT_ENCODER, "vocab.txt"))
+    except OSError as error:
+        raise MissingInputError(
+            f"{weights} needs a tokenizer, and the Hugging Face Hub is out of reach: put vocab.txt of "
+            f"{PUBLISHED_TEXT_ENCODER} beside it, or name its folder with --tokenizer"
+        ) from error

@@ -1,0 +1,181 @@
+"""`ctclip predict` and `ctclip embed-volume`: volumes of one's own through a model, and what they print."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.device import Precision, choose_device
+from ctclip_model.errors import ConfigurationError, VolumeError
+from ctclip_model.evaluation.predict import EmbeddedVolume, embed_files, list_volumes, make_head
+from ctclip_model.files import whole_file
+from ctclip_model.models.catalogue import OpenedModel, find_model, open_model
+from flows.display import console, print_json
+
+BAR_WIDTH = 24  # columns
+FORMATS = (".parquet", ".npz")
+SHOWN_VALUES = 4  # of a latent
+
+
+@dataclass(frozen=True)
+class Request:
+    """What both commands are asked for."""
+
+    volumes: Sequence[Path]
+    models: Path  # the data root's folder of models
+    model: str | None
+    device: str
+    dtype: Precision
+    as_json: bool
+
+
+@dataclass
+class Session:
+    """An opened model going over the files; a file that fails is a line on stderr, and the rest go on."""
+
+    request: Request
+    files: list[Path]
+    opened: OpenedModel
+    failed: list[dict[str, Any]] = field(default_factory=list)
+
+    @staticmethod
+    def start(request: Request, *, with_text: bool, tokenizer: Path | None = None) -> Session:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line a retry, where one says it all
+        files = list_volumes(request.volumes)
+        device = str(choose_device(request.device))
+        path = find_model(request.models, request.model)
+        return Session(request, files, open_model(path, device=device, with_text=with_text, tokenizer=tokenizer))
+
+    def embed(self) -> Iterator[EmbeddedVolume]:
+        outcomes = embed_files(self.opened, self.files, dtype=self.request.dtype.autocast)
+        for path, outcome in zip(self.files, outcomes, strict=True):
+            if isinstance(outcome, VolumeError):
+                self.failed.append({"file": str(path), "reason": outcome.reason, "detail": outcome.detail})
+                print(f"ctclip: {printable(path)}: {outcome.detail} [{outcome.reason}]", file=sys.stderr, flush=True)
+            else:
+                yield outcome
+
+    def describe(self) -> str:
+        parts = (f"recipe {self.opened.recipe.name}", self.opened.model.temperature.device.type, self.request.dtype)
+        return f"{self.opened.name} ({', '.join(parts)})"
+
+    def as_json(self, volumes: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "model": self.opened.name, "recipe": self.opened.recipe.name, "dtype": str(self.request.dtype),
+            "device": self.opened.model.temperature.device.type, "volumes": volumes, "failed": self.failed,
+        }  # fmt: skip
+
+
+def predict(request: Request, tokenizer: Path | None) -> int:
+    """Prints the probability of each abnormality in each volume, as it becomes known; returns how many failed."""
+    session = Session.start(request, with_text=True, tokenizer=tokenizer)
+    head = make_head(session.opened, dtype=request.dtype.autocast)
+    rows = []
+    if not request.as_json:
+        console.print(Text(f"model  {session.describe()}"))
+    for volume in session.embed():
+        probabilities = head(volume.latent[None])[0]
+        if not request.as_json:
+            _print_volume(volume)
+            _print_probabilities(probabilities, in_columns=len(session.files) > 1)
+        by_name = dict(zip(ABNORMALITIES, probabilities.tolist(), strict=True))
+        rows.append(_facts(volume) | {"probabilities": by_name})
+    if request.as_json:
+        print_json(session.as_json(rows))
+    return len(session.failed)
+
+
+def embed_volume(request: Request, output: Path | None) -> int:
+    """Prints or writes the latent of each volume; returns how many failed."""
+    if output is not None:
+        _check_output(output)
+    session = Session.start(request, with_text=False)
+    if not request.as_json:
+        console.print(Text(f"model  {session.describe()}"))
+    volumes = []
+    for volume in session.embed():
+        volumes.append(volume)
+        if not request.as_json:
+            _print_volume(volume)
+            shown = "  ".join(f"{value:+.5f}" for value in volume.latent[:SHOWN_VALUES])
+            console.print(Text(f"latent   {shown} ... {len(volume.latent)} values"))
+    if output is not None and volumes:
+        write_latents(output, session.opened.name, volumes)
+    if request.as_json:
+        print_json(session.as_json([_facts(volume) | {"latent": volume.latent.tolist()} for volume in volumes]))
+    elif output is None:
+        console.print("\n--output FILE.parquet (or .npz) keeps latents whole, --json prints them.")
+    elif volumes:
+        console.print(Text(f"\n{len(volumes)} latents in {output}"))
+    return len(session.failed)
+
+
+def write_latents(path: Path, model: str, volumes: Sequence[EmbeddedVolume]) -> None:
+    """A row a volume: its file and its latent, unit float32; Parquet holds the spacing (mm, by array axis) too."""
+    files = [printable(volume.path) for volume in volumes]
+    latents = np.stack([volume.latent for volume in volumes])  # (N, latent)
+    with whole_file(path) as file:
+        if path.suffix == ".npz":
+            np.savez(file, files=np.array(files), latents=latents, model_id=np.array(model))
+            return
+        width = latents.shape[1]
+        columns = {
+            "file": files, "model_id": [model] * len(files),
+            "spacing_mm": [list(volume.spacing_mm) for volume in volumes],
+            "latent": pa.FixedSizeListArray.from_arrays(latents.ravel(), width),
+        }  # fmt: skip
+        pq.write_table(pa.table(columns), file, compression="zstd")
+
+
+def printable(path: Path) -> str:
+    """A path in characters that any terminal and file can hold; odd ones are escaped, e.g. a line's end as `\\n`."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(path)
+    )
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix not in FORMATS:
+        raise ConfigurationError(f"--output {output}: latents are written as {' or '.join(FORMATS)}")
+    if not output.parent.is_dir() or output.is_dir():
+        raise ConfigurationError(f"--output {output}: is a folder, or lies in none that exists")
+
+
+def _facts(volume: EmbeddedVolume) -> dict[str, Any]:
+    return {"file": str(volume.path), "spacing_mm": list(volume.spacing_mm), "doubts": volume.doubts}
+
+
+def _print_volume(volume: EmbeddedVolume) -> None:
+    spacing = " x ".join(f"{value:.4g}" for value in volume.spacing_mm)
+    console.print()
+    console.print(Text(printable(volume.path), style="bold"), soft_wrap=True)
+    console.print(Text(f"spacing  {spacing} mm"))
+    for doubt in volume.doubts:
+        console.print(Text(f"note     {doubt}", style="yellow"), soft_wrap=True)
+
+
+def _print_probabilities(probabilities: NDArray[np.float64], *, in_columns: bool) -> None:
+    """One volume's, a line each with a bar; of several volumes, two beside each other: half as long, without bars."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 1))
+    cells = [(Text(name), Text(f"{value:.3f}")) for name, value in zip(ABNORMALITIES, probabilities, strict=True)]
+    if in_columns:
+        half = len(cells) // 2
+        for left, right in zip(cells[:half], cells[half:], strict=True):
+            table.add_row(*left, *right)
+    else:
+        mark = "\N{BOX DRAWINGS HEAVY HORIZONTAL}" if console.encoding.startswith("utf") else "="
+        for cell, value in zip(cells, probabilities, strict=True):
+            table.add_row(*cell, Text(mark * round(value * BAR_WIDTH), style="cyan"))
+    console.print(table)

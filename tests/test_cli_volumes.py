@@ -1,0 +1,156 @@
+"""`ctclip predict` and `ctclip embed-volume` as a person or a script meets them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from test_cli import ctclip
+
+from ctclip_model.config import tiny
+from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
+from ctclip_model.models.checkpoint import save_model_folder
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.text import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root that holds a model, and nothing else."""
+    torch.manual_seed(0)
+    data_root = tmp_path_factory.mktemp("data")
+    tokenizer = train_tokenizer([prompt for name in ABNORMALITIES for prompt in prompt_pair(name)] * 2, 200)
+    save_model_folder(data_root / "models" / "tiny-own", CTCLIP(tiny().model), tokenizer, extra={"preset": "tiny"})
+    return data_root
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two volumes, one under a name that a terminal cannot show."""
+    folder = tmp_path_factory.mktemp("good")
+    for seed, name in enumerate(("a.nii.gz", "odd\nname [b].nii")):
+        save(folder / name, np.random.default_rng(seed).integers(-1000, 500, (30, 30, 20), dtype=np.int16))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By the reason for which it is refused, a file."""
+    folder = tmp_path_factory.mktemp("bad")
+    voxels = np.random.default_rng(0).integers(-1000, 500, (30, 30, 20), dtype=np.int16)
+    files = {reason: folder / f"{reason}.nii.gz" for reason in ("not_nifti", "truncated", "not_3d", "nan_voxels")}
+    files["not_nifti"].write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(400))
+    whole = gzip.compress(nib.Nifti1Image(voxels, np.diag([9.0, 9.0, 9.0, 1.0])).to_bytes())
+    files["truncated"].write_bytes(whole[: len(whole) // 2])
+    save(files["not_3d"], np.stack([voxels, voxels], axis=-1))
+    save(files["nan_voxels"], np.where(voxels == voxels.max(), np.nan, voxels.astype(np.float32)))
+    files["bad_spacing"] = folder / "bad_spacing.nii"
+    image = nib.Nifti1Image(voxels, None)
+    image.header["pixdim"][1:4] = 0
+    image.to_filename(files["bad_spacing"])
+    files["missing_file"] = folder / "missing_file.nii.gz"
+    files["missing_file"].symlink_to(folder / "nowhere")
+    return files
+
+
+def save(path: Path, voxels: np.ndarray) -> None:
+    nib.save(nib.Nifti1Image(voxels, np.diag([9.0, 9.0, 9.0, 1.0])), path)
+
+
+def test_one_volume_is_a_line_an_abnormality(data_root, good):
+    result = ctclip("predict", good / "a.nii.gz", "--data-root", data_root)
+    assert result.returncode == 0, result.stderr
+    assert "model  tiny-own (recipe tiny, cpu, float32)" in result.stdout
+    assert "spacing  9 x 9 x 9 mm" in result.stdout
+    lines = [line for line in result.stdout.splitlines() if line.startswith(ABNORMALITIES)]
+    assert [line.split("  ")[0] for line in lines] == list(ABNORMALITIES)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_a_folder_prints_every_volume_in_80_columns(data_root, good):
+    result = ctclip("predict", good, "--data-root", data_root)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Interlobular septal thickening") == 2
+    assert "odd\\nname [b].nii" in result.stdout
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("/")]
+    assert max(map(len, lines)) <= 80
+
+
+def test_json_says_which_model_gave_which_file_what(data_root, good):
+    result = ctclip("predict", good, "--json", "--data-root", data_root)
+    printed = json.loads(result.stdout)
+    assert (printed["model"], printed["recipe"], printed["failed"]) == ("tiny-own", "tiny", [])
+    assert [volume["file"] for volume in printed["volumes"]] == [str(path) for path in sorted(good.iterdir())]
+    for volume in printed["volumes"]:
+        assert list(volume["probabilities"]) == list(ABNORMALITIES)
+        assert all(0 < value < 1 for value in volume["probabilities"].values())
+        assert volume["spacing_mm"] == [9, 9, 9]
+
+
+def test_bad_files_are_a_line_each_and_the_rest_go_on(data_root, good, bad):
+    result = ctclip("predict", *bad.values(), good / "a.nii.gz", "--json", "--data-root", data_root)
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == len(bad)
+    for line, (reason, path) in zip(lines, bad.items(), strict=True):
+        assert line.startswith(f"ctclip: {path}: ")
+        assert line.endswith(f"[{reason}]")
+    printed = json.loads(result.stdout)
+    assert [failure["reason"] for failure in printed["failed"]] == list(bad)
+    assert len(printed["volumes"]) == 1
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_latents_are_written_and_printed(data_root, good, tmp_path, suffix):
+    output = tmp_path / f"latents{suffix}"
+    result = ctclip("embed-volume", good, "--output", output, "--json", "--data-root", data_root)
+    assert result.returncode == 0, result.stderr
+    latents = [volume["latent"] for volume in json.loads(result.stdout)["volumes"]]
+    assert [math.hypot(*latent) for latent in latents] == pytest.approx([1, 1], abs=1e-5)
+    if suffix == ".parquet":
+        table = pq.read_table(output)
+        assert table["model_id"].to_pylist() == ["tiny-own"] * 2
+        files, written = table["file"].to_pylist(), table["latent"].to_pylist()
+    else:
+        arrays = np.load(output)
+        files, written = arrays["files"].tolist(), arrays["latents"]
+    assert [Path(file).name for file in files] == ["a.nii.gz", "odd\\nname [b].nii"]
+    assert np.array(written) == pytest.approx(np.array(latents), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["predict", "."], "there is no .nii or .nii.gz in this folder"),
+        (["predict", "a.nii", "--model", "nonsense"], "there is no model 'nonsense'"),
+        (["predict", "a.nii", "--device", "abacus"], "there is no device 'abacus'"),
+        (["predict", "a.nii", "--dtype", "float8"], "float8"),
+        (["embed-volume", "a.nii", "--output", "latents.txt"], "written as .parquet or .npz"),
+        (["embed-volume", "a.nii", "--output", "no/folder/l.npz"], "lies in none that exists"),
+    ],
+)
+def test_mistake_is_one_clear_line_before_anything_is_done(data_root, tmp_path, arguments, line):
+    command, path, *options = arguments
+    result = ctclip(command, tmp_path / path, *options, "--data-root", data_root)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert line in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_weights_without_a_tokenizer_say_what_to_put_where(good, tmp_path):
+    (tmp_path / "CT-CLIP_v2.safetensors").write_bytes(b"")
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    weights = tmp_path / "CT-CLIP_v2.safetensors"
+    result = ctclip("predict", good, "--model", weights, **offline)
+    assert result.returncode == 1
+    assert "put vocab.txt of microsoft/BiomedVLP-CXR-BERT-specialized beside it" in result.stderr.splitlines()[-1]
+    embedding = ctclip("embed-volume", good, "--model", weights, **offline)
+    assert "cannot be read as weights" in embedding.stderr  # it got as far as the weights

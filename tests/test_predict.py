@@ -1,0 +1,214 @@
+"""A volume of one's own through a model: the same numbers as the pipeline's, and every way to name a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from golden_files import tiny_model
+from safetensors.torch import save_file
+
+from ctclip_model.config import CTCLIPConfig, Recipe, TextConfig, VisionConfig, tiny
+from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
+from ctclip_model.data.doubts import list_doubts
+from ctclip_model.data.nifti import NiftiStream
+from ctclip_model.data.volume import convert_volume, read_volume
+from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError, VolumeError
+from ctclip_model.evaluation.embed import embed_prompts, embed_volumes
+from ctclip_model.evaluation.predict import embed_files, list_volumes, make_head
+from ctclip_model.evaluation.zero_shot import zero_shot
+from ctclip_model.models.catalogue import find_model, list_models, open_model
+from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.text import train_tokenizer
+
+RECIPE = Recipe("own", spacing_mm=(6.0, 7.0, 7.0), shape=(30, 40, 40))  # of the golden model's size
+SLIM = CTCLIPConfig(  # of the published size, as weights without a config must be, and small otherwise
+    vision=VisionConfig(
+        dim=24, codebook_size=16, patch_size=60, temporal_patch_size=60, spatial_layers=1, temporal_layers=1,
+        dim_head=4, heads=3,
+    ),
+    text=TextConfig(vocab_size=120, layers=1, intermediate_size=32),
+    latent_dim=8,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([prompt for name in ABNORMALITIES for prompt in prompt_pair(name)] * 2, vocab_size=120)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "golden"
+    save_model_folder(folder, tiny_model(), tokenizer, extra={"recipe": dataclasses.asdict(RECIPE)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "CT-CLIP_slim.safetensors"
+    save_file({key: value for key, value in CTCLIP(SLIM).state_dict().items() if value.numel()}, path)
+    return path
+
+
+def save_volume(path: Path, *, shape=(40, 40, 30), spacing=(7.0, 7.0, 6.0), low=-1000, affine=None, seed=0) -> Path:
+    voxels = np.random.default_rng(seed).integers(low, low + 1500, shape, dtype=np.int16)
+    nib.save(nib.Nifti1Image(voxels, np.diag([*spacing, 1.0]) if affine is None else affine), path)
+    return path
+
+
+def doubts_of(path: Path) -> str:
+    with NiftiStream(path) as stream:
+        return "; ".join(list_doubts(stream.header, read_volume(path, recipe=RECIPE)))
+
+
+def test_probabilities_are_those_of_the_pipeline(folder, tmp_path):
+    """On the recipe's own grid HU stay whole, so that nothing is lost where the pipeline stores them as int16."""
+    path = save_volume(tmp_path / "ct.nii.gz")
+    opened = open_model(folder)
+    (ours,) = embed_files(opened, [path])
+    loaded = load_model_folder(folder, CTCLIP)
+    stored = torch.from_numpy(convert_volume(path, recipe=RECIPE).voxels)[None, None]
+    ((_, latents),) = embed_volumes(loaded.model, [(["ct"], stored)])
+    prompts = embed_prompts(loaded.model, loaded.tokenizer, ABNORMALITIES)
+    expected = zero_shot(latents, prompts, loaded.model.temperature.exp().item())
+    assert ours.latent == pytest.approx(latents[0], abs=1e-6)
+    assert make_head(opened)(ours.latent[None]) == pytest.approx(expected, abs=1e-5)
+    assert expected.shape == (1, 18)
+    assert np.ptp(expected) > 1e-3  # or all would agree whatever was computed
+    assert ours.spacing_mm == (7.0, 7.0, 6.0)
+    assert ours.doubts == []
+
+
+def test_a_bad_file_leaves_the_others_their_place(folder, tmp_path):
+    paths = [tmp_path / "gone.nii.gz", save_volume(tmp_path / "a.nii.gz"), tmp_path / "text.nii", tmp_path]
+    paths[2].write_text("no volume")
+    outcomes = list(embed_files(open_model(folder), paths))
+    assert [isinstance(outcome, VolumeError) for outcome in outcomes] == [True, False, True, True]
+    assert [outcome.reason for outcome in outcomes if isinstance(outcome, VolumeError)] == [
+        "missing_file", "not_nifti", "missing_file",
+    ]  # fmt: skip
+
+
+def test_half_precision_changes_a_latent_a_little(folder, tmp_path):
+    opened, path = open_model(folder), save_volume(tmp_path / "ct.nii.gz")
+    (whole,), (half,) = embed_files(opened, [path]), embed_files(opened, [path], dtype=torch.bfloat16)
+    assert not np.array_equal(whole.latent, half.latent)
+    assert whole.latent @ half.latent > 0.9
+
+
+def test_folders_give_their_volumes_sorted_and_each_once(tmp_path):
+    inside = tmp_path / "scans.nii.gz"  # a folder, whatever its name
+    (inside / "deep.nii.gz").mkdir(parents=True)
+    wanted = [inside / "a.nii", inside / "deep.nii.gz" / "b.nii.gz"]
+    for path in (*wanted, inside / "._a.nii", inside / "notes.txt"):
+        path.touch()
+    (inside / "c.nii").symlink_to(inside / "nowhere")  # must be missed aloud, not left out
+    assert list_volumes([wanted[1], inside]) == [wanted[1], wanted[0], inside / "c.nii"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match="in this folder"):
+        list_volumes([tmp_path / "empty"])
+
+
+def test_doubts_name_what_the_header_may_have_wrong(tmp_path):
+    assert doubts_of(save_volume(tmp_path / "fine.nii")) == ""
+    assert "without one" in doubts_of(save_volume(tmp_path / "blank.nii", spacing=(1.0, 1.0, 1.0)))
+    assert "may not be HU" in doubts_of(save_volume(tmp_path / "stored.nii", low=0))
+    sagittal = np.array([[0, 0, 6.0, 0], [7, 0, 0, 0], [0, 7, 0, 0], [0, 0, 0, 1]])
+    assert "not axial (axes ASR)" in doubts_of(save_volume(tmp_path / "sagittal.nii", affine=sagittal))
+    image = nib.load(save_volume(tmp_path / "a.nii"))
+    image.header["pixdim"][3] = 3.0
+    nib.Nifti1Image(np.asarray(image.dataobj), None, image.header).to_filename(tmp_path / "other.nii")
+    assert "used 7 x 7 x 3 mm" in doubts_of(tmp_path / "other.nii")
+
+
+def test_the_recipe_travels_with_the_model_folder(folder, tokenizer, tmp_path):
+    assert open_model(folder).recipe == RECIPE
+    torch.manual_seed(0)
+    model = CTCLIP(tiny().model)
+    save_model_folder(tmp_path / "older", model, tokenizer, extra={"preset": "tiny"})
+    assert open_model(tmp_path / "older").recipe == tiny().recipe
+    save_model_folder(tmp_path / "unknown", model, tokenizer, extra={"preset": "mine"})
+    with pytest.raises(CheckpointError, match="neither a recipe nor a preset"):
+        open_model(tmp_path / "unknown")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [30, 40, 48]}, "makes volumes of 30 x 40 x 48 voxels, and the model takes 30 x 40 x 40"),
+        ({"spacing_mm": [0, 1, 1]}, "no usable recipe"),
+        ({"pace_mm": 3}, "no usable recipe"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(folder, tmp_path, change, message):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    description = json.loads((copy / "config.json").read_text())
+    description["info"]["recipe"] |= change
+    (copy / "config.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match=message):
+        open_model(copy)
+
+
+def test_a_model_is_found_by_its_name_its_path_or_as_the_only_one(folder, tmp_path):
+    models = tmp_path / "models"
+    with pytest.raises(MissingInputError, match="ctclip train"):
+        find_model(models, None)
+    shutil.copytree(folder, models / "one")
+    (models / "labeller").mkdir()
+    (models / "labeller" / "config.json").write_text('{"kind": "labeller"}')
+    assert find_model(models, None) == find_model(models, "one") == models / "one"
+    assert find_model(models, str(folder)) == folder
+    assert find_model(models, str(folder / "model.safetensors")) == folder
+    shutil.copytree(folder, models / "two")
+    os.utime(models / "one" / "config.json", (0, 0))
+    assert [path.name for path in list_models(models)] == ["two", "one"]
+    with pytest.raises(ConfigurationError, match="2 models, newest first: two, one"):
+        find_model(models, None)
+    with pytest.raises(MissingInputError, match="there is no model 'three'"):
+        find_model(models, "three")
+
+
+def test_weights_alone_are_of_the_published_recipe_and_embed_without_a_tokenizer(weights):
+    opened = open_model(weights, with_text=False)
+    assert opened.name == "CT-CLIP_slim"
+    assert opened.recipe == Recipe()
+    assert opened.tokenizer is None
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_weights_alone_take_the_tokenizer_beside_them_or_the_one_named(weights, tokenizer, tmp_path, name):
+    if name == "vocab.txt":
+        by_place = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        (tmp_path / name).write_text("\n".join(word for word, _ in by_place))
+    else:
+        tokenizer.backend_tokenizer.save(str(tmp_path / name))
+    text = ["Hiatal hernia is not present."]
+    for tokens in (tmp_path, tmp_path / name):
+        assert open_model(weights, tokenizer=tokens).tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    beside = Path(shutil.copy(weights, tmp_path))
+    assert open_model(beside).tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(weights, folder, tmp_path):
+    vocabulary = tmp_path / "vocab.txt"
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary.write_text("\n".join([*special, *(f"word{number}" for number in range(200))]))
+    with pytest.raises(CheckpointError, match="knows 120 tokens, and the tokenizer has 205"):
+        open_model(weights, tokenizer=vocabulary)
+    vocabulary.write_text("lung\nnodule")
+    with pytest.raises(CheckpointError, match="cannot be read as a tokenizer"):
+        open_model(weights, tokenizer=vocabulary)
+    with pytest.raises(MissingInputError, match=r"no tokenizer\.json and no vocab\.txt"):
+        open_model(weights, tokenizer=folder.parent)
+    with pytest.raises(ConfigurationError, match="a tokenizer of its own"):
+        open_model(folder, tokenizer=vocabulary)
