@@ -6,8 +6,9 @@ depth, and a code book quantizes what comes out. Module names, odd as some are, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -306,7 +307,7 @@ class CTViT(nn.Module):
     def compile_layers(self) -> None:
         """Has PyTorch compile what the layers spend their time in; once for all layers of a shape."""
         for transformer in (self.enc_spatial_transformer, self.enc_temporal_transformer):
-            for layer in transformer.layers:
+            for layer in cast(Iterable[Any], transformer.layers):
                 layer.mix = torch.compile(layer.mix)
 
     def needs_recompute(self) -> bool:
