@@ -16,6 +16,7 @@ VERSIONS = {
     "label": 1,
     "train-labeller": 1,
     "train": 1,
+    "finetune": 1,
     "embed": 1,
     "evaluate": 1,
     "report": 1,
@@ -137,6 +138,38 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class VocabFineConfig:
+    """Fine-tuning of both encoders on the prompts of known labels; defaults are the published recipe."""
+
+    batch_size: int = 1
+    epochs: int = 10  # over the scans, each by one of its reconstructions
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.1
+    warm_up_steps: int = 10_000
+    final_rate: float = 0.0  # of the learning rate, reached along a cosine
+    max_gradient_norm: float = 1.0
+    varies_samples: bool = False  # small shifts and changes of brightness
+    steps_per_checkpoint: int = 200
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LiProConfig:
+    """Training of the linear head on stored image latents.
+
+    Head and loss are the published ones. The published rate of 1e-5 suits batches of 8 that an encoder makes in days;
+    stored latents allow batches and rates at which the head converges in seconds.
+    """
+
+    batch_size: int = 256
+    epochs: int = 30  # over the scans, each by one of its reconstructions
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.1
+    final_rate: float = 0.0  # of the learning rate, reached along a cosine
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Preset:
     """All that a rebuild needs to know, by one name."""
 
@@ -145,6 +178,8 @@ class Preset:
     recipe: Recipe = field(default_factory=Recipe)
     model: CTCLIPConfig = field(default_factory=CTCLIPConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    vocabfine: VocabFineConfig = field(default_factory=VocabFineConfig)
+    lipro: LiProConfig = field(default_factory=LiProConfig)
     labeller: LabellerConfig = field(default_factory=LabellerConfig)
 
 
@@ -193,6 +228,7 @@ def tiny() -> Preset:
             text_pretraining_samples=12_800,
             text_pretraining_learning_rate=2e-3,
         ),
+        vocabfine=VocabFineConfig(batch_size=32, epochs=2, learning_rate=3e-4, warm_up_steps=20, varies_samples=True),
         labeller=LabellerConfig(
             vocab_size=1024,
             hidden_size=64,

@@ -20,7 +20,7 @@ from ctclip_model.config import PRESETS
 from ctclip_model.errors import ConfigurationError, CTCLIPError
 from flows.display import RichReporter, console, print_json, print_rows, print_summaries
 from tasks.progress import REPORTER
-from tasks.settings import DATA_ROOT, DATA_ROOT_VARIABLE, LABELLER, PRESET, STAGES
+from tasks.settings import DATA_ROOT, DATA_ROOT_VARIABLE, FINETUNE, LABELLER, PRESET, PUBLISHED_LABELS, STAGES
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,6 +28,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 class StorageChoice(StrEnum):
     v2 = "v2"
     v1 = "v1"
+
+
+class KindChoice(StrEnum):
+    lipro = "lipro"
+    vocabfine = "vocabfine"
 
 
 class FormatChoice(StrEnum):
@@ -53,6 +58,7 @@ DaskAddress = Annotated[str | None, typer.Option(help="A running Dask scheduler;
 Model = Annotated[str | None, typer.Option(help="A model's id; default: the preset's latest.")]
 Seed = Annotated[int, typer.Option(help="Seeds the training.")]
 Retrain = Annotated[bool, typer.Option("--retrain", help="Train again although there is a model.")]
+FinetuneKinds = Annotated[str, typer.Option("--finetune", help="Kinds of fine-tuning, with commas; or none.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or cuda.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 StageName = Annotated[str, typer.Argument(help=f"One of: {', '.join(STAGES)}.")]
@@ -194,6 +200,25 @@ def train(
 
 
 @app.command()
+def finetune(
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    kind: Annotated[KindChoice, typer.Option(help="What to train.")] = KindChoice.lipro,
+    model: Annotated[str | None, typer.Option(help="The parent's id; default: the preset's latest CT-CLIP.")] = None,
+    labels_of: Annotated[str, typer.Option("--labels", help="`published`, or a labeller's id.")] = PUBLISHED_LABELS,
+    seed: Seed = 0,
+    retrain: Retrain = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fine-tune CT-CLIP on labels."""
+    run_flow(
+        "finetune", as_json, data_root=data_root, preset=preset, kind=kind.value, model=model, labels_of=labels_of,
+        seed=seed, retrain=retrain, device=device,
+    )  # fmt: skip
+
+
+@app.command()
 def embed(
     data_root: DataRoot = DATA_ROOT,
     preset: Preset = PRESET,
@@ -240,6 +265,7 @@ def rebuild(
     storage: Storage = None,
     from_stage: Annotated[str, typer.Option("--from", help="The first stage.")] = STAGES[0],
     to_stage: Annotated[str, typer.Option("--to", help="The last stage.")] = STAGES[-1],
+    finetune_kinds: FinetuneKinds = ",".join(FINETUNE),
     seed: Seed = 0,
     retrain: Retrain = False,
     force: Force = False,
@@ -251,8 +277,9 @@ def rebuild(
     """Every stage in turn, each doing only what is pending."""
     run_flow(
         "rebuild", as_json, source=source, data_root=data_root, preset=preset, labeller=labeller,
-        storage=storage and storage.value, from_stage=from_stage, to_stage=to_stage, seed=seed, retrain=retrain,
-        force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device,
+        storage=storage and storage.value, from_stage=from_stage, to_stage=to_stage,
+        finetune_kinds=() if finetune_kinds == "none" else tuple(finetune_kinds.split(",")), seed=seed,
+        retrain=retrain, force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.models import find_model
+from tasks.models import find_encoder
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run, whole
 from tasks.stages.embed import embed_items, plan_embedding
@@ -21,8 +21,11 @@ def embed(
     force: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Embed what is new or changed; `model` is an identifier, by default the preset's latest."""
-    chosen = find_model(data_root, preset, model)
+    """Embed what is new or changed; `model` is an identifier, by default the preset's latest.
+
+    A LiPro's latents are its parent's, which is what is embedded then.
+    """
+    chosen = find_encoder(data_root, preset, model)
     with stage_run(data_root, "embed", chosen.model_id) as run:
         items = plan_embedding(run, chosen, force)
         embed_items(run, chosen, whole(items), device)
