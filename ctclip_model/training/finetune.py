@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import LiProConfig, TrainingConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
@@ -21,6 +22,7 @@ from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.text import tokenize
 from ctclip_model.training.contrastive import (
     BatchOrder,
+    TrainingData,
     TrainingResult,
     change_brightness,
     read_training_data,
@@ -45,20 +47,42 @@ def train_vocabfine(
 ) -> TrainingResult:
     """Fine-tunes the CT-CLIP of the folder `parent` on the manifest's train samples; writes a model folder like it.
 
-    A step encodes its volumes once and all prompts once; the sum of the groups' losses has the gradients that a
-    backward pass a group adds up to. The code book moves as in training, for the encoder does. A killed run goes on
-    from its checkpoint, beside the folder in `<folder>.work`. Raises `MissingInputError` where no label is known.
+    A killed run goes on from its checkpoint, beside the folder in `<folder>.work`. Raises `MissingInputError` where
+    no label is known.
     """
     data = read_training_data(manifest, data_root, TrainingConfig())
     _require_labels(data.labels, manifest)
     loaded = load_model_folder(parent, CTCLIP, device=device)
     model = loaded.model
-    prompts = tokenize(loaded.tokenizer, PROMPTS, model.config.text.max_length)
+    checkpoint = folder.with_name(f"{folder.name}.work") / "vocabfine.checkpoint"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    losses = Losses(on_step)
+    steps = teach_prompts(model, loaded.tokenizer, data, config, checkpoint=checkpoint, on_step=losses.add)
+    extra = {"parent": parent.name, "kind": "vocabfine", "steps": steps}
+    save_model_folder(folder, model.eval(), loaded.tokenizer, extra=extra)
+    checkpoint.unlink(missing_ok=True)
+    return _result(folder, model, model.temperature, steps, losses)
+
+
+def teach_prompts(
+    model: CTCLIP,
+    tokenizer: PreTrainedTokenizerFast,
+    data: TrainingData,
+    config: VocabFineConfig,
+    *,
+    checkpoint: Path | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> int:
+    """Trains both encoders on the right one of each pair of prompts; returns the number of steps.
+
+    A step encodes its volumes once and all prompts once: the sum of the groups' losses has the gradients that a
+    backward pass a group adds up to. The code book moves as in training, for the encoder does.
+    """
+    device = model.temperature.device
+    prompts = tokenize(tokenizer, PROMPTS, model.config.text.max_length)
     ids, mask = prompts["input_ids"].to(device), prompts["attention_mask"].to(device)
     order = BatchOrder(data.scan_ids, config.batch_size, config.seed)
     steps = config.epochs * order.batches
-    work = folder.with_name(f"{folder.name}.work")
-    work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
 
     def batch_of(step: int) -> tuple[Tensor, Tensor]:
@@ -76,7 +100,6 @@ def train_vocabfine(
         latents = model.encode_image(images)
         return vocabfine_losses(latents, model.encode_text(ids, mask), labels.to(device), model.temperature).sum()
 
-    losses = Losses(on_step)
     run_steps(
         Run(
             phase="vocabfine",
@@ -90,15 +113,12 @@ def train_vocabfine(
             final_rate=config.final_rate,
             max_gradient_norm=config.max_gradient_norm,
             after_step=model.update_codebook,
-            checkpoint=work / "vocabfine.checkpoint",
+            checkpoint=checkpoint,
             steps_per_checkpoint=config.steps_per_checkpoint,
-            on_step=losses.add,
+            on_step=on_step,
         )
     )
-    extra = {"parent": parent.name, "kind": "vocabfine", "steps": steps}
-    save_model_folder(folder, model.eval(), loaded.tokenizer, extra=extra)
-    (work / "vocabfine.checkpoint").unlink(missing_ok=True)
-    return _result(folder, model, model.temperature, steps, losses)
+    return steps
 
 
 def train_lipro(
@@ -121,7 +141,8 @@ def train_lipro(
     losses = Losses(on_step)
     head = fit_head(latents, labels, table["scan_id"].to_pylist(), config, on_step=losses.add)
     loaded = load_model_folder(parent, CTCLIP)
-    model = LiPro(loaded.config)
+    with torch.device("meta"):  # both parts come from elsewhere
+        model = LiPro(loaded.config)
     model.trained_model, model.classifier = loaded.model, head
     extra = {"parent": parent.name, "kind": "lipro", "steps": losses.steps}
     save_model_folder(folder, model.eval(), loaded.tokenizer, extra=extra)
