@@ -166,6 +166,7 @@ class LiProConfig:
     learning_rate: float = 0.1
     weight_decay: float = 0.01
     final_rate: float = 0.0  # of the learning rate, reached along a cosine
+    dropout: float = 0.3
     seed: int = 0
 
 
@@ -229,7 +230,7 @@ def tiny() -> Preset:
             text_pretraining_learning_rate=2e-3,
         ),
         vocabfine=VocabFineConfig(batch_size=32, epochs=3, learning_rate=1e-3, warm_up_steps=20, varies_samples=True),
-        lipro=LiProConfig(epochs=60),
+        lipro=LiProConfig(epochs=60, dropout=0.0),  # of 64 latents, half of them zero, none is to spare
         labeller=LabellerConfig(
             vocab_size=1024,
             hidden_size=64,

@@ -142,6 +142,14 @@ def test_the_head_learns_a_linear_task_from_what_is_known_of_it():
     assert specificity > 0.8
 
 
+def test_the_head_is_trained_with_the_dropout_of_its_configuration():
+    latents, labels = linear_task(64, seed=0)
+    scans = [f"scan_{index}" for index in range(64)]
+    heads = [fit_head(latents, labels, scans, LiProConfig(epochs=1, dropout=share)) for share in (0.0, 0.3, 0.3)]
+    assert not torch.equal(heads[0].weight, heads[1].weight)
+    assert torch.equal(heads[1].weight, heads[2].weight)
+
+
 def write_latents(path: Path, parent: CTCLIP, labels: list[list[float | None]]) -> Path:
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(len(labels), parent.config.latent_dim)).astype(np.float32)

@@ -45,7 +45,7 @@ def test_logits_and_probabilities_are_the_published_ones(model):
 
 
 def test_dropout_is_of_training_alone():
-    head, latents = LatentClassifier(200), torch.ones(1, 200)
+    head, latents = LatentClassifier(200, dropout=0.3), torch.ones(1, 200)
     assert not torch.equal(head(latents), head(latents))
     head.eval()
     assert torch.equal(head(latents), head(latents))

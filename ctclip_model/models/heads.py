@@ -12,17 +12,16 @@ from ctclip_model.config import CTCLIPConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.models.clip import CTCLIP
 
-DROPOUT = 0.3
-
 
 class LatentClassifier(nn.Linear):
-    """ReLU, dropout and a linear layer: unit image latents (B, latent) to logits (B, 18)."""
+    """ReLU, in training a dropout, and a linear layer: unit image latents (B, latent) to logits (B, 18)."""
 
-    def __init__(self, latent_dim: int) -> None:
+    def __init__(self, latent_dim: int, dropout: float = 0.0) -> None:
         super().__init__(latent_dim, len(ABNORMALITIES))
+        self.dropout = dropout
 
     def forward(self, latents: Tensor) -> Tensor:
-        return super().forward(F.dropout(latents.relu(), DROPOUT, self.training))
+        return super().forward(F.dropout(latents.relu(), self.dropout, self.training))
 
     @torch.inference_mode()
     def probabilities(self, latents: NDArray[np.floating]) -> NDArray[np.float64]:

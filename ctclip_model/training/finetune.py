@@ -162,7 +162,7 @@ def fit_head(
     An epoch takes each scan once, by one of its reconstructions, for they share their labels.
     """
     torch.manual_seed(config.seed)
-    head = LatentClassifier(latents.shape[1])
+    head = LatentClassifier(latents.shape[1], config.dropout)
     order = BatchOrder(scan_ids, config.batch_size, config.seed)
     first_of_scan = {scan_id: index for index, scan_id in reversed(list(enumerate(scan_ids)))}
     weights = positive_weights(labels[sorted(first_of_scan.values())])
