@@ -13,6 +13,7 @@ from conftest import smoke
 
 from ctclip_model.data.phantom import ANOMALIES, PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError, MissingInputError
+from tasks.progress import REPORTER, LogReporter
 from tasks.runs import open_run
 from tasks.settings import STAGES
 from tasks.sources.tables import LABELS, REPORTS
@@ -188,6 +189,31 @@ def test_rebuild_fine_tunes_what_it_is_asked_to(data_root, phantoms):
     assert counts(done)["evaluate"] == 1
     with pytest.raises(ConfigurationError, match="no fine-tuning 'lora'"):
         rebuild_all(data_root, phantoms, finetune_kinds=("lora",))
+
+
+class PowerCut(LogReporter):
+    """Ends the process, as it were, after so many samples."""
+
+    def update(self, stage: str, done: int, note: str) -> None:
+        if stage == "vocabfine" and done >= 12:
+            raise RuntimeError("power cut")
+
+
+def test_interrupted_fine_tuning_goes_on_from_its_checkpoint(data_root):
+    from flows.finetune import finetune
+
+    token = REPORTER.set(PowerCut())
+    try:
+        with pytest.raises(RuntimeError, match="power cut"):
+            finetune(data_root, "smoke", "vocabfine", seed=1)
+    finally:
+        REPORTER.reset(token)
+    count = "select count(*) from current_models where kind = 'vocabfine'"
+    assert query(data_root, count) == [(1,)]
+    done, _ = finetune(data_root, "smoke", "vocabfine", seed=1)
+    assert query(data_root, count) == [(2,)]
+    steps = query(data_root, f"select min(step) from current_training_steps where run_id = '{done['run_id']}'")
+    assert steps == [(3,)]  # of the third there was no checkpoint yet
 
 
 def test_changed_label_leaves_the_fine_tuned_models_stale_and_the_others_not(data_root, source):
