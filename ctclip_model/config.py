@@ -17,6 +17,7 @@ VERSIONS = {
     "label": 1,
     "train-labeller": 1,
     "train": 1,
+    "finetune": 1,
     "embed": 1,
     "evaluate": 1,
     "report": 1,
@@ -148,6 +149,39 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class VocabFineConfig:
+    """Fine-tuning of both encoders on the prompts of known labels; defaults are the published recipe."""
+
+    batch_size: int = 1
+    epochs: int = 10  # over the scans, each by one of its reconstructions
+    learning_rate: float = 1e-5
+    weight_decay: float = 0.1
+    warm_up_steps: int = 10_000
+    final_rate: float = 0.0  # of the learning rate, reached along a cosine
+    max_gradient_norm: float = 1.0
+    varies_samples: bool = False  # small shifts and changes of brightness
+    steps_per_checkpoint: int = 200
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LiProConfig:
+    """Training of the linear head on stored image latents.
+
+    Head and loss are the published ones. The published rate of 1e-5 suits an encoder run for every batch of 8; stored
+    latents allow a rate at which the head converges, in seconds: entries of unit vectors are small, weights large.
+    """
+
+    batch_size: int = 256
+    epochs: int = 20  # over the scans, each by one of its reconstructions
+    learning_rate: float = 0.1
+    weight_decay: float = 0.01
+    final_rate: float = 0.0  # of the learning rate, reached along a cosine
+    dropout: float = 0.3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Preset:
     """All that a rebuild needs to know, by one name."""
 
@@ -157,6 +191,8 @@ class Preset:
     recipe: Recipe = field(default_factory=Recipe)
     model: CTCLIPConfig = field(default_factory=CTCLIPConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    vocabfine: VocabFineConfig = field(default_factory=VocabFineConfig)
+    lipro: LiProConfig = field(default_factory=LiProConfig)
     labeller: LabellerConfig = field(default_factory=LabellerConfig)
 
 
@@ -211,6 +247,8 @@ def tiny() -> Preset:
             text_pretraining_samples=12_800,
             text_pretraining_learning_rate=2e-3,
         ),
+        vocabfine=VocabFineConfig(batch_size=32, epochs=3, learning_rate=1e-3, warm_up_steps=20, varies_samples=True),
+        lipro=LiProConfig(epochs=60, dropout=0.0),  # of 64 latents, half of them zero, none is to spare
         labeller=LabellerConfig(
             vocab_size=1024,
             hidden_size=64,

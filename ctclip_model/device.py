@@ -52,6 +52,13 @@ class Precision(StrEnum):
         return () if self is Precision.float32 else (self.value,)
 
 
+def autocast_to(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """A context in which PyTorch computes in that type wherever that is safe; None leaves all as it is."""
+    import torch
+
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 @dataclass(frozen=True)
 class Compute:
     """How a training is computed: what it learns changes by rounding alone, so no fingerprint holds this."""

@@ -21,7 +21,7 @@ from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, CTCLIPError
 from flows.display import RichReporter, console, print_json, print_rows, print_summaries
 from tasks.progress import REPORTER
-from tasks.settings import DATA_ROOT, DATA_ROOT_VARIABLE, LABELLER, PRESET, STAGES
+from tasks.settings import DATA_ROOT, DATA_ROOT_VARIABLE, FINETUNE, LABELLER, PRESET, PUBLISHED_LABELS, STAGES
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -29,6 +29,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 class StorageChoice(StrEnum):
     v2 = "v2"
     v1 = "v1"
+
+
+class KindChoice(StrEnum):
+    lipro = "lipro"
+    vocabfine = "vocabfine"
 
 
 class FormatChoice(StrEnum):
@@ -54,8 +59,10 @@ DaskAddress = Annotated[str | None, typer.Option(help="A running Dask scheduler;
 Model = Annotated[str | None, typer.Option(help="A model's id; default: the preset's latest.")]
 Seed = Annotated[int, typer.Option(help="Seeds the training.")]
 Retrain = Annotated[bool, typer.Option("--retrain", help="Train again although there is a model.")]
+FinetuneKinds = Annotated[str, typer.Option("--finetune", help="Kinds of fine-tuning, with commas; or none.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, or cuda.")]
 Dtype = Annotated[Precision, typer.Option(help="What models compute in; bfloat16 is faster on a GPU.")]
+Recompute = Annotated[bool | None, typer.Option(help="Less memory for more time; default: as the preset has it.")]
 OwnVolumes = Annotated[list[Path], typer.Argument(metavar="VOLUME...", help="CT volumes as NIfTI, or folders of them.")]
 OwnModel = Annotated[
     str | None, typer.Option("--model", help="A model's id, folder, or weights file; default: the only one there is.")
@@ -193,9 +200,7 @@ def train(
     retrain: Retrain = False,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
-    recompute: Annotated[
-        bool | None, typer.Option(help="Less memory for more time; default: as the preset has it.")
-    ] = None,
+    recompute: Recompute = None,
     compile_layers: Annotated[bool, typer.Option("--compile", help="Use PyTorch's compiler.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -203,6 +208,27 @@ def train(
     run_flow(
         "train", as_json, data_root=data_root, preset=preset, labeller=labeller, seed=seed, retrain=retrain,
         device=device, dtype=dtype, recompute=recompute, compile=compile_layers,
+    )  # fmt: skip
+
+
+@app.command()
+def finetune(
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    kind: Annotated[KindChoice, typer.Option(help="What to train.")] = KindChoice.lipro,
+    model: Annotated[str | None, typer.Option(help="The parent's id; default: the preset's latest CT-CLIP.")] = None,
+    labels_of: Annotated[str, typer.Option("--labels", help="`published`, or a labeller's id.")] = PUBLISHED_LABELS,
+    seed: Seed = 0,
+    retrain: Retrain = False,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
+    recompute: Recompute = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune CT-CLIP on labels."""
+    run_flow(
+        "finetune", as_json, data_root=data_root, preset=preset, kind=kind.value, model=model, labels_of=labels_of,
+        seed=seed, retrain=retrain, device=device, dtype=dtype, recompute=recompute,
     )  # fmt: skip
 
 
@@ -254,6 +280,7 @@ def rebuild(
     storage: Storage = None,
     from_stage: Annotated[str, typer.Option("--from", help="The first stage.")] = STAGES[0],
     to_stage: Annotated[str, typer.Option("--to", help="The last stage.")] = STAGES[-1],
+    finetune_kinds: FinetuneKinds = ",".join(FINETUNE),
     seed: Seed = 0,
     retrain: Retrain = False,
     force: Force = False,
@@ -266,8 +293,10 @@ def rebuild(
     """Every stage in turn, each doing only what is pending."""
     run_flow(
         "rebuild", as_json, source=source, data_root=data_root, preset=preset, labeller=labeller,
-        storage=storage and storage.value, from_stage=from_stage, to_stage=to_stage, seed=seed, retrain=retrain,
-        force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device, dtype=dtype,
+        storage=storage and storage.value, from_stage=from_stage, to_stage=to_stage,
+        finetune_kinds=() if finetune_kinds == "none" else tuple(finetune_kinds.split(",")), seed=seed,
+        retrain=retrain, force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device,
+        dtype=dtype,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 
 from ctclip_model.device import Precision
-from tasks.models import find_model
+from tasks.models import find_encoder
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run, whole
 from tasks.stages.embed import embed_items, plan_embedding
@@ -23,8 +23,11 @@ def embed(
     device: str = "auto",
     dtype: Precision = Precision.float32,
 ) -> dict[str, Any]:
-    """Embed what is new or changed; `model` is an identifier, by default the preset's latest."""
-    chosen = find_model(data_root, preset, model)
+    """Embed what is new or changed; `model` is an identifier, by default the preset's latest.
+
+    A LiPro's latents are its parent's, which is what is embedded then.
+    """
+    chosen = find_encoder(data_root, preset, model)
     with stage_run(data_root, "embed", chosen.model_id) as run:
         items = plan_embedding(run, chosen, dtype, force)
         embed_items(run, chosen, whole(items), device)

@@ -13,17 +13,20 @@ from ctclip_model.errors import ConfigurationError
 from flows.convert import convert
 from flows.embed import embed
 from flows.evaluate import evaluate
+from flows.finetune import finetune
 from flows.ingest import ingest
 from flows.label import label
 from flows.report import report
 from flows.train import train
+from tasks.finetuning import check_kinds, find_finetuned
+from tasks.models import find_model
 from tasks.presets import find_preset
-from tasks.settings import DATA_ROOT, LABELLER, PRESET, STAGES
-from tasks.training import find_trained
+from tasks.settings import DATA_ROOT, FINETUNE, LABELLER, PRESET, STAGES
+from tasks.training import config_fingerprint, find_trained
 
 FLOWS: dict[str, Flow[..., Any]] = {
-    "ingest": ingest, "convert": convert, "label": label, "train": train, "embed": embed, "evaluate": evaluate,
-    "report": report,
+    "ingest": ingest, "convert": convert, "label": label, "train": train, "embed": embed,
+    "finetune": finetune, "evaluate": evaluate, "report": report,
 }  # fmt: skip
 
 
@@ -36,6 +39,7 @@ def rebuild(
     storage: Storage | None = None,
     from_stage: str = STAGES[0],
     to_stage: str = STAGES[-1],
+    finetune_kinds: tuple[str, ...] = FINETUNE,
     seed: int = 0,
     retrain: bool = False,
     force: bool = False,
@@ -46,7 +50,8 @@ def rebuild(
 ) -> list[dict[str, Any]]:
     """Run the stages from `from_stage` to `to_stage`; without a `source`, the one that was ingested last."""
     given = locals()
-    return [run_stage(stage, given) for stage in choose_stages(from_stage, to_stage)]
+    check_kinds(finetune_kinds)
+    return [summary for stage in choose_stages(from_stage, to_stage) for summary in run_stage(stage, given)]
 
 
 def choose_stages(first: str, last: str) -> tuple[str, ...]:
@@ -60,14 +65,33 @@ def choose_stages(first: str, last: str) -> tuple[str, ...]:
     return stages
 
 
-def run_stage(stage: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Runs one stage in this process, with those of the given parameters that it takes.
-
-    What comes after training works on the model of the very configuration that the rebuild is of.
-    """
+def run_stage(stage: str, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Runs one stage in this process, as often as a rebuild needs it, with the given parameters that it takes."""
     function = FLOWS[stage]
-    if "model" in function.parameters.properties:
-        given = given | {"model": find_trained(given["data_root"], find_preset(given["preset"], seed=given["seed"]))}
+    summaries: list[dict[str, Any]] = []
+    for particular in list_calls(stage, given):
+        parameters = given | particular
+        result = function(**{name: parameters[name] for name in function.parameters.properties if name in parameters})
+        summaries += result if isinstance(result, list) else [result]
+    return summaries
+
+
+def list_calls(stage: str, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is particular to each call of a stage.
+
+    After training a stage works on the model of the very configuration that the rebuild is of, evaluation and report
+    also on those that were fine-tuned of it.
+    """
     if stage == "convert":
-        given = given | {"source": None}  # ingest has recorded where each volume's file lies
-    return function(**{name: given[name] for name in function.parameters.properties if name in given})
+        return [{"source": None}]  # ingest has recorded where each volume's file lies
+    if stage not in ("embed", "finetune", "evaluate", "report"):
+        return [{}]
+    data_root, kinds = given["data_root"], given["finetune_kinds"]
+    preset = find_preset(given["preset"], seed=given["seed"])
+    trained = find_trained(data_root, config_fingerprint(preset))
+    if stage == "embed" or trained is None:
+        return [{"model": trained}]
+    if stage == "finetune":
+        return [{"model": trained, "kind": kind} for kind in kinds]
+    finetuned = find_finetuned(data_root, find_model(data_root, preset.name, trained), preset, kinds)
+    return [{"model": model_id} for model_id in (trained, *finetuned)]

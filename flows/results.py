@@ -7,35 +7,52 @@ from pathlib import Path
 from flows.display import console, print_rows
 from warehouse import store
 
+# the newest model of each protocol, side by side
 _SCORES = """
-select abnormality, round(value, 3) as auroc, round(ci_low, 3) as ci_low, round(ci_high, 3) as ci_high, n_positive, n
+with newest as (
+    select protocol, max_by(model_id, run_id) as model_id
+    from current_metrics
+    group by protocol
+)
+select
+    abnormality, round(max(value) filter (protocol = 'zero-shot'), 3) as "zero-shot",
+    round(max(value) filter (protocol = 'lipro'), 3) as lipro,
+    round(max(value) filter (protocol = 'vocabfine'), 3) as vocabfine,
+    max(n_positive) as n_positive, max(n) as n
 from current_metrics
-where model_id = $model_id and metric = 'auroc' and (abnormality = 'macro' or list_contains($visible, abnormality))
-order by abnormality = 'macro', abnormality
+join newest using (protocol, model_id)
+where metric = 'auroc' and list_contains($visible, abnormality)
+group by abnormality
+order by abnormality
 """
+PROTOCOLS = ("zero-shot", "lipro", "vocabfine")  # the columns behind the abnormality
 
 
 def show_results(folder: Path) -> None:
-    """Prints the scores of the newest model, the page to open and the SQL to try next."""
+    """Prints the scores of the newest models, the page to open and the SQL to try next."""
     from ctclip_model.data.phantom import VISIBLE_ABNORMALITIES
 
     data_root = folder / "data"
     with store.read(data_root) as connection:
-        newest = connection.execute("select model_id from current_metrics order by run_id desc limit 1").fetchone()
-        if newest is None:
-            return
-        answer = connection.execute(_SCORES, {"model_id": newest[0], "visible": list(VISIBLE_ABNORMALITIES)})
+        answer = connection.execute(_SCORES, {"visible": list(VISIBLE_ABNORMALITIES)})
         columns = [column[0] for column in answer.description or ()]
         rows = answer.fetchall()
-        page = connection.execute("select path from current_pages order by run_id desc limit 1").fetchone()
-    visible = [row[1] for row in rows if row[0] != "macro" and row[1] is not None]
-    console.print(f"\nZero-shot AUROC of [bold]{newest[0]}[/bold] on held-out phantom patients\n")
-    print_rows(columns, [row for row in rows if row[0] != "macro"])
-    if visible:
-        macro = sum(visible) / len(visible)
-        console.print(f"\nmacro over the {len(visible)} abnormalities that phantoms show: {macro:.3f}")
+        page = connection.execute(
+            "select pages.path from current_pages as pages join current_models using (model_id) "
+            "where kind = 'ct-clip' order by pages.run_id desc limit 1"
+        ).fetchone()
+    if not rows:
+        return
+    console.print(f"\nAUROC on held-out phantom patients, the {len(rows)} abnormalities that phantoms show\n")
+    macros = [_mean([row[place] for row in rows]) for place in range(1, 1 + len(PROTOCOLS))]
+    print_rows(columns, [*rows, ("macro", *macros, None, None)])
     if page:
         console.print(f"\nOpen  {data_root / page[0]}")
     console.print(f'Try   ctclip sql --data-root {data_root} "select * from model_leaderboard"', soft_wrap=True)
     console.print(f'      ctclip sql --data-root {data_root} "select * from label_prevalence"', soft_wrap=True)
     console.print(f"      ctclip status --data-root {data_root}", soft_wrap=True)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 3) if known else None

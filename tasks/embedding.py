@@ -66,12 +66,11 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
     """Computes and records the latents of the texts."""
     from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation.embed import embed_texts
-    from ctclip_model.models.checkpoint import load_model_folder
-    from ctclip_model.models.clip import CTCLIP
+    from ctclip_model.models.checkpoint import load_encoders
 
     if not work.texts:
         return
-    loaded = load_model_folder(model.folder, CTCLIP, device=str(choose_device(device)))
+    loaded = load_encoders(model.folder, device=str(choose_device(device)))
     items = list(work.texts)
     with show_progress("embed reports", len(items), "texts") as progress, limit_cpu_threads(model.cpu_threads):
         for start in range(0, len(items), run.limits.label_batch):
@@ -87,12 +86,11 @@ def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, dev
     from ctclip_model.data.loader import SampleRef, iterate_batches
     from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation import embed
-    from ctclip_model.models.checkpoint import load_model_folder
-    from ctclip_model.models.clip import CTCLIP
+    from ctclip_model.models.checkpoint import load_encoders
 
     if not work.rows:
         return
-    loaded = load_model_folder(model.folder, CTCLIP, device=str(choose_device(device)))
+    loaded = load_encoders(model.folder, device=str(choose_device(device)))
     samples = [SampleRef(item.removeprefix("volume:"), path, row) for item, (path, row) in work.rows.items()]
     batches = iterate_batches(samples, run.data_root, batch_size=embed.batch_size(loaded.config))
     with show_progress("embed volumes", len(samples), "volumes") as progress, limit_cpu_threads(model.cpu_threads):

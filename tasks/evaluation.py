@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from tasks.models import ModelReference
 from warehouse import store
 
 Rows = list[dict[str, Any]]
+Classifier = Callable[[NDArray[np.float32]], NDArray[np.float64]]  # latents (N, latent) to probabilities (N, 18)
 
-PROTOCOL = "zero-shot"
+PROTOCOLS = {"ct-clip": "zero-shot", "vocabfine": "vocabfine", "lipro": "lipro"}  # by the kind of the model
 UNIT = "scan"
 LABEL_SOURCE = "published"
 THRESHOLD_SPLIT = "train"  # never the split that is scored
@@ -34,7 +35,7 @@ class Evaluation:
     dataset: str
     split: str
     fingerprint: str
-    protocol: str = PROTOCOL
+    protocol: str
     unit: str = UNIT
 
     @property
@@ -68,14 +69,14 @@ def list_evaluations(data_root: Path, model: ModelReference, split: str) -> dict
     Raises `MissingInputError` if there is nothing to score.
     """
     with store.read(data_root) as connection:
-        inputs = connection.execute(_INPUTS, {"model_id": model.model_id, "split": split}).fetchall()
+        inputs = connection.execute(_INPUTS, {"model_id": model.latents_of, "split": split}).fetchall()
     if not inputs:
-        raise MissingInputError(f"{model.model_id} has no latents of split {split!r} yet: run `ctclip embed`")
-    marks = {
-        dataset: fingerprint(VERSIONS["evaluate"], PROTOCOL, UNIT, LABEL_SOURCE, ABNORMALITIES, content)
-        for dataset, content in inputs
-    }
-    found = [Evaluation(dataset, split, mark) for dataset, mark in marks.items()]
+        raise MissingInputError(f"{model.latents_of} has no latents of split {split!r} yet: run `ctclip embed`")
+    protocol = PROTOCOLS[model.kind]
+    settings = [VERSIONS["evaluate"], protocol, UNIT, LABEL_SOURCE, ABNORMALITIES]
+    if model.kind == "lipro":
+        settings.append(model.weights_sha256)  # latents alone do not tell its head
+    found = [Evaluation(dataset, split, fingerprint(*settings, content), protocol) for dataset, content in inputs]
     return {one.key: one for one in found}
 
 
@@ -84,14 +85,14 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
     with store.read(data_root) as connection:
         scored = _load_samples(connection, model, evaluation.dataset, evaluation.split)
         train = _load_samples(connection, model, evaluation.dataset, THRESHOLD_SPLIT)
-        prompts = _load_prompts(connection, model)
+        predict = _load_classifier(connection, model)
         labels = _load_labels(connection)
-        texts = _load_latents(connection, model, "report")
-    scans, probabilities = _predict(scored, prompts, model)
+        texts = _load_latents(connection, model, "report") if model.kind != "lipro" else {}
+    scans, probabilities = _predict_scans(scored, predict)
     truth = _labels_of(labels, scans)
     thresholds = np.full(len(ABNORMALITIES), np.nan)
     if len(train):
-        train_scans, train_probabilities = _predict(train, prompts, model)
+        train_scans, train_probabilities = _predict_scans(train, predict)
         thresholds = metrics.choose_thresholds(_labels_of(labels, train_scans), train_probabilities)
     patient = dict(zip(scored.scans, scored.patients, strict=True))
     metric_rows = metrics.score(
@@ -112,11 +113,18 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
     }
 
 
-def _predict(
-    samples: Samples, prompts: NDArray[np.float32], model: ModelReference
-) -> tuple[list[str], NDArray[np.float64]]:
-    probabilities = zero_shot.zero_shot(samples.latents, prompts, model.logit_scale)
-    return zero_shot.by_scan(samples.volumes, samples.scans, probabilities)
+def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> Classifier:
+    """How the model makes probabilities of latents: LiPro by its head, the others by the prompts."""
+    if model.kind == "lipro":
+        from ctclip_model.models.checkpoint import load_head
+
+        return load_head(model.folder).probabilities
+    prompts = _load_prompts(connection, model)
+    return lambda latents: zero_shot.zero_shot(latents, prompts, model.logit_scale)
+
+
+def _predict_scans(samples: Samples, predict: Classifier) -> tuple[list[str], NDArray[np.float64]]:
+    return zero_shot.by_scan(samples.volumes, samples.scans, predict(samples.latents))
 
 
 def _retrieval_rows(
@@ -155,7 +163,7 @@ def _load_samples(connection: duckdb.DuckDBPyConnection, model: ModelReference, 
     table = connection.sql(
         "select volume_name, scan_id, patient_id, latent from evaluation_samples "
         "where model_id = $model_id and dataset = $dataset and split = $split order by volume_name",
-        params={"model_id": model.model_id, "dataset": dataset, "split": split},
+        params={"model_id": model.latents_of, "dataset": dataset, "split": split},
     ).to_arrow_table()
     flat = table["latent"].combine_chunks().flatten().to_numpy()
     volumes, scans, patients = (table[name].to_pylist() for name in ("volume_name", "scan_id", "patient_id"))
@@ -167,7 +175,7 @@ def _load_latents(
 ) -> dict[str, NDArray[np.float32]]:
     table = connection.sql(
         "select item, latent from wanted_latents where model_id = $model_id and kind = $kind",
-        params={"model_id": model.model_id, "kind": kind},
+        params={"model_id": model.latents_of, "kind": kind},
     ).to_arrow_table()
     if not len(table):
         return {}

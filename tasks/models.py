@@ -16,12 +16,14 @@ class ModelReference:
     """A row of `models`, as far as a stage needs it."""
 
     model_id: str
+    kind: str  # ct-clip, vocabfine or lipro
     preset: str
     folder: Path
     recipe_id: str
     logit_scale: float
     fingerprint: str  # of the configuration it was trained with
     weights_sha256: str
+    latents_of: str  # the model whose latents it reads: its own, but for a LiPro, which has its parent's trunk
 
     @property
     def cpu_threads(self) -> int | None:
@@ -30,20 +32,39 @@ class ModelReference:
 
 
 def find_model(data_root: Path, preset: str, model_id: str | None) -> ModelReference:
-    """The CT-CLIP model of that identifier, or the preset's newest.
+    """The model of that identifier, CT-CLIP or fine-tuned of it, or the preset's newest CT-CLIP.
 
     Raises `MissingInputError` if there is none yet, `ConfigurationError` if the identifier is unknown.
     """
     publish(data_root.resolve())  # a GPU worker, or a run that was killed, may have left a model's record
     with store.read(data_root) as connection:
-        row = connection.execute(
-            "select model_id, preset, path, recipe_id, logit_scale, fingerprint, weights_sha256 from current_models "
-            "where kind = 'ct-clip' and case when $id is null then preset = $preset else model_id = $id end "
-            "order by run_id desc limit 1",
-            {"id": model_id, "preset": preset},
-        ).fetchone()
+        row = connection.execute(_MODEL, {"id": model_id, "preset": preset}).fetchone()
     if row is None and model_id is not None:
         raise ConfigurationError(f'there is no model {model_id!r}; see: ctclip sql "select * from current_models"')
     if row is None:
         raise MissingInputError(f"there is no model of preset {preset!r} yet: run `ctclip train --preset {preset}`")
-    return ModelReference(row[0], row[1], data_root.resolve() / row[2], *row[3:])
+    found, kind, found_preset, path, *rest = row
+    return ModelReference(found, kind, found_preset, data_root.resolve() / path, *rest)
+
+
+def find_encoder(data_root: Path, preset: str, model_id: str | None) -> ModelReference:
+    """The model whose latents are those of the model that `find_model` finds: another one for a LiPro."""
+    model = find_model(data_root, preset, model_id)
+    return model if model.latents_of == model.model_id else find_model(data_root, preset, model.latents_of)
+
+
+# A LiPro without a parent in the warehouse, such as an imported one, is read by its own trunk.
+_MODEL = """
+select
+    models.model_id, models.kind, models.preset, models.path, models.recipe_id, models.logit_scale, models.fingerprint,
+    models.weights_sha256, if(models.kind = 'lipro', coalesce(parents.model_id, models.model_id), models.model_id)
+from current_models as models
+left join current_models as parents on parents.model_id = models.parent_model_id
+where
+    case
+        when $id is null then models.kind = 'ct-clip' and models.preset = $preset
+        else models.kind in ('ct-clip', 'vocabfine', 'lipro') and models.model_id = $id
+    end
+order by models.run_id desc
+limit 1
+"""

@@ -10,13 +10,20 @@ from ctclip_model.errors import ConfigurationError
 
 
 def find_preset(name: str, *, seed: int = 0) -> Preset:
-    """The preset of that name, its training seeded."""
+    """The preset of that name, its training and fine-tuning seeded."""
     if name not in PRESETS:
         raise ConfigurationError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     preset = PRESETS[name]()
-    return dataclasses.replace(preset, training=dataclasses.replace(preset.training, seed=seed))
+    return dataclasses.replace(
+        preset,
+        training=dataclasses.replace(preset.training, seed=seed),
+        vocabfine=dataclasses.replace(preset.vocabfine, seed=seed),
+        lipro=dataclasses.replace(preset.lipro, seed=seed),
+    )
 
 
-def choose_compute(preset: Preset, device: str, dtype: Precision, recompute: bool | None, compile: bool) -> Compute:
+def choose_compute(
+    preset: Preset, device: str, dtype: Precision, recompute: bool | None, compile: bool = False
+) -> Compute:
     """How to train: as asked, and whether to recompute as the preset has it where that was not asked."""
     return Compute(device, dtype, preset.recompute if recompute is None else recompute, compile)

@@ -11,7 +11,9 @@ DATA_ROOT = Path(os.environ.get(DATA_ROOT_VARIABLE, "data"))
 PRESET = "published"
 LABELLER = "radbert"
 
-STAGES = ("ingest", "convert", "label", "train", "embed", "evaluate", "report")  # in the order of a rebuild
+STAGES = ("ingest", "convert", "label", "train", "embed", "finetune", "evaluate", "report")  # in a rebuild's order
+FINETUNE = ("lipro", "vocabfine")  # the kinds of fine-tuning, in a rebuild's order
+PUBLISHED_LABELS = "published"  # the labeller that CT-RATE's own labels stand under
 
 DEMO_PATIENTS = (2000, 300)  # train, valid
 

@@ -23,6 +23,7 @@ from tasks.runs import StageRun, code_version
 from warehouse import store
 
 if TYPE_CHECKING:
+    from ctclip_model.training.contrastive import TrainingResult
     from ctclip_model.training.loop import StepRecord
 
 STEPS_PER_RECORD = 50
@@ -46,23 +47,22 @@ def config_fingerprint(preset: Preset) -> str:
     return fingerprint(preset.recipe, preset.model, preset.training, VERSIONS["train"])
 
 
-def find_trained(data_root: Path, preset: Preset) -> str | None:
-    """The newest model of exactly this configuration, its seed included; None if there is none yet."""
+def find_trained(data_root: Path, mark: str) -> str | None:
+    """The newest model of the configuration of that fingerprint, its seed included; None if there is none yet."""
     with store.read(data_root) as connection:
         row = connection.execute(
-            "select model_id from current_models where fingerprint = ? order by run_id desc limit 1",
-            [config_fingerprint(preset)],
+            "select model_id from current_models where fingerprint = ? order by run_id desc limit 1", [mark]
         ).fetchone()
     return row[0] if row else None
 
 
-def describe_stale(data_root: Path, preset: Preset) -> str:
+def describe_stale(data_root: Path, mark: str) -> str:
     """Says, where the configuration has a model, how far its samples have moved since; empty if they have not."""
     with store.read(data_root) as connection:
         row = connection.execute(
             "select model_id, count_moved_samples, stale_models.count_samples from stale_models join current_models "
             "using (model_id) where fingerprint = ? and is_stale order by run_id desc limit 1",
-            [config_fingerprint(preset)],
+            [mark],
         ).fetchone()
     if row is None:
         return ""
@@ -78,21 +78,24 @@ def make_manifest(run: StageRun, preset: Preset, labeller_id: str | None) -> Man
     recipe_id = preset.recipe.recipe_id
     with store.read(run.data_root) as connection:
         table = connection.sql(_MANIFEST, params=[list(ABNORMALITIES), labeller_id, recipe_id]).to_arrow_table()
-        origin = connection.execute("select source, revision from current_sources order by run_id desc").fetchone()
     if not table.num_rows:
         raise MissingInputError(
             f"no converted volume of the train split has a report (recipe {recipe_id}): run convert"
         )
     if labeller_id is not None and table["labels"].null_count == table.num_rows:
         raise MissingInputError(f"{labeller_id} has labelled no report of the train split: run `ctclip label`")
-    content = fingerprint(
-        table["volume_name"].to_pylist(), table["fingerprint"].to_pylist(), table["labels"].to_pylist()
-    )
-    config = config_fingerprint(preset)
-    model_id = f"{preset.name}-{fingerprint(config, content)[:10]}"
-    path = run.data_root / "models" / f"{model_id}.work" / "manifest.parquet"
+    return write_manifest(run.data_root, table, preset.name, config_fingerprint(preset))
+
+
+def write_manifest(data_root: Path, table: pa.Table, name: str, config: str) -> Manifest:
+    """Writes the samples of a training of that configuration; its model is called after `name` and what it learns."""
+    content = fingerprint(*(table[column].to_pylist() for column in ("volume_name", "fingerprint", "labels")))
+    model_id = f"{name}-{fingerprint(config, content)[:10]}"
+    path = data_root / "models" / f"{model_id}.work" / "manifest.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(table, path)
+    with store.read(data_root) as connection:
+        origin = connection.execute("select source, revision from current_sources order by run_id desc").fetchone()
     source, revision = origin or ("", "")
     return Manifest(path, model_id, content, config, table.num_rows, source, revision)
 
@@ -115,23 +118,42 @@ def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Com
 
         result = train_contrastive(manifest.path, run.data_root, preset, folder, compute=compute, on_step=on_step)
     steps.flush()
+    record_model(
+        run, manifest, result, kind="ct-clip", preset=preset.name, config=asdict(preset),
+        recipe_id=preset.recipe.recipe_id, duration_s=time.monotonic() - started,
+    )  # fmt: skip
+
+
+def record_model(
+    run: StageRun,
+    manifest: Manifest,
+    result: TrainingResult,
+    *,
+    kind: str,
+    preset: str,
+    config: Mapping[str, Any],
+    recipe_id: str,
+    duration_s: float,
+    parent_model_id: str | None = None,
+) -> None:
+    """Records a trained model and its samples."""
     run.record("model_samples", _sample_rows(manifest))
     run.record(
         "models",
         [
             {
-                "model_id": manifest.model_id, "kind": "ct-clip", "fingerprint": manifest.config_fingerprint,
-                "preset": preset.name, "config": json.dumps(asdict(preset), sort_keys=True),
-                "path": str(folder.relative_to(run.data_root)), "recipe_id": preset.recipe.recipe_id,
-                "manifest_fingerprint": manifest.fingerprint, "count_samples": manifest.count_samples,
-                "source": manifest.source, "revision": manifest.revision, "code_version": code_version(),
-                "weights_sha256": sha256_of(folder / "model.safetensors"),
+                "model_id": manifest.model_id, "kind": kind, "parent_model_id": parent_model_id,
+                "fingerprint": manifest.config_fingerprint, "preset": preset,
+                "config": json.dumps(config, sort_keys=True), "path": str(result.folder.relative_to(run.data_root)),
+                "recipe_id": recipe_id, "manifest_fingerprint": manifest.fingerprint,
+                "count_samples": manifest.count_samples, "source": manifest.source, "revision": manifest.revision,
+                "code_version": code_version(), "weights_sha256": sha256_of(result.folder / "model.safetensors"),
                 "count_parameters": result.count_parameters, "logit_scale": result.logit_scale,
-                "duration_s": time.monotonic() - started, "created_at": datetime.now(UTC),
+                "duration_s": duration_s, "created_at": datetime.now(UTC),
             }
         ],
     )  # fmt: skip
-    run.count_done = 1
+    run.count_done += 1
 
 
 class StepRecorder:

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from ctclip_model.config import PRESETS, LabellerConfig, Preset, TrainingConfig, VisionConfig, tiny
+from ctclip_model.config import (
+    PRESETS,
+    LabellerConfig,
+    LiProConfig,
+    Preset,
+    TrainingConfig,
+    VisionConfig,
+    VocabFineConfig,
+    tiny,
+)
 
 
 def smoke() -> Preset:
@@ -25,7 +34,8 @@ def smoke() -> Preset:
     training: TrainingConfig = dataclasses.replace(base.training, batch_size=8, samples=64, text_pretraining_samples=64)
     return dataclasses.replace(
         base, name="smoke", model=dataclasses.replace(base.model, vision=vision, text=text, latent_dim=16),
-        training=training, labeller=labeller,
+        training=training, vocabfine=VocabFineConfig(batch_size=4, epochs=1, warm_up_steps=1, steps_per_checkpoint=2),
+        lipro=LiProConfig(batch_size=8, epochs=2), labeller=labeller,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the demonstration promises: a CT-CLIP that has really learned the phantoms, whatever the seed."""
+"""What the demonstration promises: models that have really learned the phantoms, whatever the seed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from warehouse import store
 @pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_zero_shot_auroc_on_held_out_patients_is_at_least_080(tmp_path: Path, seed: int) -> None:
+def test_scores_on_held_out_patients(tmp_path: Path, seed: int) -> None:
+    """Zero-shot is at least 0.80, and fine-tuning is at least as good."""
     from flows.demo import demo
 
     demo(tmp_path, seed)
     with store.read(tmp_path / "data") as connection:
-        scores = dict(
-            connection.execute("select abnormality, value from current_metrics where metric = 'auroc'").fetchall()
+        macro = dict(
+            connection.execute(
+                "select protocol, avg(value) from current_metrics "
+                "where metric = 'auroc' and list_contains(?, abnormality) group by protocol",
+                [list(VISIBLE_ABNORMALITIES)],
+            ).fetchall()
         )
-    visible = [scores[name] for name in VISIBLE_ABNORMALITIES]
-    assert sum(visible) / len(visible) >= 0.80
+    assert macro["zero-shot"] >= 0.80
+    assert macro["lipro"] >= macro["zero-shot"]
+    assert macro["vocabfine"] >= macro["zero-shot"]

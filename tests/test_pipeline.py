@@ -20,8 +20,10 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation.predict import embed_files, make_head
 from ctclip_model.models.catalogue import find_model, open_model
 from ctclip_model.models.checkpoint import load_model_folder
+from tasks.progress import REPORTER, LogReporter
+from tasks.runs import open_run
 from tasks.settings import STAGES
-from tasks.sources.tables import REPORTS
+from tasks.sources.tables import LABELS, REPORTS
 from warehouse import store
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
@@ -54,7 +56,7 @@ def source(phantoms: Path, tmp_path: Path) -> Path:
 
 
 def rebuild_all(data_root: Path, source: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    """What each stage did."""
+    """What each stage did; of several runs of a stage, their work in all, and else the first."""
     from flows.ingest import ingest
     from flows.rebuild import rebuild
     from flows.train_labeller import train_labeller
@@ -62,7 +64,12 @@ def rebuild_all(data_root: Path, source: Path, **options: Any) -> dict[str, dict
     done = {"ingest": ingest(str(source), data_root)}
     options.setdefault("labeller", train_labeller(data_root, "smoke")["labeller_id"])
     summaries = rebuild(None, data_root, "smoke", from_stage="convert", **options)
-    return done | {summary["stage"]: summary for summary in summaries}
+    for summary in summaries:
+        first = done.setdefault(summary["stage"], summary)
+        if first is not summary:
+            first["done"] += summary["done"]
+            first["rejected"] += summary["rejected"]
+    return done
 
 
 def counts(done: dict[str, dict[str, Any]]) -> dict[str, int]:
@@ -72,6 +79,10 @@ def counts(done: dict[str, dict[str, Any]]) -> dict[str, int]:
 def query(data_root: Path, sql: str) -> list[tuple[Any, ...]]:
     with store.read(data_root) as connection:
         return connection.execute(sql).fetchall()
+
+
+def labeller_of(data_root: Path) -> str:
+    return query(data_root, "select model_id from current_models where kind = 'labeller'")[0][0]
 
 
 def converted_train_volume(data_root: Path) -> str:
@@ -134,8 +145,10 @@ def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(dat
     ]
     assert query(data_root, f"select * from training_samples where volume_name = '{name}'") == []
     done = rebuild_all(data_root, source)
-    assert counts(done) == {"convert": 1, "embed": 1, "evaluate": 1, "report": 1}
+    assert counts(done) == {"convert": 1, "embed": 2, "evaluate": 3, "report": 3}
     assert "stale: 1 samples moved" in done["train"]["detail"]
+    stale = query(data_root, "select kind from stale_models join current_models using (model_id) where is_stale")
+    assert {kind for (kind,) in stale} == {"ct-clip", "lipro", "vocabfine"}
     history = query(data_root, f"select superseded_by_run is null from shard_volumes where volume_name = '{name}'")
     assert sorted(history) == [(False,), (True,)]
 
@@ -154,7 +167,7 @@ def test_volume_that_has_become_unreadable_is_used_no_more(data_root, source):
 def test_rebuild_evaluates_the_model_of_its_own_seed(data_root, phantoms):
     first = query(data_root, "select model_id from current_models where kind = 'ct-clip'")[0][0]
     assert counts(rebuild_all(data_root, phantoms, seed=1))["train"] == 1
-    assert query(data_root, "select count(distinct model_id) from current_metrics") == [(2,)]
+    assert query(data_root, "select count(distinct model_id) from current_metrics") == [(6,)]
     again = rebuild_all(data_root, phantoms, seed=0)
     assert counts(again) == {}
     assert again["evaluate"]["variant"] == first
@@ -184,7 +197,8 @@ def test_own_volumes_get_the_probabilities_of_the_evaluation(built, phantoms):
     with store.read(built) as connection:
         recorded = dict(
             connection.execute(
-                f"select item, {in_order} from predictions group by item", {"names": list(ABNORMALITIES)}
+                f"select item, {in_order} from predictions where protocol = 'zero-shot' group by item",
+                {"names": list(ABNORMALITIES)},
             ).fetchall()
         )
     folder = find_model(built / "models", None)
@@ -193,6 +207,104 @@ def test_own_volumes_get_the_probabilities_of_the_evaluation(built, phantoms):
     embedded = embed_files(opened, [volume_path(phantoms, volume) for volume, _ in rows])
     ours = make_head(opened)(np.stack([volume.latent for volume in embedded]))
     assert ours == pytest.approx(np.array([recorded[scan] for _, scan in rows]), abs=1e-5)
+
+
+def test_rebuild_fine_tunes_and_scores_each_kind_by_its_own_protocol(built):
+    scored = query(built, "select distinct kind, protocol from current_metrics join current_models using (model_id)")
+    assert set(scored) == {("ct-clip", "zero-shot"), ("lipro", "lipro"), ("vocabfine", "vocabfine")}
+    parents = query(
+        built, "select count(*) from current_models a join current_models b on a.parent_model_id = b.model_id"
+    )
+    assert parents == [(2,)]
+    embedded = query(built, "select distinct kind from current_models semi join current_latents using (model_id)")
+    assert set(embedded) == {("ct-clip",), ("vocabfine",)}  # a LiPro reads its parent's latents
+    retrieved = query(built, "select distinct kind from current_models semi join current_retrieval using (model_id)")
+    assert set(retrieved) == {("ct-clip",), ("vocabfine",)}  # and has no text side
+    assert query(built, "select protocol from model_leaderboard where not is_published order by 1") == [
+        ("lipro",), ("vocabfine",), ("zero-shot",),
+    ]  # fmt: skip
+    assert query(built, "select count(*) from current_pages") == [(3,)]
+
+
+def test_rebuild_fine_tunes_what_it_is_asked_to(data_root, phantoms):
+    done = rebuild_all(data_root, phantoms, finetune_kinds=(), seed=1)
+    assert counts(done).keys() == {"train", "embed", "evaluate", "report"}
+    assert counts(done)["evaluate"] == 1
+    with pytest.raises(ConfigurationError, match="no fine-tuning 'lora'"):
+        rebuild_all(data_root, phantoms, finetune_kinds=("lora",))
+
+
+class PowerCut(LogReporter):
+    """Ends the process, as it were, after so many samples."""
+
+    def update(self, stage: str, done: int, note: str) -> None:
+        if stage == "vocabfine" and done >= 12:
+            raise RuntimeError("power cut")
+
+
+def test_interrupted_fine_tuning_goes_on_from_its_checkpoint(data_root):
+    from flows.finetune import finetune
+
+    token = REPORTER.set(PowerCut())
+    try:
+        with pytest.raises(RuntimeError, match="power cut"):
+            finetune(data_root, "smoke", "vocabfine", seed=1)
+    finally:
+        REPORTER.reset(token)
+    count = "select count(*) from current_models where kind = 'vocabfine'"
+    assert query(data_root, count) == [(1,)]
+    done, _ = finetune(data_root, "smoke", "vocabfine", seed=1)
+    assert query(data_root, count) == [(2,)]
+    steps = query(data_root, f"select min(step) from current_training_steps where run_id = '{done['run_id']}'")
+    assert steps == [(3,)]  # of the third there was no checkpoint yet
+
+
+def test_changed_label_leaves_the_fine_tuned_models_stale_and_the_others_not(data_root, source):
+    rebuild_all(data_root, source)
+    name = converted_train_volume(data_root)
+    scan = name.rsplit("_", 1)[0]
+    path = source / LABELS["train"]
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row["VolumeName"].startswith(f"{scan}_"):
+            row["Emphysema"] = str(1 - int(float(row["Emphysema"])))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    done = rebuild_all(data_root, source, labeller=labeller_of(data_root))
+    assert counts(done) == {"ingest": 18, "evaluate": 3, "report": 3}
+    assert "samples moved" in done["finetune"]["detail"]
+    assert done["train"]["detail"] == ""
+    stale = query(data_root, "select kind from stale_models join current_models using (model_id) where is_stale")
+    assert sorted(stale) == [("lipro",), ("vocabfine",)]
+
+
+def test_lipro_without_a_parent_is_scored_on_the_latents_of_its_own_trunk(data_root):
+    from flows.embed import embed
+    from flows.evaluate import evaluate
+    from flows.finetune import finetune
+
+    lipro = query(data_root, "select model_id from current_models where kind = 'lipro'")[0][0]
+    with open_run(data_root, "finetune") as run:
+        columns = "* exclude (parent_model_id, model_id, run_id)"
+        with store.read(data_root) as connection:
+            table = connection.sql(f"select {columns}, 'orphan' as model_id from current_models where kind = 'lipro'")
+            run.record("models", table.to_arrow_table())
+    assert embed(data_root, "smoke", lipro)["done"] == 0
+    assert embed(data_root, "smoke", "orphan")["variant"] == "orphan"
+    assert evaluate(data_root, "smoke", "orphan")["done"] == 1
+    scores = {
+        model_id: query(data_root, f"select * exclude (model_id, fingerprint, run_id) from current_predictions "
+                                   f"where model_id = '{model_id}' order by all")
+        for model_id in (lipro, "orphan")
+    }  # fmt: skip
+    assert len(scores["orphan"]) == len(scores[lipro])
+    assert [row[:-1] for row in scores["orphan"]] == [row[:-1] for row in scores[lipro]]
+    assert [row[-1] for row in scores["orphan"]] == pytest.approx([row[-1] for row in scores[lipro]], abs=1e-6)
+    with pytest.raises(ConfigurationError, match="is a LiPro"):
+        finetune(data_root, "smoke", "vocabfine", lipro)
 
 
 def edit_report(source: Path, findings: str, impression: str | None = None) -> str:
@@ -215,7 +327,7 @@ def edit_report(source: Path, findings: str, impression: str | None = None) -> s
 def test_changed_report_redoes_what_depends_on_it(data_root, source):
     rebuild_all(data_root, source)
     edit_report(source, "The heart is large.")
-    assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 1, "evaluate": 1, "report": 1}
+    assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 2, "evaluate": 3, "report": 3}
 
 
 def test_empty_report_is_rejected_and_leaves_the_retrieval(data_root, source):

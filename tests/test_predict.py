@@ -27,6 +27,7 @@ from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.catalogue import find_model, list_models, open_model
 from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.heads import LiPro
 from ctclip_model.models.text import train_tokenizer
 
 RECIPE = Recipe("own", spacing_mm=(6.0, 7.0, 7.0), shape=(30, 40, 40))  # of the golden model's size
@@ -212,3 +213,32 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(weights, folder, tmp_path
         open_model(weights, tokenizer=folder.parent)
     with pytest.raises(ConfigurationError, match="a tokenizer of its own"):
         open_model(folder, tokenizer=vocabulary)
+
+
+@pytest.fixture(scope="module")
+def lipro() -> LiPro:
+    torch.manual_seed(1)
+    model = LiPro(SLIM)
+    torch.nn.init.normal_(model.classifier.weight)
+    return model.eval()
+
+
+def test_a_lipro_file_answers_by_its_head_and_asks_for_no_tokenizer(tmp_path, lipro):
+    weights = {key: value for key, value in lipro.state_dict().items() if value.numel()}
+    save_file(weights, tmp_path / "CT_LiPro_slim.safetensors")
+    opened = open_model(tmp_path / "CT_LiPro_slim.safetensors")
+    latents = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    with torch.inference_mode():
+        expected = lipro.classifier(torch.from_numpy(latents)).sigmoid().numpy()
+    assert make_head(opened)(latents) == pytest.approx(expected, abs=1e-6)
+
+
+def test_fine_tuned_models_are_taken_by_name_alone(tmp_path, folder, lipro, tokenizer):
+    shutil.copytree(folder, tmp_path / "golden")
+    info = {"recipe": dataclasses.asdict(RECIPE), "parent": "golden"}
+    save_model_folder(tmp_path / "tuned", lipro, tokenizer, extra=info)
+    assert find_model(tmp_path, None) == tmp_path / "golden"
+    assert find_model(tmp_path, "tuned") == tmp_path / "tuned"
+    shutil.rmtree(tmp_path / "golden")
+    with pytest.raises(ConfigurationError, match="choose one with --model"):
+        find_model(tmp_path, None)

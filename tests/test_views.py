@@ -200,6 +200,45 @@ def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catal
     assert query(catalogue, fresh) == [("m", 6, True)]
 
 
+def test_labelled_samples_are_training_samples_beside_each_labellers_known_labels(catalogue):
+    write_run(
+        catalogue, 2, "label", variant="l",
+        labels=[
+            {"scan_id": "train_1_a", "abnormality": "Emphysema", "labeller_id": "l", "value": 1},
+            {"scan_id": "train_1_a", "abnormality": "Cardiomegaly", "labeller_id": "l", "value": None},
+        ],
+    )  # fmt: skip
+    store.publish(catalogue)
+    rows = query(catalogue, "select labeller_id, volume_name, labels from labelled_samples order by all")
+    assert rows[:2] == [("l", "train_1_a_1", {"Emphysema": 1}), ("l", "train_1_a_2", {"Emphysema": 1})]
+    assert [row[:2] for row in rows[2:]] == [
+        ("published", name) for name in ("train_1_a_1", "train_1_a_2", "train_2_a_1")
+    ]
+    assert rows[2][2] == dict.fromkeys(ABNORMALITIES, 1)
+    assert rows[4][2] == dict.fromkeys(ABNORMALITIES, 0)
+
+
+def test_fine_tuned_model_is_stale_by_the_labels_that_it_learned(catalogue):
+    store.publish(catalogue)
+    samples = query(catalogue, "select volume_name, fingerprint from labelled_samples where labeller_id = 'published'")
+    model = {"model_id": "m", "recipe_id": "tiny-1", "kind": "lipro", "config": '{"labels_of": "published"}'}
+    write_run(
+        catalogue, 2, "finetune", models=[model],
+        model_samples=[
+            {"model_id": "m", "sample_id": name, "fingerprint": mark, "split": "train"} for name, mark in samples
+        ],
+    )  # fmt: skip
+    store.publish(catalogue)
+    moved = "select count_samples, count_added, count_changed, count_removed from stale_models"
+    assert query(catalogue, moved) == [(3, 0, 0, 0)]
+    write_run(
+        catalogue, 3, "ingest",
+        published_labels=[{"scan_id": "train_1_a", "abnormality": name, "value": 0} for name in ABNORMALITIES],
+    )  # fmt: skip
+    store.publish(catalogue)
+    assert query(catalogue, moved) == [(3, 0, 2, 0)]
+
+
 def test_scans_count_volumes_and_know_what_is_missing(catalogue):
     write_run(
         catalogue, 2, "ingest", published_labels=[{"scan_id": "train_9_b", "abnormality": "Emphysema", "value": 1}]

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from ctclip_model.config import CTCLIPConfig
 from ctclip_model.data.abnormalities import prompt_pair
 from ctclip_model.data.loader import HU_PER_UNIT
+from ctclip_model.device import autocast_to
 from ctclip_model.models.clip import CTCLIP
 
 TOKENS_PER_BATCH = 16_384  # of the image encoder: one published volume, or many small ones
@@ -40,7 +41,7 @@ def embed_volumes(
     model.eval()
     device = model.temperature.device
     for names, volumes in batches:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with torch.inference_mode(), autocast_to(device, dtype):
             latents = model.encode_image(_scaled(volumes.to(device, non_blocking=True)))
         yield names, _unit(latents)
 
@@ -101,7 +102,7 @@ def map_texts(
         rows = [torch.tensor(encoded[place]) for place in batch]
         ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with torch.inference_mode(), autocast_to(device, dtype):
             results[batch] = function(ids.to(device), mask.to(device)).float().cpu().numpy()
     return results[[places[text] for text in texts]]
 

@@ -54,10 +54,9 @@ def list_volumes(paths: Sequence[Path]) -> list[Path]:
 
 
 def make_head(opened: OpenedModel, *, dtype: torch.dtype | None = None) -> Head:
-    """How the model makes probabilities of latents: zero-shot, its prompts embedded once.
-
-    A model with a classifier of its own on the latents is told apart here, and nowhere else.
-    """
+    """How the model makes probabilities of latents: by its own head, or zero-shot, its prompts embedded once."""
+    if opened.head is not None:
+        return opened.head.probabilities
     assert opened.tokenizer is not None, "open the model with its text side"
     prompts = embed_prompts(opened.model, opened.tokenizer, ABNORMALITIES, dtype=dtype)
     return partial(zero_shot, prompt_latents=prompts, logit_scale=opened.model.temperature.exp().item())

@@ -14,15 +14,17 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import PRESETS, Recipe
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
-from ctclip_model.models.checkpoint import load_ctclip, load_model_folder
+from ctclip_model.models.checkpoint import load_image_model, load_model_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.heads import LatentClassifier, LiPro
+from ctclip_model.models.radbert import ReportLabeller
 from ctclip_model.models.text import read_tokenizer
 
 logger = logging.getLogger(__name__)
 
 PUBLISHED_TEXT_ENCODER = "microsoft/BiomedVLP-CXR-BERT-specialized"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-KINDS = ("ctclip",)  # of model folders that embed volumes
+KINDS = ("ctclip", "lipro")  # of model folders that embed volumes
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class OpenedModel:
     model: CTCLIP
     recipe: Recipe
     tokenizer: PreTrainedTokenizerFast | None  # None where nobody asked for one
+    head: LatentClassifier | None = None  # a LiPro's; without one, prompts are asked
 
 
 def list_models(models: Path) -> list[Path]:
@@ -52,15 +55,16 @@ def find_model(models: Path, name: str | None) -> Path:
                 return _whole(path)
         raise MissingInputError(f"there is no model {name!r}: neither {models / name} nor a model folder or weights")
     found = list_models(models)
+    trained = [folder for folder in found if "parent" not in _description(folder).get("info", {})]
     if not found:
         raise MissingInputError(
             f"there is no model in {models}: name one with --model, a model folder or a weights file such as "
             "CT-CLIP_v2.pt; or train one with `ctclip train`"
         )
-    if len(found) > 1:
+    if len(trained) != 1:
         names = ", ".join(folder.name for folder in found)
         raise ConfigurationError(f"{models} has {len(found)} models, newest first: {names}; choose one with --model")
-    return found[0]
+    return trained[0]  # others were fine-tuned of it
 
 
 def open_model(
@@ -69,23 +73,40 @@ def open_model(
     """Opens a model folder or a weights file; the latter is of the published recipe and has no tokenizer of its own.
 
     Its tokenizer is `tokenizer` (a file, or the folder of one), one beside it, or the published one. `with_text` says
-    whether it is needed at all. Raises `CheckpointError`, or `MissingInputError` where no tokenizer is to be had.
+    whether it is needed at all; a LiPro, which asks no prompts, never needs one. Raises `CheckpointError`, or
+    `MissingInputError` where no tokenizer is to be had.
     """
     if path.is_dir():
         if tokenizer is not None:
             raise ConfigurationError(f"{path} has a tokenizer of its own: leave --tokenizer out")
-        loaded = load_model_folder(path, CTCLIP, device=device)
-        return _checked(OpenedModel(path.resolve().name, loaded.model, _recipe(path, loaded.info), loaded.tokenizer))
-    # the tokenizer first: what is missing should show before a minute of reading weights
-    reader = read_tokenizer(_find_tokenizer(path, tokenizer)) if with_text else None
-    return _checked(OpenedModel(path.stem, load_ctclip(path).to(device), Recipe(), reader))
+        loaded = load_model_folder(path, device=device)
+        return _opened(path.resolve().name, loaded.model, _recipe(path, loaded.info), loaded.tokenizer)
+    model = load_image_model(path)
+    has_prompts = with_text and isinstance(model, CTCLIP)
+    reader = read_tokenizer(_find_tokenizer(path, tokenizer)) if has_prompts else None
+    return _opened(path.stem, model.to(device), Recipe(), reader)
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return description if isinstance(description, dict) else {}
 
 
 def _kind(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / "config.json").read_text())["kind"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return _description(folder).get("kind")
+
+
+def _opened(
+    name: str, model: CTCLIP | LiPro | ReportLabeller, recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None
+) -> OpenedModel:
+    if isinstance(model, LiPro):
+        return _checked(OpenedModel(name, model.trained_model, recipe, tokenizer, model.classifier))
+    if not isinstance(model, CTCLIP):
+        raise CheckpointError(f"{name}: holds a {type(model).__name__}, which encodes no volume")
+    return _checked(OpenedModel(name, model, recipe, tokenizer))
 
 
 def _whole(path: Path) -> Path:

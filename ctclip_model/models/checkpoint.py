@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -23,12 +24,20 @@ from ctclip_model.config import CTCLIPConfig, LabellerConfig, TextConfig, Vision
 from ctclip_model.errors import CheckpointError
 from ctclip_model.files import fsync
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.radbert import ReportLabeller
 
-M = TypeVar("M", CTCLIP, ReportLabeller)
-KINDS: dict[str, type[CTCLIP] | type[ReportLabeller]] = {"ctclip": CTCLIP, "labeller": ReportLabeller}
+M = TypeVar("M", CTCLIP, LiPro, ReportLabeller)
+KINDS: dict[str, type[CTCLIP] | type[LiPro] | type[ReportLabeller]] = {
+    "ctclip": CTCLIP, "lipro": LiPro, "labeller": ReportLabeller,
+}  # fmt: skip
+TRUNK, HEAD = "trained_model.", "classifier."  # where a LiPro file keeps CT-CLIP and the head
 # A constant that older transformers saved with the weights.
-POSITION_IDS = ("text_transformer.embeddings.position_ids", "model.embeddings.position_ids")
+POSITION_IDS = (
+    "text_transformer.embeddings.position_ids",
+    f"{TRUNK}text_transformer.embeddings.position_ids",
+    "model.embeddings.position_ids",
+)
 RANDOM_WEIGHTS = ("kaiming_uniform_", "uniform_", "normal_")  # by name: transformers puts its own in torch's place
 
 
@@ -48,8 +57,32 @@ def load_ctclip(path: Path | str, config: CTCLIPConfig | None = None) -> CTCLIP:
     Without `config` it is read off the shapes, if these are the published encoder's or another patch size of it.
     Takes weights saved under `module.` and with BERT's `position_ids`. Raises `CheckpointError` for all else.
     """
+    return _ctclip(read_weights(path), path, config)
+
+
+def load_image_model(path: Path | str) -> CTCLIP | LiPro:
+    """CT-CLIP or LiPro, whichever a file holds; takes and refuses what `load_ctclip` and `load_lipro` do."""
     weights = read_weights(path)
-    return _filled(CTCLIP, config or _infer_ctclip_config(weights, path), weights, path)
+    return _lipro(weights, path) if any(key.startswith(TRUNK) for key in weights) else _ctclip(weights, path)
+
+
+def load_lipro(path: Path | str, config: CTCLIPConfig | None = None) -> LiPro:
+    """LiPro, in evaluation mode: CT-CLIP under `trained_model.` and the head under `classifier.` of one file.
+
+    Takes and refuses what `load_ctclip` does.
+    """
+    return _lipro(read_weights(path), path, config)
+
+
+def _ctclip(weights: dict[str, Tensor], path: Path | str, config: CTCLIPConfig | None = None) -> CTCLIP:
+    model: CTCLIP = _filled(CTCLIP, config or _infer_ctclip_config(weights, path), weights, path)
+    return model
+
+
+def _lipro(weights: dict[str, Tensor], path: Path | str, config: CTCLIPConfig | None = None) -> LiPro:
+    trunk = {key.removeprefix(TRUNK): value for key, value in weights.items() if key.startswith(TRUNK)}
+    model: LiPro = _filled(LiPro, config or _infer_ctclip_config(trunk, path), weights, path)
+    return model
 
 
 def load_labeller_weights(path: Path | str, config: LabellerConfig | None = None) -> ReportLabeller:
@@ -83,7 +116,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 def save_model_folder(
     folder: Path | str,
-    model: CTCLIP | ReportLabeller,
+    model: CTCLIP | LiPro | ReportLabeller,
     tokenizer: PreTrainedTokenizerFast,
     *,
     extra: Mapping[str, Any] | None = None,
@@ -140,7 +173,7 @@ def load_model_folder(
     try:
         description = json.loads((folder / "config.json").read_text())
         kind, fields, tokens = description["kind"], description["config"], description["special_tokens"]
-        config = _ctclip_config(fields) if kind == "ctclip" else LabellerConfig(**fields)
+        config = LabellerConfig(**fields) if kind == "labeller" else _ctclip_config(fields)
         found = KINDS[kind]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: is not a model folder ({type(error).__name__}: {error})") from error
@@ -153,6 +186,29 @@ def load_model_folder(
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise CheckpointError(f"{folder}: its tokenizer.json cannot be read ({error})") from error
     return ModelFolder(model.to(device), tokenizer, config, description.get("info", {}))
+
+
+def load_encoders(folder: Path | str, *, device: str = "cpu") -> ModelFolder[CTCLIP]:
+    """CT-CLIP of a model folder, or that inside a LiPro."""
+    loaded = load_model_folder(folder, device=device)
+    if isinstance(loaded.model, LiPro):
+        loaded = dataclasses.replace(loaded, model=loaded.model.trained_model)
+    if not isinstance(loaded.model, CTCLIP):
+        raise CheckpointError(f"{folder}: holds a {type(loaded.model).__name__}, which encodes no volume")
+    return loaded
+
+
+def load_head(folder: Path | str) -> LatentClassifier:
+    """The head of a LiPro folder, in evaluation mode, without reading the encoders: what stored latents need."""
+    path = Path(folder) / "model.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(f"{HEAD}{name}") for name in ("weight", "bias")}
+        head = LatentClassifier(weights["weight"].shape[1])
+        head.load_state_dict(weights)
+    except Exception as error:  # whatever trips a parser, the file is not what it says
+        raise CheckpointError(f"{path}: holds no head of a LiPro ({type(error).__name__}: {error})") from error
+    return head.eval()
 
 
 class _WithoutRandomWeights(TorchFunctionMode):

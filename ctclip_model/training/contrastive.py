@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import Preset, TrainingConfig
 from ctclip_model.data.loader import ScanSampler, VolumeDataset, read_samples, to_model_input
-from ctclip_model.device import Compute, Precision, choose_device
+from ctclip_model.device import Compute, Precision, autocast_to, choose_device
 from ctclip_model.errors import MissingInputError
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
@@ -74,10 +74,7 @@ def train_contrastive(
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(preset.training.seed)
     tokenizer = _make_tokenizer(data, preset, work / "tokenizer")
-    model = CTCLIP(preset.model).to(choose_device(compute.device))
-    model.visual_transformer.recompute = compute.recompute
-    if compute.compile:
-        model.visual_transformer.compile_layers()
+    model = prepare_model(CTCLIP(preset.model), compute)
     losses: list[float] = []
 
     def record(step: StepRecord) -> None:
@@ -103,6 +100,14 @@ def train_contrastive(
     shutil.rmtree(work / "tokenizer", ignore_errors=True)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return TrainingResult(folder, parameters, model.temperature.exp().item(), steps, loss)
+
+
+def prepare_model(model: CTCLIP, compute: Compute) -> CTCLIP:
+    """The model on its device, its image encoder told how to compute."""
+    model.visual_transformer.recompute = compute.recompute
+    if compute.compile:
+        model.visual_transformer.compile_layers()
+    return model.to(choose_device(compute.device))
 
 
 def read_training_data(manifest: Path, data_root: Path, config: TrainingConfig) -> TrainingData:
@@ -191,7 +196,7 @@ def teach_contrast(
         if config.codes_from_data and not model.visual_transformer.vq._codebook.cluster_size.any():
             start_codebook(model, images)
         ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
-        with torch.autocast(device.type, precision.autocast, enabled=precision.autocast is not None):
+        with autocast_to(device, precision.autocast):
             loss: Tensor = model(images, ids, mask)
         return loss
 

@@ -19,7 +19,7 @@ def plan_training(run: StageRun, preset: Preset, retrain: bool) -> bool:
     mark = config_fingerprint(preset)
     is_due = bool(plan_items(run, run.variant, {mark: mark}, force=retrain))
     if not is_due:
-        run.detail = describe_stale(run.data_root, preset)
+        run.detail = describe_stale(run.data_root, mark)
         if run.detail:
             get_run_logger().warning("%s", run.detail)
     return is_due

@@ -1,4 +1,4 @@
--- stage x variant: work done and left, the latest run, and for `train` how far the newest model's samples have moved
+-- stage x variant: work done and left, the latest run, and how far its newest model's samples have moved
 with work as (
     select
         stage, variant, count(*) as wanted, count(*) filter (is_done) as done,
@@ -32,7 +32,7 @@ newest_models as (
     select stage, variant, max_by(model_id, models.run_id) as model_id
     from current_wanted as wanted
     join current_models as models on models.fingerprint = wanted.item
-    where stage = 'train'
+    where stage in ('train', 'finetune')
     group by stage, variant
 )
 select
@@ -46,7 +46,7 @@ left join newest_models using (stage, variant)
 left join stale_models using (model_id)
 order by
     list_position(
-        ['ingest', 'download', 'convert', 'label', 'train-labeller', 'train', 'finetune', 'embed', 'evaluate', 'report'],
+        ['ingest', 'download', 'convert', 'label', 'train-labeller', 'train', 'embed', 'finetune', 'evaluate', 'report'],
         stage
     ),
     stage, variant

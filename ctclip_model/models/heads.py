@@ -1,0 +1,53 @@
+"""Heads on CT-CLIP's image latents: LiPro, a linear classifier of the 18 abnormalities."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ctclip_model.config import CTCLIPConfig
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.models.clip import CTCLIP
+
+
+class LatentClassifier(nn.Linear):
+    """ReLU, in training a dropout, and a linear layer: unit image latents (B, latent) to logits (B, 18)."""
+
+    def __init__(self, latent_dim: int, dropout: float = 0.0) -> None:
+        super().__init__(latent_dim, len(ABNORMALITIES))
+        self.dropout = dropout
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return super().forward(F.dropout(latents.relu(), self.dropout, self.training))
+
+    @torch.inference_mode()
+    def probabilities(self, latents: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The probability (N, 18) of each abnormality, in the order of `ABNORMALITIES`, from unit latents (N, latent).
+
+        For a head in evaluation mode: in training mode it drops latents.
+        """
+        logits = self(torch.tensor(latents, dtype=self.weight.dtype, device=self.weight.device))
+        probabilities: NDArray[np.float64] = logits.double().sigmoid().cpu().numpy()
+        return probabilities
+
+
+class LiPro(nn.Module):
+    """CT-CLIP and a linear head on its image latents; keys of `state_dict` as in the published file.
+
+    The head reads the latents of this trunk alone: the published file's differs from the published CT-CLIP, whose
+    code book drifted while the head was trained.
+    """
+
+    def __init__(self, config: CTCLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trained_model = CTCLIP(config)
+        self.classifier = LatentClassifier(config.latent_dim)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Logits (B, 18) of volumes (B, 1, depth, height, width) in [-1, 1]."""
+        logits: Tensor = self.classifier(self.trained_model.encode_image(volume))
+        return logits

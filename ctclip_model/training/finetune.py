@@ -1,0 +1,254 @@
+"""Fine-tuning of a trained CT-CLIP on labels: VocabFine trains both encoders by their prompts, LiPro a linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from ctclip_model.config import LiProConfig, TrainingConfig, VocabFineConfig
+from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
+from ctclip_model.data.loader import to_model_input
+from ctclip_model.device import Compute, Precision, autocast_to
+from ctclip_model.errors import MissingInputError
+from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
+from ctclip_model.models.clip import CTCLIP, similarity
+from ctclip_model.models.heads import LatentClassifier, LiPro
+from ctclip_model.models.text import tokenize
+from ctclip_model.training.contrastive import (
+    BatchOrder,
+    TrainingData,
+    TrainingResult,
+    change_brightness,
+    prepare_model,
+    read_training_data,
+    shift_volumes,
+)
+from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
+
+PROMPTS = [prompt for name in ABNORMALITIES for prompt in prompt_pair(name)]
+GROUP = 6  # abnormalities; each group has a loss of its own
+LAST_STEPS = 50  # whose mean loss is the run's
+
+
+def train_vocabfine(
+    manifest: Path,
+    data_root: Path,
+    parent: Path,
+    config: VocabFineConfig,
+    folder: Path,
+    *,
+    compute: Compute = Compute(),
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> TrainingResult:
+    """Fine-tunes the CT-CLIP of the folder `parent` on the manifest's train samples; writes a model folder like it.
+
+    A killed run goes on from its checkpoint, beside the folder in `<folder>.work`. Raises `MissingInputError` where
+    no label is known.
+    """
+    data = read_training_data(manifest, data_root, TrainingConfig())
+    _require_labels(data.labels, manifest)
+    loaded = load_model_folder(parent, CTCLIP)
+    model = prepare_model(loaded.model, compute)
+    checkpoint = folder.with_name(f"{folder.name}.work") / "vocabfine.checkpoint"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    losses = Losses(on_step)
+    steps = teach_prompts(
+        model, loaded.tokenizer, data, config, precision=compute.precision, checkpoint=checkpoint, on_step=losses.add
+    )
+    extra = loaded.info | {"parent": parent.name, "kind": "vocabfine", "steps": steps}
+    save_model_folder(folder, model.eval(), loaded.tokenizer, extra=extra)
+    checkpoint.unlink(missing_ok=True)
+    return _result(folder, model, model.temperature, steps, losses)
+
+
+def teach_prompts(
+    model: CTCLIP,
+    tokenizer: PreTrainedTokenizerFast,
+    data: TrainingData,
+    config: VocabFineConfig,
+    *,
+    precision: Precision = Precision.float32,
+    checkpoint: Path | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> int:
+    """Trains both encoders on the right one of each pair of prompts; returns the number of steps.
+
+    A step encodes its volumes once and all prompts once: the sum of the groups' losses has the gradients that a
+    backward pass a group adds up to. The code book moves as in training, for the encoder does.
+    """
+    device = model.temperature.device
+    prompts = tokenize(tokenizer, PROMPTS, model.config.text.max_length)
+    ids, mask = prompts["input_ids"].to(device), prompts["attention_mask"].to(device)
+    order = BatchOrder(data.scan_ids, config.batch_size, config.seed)
+    steps = config.epochs * order.batches
+    torch.manual_seed(config.seed)
+
+    def batch_of(step: int) -> tuple[Tensor, Tensor]:
+        indices = order.batch(step)
+        volumes = data.volumes(indices)
+        if config.varies_samples:
+            volumes = shift_volumes(volumes, np.random.default_rng([config.seed, 3, step]))
+        return volumes, data.labels[indices]
+
+    def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
+        volumes, labels = batch
+        images = to_model_input(volumes, device)
+        if config.varies_samples:
+            images = change_brightness(images)
+        with autocast_to(device, precision.autocast):
+            latents, prompt_latents = model.encode_image(images), model.encode_text(ids, mask)
+        return vocabfine_losses(latents, prompt_latents, labels.to(device), model.temperature).sum()
+
+    run_steps(
+        Run(
+            phase="vocabfine",
+            model=model,
+            optimizer=torch.optim.AdamW(split_decay(model.parameters(), config.learning_rate, config.weight_decay)),
+            batch_of=batch_of,
+            loss_of=loss_of,
+            steps=steps,
+            batch_size=order.batch_size,
+            warm_up_share=min(1.0, config.warm_up_steps / steps),
+            final_rate=config.final_rate,
+            max_gradient_norm=config.max_gradient_norm,
+            after_step=model.update_codebook,
+            checkpoint=checkpoint,
+            steps_per_checkpoint=config.steps_per_checkpoint,
+            on_step=on_step,
+        )
+    )
+    return steps
+
+
+def train_lipro(
+    manifest: Path,
+    parent: Path,
+    config: LiProConfig,
+    folder: Path,
+    *,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> TrainingResult:
+    """Trains a linear head on the manifest's latents, of the CT-CLIP of the folder `parent`; writes a LiPro folder.
+
+    No encoder runs, so trunk and code book are the parent's, bit by bit. Raises `MissingInputError` where no label
+    is known.
+    """
+    table = pq.read_table(manifest, columns=["scan_id", "latent", "labels"], filters=[("split", "==", "train")])
+    labels = torch.tensor(np.array(table["labels"].to_pylist(), np.float32).reshape(-1, len(ABNORMALITIES)))
+    _require_labels(labels, manifest)
+    latents = torch.from_numpy(np.stack(table["latent"].to_numpy()).astype(np.float32))
+    losses = Losses(on_step)
+    head = fit_head(latents, labels, table["scan_id"].to_pylist(), config, on_step=losses.add)
+    loaded = load_model_folder(parent, CTCLIP)
+    with torch.device("meta"):  # both parts come from elsewhere
+        model = LiPro(loaded.config)
+    model.trained_model, model.classifier = loaded.model, head
+    extra = loaded.info | {"parent": parent.name, "kind": "lipro", "steps": losses.steps}
+    save_model_folder(folder, model.eval(), loaded.tokenizer, extra=extra)
+    return _result(folder, model, loaded.model.temperature, losses.steps, losses)
+
+
+def fit_head(
+    latents: Tensor,
+    labels: Tensor,
+    scan_ids: Sequence[str],
+    config: LiProConfig,
+    *,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> LatentClassifier:
+    """A head trained on unit latents (N, latent) and labels (N, 18), NaN where unknown; in evaluation mode.
+
+    An epoch takes each scan once, by one of its reconstructions, for they share their labels.
+    """
+    torch.manual_seed(config.seed)
+    head = LatentClassifier(latents.shape[1], config.dropout)
+    order = BatchOrder(scan_ids, config.batch_size, config.seed)
+    first_of_scan = {scan_id: index for index, scan_id in reversed(list(enumerate(scan_ids)))}
+    weights = positive_weights(labels[sorted(first_of_scan.values())])
+
+    def batch_of(step: int) -> tuple[Tensor, Tensor]:
+        indices = order.batch(step)
+        return latents[indices], labels[indices]
+
+    run_steps(
+        Run(
+            phase="lipro",
+            model=head,
+            optimizer=torch.optim.AdamW(split_decay(head.parameters(), config.learning_rate, config.weight_decay)),
+            batch_of=batch_of,
+            loss_of=lambda batch: lipro_loss(head(batch[0]), batch[1], weights),
+            steps=config.epochs * order.batches,
+            batch_size=order.batch_size,
+            final_rate=config.final_rate,
+            on_step=on_step,
+        )
+    )
+    return head.eval()
+
+
+def vocabfine_losses(image_latents: Tensor, prompt_latents: Tensor, labels: Tensor, logit_scale: Tensor) -> Tensor:
+    """The published loss of each group of six abnormalities, (3,): the mean squared error between the softmax over an
+    abnormality's (right, wrong) prompts and (1, 0).
+
+    `image_latents` (B, latent); `prompt_latents` (36, latent), of "present" and "not present" in turn; `labels`
+    (B, 18) say which of the two is right, and where they are NaN, a pair counts for nothing.
+    """
+    scores = similarity(image_latents, prompt_latents, logit_scale).unflatten(1, (-1, 2))  # (B, 18, 2)
+    known = ~labels.isnan()
+    is_present = labels == 1
+    wrong = torch.where(is_present[..., None], scores, scores.flip(-1)).softmax(-1)[..., 1]  # (B, 18)
+    # The right prompt misses 1 by what the wrong one exceeds 0, so that the mean of their squares is either's.
+    errors = wrong.square().where(known, 0.0).unflatten(1, (-1, GROUP))  # (B, 3, 6)
+    return errors.sum((0, 2)) / known.unflatten(1, (-1, GROUP)).sum((0, 2)).clamp(min=1)
+
+
+def lipro_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor) -> Tensor:
+    """Mean binary cross-entropy of logits and labels (B, 18) over the labels that are not NaN.
+
+    A positive label counts `positive_weight` (18,) times.
+    """
+    known = ~labels.isnan()
+    entropies = F.binary_cross_entropy_with_logits(
+        logits, labels.nan_to_num(), pos_weight=positive_weight, reduction="none"
+    )
+    return entropies.where(known, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def positive_weights(labels: Tensor) -> Tensor:
+    """Negatives for each positive, (18,), of the known among the labels (N, 18); 1 where no label is positive."""
+    positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
+    return torch.where(positives > 0, negatives / positives.clamp(min=1), 1.0)
+
+
+class Losses:
+    """Passes on what steps report, and remembers their losses."""
+
+    def __init__(self, on_step: Callable[[StepRecord], None] | None) -> None:
+        self.on_step, self.steps, self.last = on_step, 0, list[float]()
+
+    def add(self, record: StepRecord) -> None:
+        self.steps = record.step
+        self.last = [*self.last[1 - LAST_STEPS :], record.loss]
+        if self.on_step is not None:
+            self.on_step(record)
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.last)) if self.last else float("nan")
+
+
+def _require_labels(labels: Tensor, manifest: Path) -> None:
+    if labels.isnan().all():
+        raise MissingInputError(f"{manifest}: no label of the train split is known")
+
+
+def _result(folder: Path, model: CTCLIP | LiPro, logit_scale: Tensor, steps: int, losses: Losses) -> TrainingResult:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return TrainingResult(folder, count, logit_scale.exp().item(), steps, losses.mean)

@@ -1,0 +1,48 @@
+"""Fine-tune a trained CT-CLIP on labels: LiPro or VocabFine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from ctclip_model.device import Precision
+from flows.embed import embed
+from tasks.finetuning import Finetuning
+from tasks.models import find_model
+from tasks.presets import choose_compute, find_preset
+from tasks.settings import DATA_ROOT, FINETUNE, PRESET, PUBLISHED_LABELS
+from tasks.stages import stage_run
+from tasks.stages.finetune import finetune_model, plan_finetuning, prepare_samples
+from tasks.training import find_trained
+
+
+@flow(name="finetune")
+def finetune(
+    data_root: Path = DATA_ROOT,
+    preset: str = PRESET,
+    kind: str = FINETUNE[0],
+    model: str | None = None,
+    labels_of: str = PUBLISHED_LABELS,
+    seed: int = 0,
+    retrain: bool = False,
+    device: str = "auto",
+    dtype: Precision = Precision.float32,
+    recompute: bool | None = None,
+) -> list[dict[str, Any]]:
+    """Fine-tune where `model`, by default the preset's latest, has no such child; a child of other data is stale.
+
+    A VocabFine is embedded at once. A LiPro has the latents of its parent, which must be embedded before.
+    """
+    parent = find_model(data_root, preset, model)
+    chosen = find_preset(parent.preset, seed=seed)
+    finetuning = Finetuning(kind, parent, chosen, labels_of)
+    with stage_run(data_root, "finetune", finetuning.variant) as run:
+        if plan_finetuning(run, finetuning, retrain):
+            manifest = prepare_samples(run, finetuning)
+            finetune_model(run, finetuning, manifest, choose_compute(chosen, device, dtype, recompute))
+    if kind == "lipro":
+        return [run.summary()]
+    trained = find_trained(data_root, finetuning.fingerprint)
+    return [run.summary(), embed(data_root, preset, trained, device=device, dtype=dtype)]

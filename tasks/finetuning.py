@@ -1,0 +1,145 @@
+"""Fine-tuning of a trained CT-CLIP: which of its kinds is due, what it learns from, and its records."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ctclip_model.config import VERSIONS, LiProConfig, Preset, VocabFineConfig, fingerprint
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.device import Compute, limit_cpu_threads
+from ctclip_model.errors import ConfigurationError, MissingInputError
+from tasks.models import ModelReference
+from tasks.progress import show_progress
+from tasks.runs import StageRun
+from tasks.settings import FINETUNE, PUBLISHED_LABELS
+from tasks.training import Manifest, StepRecorder, find_trained, record_model, write_manifest
+from warehouse import store
+
+if TYPE_CHECKING:
+    from ctclip_model.training.contrastive import TrainingResult
+    from ctclip_model.training.loop import StepRecord
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """A kind of fine-tuning of one model, on the labels of one labeller."""
+
+    kind: str  # lipro or vocabfine
+    parent: ModelReference
+    preset: Preset
+    labels_of: str  # a labeller's identifier, or 'published'
+
+    def __post_init__(self) -> None:
+        check_kinds([self.kind])
+        if self.parent.kind == "lipro":
+            raise ConfigurationError(f"{self.parent.model_id} is a LiPro: fine-tune the model that it was made of")
+
+    @property
+    def config(self) -> LiProConfig | VocabFineConfig:
+        return self.preset.lipro if self.kind == "lipro" else self.preset.vocabfine
+
+    @property
+    def variant(self) -> str:
+        return f"{self.parent.model_id}/{self.kind}"
+
+    @property
+    def fingerprint(self) -> str:
+        """What decides whether there is such a model already; as in training, the data does not."""
+        return fingerprint(self.kind, self.parent.weights_sha256, self.config, self.labels_of, VERSIONS["finetune"])
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raises `ConfigurationError` for a kind of fine-tuning that there is not."""
+    for kind in kinds:
+        if kind not in FINETUNE:
+            raise ConfigurationError(f"there is no fine-tuning {kind!r}; there are {', '.join(FINETUNE)}")
+
+
+def find_finetuned(data_root: Path, parent: ModelReference, preset: Preset, kinds: Sequence[str]) -> list[str]:
+    """The newest model of each kind, of exactly this parent and configuration, on the published labels."""
+    marks = [Finetuning(kind, parent, preset, PUBLISHED_LABELS).fingerprint for kind in kinds]
+    found = [find_trained(data_root, mark) for mark in marks]
+    return [model_id for model_id in found if model_id is not None]
+
+
+def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
+    """Writes `manifest.parquet`, one row a labelled sample of the train split: with its latent for LiPro, else with
+    its place in the shards. With the parent's folder, and for VocabFine the shards, it is all that a worker needs.
+
+    Raises `MissingInputError` where there is none.
+    """
+    parent, query = finetuning.parent, _LATENTS if finetuning.kind == "lipro" else _SHARDS
+    parameters = {
+        "names": list(ABNORMALITIES), "labels_of": finetuning.labels_of, "recipe_id": parent.recipe_id,
+        "model_id": parent.latents_of,
+    }  # fmt: skip
+    with store.read(run.data_root) as connection:
+        used = {name: value for name, value in parameters.items() if f"${name}" in query}
+        table = connection.sql(query, params=used).to_arrow_table()
+    if not table.num_rows:
+        raise MissingInputError(
+            f"no volume of the train split has a latent of {parent.model_id}, a report and labels of "
+            f"{finetuning.labels_of!r}: run `ctclip embed` and `ctclip label`"
+        )
+    return write_manifest(run.data_root, table, f"{finetuning.preset.name}-{finetuning.kind}", finetuning.fingerprint)
+
+
+def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute) -> None:
+    """Trains, and records the model, its samples and its steps."""
+    started = time.monotonic()
+    steps = StepRecorder(run, manifest)
+    preset, parent = finetuning.preset, finetuning.parent
+    total = finetuning.config.epochs * _count_scans(manifest.path)
+    with show_progress(finetuning.kind, total, "samples") as progress, limit_cpu_threads(preset.cpu_threads):
+
+        def on_step(record: StepRecord) -> None:
+            steps.add(record)
+            progress.advance(record.samples - progress.done, f"loss {record.loss:.3f}")
+
+        result = _train(run.data_root, finetuning, manifest, compute, on_step)
+    steps.flush()
+    record_model(
+        run, manifest, result, kind=finetuning.kind, preset=preset.name,
+        config=asdict(finetuning.config) | {"labels_of": finetuning.labels_of}, recipe_id=parent.recipe_id,
+        duration_s=time.monotonic() - started, parent_model_id=parent.model_id,
+    )  # fmt: skip
+
+
+def _train(
+    data_root: Path, finetuning: Finetuning, manifest: Manifest, compute: Compute, on_step: Callable[[StepRecord], None]
+) -> TrainingResult:
+    from ctclip_model.training.finetune import train_lipro, train_vocabfine
+
+    folder, parent, preset = data_root / "models" / manifest.model_id, finetuning.parent.folder, finetuning.preset
+    if finetuning.kind == "lipro":
+        return train_lipro(manifest.path, parent, preset.lipro, folder, on_step=on_step)
+    return train_vocabfine(manifest.path, data_root, parent, preset.vocabfine, folder, compute=compute, on_step=on_step)
+
+
+def _count_scans(path: Path) -> int:
+    return int(pc.count_distinct(pq.read_table(path, columns=["scan_id"])["scan_id"]).as_py())
+
+
+# One row a sample; labels in the order of the abnormalities, null where unknown.
+_LATENTS = """
+select volume_name, scan_id, split, latent, [labels[name] for name in $names] as labels, samples.fingerprint
+from labelled_samples as samples
+join wanted_latents as latents on latents.kind = 'volume' and latents.item = samples.volume_name
+where recipe_id = $recipe_id and labeller_id = $labels_of and model_id = $model_id
+order by volume_name
+"""
+_SHARDS = """
+select
+    volume_name, scan_id, patient_id, split, shard_path, row_index, findings, impression,
+    [labels[name] for name in $names] as labels, fingerprint
+from labelled_samples
+where recipe_id = $recipe_id and labeller_id = $labels_of
+order by volume_name
+"""

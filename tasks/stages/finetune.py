@@ -1,0 +1,39 @@
+"""Finetune: VocabFine or LiPro of a trained CT-CLIP, from a manifest of labelled samples alone."""
+
+from __future__ import annotations
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from ctclip_model.device import Compute
+from tasks.finetuning import Finetuning, make_manifest, run_finetuning
+from tasks.planning import plan_items
+from tasks.runs import StageRun
+from tasks.training import Manifest, describe_stale
+
+
+@task(cache_policy=NO_CACHE)
+def plan_finetuning(run: StageRun, finetuning: Finetuning, retrain: bool) -> bool:
+    """Whether to train: where the configuration has no model of this parent, or on request."""
+    mark = finetuning.fingerprint
+    is_due = bool(plan_items(run, run.variant, {mark: mark}, force=retrain))
+    if not is_due:
+        run.detail = describe_stale(run.data_root, mark)
+        if run.detail:
+            get_run_logger().warning("%s", run.detail)
+    return is_due
+
+
+@task(cache_policy=NO_CACHE)
+def prepare_samples(run: StageRun, finetuning: Finetuning) -> Manifest:
+    """Writes down what the training reads."""
+    manifest = make_manifest(run, finetuning)
+    get_run_logger().info("%s: %d samples", manifest.model_id, manifest.count_samples)
+    return manifest
+
+
+@task(cache_policy=NO_CACHE)
+def finetune_model(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute) -> None:
+    """Trains; killed midway, the same call goes on from the last checkpoint."""
+    run_finetuning(run, finetuning, manifest, compute)
+    get_run_logger().info("%s is trained", manifest.model_id)

@@ -1,0 +1,249 @@
+"""VocabFine and LiPro: the published losses and gradients, what they train, and what they leave as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_files import golden, tiny_model
+from test_contrastive import SCANS, write_manifest
+
+from ctclip_model.config import PRESETS, LiProConfig, VocabFineConfig
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import MissingInputError
+from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
+from ctclip_model.models.clip import CTCLIP, similarity
+from ctclip_model.models.heads import LiPro
+from ctclip_model.models.text import train_tokenizer
+from ctclip_model.training.finetune import (
+    PROMPTS,
+    fit_head,
+    lipro_loss,
+    positive_weights,
+    train_lipro,
+    train_vocabfine,
+    vocabfine_losses,
+)
+
+INPUTS, OUTPUTS = golden("ctclip_tiny.finetune.inputs"), golden("ctclip_tiny.finetune.outputs")
+VOLUME = golden("ctclip_tiny.inputs")["volume"][:1]
+LABELS = INPUTS["labels"][None]  # (1, 18)
+PUBLISHED_POSITIVE_WEIGHTS = torch.tensor(
+    [
+        9.211362733, 2.384068466, 8.295479204, 32.8629776, 2.992233613, 6.064870808, 3.176470588, 4.187083754,
+        3.022222222, 1.216071737, 1.677849552, 3.152851834, 7.123261694, 18.16629381, 13.8480647, 6.335045662,
+        10.81701149, 13.40695067,
+    ]
+)  # fmt: skip
+VOCABFINE = VocabFineConfig(
+    batch_size=4, epochs=2, learning_rate=1e-3, warm_up_steps=2, varies_samples=True, steps_per_checkpoint=2
+)
+
+
+def vocabfine_of(model, volume=VOLUME, labels=LABELS):
+    prompts = model.encode_text(INPUTS["prompt_ids"], INPUTS["prompt_mask"])
+    return vocabfine_losses(model.encode_image(volume), prompts, labels, model.temperature)
+
+
+def gradients(model):
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def test_vocabfine_losses_and_gradients_are_the_published_ones():
+    model = tiny_model()
+    losses = vocabfine_of(model)
+    torch.testing.assert_close(losses, OUTPUTS["vocabfine_losses"], rtol=0, atol=1e-5)
+    losses.sum().backward()
+    for name in ("to_text_latent.weight", "to_visual_latent.weight"):
+        expected = OUTPUTS[f"vocabfine_grad.{name}"]
+        assert (model.get_parameter(name).grad - expected).norm() <= 1e-4 * expected.norm(), name
+
+
+def test_one_encoding_of_a_step_has_the_gradients_of_one_a_group():
+    """The published way, group by group: encode the volume, order each pair by its label, softmax, backward."""
+    once, plain = tiny_model(), tiny_model()
+    volumes, labels = golden("ctclip_tiny.inputs")["volume"][:2], torch.cat([LABELS, 1 - LABELS])
+    vocabfine_of(once, volumes, labels).sum().backward()
+    for group in range(3):
+        pairs = slice(12 * group, 12 * group + 12)
+        texts = plain.encode_text(INPUTS["prompt_ids"][pairs], INPUTS["prompt_mask"][pairs])
+        scores = similarity(plain.encode_image(volumes), texts, plain.temperature).view(2, 6, 2)
+        ordered = torch.stack(
+            [
+                torch.stack([pair if label else pair.flip(0) for pair, label in zip(row, of_group, strict=True)])
+                for row, of_group in zip(scores, labels[:, 6 * group : 6 * group + 6], strict=True)
+            ]
+        )
+        F.mse_loss(ordered.softmax(-1), torch.tensor([1.0, 0.0]).expand(2, 6, 2)).backward()
+    expected = gradients(plain)
+    assert gradients(once).keys() == expected.keys()
+    for name, ours in gradients(once).items():
+        assert (ours - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-7, name
+
+
+def test_an_unknown_label_counts_for_nothing_in_vocabfine():
+    model = tiny_model()
+    labels = LABELS.clone()
+    labels[0, 0] = torch.nan
+    whole, partial = vocabfine_of(model), vocabfine_of(model, labels=labels)
+    errors = [vocabfine_of(model, labels=LABELS.where(torch.arange(18) == column, torch.nan))[0] for column in range(6)]
+    assert partial[0].item() == pytest.approx(sum(errors[1:]).item() / 5)
+    assert torch.equal(whole[1:], partial[1:])
+    nothing = vocabfine_of(model, labels=torch.full_like(LABELS, torch.nan))
+    assert nothing.tolist() == [0, 0, 0]
+
+
+def test_lipro_loss_is_the_published_one():
+    loss = lipro_loss(OUTPUTS["lipro_logits"], LABELS, PUBLISHED_POSITIVE_WEIGHTS)
+    torch.testing.assert_close(loss, OUTPUTS["lipro_loss"], rtol=0, atol=1e-5)
+
+
+def test_an_unknown_label_counts_for_nothing_in_lipro():
+    labels = torch.tensor([[1.0, torch.nan], [0.0, 1.0]])
+    weights = torch.tensor([3.0, 1.0])
+    logits = torch.tensor([[0.3, 9.0], [0.1, -0.2]], requires_grad=True)
+    loss = lipro_loss(logits, labels, weights)
+    loss.backward()
+    expected = (3 * F.softplus(torch.tensor(-0.3)) + F.softplus(torch.tensor(0.1)) + F.softplus(torch.tensor(0.2))) / 3
+    assert loss.item() == pytest.approx(expected.item())
+    assert logits.grad is not None
+    assert logits.grad[0, 1] == 0
+
+
+def test_positive_weights_are_negatives_over_positives_of_what_is_known():
+    labels = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, torch.nan, 0.0], [0.0, 1.0, torch.nan]])
+    assert positive_weights(labels).tolist() == [3.0, 0.5, 1.0]
+
+
+def linear_task(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit latents, and labels that a linear layer over their positive parts decides, about one in four positive."""
+    rng = torch.Generator().manual_seed(seed)
+    latents = F.normalize(torch.randn(count, 32, generator=rng), dim=1)
+    scores = latents.relu() @ torch.randn(32, 18, generator=torch.Generator().manual_seed(99))
+    return latents, (scores > scores.quantile(0.75, dim=0)).float()
+
+
+def test_the_head_learns_a_linear_task_from_what_is_known_of_it():
+    latents, labels = linear_task(2000, seed=0)
+    hidden = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    lied = torch.where(hidden, torch.nan, labels)
+    head = fit_head(latents, lied, [f"scan_{index}" for index in range(2000)], LiProConfig())
+    others, truth = linear_task(1000, seed=2)
+    decided = head.probabilities(others.numpy()) > 0.5
+    sensitivity = (decided & (truth.numpy() == 1)).sum() / truth.sum().item()
+    specificity = (~decided & (truth.numpy() == 0)).sum() / (1 - truth).sum().item()
+    assert sensitivity > 0.9  # positives are the minority: without their weight they lose
+    assert specificity > 0.8
+
+
+def test_the_head_is_trained_with_the_dropout_of_its_configuration():
+    latents, labels = linear_task(64, seed=0)
+    scans = [f"scan_{index}" for index in range(64)]
+    heads = [fit_head(latents, labels, scans, LiProConfig(epochs=1, dropout=share)) for share in (0.0, 0.3, 0.3)]
+    assert not torch.equal(heads[0].weight, heads[1].weight)
+    assert torch.equal(heads[1].weight, heads[2].weight)
+
+
+def write_latents(path: Path, parent: CTCLIP, labels: list[list[float | None]]) -> Path:
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(len(labels), parent.config.latent_dim)).astype(np.float32)
+    latents /= np.linalg.norm(latents, axis=1, keepdims=True)
+    rows = {
+        "volume_name": [f"train_{row}_a_1" for row in range(len(labels))],
+        "scan_id": [f"train_{row}_a" for row in range(len(labels))],
+        "split": ["train"] * len(labels), "latent": latents.tolist(), "labels": labels,
+    }  # fmt: skip
+    pq.write_table(pa.table(rows), path)
+    return path
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Path:
+    """A model folder of the smoke preset's CT-CLIP, not trained."""
+    torch.manual_seed(5)
+    tokenizer = train_tokenizer(PROMPTS * 2, vocab_size=PRESETS["smoke"]().model.text.vocab_size)
+    save_model_folder(tmp_path / "parent", CTCLIP(PRESETS["smoke"]().model), tokenizer)
+    return tmp_path / "parent"
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return load_model_folder(folder).model.state_dict()
+
+
+def test_lipro_leaves_trunk_and_code_book_as_they_were(tmp_path: Path, parent: Path) -> None:
+    labels = [[row % 2] * 17 + [None] for row in range(20)]
+    manifest = write_latents(tmp_path / "manifest.parquet", load_model_folder(parent, CTCLIP).model, labels)
+    result = train_lipro(manifest, parent, LiProConfig(batch_size=4, epochs=2), tmp_path / "lipro")
+    trunk = state(parent)
+    trained = state(tmp_path / "lipro")
+    assert trained.keys() == {f"trained_model.{key}" for key in trunk} | {"classifier.weight", "classifier.bias"}
+    for name, value in trunk.items():
+        assert torch.equal(trained[f"trained_model.{name}"], value), name
+    assert load_model_folder(tmp_path / "lipro", LiPro).info == {"parent": "parent", "kind": "lipro", "steps": 10}
+    assert result.steps == 10
+
+
+def test_vocabfine_trains_both_encoders_and_moves_the_code_book(tmp_path: Path, parent: Path) -> None:
+    manifest = write_manifest(tmp_path, PRESETS["smoke"]().recipe)
+    records = []
+    train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "fine", on_step=records.append)
+    before, after = state(parent), state(tmp_path / "fine")
+    steps = VOCABFINE.epochs * SCANS // VOCABFINE.batch_size
+    assert [record.step for record in records] == list(range(1, steps + 1))
+    assert load_model_folder(tmp_path / "fine", CTCLIP).info == {
+        "parent": "parent", "kind": "vocabfine", "steps": steps,
+    }  # fmt: skip
+    for name in (
+        "to_visual_latent.weight",
+        "to_text_latent.weight",
+        "text_transformer.embeddings.word_embeddings.weight",
+        "visual_transformer.to_patch_emb.2.weight",
+        "visual_transformer.vq._codebook.embed",
+    ):
+        assert not torch.equal(before[name], after[name]), name
+
+
+def test_vocabfine_lowers_its_loss(tmp_path: Path, parent: Path) -> None:
+    config = dataclasses.replace(VOCABFINE, epochs=40, varies_samples=False)
+    manifest = write_manifest(tmp_path, PRESETS["smoke"]().recipe)
+    losses: list[float] = []
+    train_vocabfine(
+        manifest, tmp_path, parent, config, tmp_path / "fine", on_step=lambda record: losses.append(record.loss)
+    )
+    assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
+
+
+def test_a_stopped_vocabfine_goes_on_to_the_same_weights(tmp_path: Path, parent: Path) -> None:
+    manifest = write_manifest(tmp_path, PRESETS["smoke"]().recipe)
+
+    def stop(record):
+        if record.step == 5:
+            raise KeyboardInterrupt
+
+    train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "stopped", on_step=stop)
+    assert not (tmp_path / "stopped").exists()
+    resumed = []
+    train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "stopped", on_step=resumed.append)
+    assert resumed[0].step == 5
+    torch.testing.assert_close(state(tmp_path / "whole"), state(tmp_path / "stopped"), rtol=0, atol=0)
+
+
+def test_fine_tuning_without_a_known_label_is_refused(tmp_path: Path, parent: Path) -> None:
+    manifest = write_manifest(tmp_path, PRESETS["smoke"]().recipe)
+    table = pq.read_table(manifest)
+    unknown = pa.array([[None] * len(ABNORMALITIES)] * table.num_rows, pa.list_(pa.int64()))
+    latents = pa.array([[1.0, 0.0]] * table.num_rows)
+    table = table.drop_columns("labels").append_column("labels", unknown).append_column("latent", latents)
+    pq.write_table(table, manifest)
+    with pytest.raises(MissingInputError, match="no label"):
+        train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "fine")
+    with pytest.raises(MissingInputError, match="no label"):
+        train_lipro(manifest, parent, LiProConfig(), tmp_path / "lipro")
