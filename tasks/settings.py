@@ -10,6 +10,7 @@ DATA_ROOT_VARIABLE = "CTCLIP_DATA_ROOT"
 DATA_ROOT = Path(os.environ.get(DATA_ROOT_VARIABLE, "data"))
 PRESET = "published"
 LABELLER = "radbert"
+LABELLER_KINDS = ("roberta", "tfidf")  # that can be trained
 
 STAGES = ("ingest", "convert", "label", "train", "embed", "evaluate", "report")  # in the order of a rebuild
 
