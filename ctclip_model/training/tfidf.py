@@ -7,7 +7,7 @@ reports that the regression at hand has not seen: folds of the training reports,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -125,7 +125,8 @@ def train_tfidf_labeller(
         validation_agreement=float((decided == labels).mean()),
         validation_f1=float(f1_score(labels, decided, average="macro", zero_division=0)),
     )
-    _save(labeller, folder, {"reports": len(reports), **asdict(result), "folder": folder.name})
+    extra = {"reports": len(reports), "validation_loss": result.validation_loss, "validation_f1": result.validation_f1}
+    _save(labeller, folder, extra)
     return result
 
 
@@ -239,7 +240,7 @@ def _assemble(labeller_id: str, config: TfidfConfig, terms: NDArray[np.str_], fi
 ARRAYS = ("weights", "biases", "slopes", "offsets", "thresholds")
 
 
-def _save(labeller: TfidfLabeller, folder: Path, info: dict[str, object]) -> None:
+def _save(labeller: TfidfLabeller, folder: Path, info: Mapping[str, object]) -> None:
     description = {"kind": KIND, "config": asdict(labeller.config), "info": info}
     with replace_folder(folder) as temporary:
         save_file({name: getattr(labeller, name) for name in ARRAYS}, temporary / "model.safetensors")
