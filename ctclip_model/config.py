@@ -123,6 +123,19 @@ class LabellerConfig:
 
 
 @dataclass(frozen=True)
+class TfidfConfig:
+    """A labeller without pretrained weights: TF-IDF of what a report states, a logistic regression an abnormality."""
+
+    stem_letters: int = 7  # of a word that are read, so that calcified and calcification are one
+    pair_distance: int = 8  # between two words of a statement that are read as a pair
+    min_reports: int = 5  # that a term must stand in
+    terms: int = 100  # an abnormality, those that tell most of it by chi²
+    strengths: tuple[float, ...] = (0.01, 0.1)  # inverse regularisation; chosen for each abnormality
+    folds: int = 5  # of the training reports, which choose strength, calibration and threshold
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Contrastive training of CT-CLIP."""
 

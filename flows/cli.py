@@ -21,7 +21,16 @@ from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, CTCLIPError
 from flows.display import RichReporter, console, print_json, print_rows, print_summaries
 from tasks.progress import REPORTER
-from tasks.settings import DATA_ROOT, DATA_ROOT_VARIABLE, FINETUNE, LABELLER, PRESET, PUBLISHED_LABELS, STAGES
+from tasks.settings import (
+    DATA_ROOT,
+    DATA_ROOT_VARIABLE,
+    FINETUNE,
+    LABELLER,
+    LABELLER_KINDS,
+    PRESET,
+    PUBLISHED_LABELS,
+    STAGES,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,7 +55,9 @@ DataRoot = Annotated[
 ]
 Source = Annotated[str | None, typer.Option(help="CT-RATE as a folder; default: the one ingested last.")]
 Preset = Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")]
-Labeller = Annotated[str, typer.Option(help="`radbert`, a trained labeller's id, or a path.")]
+Labeller = Annotated[
+    str, typer.Option(help="`radbert`, `tfidf` (needs no weights), a trained labeller's id, or a path.")
+]
 Storage = Annotated[
     StorageChoice | None, typer.Option(help="Which of CT-RATE's two storages; default: as ingested last, or v2.")
 ]
@@ -185,10 +196,19 @@ def label(
 
 @app.command()
 def train_labeller(
-    data_root: DataRoot = DATA_ROOT, preset: Preset = PRESET, force: Force = False, as_json: Json = False
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    kind: Annotated[str, typer.Option(help=f"One of: {', '.join(LABELLER_KINDS)}.")] = LABELLER_KINDS[0],
+    hand_labels: Annotated[
+        Path | None, typer.Option(help="Train on this CSV instead: AccessionNo, report_text and the 18 labels.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Train a report labeller on the ingested reports and labels of the train split."""
-    run_flow("train_labeller", as_json, data_root=data_root, preset=preset, force=force)
+    run_flow(
+        "train_labeller", as_json, data_root=data_root, preset=preset, kind=kind, hand_labels=hand_labels, force=force
+    )
 
 
 @app.command()

@@ -8,7 +8,8 @@ from typing import Any
 from prefect import flow
 
 from ctclip_model.device import Precision
-from tasks.labelling import find_labeller
+from flows.train_labeller import train_labeller
+from tasks.labelling import TFIDF, find_labeller, find_newest_tfidf
 from tasks.planning import Selection
 from tasks.settings import DATA_ROOT, LABELLER
 from tasks.stages import stage_run, whole
@@ -26,7 +27,12 @@ def label(
     device: str = "auto",
     dtype: Precision = Precision.float32,
 ) -> dict[str, Any]:
-    """Label reports; `labeller` is `radbert`, the identifier of a trained labeller, or a path to one."""
+    """Label reports; `labeller` is `radbert`, `tfidf`, the identifier of a trained labeller, or a path to one.
+
+    `tfidf` is the labeller of that kind that was trained last; where none has been, one is trained first, in seconds.
+    """
+    if labeller == TFIDF and find_newest_tfidf(data_root) is None:
+        train_labeller(data_root, kind=TFIDF)
     opened = find_labeller(data_root, labeller)
     with stage_run(data_root, "label", opened.labeller_id) as run:
         texts = plan_labelling(run, opened, dtype, Selection(split, None, limit), force, retry_rejects)

@@ -8,23 +8,31 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctclip_model.config import VERSIONS, Preset, fingerprint
+from ctclip_model.config import VERSIONS, LabellerConfig, Preset, TfidfConfig, fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import SECTIONS, clean_report
 from ctclip_model.device import Precision, choose_device
-from ctclip_model.errors import MissingInputError, ReportError
+from ctclip_model.errors import ConfigurationError, MissingInputError, ReportError
 from tasks.planning import Selection, plan_items
 from tasks.progress import show_progress
+from tasks.publish import publish
 from tasks.records import sha256_of
 from tasks.runs import StageRun, code_version
+from tasks.settings import LABELLER_KINDS
 from warehouse import store
+
+if TYPE_CHECKING:
+    from ctclip_model.training.labeller import LabellerResult
+    from ctclip_model.training.tfidf import TfidfResult
 
 PUBLISHED_WEIGHTS = "RadBertClassifier.pth"
 TRAINED_PREFIX = "labeller-"
+TFIDF = "tfidf"  # names the newest labeller of that kind, which needs no pretrained weights
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,16 @@ class LabellerReference:
 
 
 def find_labeller(data_root: Path, name: str) -> LabellerReference:
-    """The labeller of that name, `models/<name>` under the data root, or of that path.
+    """The labeller of that name, `models/<name>` under the data root, or of that path; for `tfidf`, the newest.
 
     Raises `MissingInputError` that says what to do where it is not there: another labeller is never taken instead.
     """
+    if name == TFIDF:
+        if (newest := find_newest_tfidf(data_root)) is None:
+            raise MissingInputError(
+                f"no tf-idf labeller is trained in {data_root}: run `ctclip label --labeller tfidf`"
+            )
+        return newest
     for folder in (data_root.resolve() / "models" / name, Path(name).resolve()):
         if any((folder / weights).is_file() for weights in (PUBLISHED_WEIGHTS, "model.safetensors")):
             return LabellerReference(_labeller_id(folder, data_root), folder)
@@ -47,10 +61,22 @@ def find_labeller(data_root: Path, name: str) -> LabellerReference:
         wanted = data_root / "models" / "radbert"
         raise MissingInputError(
             f"RadBERT is not in {wanted}: put {PUBLISHED_WEIGHTS} (from the CT-RATE repository's models/) there, "
-            "beside config.json and the tokenizer's files of zzxslp/RadBERT-RoBERTa-4m; or name another labeller, "
-            "which `ctclip train-labeller` makes, with --labeller"
+            "beside config.json and the tokenizer's files of zzxslp/RadBERT-RoBERTa-4m; or name another labeller "
+            "with --labeller: tfidf, which needs no weights, or one that `ctclip train-labeller` makes"
         )
     raise MissingInputError(f"there is no labeller {name!r}: neither {data_root / 'models' / name} nor a folder")
+
+
+def find_newest_tfidf(data_root: Path) -> LabellerReference | None:
+    """The tf-idf labeller trained last, on whatever reports: more reports alone must not relabel everything."""
+    publish(data_root.resolve())  # a run that was killed may have left a labeller's record
+    with store.read(data_root) as connection:
+        row = connection.execute(
+            "select model_id, path from current_models where kind = 'labeller' and preset = ? "
+            "order by run_id desc limit 1",
+            [TFIDF],
+        ).fetchone()
+    return LabellerReference(row[0], data_root.resolve() / row[1]) if row else None
 
 
 def _labeller_id(folder: Path, data_root: Path) -> str:
@@ -108,10 +134,10 @@ def record_labels(
                     {
                         "scan_id": scan, "abnormality": name, "labeller_id": reference.labeller_id,
                         "fingerprint": reports[scan][1], "probability": float(value),
-                        "value": int(value >= labeller.threshold), "threshold": labeller.threshold,
+                        "value": int(value >= threshold), "threshold": float(threshold),
                     }
                     for scan, row in zip(chunk, probabilities, strict=True)
-                    for name, value in zip(ABNORMALITIES, row, strict=True)
+                    for name, value, threshold in zip(ABNORMALITIES, row, labeller.thresholds, strict=True)
                 ],
             )  # fmt: skip
             run.count_done += len(chunk)
@@ -120,16 +146,34 @@ def record_labels(
 
 
 @dataclass(frozen=True)
+class LabellerTraining:
+    """What kind of labeller to train, and how; the name stands in its identifier and in its row of `models`."""
+
+    name: str
+    config: LabellerConfig | TfidfConfig
+    cpu_threads: int | None
+
+
+def choose_training(kind: str, preset: Preset) -> LabellerTraining:
+    """The training of that kind: of the preset's own shape, or of the tf-idf one, which is the same in all presets."""
+    if kind not in LABELLER_KINDS:
+        raise ConfigurationError(f"there is no labeller of kind {kind!r}; there are {', '.join(LABELLER_KINDS)}")
+    if kind == TFIDF:
+        return LabellerTraining(TFIDF, TfidfConfig(), preset.cpu_threads)
+    return LabellerTraining(preset.name, preset.labeller, preset.cpu_threads)
+
+
+@dataclass(frozen=True)
 class LabelledReports:
-    """Reports of the train split and what is known of them."""
+    """Reports and what is known of them: those of the train split, or those of a file of hand labels."""
 
     scans: list[str]
     texts: list[str]
     labels: NDArray[np.int8]  # (reports, abnormalities)
 
-    def fingerprint(self, preset: Preset) -> str:
+    def fingerprint(self, training: LabellerTraining) -> str:
         """Of a labeller trained on them."""
-        return fingerprint(preset.labeller, VERSIONS["train-labeller"], self.scans, self.texts, self.labels.tolist())
+        return fingerprint(training.config, VERSIONS["train-labeller"], self.scans, self.texts, self.labels.tolist())
 
 
 def read_labelled_reports(data_root: Path) -> LabelledReports:
@@ -160,24 +204,19 @@ order by scan_id
 """
 
 
-def run_labeller_training(run: StageRun, preset: Preset, reports: LabelledReports, labeller_id: str) -> None:
+def run_labeller_training(
+    run: StageRun, training: LabellerTraining, reports: LabelledReports, labeller_id: str
+) -> None:
     """Trains a labeller and records it as a model."""
-    from ctclip_model.device import limit_cpu_threads
-    from ctclip_model.training.labeller import train_labeller
-
     folder = run.data_root / "models" / labeller_id
     started = time.monotonic()
-    epochs = preset.labeller.epochs
-    with show_progress("train labeller", epochs, "epochs") as progress, limit_cpu_threads(preset.cpu_threads):
-        result = train_labeller(
-            reports.texts, reports.labels, preset.labeller, folder, on_epoch=lambda note: progress.advance(1, note)
-        )
+    result = _train(training, reports, folder)
     run.record(
         "models",
         [
             {
-                "model_id": labeller_id, "kind": "labeller", "fingerprint": reports.fingerprint(preset),
-                "preset": preset.name, "config": json.dumps(asdict(preset.labeller), sort_keys=True),
+                "model_id": labeller_id, "kind": "labeller", "fingerprint": reports.fingerprint(training),
+                "preset": training.name, "config": json.dumps(asdict(training.config), sort_keys=True),
                 "path": str(folder.relative_to(run.data_root)), "count_samples": len(reports.texts),
                 "code_version": code_version(), "count_parameters": result.count_parameters,
                 "weights_sha256": sha256_of(folder / "model.safetensors"),
@@ -186,3 +225,16 @@ def run_labeller_training(run: StageRun, preset: Preset, reports: LabelledReport
         ],
     )  # fmt: skip
     run.count_done = 1
+
+
+def _train(training: LabellerTraining, reports: LabelledReports, folder: Path) -> LabellerResult | TfidfResult:
+    from ctclip_model.device import limit_cpu_threads
+    from ctclip_model.training.labeller import train_labeller
+    from ctclip_model.training.tfidf import train_tfidf_labeller
+
+    texts, labels, config = reports.texts, reports.labels, training.config
+    if isinstance(config, TfidfConfig):
+        with show_progress("train labeller", len(ABNORMALITIES), "abnormalities") as progress:
+            return train_tfidf_labeller(texts, labels, config, folder, on_abnormality=lambda: progress.advance(1))
+    with show_progress("train labeller", config.epochs, "epochs") as progress, limit_cpu_threads(training.cpu_threads):
+        return train_labeller(texts, labels, config, folder, on_epoch=lambda note: progress.advance(1, note))

@@ -10,6 +10,7 @@ DATA_ROOT_VARIABLE = "CTCLIP_DATA_ROOT"
 DATA_ROOT = Path(os.environ.get(DATA_ROOT_VARIABLE, "data"))
 PRESET = "published"
 LABELLER = "radbert"
+LABELLER_KINDS = ("roberta", "tfidf")  # that can be trained
 
 STAGES = ("ingest", "convert", "label", "train", "embed", "finetune", "evaluate", "report")  # in a rebuild's order
 FINETUNE = ("lipro", "vocabfine")  # the kinds of fine-tuning, in a rebuild's order

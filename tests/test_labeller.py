@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_files import golden
+from labelled_reports import write_reports
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaConfig
 
@@ -14,22 +15,6 @@ from ctclip_model.errors import CheckpointError, ConfigurationError
 from ctclip_model.training.labeller import Bags, load_labeller, train_labeller
 
 CONFIG = dataclasses.replace(tiny().labeller, hidden_size=32, epochs=6, patience=6)
-SIGNS = ("pleural effusion", "a nodule", "emphysema")
-COLUMNS = [ABNORMALITIES.index(name) for name in ("Pleural effusion", "Lung nodule", "Emphysema")]
-
-
-def write_reports(count, seed):
-    """Reports that state or deny three of the abnormalities."""
-    rng = np.random.default_rng(seed)
-    labels = np.zeros((count, len(ABNORMALITIES)), np.int8)
-    labels[:, COLUMNS] = rng.random((count, 3)) < 0.4
-    reports = []
-    for row in labels[:, COLUMNS]:
-        sentences = [
-            f"There is {sign}." if found else f"There is no {sign}." for sign, found in zip(SIGNS, row, strict=True)
-        ]
-        reports.append(" ".join([*rng.permutation(sentences), f"Slice {rng.integers(1000)}."]))
-    return reports, labels
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +29,7 @@ def test_a_labeller_learns_negations_and_is_loaded_from_its_folder(trained):
     folder, result, lines = trained
     labeller = load_labeller(folder)
     reports, labels = write_reports(100, seed=1)
-    agreement = ((labeller.label(reports) >= labeller.threshold) == labels).mean()
+    agreement = ((labeller.label(reports) >= labeller.thresholds) == labels).mean()
     assert agreement > 0.99
     assert result.validation_agreement > 0.99
     assert len(lines) == CONFIG.epochs
@@ -129,7 +114,7 @@ def radbert(tmp_path):
 
 def test_the_published_labeller_is_loaded_and_reads_reports_whole(radbert, tmp_path):
     labeller = load_labeller(radbert)
-    assert labeller.threshold == LabellerConfig().threshold
+    assert labeller.thresholds.tolist() == [LabellerConfig().threshold] * len(ABNORMALITIES)
     assert labeller.labeller_id.startswith("radbert-")
     report = "There is emphysema. There is no nodule."
     tokens = labeller.tokenizer(report, return_tensors="pt")

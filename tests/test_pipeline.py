@@ -377,6 +377,48 @@ def test_missing_radbert_is_an_error_that_says_what_to_do(data_root):
         label(data_root)
 
 
+def test_tfidf_labeller_is_trained_where_there_is_none_and_kept_until_another_is(data_root, source, tmp_path):
+    from flows.ingest import ingest
+    from flows.label import label
+    from flows.train_labeller import train_labeller
+
+    first = label(data_root, "tfidf")
+    assert first["variant"].startswith("labeller-tfidf-")
+    assert query(data_root, "select count(distinct scan_id) from current_labels") == [(first["done"],)]
+    edit_report(source, "The heart is large.")
+    ingest(str(source), data_root)
+    again = label(data_root, "tfidf")
+    assert (again["variant"], again["done"]) == (first["variant"], 1)
+
+    hand_labels = write_hand_labels(data_root, tmp_path / "hand.csv")
+    newer = train_labeller(data_root, kind="tfidf", hand_labels=hand_labels)["labeller_id"]
+    count = query(data_root, f"select count_samples from current_models where model_id = '{newer}'")[0][0]
+    assert count == len(list(csv.reader(hand_labels.read_text().splitlines()))) - 1
+    assert label(data_root, "tfidf")["variant"] == newer != first["variant"]
+    assert query(data_root, "select * from current_labels where value <> (probability >= threshold)::int") == []
+    labellers = "select count(distinct labeller_id), min(agreement) >= 0 from label_agreement where n > 0"
+    assert query(data_root, labellers) == [(3, True)]  # the one of the rebuild, and two of tf-idf
+
+
+def write_hand_labels(data_root: Path, path: Path) -> Path:
+    """The published labels of the ingested reports, as a file of hand labels."""
+    rows = query(
+        data_root,
+        "select scan_id, findings, labels_wide.* exclude (scan_id, split, labeller_id) from labels_wide "
+        "join current_reports using (scan_id) where labeller_id = 'published' and findings is not null",
+    )
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("AccessionNo", "report_text", *ABNORMALITIES), *rows])
+    return path
+
+
+def test_unknown_kind_of_labeller_is_refused(data_root):
+    from flows.train_labeller import train_labeller
+
+    with pytest.raises(ConfigurationError, match="there are roberta, tfidf"):
+        train_labeller(data_root, kind="forest")
+
+
 def test_stage_without_its_input_says_which_stage_makes_it(tmp_path, phantoms):
     from flows.embed import embed
     from flows.ingest import ingest

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import CTCLIPConfig, LabellerConfig, TextConfig, VisionConfig
 from ctclip_model.errors import CheckpointError
-from ctclip_model.files import fsync
+from ctclip_model.files import replace_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.radbert import ReportLabeller
@@ -130,10 +128,7 @@ def save_model_folder(
         "special_tokens": tokenizer.special_tokens_map,
         "info": dict(extra or {}),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
+    with replace_folder(folder) as temporary:
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(weights, temporary / "model.safetensors")
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -141,21 +136,6 @@ def save_model_folder(
         backend.no_truncation()
         backend.save(str(temporary / "tokenizer.json"))
         (temporary / "config.json").write_text(json.dumps(description, indent=2))
-        _put_in_place(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Makes sure that a finished folder is on disk, and gives it its name, in place of one that has it."""
-    for path in (*temporary.iterdir(), temporary):
-        fsync(path)
-    replaced = temporary.with_suffix(".replaced")
-    if folder.exists():
-        folder.rename(replaced)
-    temporary.rename(folder)
-    fsync(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 @overload

@@ -30,6 +30,7 @@ from ctclip_model.models.radbert import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
 from ctclip_model.training.loop import Run, rate_at, run_steps, split_decay
 from ctclip_model.training.texts import split_sentences
+from ctclip_model.training.tfidf import TfidfLabeller, is_tfidf_folder, load_tfidf_labeller
 
 PUBLISHED_WEIGHTS = "RadBertClassifier.pth"
 PUBLISHED_BASE = "zzxslp/RadBERT-RoBERTa-4m"  # its configuration and tokenizer
@@ -78,9 +79,9 @@ class Labeller:
         self.labeller_id = labeller_id
 
     @property
-    def threshold(self) -> float:
-        """The probability from which on an abnormality counts as present."""
-        return self.model.config.threshold
+    def thresholds(self) -> NDArray[np.float64]:
+        """The probabilities (18,) from which on an abnormality counts as present."""
+        return np.full(len(ABNORMALITIES), self.model.config.threshold)
 
     def label(self, texts: Sequence[str], *, dtype: torch.dtype | None = None) -> Probabilities:
         """The probability (texts, 18) of each abnormality; with a `dtype` such as bfloat16 in autocast."""
@@ -97,14 +98,16 @@ class Labeller:
         return probabilities[bags.members].max(axis=1) if texts else probabilities
 
 
-def load_labeller(path: Path | str, *, base: Path | str | None = None, device: str = "cpu") -> Labeller:
-    """A labeller from one of our model folders, or the published one.
+def load_labeller(path: Path | str, *, base: Path | str | None = None, device: str = "cpu") -> Labeller | TfidfLabeller:
+    """A labeller from one of our model folders, of either kind, or the published one.
 
     The published one is `RadBertClassifier.pth` or a folder that holds it. `base` names the folder or Hub repository of
     its configuration and tokenizer; without it, its own folder if `config.json` is there, else the Hub's. Raises
     `CheckpointError`.
     """
     path = Path(path)
+    if is_tfidf_folder(path):
+        return load_tfidf_labeller(path)
     weights = path / PUBLISHED_WEIGHTS if path.is_dir() else path
     if path.is_dir() and not weights.is_file():
         loaded = load_model_folder(path, ReportLabeller, device=device)

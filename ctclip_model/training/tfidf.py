@@ -1,0 +1,277 @@
+"""A report labeller without pretrained weights: TF-IDF of the terms that reports state, one logistic regression each.
+
+It trains in seconds, on the processor, and stands in for RadBERT or checks it. All that it chooses, it chooses on
+reports that the regression at hand has not seen: folds of the training reports, grouped by text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from scipy.sparse import csr_matrix
+from scipy.special import expit, logit
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.feature_selection import SelectKBest, chi2
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, log_loss, precision_recall_curve
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from ctclip_model.config import TfidfConfig
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import CheckpointError, ConfigurationError
+from ctclip_model.files import replace_folder
+from ctclip_model.models.checkpoint import read_weights
+from ctclip_model.training.terms import report_terms, sentence_terms, split_statements
+
+KIND = "tfidf-labeller"
+ALMOST_UNREGULARISED = 1e6  # the calibration has two parameters
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TfidfResult:
+    """A trained labeller, and how it did on the reports held out in its own folds."""
+
+    folder: Path
+    count_parameters: int
+    validation_loss: float
+    validation_agreement: float  # the share of equal labels
+    validation_f1: float  # macro
+
+
+@dataclass
+class TfidfLabeller:
+    """Reads the 18 abnormalities from reports; of the same interface as `Labeller`."""
+
+    labeller_id: str
+    config: TfidfConfig
+    terms: list[str]
+    weights: Values  # (18, terms)
+    biases: Values  # (18,)
+    slopes: Values  # (18,), with the offsets the calibration: probability = sigmoid(slope * logit + offset)
+    offsets: Values  # (18,)
+    thresholds: Values  # (18,), probabilities from which on an abnormality counts as present
+
+    def label(self, texts: Sequence[str], *, dtype: object = None) -> NDArray[np.float32]:
+        """The calibrated probability (texts, 18) of each abnormality; a `dtype` is for labellers that run a model."""
+        return expit(self.logits(texts) * self.slopes + self.offsets).astype(np.float32)
+
+    def logits(self, texts: Sequence[str]) -> Values:
+        """What the regressions say (texts, 18), before calibration."""
+        return self._stated(texts) @ self.weights.T + self.biases
+
+    def _stated(self, texts: Sequence[str]) -> csr_matrix:
+        """Which terms each text states (texts, terms), 0 or 1; sentences that many reports share are read once."""
+        places = {term: place for place, term in enumerate(self.terms)}
+        known: dict[str, list[int]] = {}
+        rows: list[set[int]] = []
+        for text in texts:
+            row: set[int] = set()
+            for sentence in split_statements(text):
+                if sentence not in known:
+                    terms = sentence_terms(sentence, self.config)
+                    known[sentence] = [places[term] for term in terms if term in places]
+                row.update(known[sentence])
+            rows.append(row)
+        indptr = np.cumsum([0, *map(len, rows)])
+        indices = np.fromiter((place for row in rows for place in sorted(row)), np.int64, count=indptr[-1])
+        return csr_matrix((np.ones(len(indices)), indices, indptr), shape=(len(texts), len(self.terms)))
+
+
+def train_tfidf_labeller(
+    reports: Sequence[str],
+    labels: NDArray[np.integer],
+    config: TfidfConfig,
+    folder: Path,
+    *,
+    groups: Sequence[str] | None = None,
+    on_abnormality: Callable[[], object] | None = None,
+) -> TfidfResult:
+    """Trains a labeller and leaves it as a model folder; the same reports and labels give the same bytes.
+
+    `labels` (reports, 18) in {0, 1}. Reports of one group, or of one text without `groups`, are held out together.
+    `on_abnormality` is called after each of the 18. Raises `ConfigurationError`.
+    """
+    if labels.shape != (len(reports), len(ABNORMALITIES)) or not np.isin(labels, (0, 1)).all():
+        raise ConfigurationError(f"labels {labels.shape} are not 0 or 1 for {len(reports)} reports and 18 labels")
+    vectorizer = CountVectorizer(
+        analyzer=lambda report: report_terms(report, config), min_df=config.min_reports, binary=True, dtype=np.float32
+    )
+    try:
+        stated = vectorizer.fit_transform(reports)  # (reports, terms)
+    except ValueError as error:
+        raise ConfigurationError(f"no term stands in {config.min_reports} of {len(reports)} reports") from error
+    folds = _split(stated, groups or reports, config)
+    fits = []
+    for place in range(len(ABNORMALITIES)):
+        fits.append(_fit(stated, labels[:, place], folds, config))
+        if on_abnormality is not None:
+            on_abnormality()
+    labeller = _assemble(folder.name, config, vectorizer.get_feature_names_out(), fits)
+    held_out = np.stack([fit.held_out for fit in fits], axis=1)  # (reports, 18)
+    decided = held_out >= labeller.thresholds
+    result = TfidfResult(
+        folder=folder,
+        count_parameters=labeller.weights.size + 4 * len(ABNORMALITIES),
+        validation_loss=float(log_loss(labels.ravel(), held_out.ravel(), labels=[0, 1])),
+        validation_agreement=float((decided == labels).mean()),
+        validation_f1=float(f1_score(labels, decided, average="macro", zero_division=0)),
+    )
+    extra = {"reports": len(reports), "validation_loss": result.validation_loss, "validation_f1": result.validation_f1}
+    _save(labeller, folder, extra)
+    return result
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The regression of one abnormality on some of all terms."""
+
+    terms: NDArray[np.int64]
+    weights: Values
+    bias: float
+    slope: float
+    offset: float
+    threshold: float
+    held_out: Values  # (reports,), calibrated probabilities of reports that it was not trained on
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Places of training and held-out reports, and what the two state (reports, terms)."""
+
+    training: NDArray[np.int64]
+    held: NDArray[np.int64]
+    stated: csr_matrix
+    stated_held: csr_matrix
+
+
+def _split(stated: csr_matrix, groups: Sequence[str], config: TfidfConfig) -> list[_Fold]:
+    names, numbers = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise ConfigurationError("a labeller needs two different reports at least: one to train on, one to check")
+    splits = GroupKFold(min(config.folds, len(names)), shuffle=True, random_state=config.seed)
+    return [_Fold(seen, held, stated[seen], stated[held]) for seen, held in splits.split(numbers, groups=numbers)]
+
+
+def _fit(stated: csr_matrix, labels: NDArray[np.integer], folds: Sequence[_Fold], config: TfidfConfig) -> _Fit:
+    """The regression of the strength whose calibrated probabilities of held-out reports have the least log loss."""
+    if any(len(np.unique(labels[fold.training])) < 2 for fold in folds):
+        return _fit_prevalence(labels)
+    best_loss, best = np.inf, _fit_prevalence(labels)
+    for strength, logits in zip(config.strengths, _held_out_logits(labels, folds, config), strict=True):
+        # Platt's sigmoid: a regression balanced between the classes overstates the rarer one.
+        calibration = LogisticRegression(C=ALMOST_UNREGULARISED).fit(logits[:, None], labels)
+        held_out = calibration.predict_proba(logits[:, None])[:, 1]
+        loss = log_loss(labels, held_out)
+        if loss < best_loss and calibration.coef_.item() > 0:
+            select, tfidf = reader = _reader(config, stated)
+            regression = _regression(strength).fit(reader.fit_transform(stated, labels), labels)
+            best_loss, best = (
+                loss,
+                _Fit(
+                    terms=select.get_support(indices=True),
+                    weights=regression.coef_[0] * tfidf.idf_,
+                    bias=regression.intercept_.item(),
+                    slope=calibration.coef_.item(),
+                    offset=calibration.intercept_.item(),
+                    threshold=choose_threshold(labels, held_out),
+                    held_out=held_out,
+                ),
+            )
+    return best
+
+
+def _held_out_logits(labels: NDArray[np.integer], folds: Sequence[_Fold], config: TfidfConfig) -> Values:
+    """What regressions that were not trained on a report say of it (strengths, reports)."""
+    logits = np.empty((len(config.strengths), len(labels)))
+    for fold in folds:
+        reader = _reader(config, fold.stated)
+        seen, unseen = reader.fit_transform(fold.stated, labels[fold.training]), reader.transform(fold.stated_held)
+        for row, strength in zip(logits, config.strengths, strict=True):
+            row[fold.held] = _regression(strength).fit(seen, labels[fold.training]).decision_function(unseen)
+    return logits
+
+
+def _reader(config: TfidfConfig, stated: csr_matrix) -> Pipeline:
+    """Chooses the terms that tell most of an abnormality, and weighs them; a long report's weigh no less."""
+    return make_pipeline(SelectKBest(chi2, k=min(config.terms, stated.shape[1])), TfidfTransformer(norm=None))
+
+
+def _regression(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, class_weight="balanced", solver="liblinear", max_iter=1000)
+
+
+def _fit_prevalence(labels: NDArray[np.integer]) -> _Fit:
+    """For an abnormality that too few reports show, or lack, to learn it: how often it occurs (Laplace's rule)."""
+    prevalence = (labels.sum() + 1) / (len(labels) + 2)
+    none = np.empty(0)
+    return _Fit(none.astype(np.int64), none, logit(prevalence), 1.0, 0.0, 0.5, np.full(len(labels), prevalence))
+
+
+def choose_threshold(labels: NDArray[np.integer], probabilities: Values) -> float:
+    """The threshold of the best F1, halfway to the next lower probability."""
+    precision, recall, candidates = precision_recall_curve(labels, probabilities)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    best = int(np.argmax(f1[:-1]))
+    below = candidates[best - 1] if best else 0.0
+    return float((candidates[best] + below) / 2)
+
+
+def _assemble(labeller_id: str, config: TfidfConfig, terms: NDArray[np.str_], fits: Sequence[_Fit]) -> TfidfLabeller:
+    """One labeller of the 18 regressions, on the terms that any of them reads."""
+    chosen = np.unique(np.concatenate([fit.terms for fit in fits]))
+    weights = np.zeros((len(fits), len(chosen)))
+    for row, fit in zip(weights, fits, strict=True):
+        row[np.searchsorted(chosen, fit.terms)] = fit.weights
+    biases, slopes, offsets, thresholds = np.array(
+        [(fit.bias, fit.slope, fit.offset, fit.threshold) for fit in fits]
+    ).T.copy()
+    return TfidfLabeller(labeller_id, config, terms[chosen].tolist(), weights, biases, slopes, offsets, thresholds)
+
+
+ARRAYS = ("weights", "biases", "slopes", "offsets", "thresholds")
+
+
+def _save(labeller: TfidfLabeller, folder: Path, info: Mapping[str, object]) -> None:
+    description = {"kind": KIND, "config": asdict(labeller.config), "info": info}
+    with replace_folder(folder) as temporary:
+        save_file({name: getattr(labeller, name) for name in ARRAYS}, temporary / "model.safetensors")
+        (temporary / "terms.json").write_text(json.dumps(labeller.terms, ensure_ascii=False, indent=0), "utf-8")
+        (temporary / "config.json").write_text(json.dumps(description, indent=2))
+
+
+def is_tfidf_folder(folder: Path) -> bool:
+    """Whether a model folder says that it holds such a labeller."""
+    try:
+        return json.loads((folder / "config.json").read_text())["kind"] == KIND
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def load_tfidf_labeller(folder: Path | str) -> TfidfLabeller:
+    """A labeller from its folder. Raises `CheckpointError` where the folder is incomplete or damaged."""
+    folder = Path(folder)
+    try:
+        fields = json.loads((folder / "config.json").read_text())["config"]
+        config = TfidfConfig(**{**fields, "strengths": tuple(fields["strengths"])})
+        terms = json.loads((folder / "terms.json").read_text("utf-8"))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: is not a folder of a {KIND} ({type(error).__name__}: {error})") from error
+    arrays = {name: values.double().numpy() for name, values in read_weights(folder / "model.safetensors").items()}
+    count = len(ABNORMALITIES)
+    if not isinstance(terms, list) or len(set(map(str, terms))) != len(terms):
+        raise CheckpointError(f"{folder}: its terms.json is not a list of different terms")
+    expected = {name: (count, len(terms)) if name == "weights" else (count,) for name in ARRAYS}
+    if (found := {name: values.shape for name, values in arrays.items()}) != expected:
+        raise CheckpointError(f"{folder}: holds arrays {found} in place of {expected}")
+    if damaged := [name for name, values in arrays.items() if not np.isfinite(values).all()]:
+        raise CheckpointError(f"{folder}: NaN or infinite: {', '.join(damaged)}")
+    return TfidfLabeller(folder.name, config, terms, **arrays)

@@ -1,0 +1,50 @@
+import csv
+
+import pytest
+
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import ConfigurationError, MetadataError
+from tasks.sources.hand_labels import read_hand_labels
+
+COLUMNS = ("AccessionNo", "report_text", *ABNORMALITIES)
+
+
+def write(path, rows, columns=COLUMNS, encoding="utf-8"):
+    with path.open("w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file)
+        writer.writerows([columns, *rows])
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
+def test_reports_are_read_in_any_usual_encoding_with_breaks_inside(tmp_path, encoding):
+    text = 'Nodule of 5 mm².\r\nSe\rcond\n\x0bline, "quoted"'
+    path = write(tmp_path / "a.csv", [["x", text, *[1] * 18], ["y", " ", *[0] * 18]], encoding=encoding)
+    reports = read_hand_labels(path)
+    assert reports.scans == ["x"]
+    assert reports.texts == [text.replace('"', "")]
+    assert reports.labels.tolist() == [[1] * 18]
+
+
+@pytest.mark.parametrize("column", ["report_text", "Emphysema"])
+def test_a_missing_column_is_named(tmp_path, column):
+    columns = ["other" if name == column else name for name in COLUMNS]
+    with pytest.raises(MetadataError, match=f"has no column {column}"):
+        read_hand_labels(write(tmp_path / "a.csv", [["x", "Text.", *[0] * 18]], columns))
+
+
+def test_a_label_that_is_neither_0_nor_1_is_named(tmp_path):
+    with pytest.raises(MetadataError, match=r"a\.csv:2: Medical material is '2'"):
+        read_hand_labels(write(tmp_path / "a.csv", [["x", "Text.", "2", *[0] * 17]]))
+
+
+def test_a_short_row_is_refused(tmp_path):
+    with pytest.raises(MetadataError, match=r"a\.csv:2: .*number of cells"):
+        read_hand_labels(write(tmp_path / "a.csv", [["x", "Text."]]))
+
+
+def test_a_file_without_reports_or_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="holds no report"):
+        read_hand_labels(write(tmp_path / "a.csv", []))
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        read_hand_labels(tmp_path / "b.csv")
