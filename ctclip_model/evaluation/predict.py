@@ -24,6 +24,7 @@ from ctclip_model.models.catalogue import OpenedModel
 SUFFIXES = (".nii", ".nii.gz")
 
 Head = Callable[[Floats], NDArray[np.float64]]  # unit latents (N, latent) to the probabilities (N, 18) of abnormalities
+_Read = tuple[Tensor, tuple[float, float, float], list[str]]  # a file's voxels, spacing and doubts
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,6 @@ def _read_ahead(paths: Iterable[Path], recipe: Recipe) -> Iterator[tuple[Path, F
             if len(reads) > 1:
                 yield reads.popleft()
         yield from reads
-
-
-_Read = tuple[Tensor, tuple[float, float, float], list[str]]
 
 
 def _read(path: Path, recipe: Recipe) -> _Read:
