@@ -34,7 +34,7 @@ def smoke() -> Preset:
     training: TrainingConfig = dataclasses.replace(base.training, batch_size=8, samples=64, text_pretraining_samples=64)
     return dataclasses.replace(
         base, name="smoke", model=dataclasses.replace(base.model, vision=vision, text=text, latent_dim=16),
-        training=training, vocabfine=VocabFineConfig(batch_size=4, epochs=1, warm_up_steps=1, steps_per_checkpoint=2),
+        training=training, vocabfine=VocabFineConfig(batch_size=4, epochs=1, warm_up_steps=1, steps_per_checkpoint=1),
         lipro=LiProConfig(batch_size=8, epochs=2), labeller=labeller,
     )  # fmt: skip
 
