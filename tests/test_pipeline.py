@@ -191,7 +191,8 @@ def test_own_volumes_get_the_probabilities_of_the_evaluation(built, phantoms):
     rows = query(
         built,
         "select min(volume_name), scan_id from evaluation_samples join current_shard_volumes using (volume_name) "
-        "where evaluation_samples.split = 'valid' and spacing_note is null group by scan_id having count(*) = 1",
+        "join current_models using (model_id) where kind = 'ct-clip' and evaluation_samples.split = 'valid' "
+        "and spacing_note is null group by scan_id having count(*) = 1",
     )
     in_order = "list(probability order by list_position($names, abnormality))"
     with store.read(built) as connection:
