@@ -128,6 +128,7 @@ class TfidfConfig:
 
     stem_letters: int = 7  # of a word that are read, so that calcified and calcification are one
     pair_distance: int = 8  # between two words of a statement that are read as a pair
+    max_reports: int = 2000  # to train on, drawn where there are more: so many take seconds, and less than a GB
     min_reports: int = 5  # that a term must stand in
     terms: int = 100  # an abnormality, those that tell most of it by chi²
     strengths: tuple[float, ...] = (0.01, 0.1)  # inverse regularisation; chosen for each abnormality

@@ -171,6 +171,13 @@ class LabelledReports:
     texts: list[str]
     labels: NDArray[np.int8]  # (reports, abnormalities)
 
+    def draw(self, count: int, seed: int) -> LabelledReports:
+        """At most so many of them, at random, in their order."""
+        places = np.sort(np.random.default_rng(seed).permutation(len(self.texts))[:count])
+        return LabelledReports(
+            [self.scans[place] for place in places], [self.texts[place] for place in places], self.labels[places]
+        )
+
     def fingerprint(self, training: LabellerTraining) -> str:
         """Of a labeller trained on them."""
         return fingerprint(training.config, VERSIONS["train-labeller"], self.scans, self.texts, self.labels.tolist())

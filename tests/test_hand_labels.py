@@ -26,6 +26,17 @@ def test_reports_are_read_in_any_usual_encoding_with_breaks_inside(tmp_path, enc
     assert reports.labels.tolist() == [[1] * 18]
 
 
+def test_so_many_reports_are_drawn_with_their_labels(tmp_path):
+    rows = [[f"{n}", f"Report {n}.", *[n % 2] * 18] for n in range(20)]
+    reports = read_hand_labels(write(tmp_path / "a.csv", rows))
+    drawn = reports.draw(5, seed=0)
+    assert len(set(drawn.scans)) == 5
+    assert drawn.texts == [f"Report {n}." for n in drawn.scans]
+    assert drawn.labels[:, 0].tolist() == [int(n) % 2 for n in drawn.scans]
+    assert drawn.scans != reports.draw(5, seed=1).scans
+    assert reports.draw(99, seed=0).texts == reports.texts
+
+
 @pytest.mark.parametrize("column", ["report_text", "Emphysema"])
 def test_a_missing_column_is_named(tmp_path, column):
     columns = ["other" if name == column else name for name in COLUMNS]

@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from ctclip_model.config import TfidfConfig
 from tasks.labelling import (
     TRAINED_PREFIX,
     LabelledReports,
@@ -28,6 +29,8 @@ def collect_labelled_reports(run: StageRun, hand_labels: Path | None) -> Labelle
 @task(cache_policy=NO_CACHE)
 def fit_labeller(run: StageRun, training: LabellerTraining, reports: LabelledReports, force: bool) -> str:
     """Trains on them, unless that has been done; returns the labeller's identifier."""
+    if isinstance(training.config, TfidfConfig):
+        reports = reports.draw(training.config.max_reports, training.config.seed)
     mark = reports.fingerprint(training)
     labeller_id = f"{TRAINED_PREFIX}{training.name}-{mark[:10]}"
     if plan_items(run, run.variant, {mark: mark}, force=force):
