@@ -37,10 +37,10 @@ def fan_out(
 
 
 def _stream(client, function, jobs, limits):  # type: ignore[no-untyped-def]
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
 
     waiting = iter(jobs)
-    in_flight = {}
+    in_flight, suspects = {}, []
     room = max(1, len(client.scheduler_info()["workers"])) * limits.jobs_in_flight_per_worker
 
     def submit_next() -> list:
@@ -53,11 +53,21 @@ def _stream(client, function, jobs, limits):  # type: ignore[no-untyped-def]
     completed = as_completed([future for _ in range(room) for future in submit_next()])
     for future in completed:
         job = in_flight.pop(future.key)
-        error = future.exception()
-        yield job, (future.result() if error is None else error)
-        future.release()
+        if isinstance(future.exception(), KilledWorker):
+            suspects.append(job)  # or a job that waited on the same workers as one that kills them
+        else:
+            yield job, _outcome(future)
         for following in submit_next():
             completed.add(following)
+    for job in suspects:  # alone, so that a death is its own
+        yield job, _outcome(client.submit(function, job, pure=False))
+
+
+def _outcome(future):  # type: ignore[no-untyped-def]
+    error = future.exception()
+    result = future.result() if error is None else error
+    future.release()
+    return result
 
 
 @contextmanager
