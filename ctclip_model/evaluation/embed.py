@@ -98,7 +98,9 @@ def map_texts(
     encoded = tokenizer(list(places), truncation=True, max_length=max_length)["input_ids"] if places else []
     lengths = [len(ids) for ids in encoded]
     results = np.empty((len(places), width), np.float32)
-    for batch in length_batches(lengths, tokens_per_batch or TEXT_TOKENS_PER_BATCH[device.type]):
+    for batch in length_batches(
+        lengths, tokens_per_batch or TEXT_TOKENS_PER_BATCH["cuda" if device.type == "cuda" else "cpu"]
+    ):
         rows = [torch.tensor(encoded[place]) for place in batch]
         ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
