@@ -29,6 +29,8 @@ from ctclip_model.files import fsync
 if TYPE_CHECKING:
     from ctclip_model.data.volume import ConvertedVolume
 
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) along depth, height, width
+
 FORMAT_VERSION = "2"
 SLAB_VOXELS = 2**21  # 4 MiB: enough for zstd and numpy to run at full speed, small enough to stay in a core's cache
 
@@ -182,16 +184,22 @@ class ShardReader:
     def read(self, row: int, out: np.ndarray | None = None) -> np.ndarray:
         """A volume, int16 HU (depth, height, width), decoded into `out` where given."""
         batch = self._batch(row)
-        volume = self._decode(batch, 0, self.recipe.shape[0], out)
+        depth, height, width = self.recipe.shape
+        volume = self._decode(batch, ((0, depth), (0, height), (0, width)), out)
         if self.verify and crc32(volume.data) != batch.column("crc32")[0].as_py():
             raise ShardError(f"{self.path}: row {row} is damaged: its voxels do not match their checksum")
         return volume
 
     def read_slab(self, row: int, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Planes start to stop of a volume, int16 HU (stop - start, height, width); only their slabs are decoded."""
-        if not 0 <= start < stop <= self.recipe.shape[0]:
-            raise ValueError(f"planes {start} to {stop} of a volume of {self.recipe.shape[0]}")
-        return self._decode(self._batch(row), start, stop, out)
+        _, height, width = self.recipe.shape
+        return self.read_box(row, ((start, stop), (0, height), (0, width)), out)
+
+    def read_box(self, row: int, box: Box, out: np.ndarray | None = None) -> np.ndarray:
+        """A part of a volume, int16 HU, from a start to a stop along each axis; only its slabs are decoded."""
+        if not all(0 <= start < stop <= side for (start, stop), side in zip(box, self.recipe.shape, strict=True)):
+            raise ValueError(f"{box} of a volume of {self.recipe.shape}")
+        return self._decode(self._batch(row), box, out)
 
     def _batch(self, row: int) -> pa.RecordBatch:
         if not 0 <= row < len(self):
@@ -203,24 +211,25 @@ class ShardReader:
             raise ShardError(f"{self.path}: row {row} is damaged: {error}") from error
         return batch
 
-    def _decode(self, batch: pa.RecordBatch, start: int, stop: int, out: np.ndarray | None) -> np.ndarray:
-        depth, height, width = self.recipe.shape
-        shape = stop - start, height, width
+    def _decode(self, batch: pa.RecordBatch, box: Box, out: np.ndarray | None) -> np.ndarray:
+        (start, stop), *_ = box
+        shape = tuple(last - first for first, last in box)
         out = np.empty(shape, VOXEL) if out is None else out
         if out.shape != shape or out.dtype != VOXEL or not out.flags.c_contiguous:
             raise ValueError(f"out is {out.dtype} {out.shape}, not contiguous int16 {shape}")
+        planes_shape = self.recipe.shape[1:]
+        rows, columns = (slice(*bounds) for bounds in box[1:])
         try:
-            columns = [batch.column(name)[0].values for name in COLUMNS[self.encoding]]
+            pieces = [batch.column(name)[0].values for name in COLUMNS[self.encoding]]
             for index in range(start // self._slab_planes, -(-stop // self._slab_planes)):
                 first = index * self._slab_planes
-                last = min(first + self._slab_planes, depth)
-                inside = slice(max(first, start), min(last, stop))
-                target = out[inside.start - start : inside.stop - start]
-                is_whole = len(target) == last - first
-                slab = target if is_whole else np.empty((last - first, height, width), VOXEL)
-                decode_slab([column[index].as_buffer() for column in columns], slab)
+                last = min(first + self._slab_planes, self.recipe.shape[0])
+                target = out[max(first, start) - start : min(last, stop) - start]
+                is_whole = target.shape == (last - first, *planes_shape)
+                slab = target if is_whole else np.empty((last - first, *planes_shape), VOXEL)
+                decode_slab([piece[index].as_buffer() for piece in pieces], slab)
                 if not is_whole:
-                    target[:] = slab[inside.start - first : inside.stop - first]
+                    target[:] = slab[max(start - first, 0) : stop - first, rows, columns]
         except (OSError, pa.ArrowException, ValueError, IndexError) as error:
             raise ShardError(f"{self.path}: {batch.column('name')[0]} is damaged: {error}") from error
         return out
