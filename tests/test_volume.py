@@ -279,3 +279,15 @@ def test_the_table_wins_over_the_header_and_a_disagreement_is_noted():
     assert note is not None
     assert "3" in note
     assert choose_spacing(None, (0.7, 0.7, 3.0)) == ((0.7, 0.7, 3.0), None)
+
+
+def test_the_headers_transforms_and_a_blank_scaling_change_nothing(tmp_path):
+    path = gz(tmp_path / "a.nii.gz")
+    expected = convert_volume(path, recipe=SMALL).voxels
+    block = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into("<2h", block, 252, 1, 2)  # qform and sform, which disagree
+    struct.pack_into("<12f", block, 280, *[-9.0, 0, 0, 5, 0, 9.0, 0, 5, 0, 0, 9.0, 5])
+    for slope, intercept in ((np.nan, np.nan), (0.0, 7.0), (1.0, 0.0)):
+        struct.pack_into("<2f", block, 112, slope, intercept)
+        path.write_bytes(gzip.compress(block))
+        assert np.array_equal(convert_volume(path, recipe=SMALL).voxels, expected)
