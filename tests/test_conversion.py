@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -76,30 +77,51 @@ def count_volumes(data_root: Path) -> int:
     return int(row[0])
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.3])
-def test_killed_conversion_goes_on_where_it_stopped(data_root, delay_s):
+def kill_conversion(data_root: Path, begun: Path, pattern: str, delay_s: float) -> None:
+    """Kills a conversion and its workers so long after the first file of that pattern is in the folder."""
     program = f"from pathlib import Path; from test_conversion import convert; convert(Path({str(data_root)!r}))"
     child = subprocess.Popen(
         [sys.executable, "-c", f"if __name__ == '__main__':\n    {program}"],
         cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    records = data_root / "records" / "shard_volumes"
     deadline = time.monotonic() + 60
-    while not list(records.glob("*.parquet")) and child.poll() is None and time.monotonic() < deadline:
+    while not list(begun.glob(pattern)) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(delay_s)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    shards = data_root / "shards" / RECIPE.recipe_id
-    (shards / ".half-written.arrow.tmp").write_bytes(b"half")
-    first = len(list(records.glob("*.parquet")))
-    assert first > 0
-    assert convert(data_root)["done"] < count_volumes(data_root)
+
+
+def assert_whole(data_root: Path) -> None:
+    """Every volume is in exactly one current row, right by its checksum, and nothing temporary is left."""
     rows = converted(data_root)
     assert len(rows) == count_volumes(data_root)
     for path, row in rows.values():
         assert read_volume(data_root / path, row, verify=True).shape == RECIPE.shape
     assert not list(data_root.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.3])
+def test_killed_conversion_goes_on_where_it_stopped(data_root, delay_s):
+    records = data_root / "records" / "shard_volumes"
+    kill_conversion(data_root, records, "*.parquet", delay_s)
+    (data_root / "shards" / RECIPE.recipe_id / ".half-written.arrow.tmp").write_bytes(b"half")
+    assert list(records.glob("*.parquet"))
+    assert convert(data_root)["done"] < count_volumes(data_root)
+    assert_whole(data_root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_conversion_killed_at_any_moment_is_whole_after_a_rerun(tmp_path, seed):
+    make_phantoms(tmp_path / "source", PhantomConfig(seed=1, train_patients=14, valid_patients=12), processes=1)
+    data_root = tmp_path / "data"
+    ingest(tmp_path / "source", data_root)
+    assert count_volumes(data_root) >= 40
+    delay_s = random.Random(seed).uniform(0, 5)
+    kill_conversion(data_root, data_root / "shards" / RECIPE.recipe_id, ".*.tmp", delay_s)
+    convert(data_root)
+    assert_whole(data_root)
 
 
 def test_bad_files_are_rejected_and_the_rest_is_converted(source, data_root):

@@ -50,8 +50,9 @@ def convert(path: Path) -> np.ndarray | None:
     try:
         return convert_volume(path, spacing_mm=SPACING, recipe=SMALL).voxels
     except VolumeError as error:
-        assert error.reason in REASONS
-        return None
+        reason = error.reason
+    assert reason in REASONS
+    return None
 
 
 @st.composite
