@@ -142,12 +142,15 @@ def convert(
     force: Force = False,
     retry_rejects: RetryRejects = False,
     dask_address: DaskAddress = None,
+    recipe: Annotated[str | None, typer.Option(help="JSON, or a file of it, that changes the preset's recipe.")] = None,
+    uncompressed: Annotated[bool, typer.Option("--uncompressed", help="Thrice the disk, read thrice as fast.")] = False,
     as_json: Json = False,
 ) -> None:
     """Convert volumes to shards."""
     run_flow(
         "convert", as_json, data_root=data_root, preset=preset, source=source, split=split, volumes=volumes,
-        limit=limit, force=force, retry_rejects=retry_rejects, dask_address=dask_address,
+        limit=limit, force=force, retry_rejects=retry_rejects, dask_address=dask_address, recipe=recipe,
+        uncompressed=uncompressed,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +14,16 @@ import time
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
-from ctclip_model.data.shards import read_volume
+from ctclip_model.data.shards import ShardReader, read_volume
+from ctclip_model.data.slabs import Encoding
 from tasks.changes import INGESTED, compare
 from tasks.conversion import make_jobs, read_volumes, run_jobs
 from tasks.planning import plan_items
+from tasks.progress import REPORTER, LogReporter
 from tasks.runs import open_run
 from tasks.settings import LIMITS
 from tasks.sources.local import LocalSource
@@ -42,11 +46,13 @@ def ingest(source: Path, data_root: Path) -> None:
                 run.record(table, changed)
 
 
-def convert(data_root: Path) -> dict[str, int]:
-    with open_run(data_root, "convert", RECIPE.recipe_id, limits=SMALL_SHARDS) as run:
-        volumes = read_volumes(data_root, RECIPE, None)
-        pending = plan_items(run, RECIPE.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
-        run_jobs(run, make_jobs(run, RECIPE, [volumes[name] for name in pending]), None)
+def convert(
+    data_root: Path, recipe: Recipe = RECIPE, encoding: Encoding = "delta-zstd", address: str | None = None
+) -> dict[str, int]:
+    with open_run(data_root, "convert", recipe.recipe_id, limits=SMALL_SHARDS) as run:
+        volumes = read_volumes(data_root, recipe, None)
+        pending = plan_items(run, recipe.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
+        run_jobs(run, make_jobs(run, recipe, [volumes[name] for name in pending], encoding), address)
     return {"done": run.count_done, "rejected": run.count_rejected}
 
 
@@ -122,6 +128,38 @@ def test_conversion_killed_at_any_moment_is_whole_after_a_rerun(tmp_path, seed):
     kill_conversion(data_root, data_root / "shards" / RECIPE.recipe_id, ".*.tmp", delay_s)
     convert(data_root)
     assert_whole(data_root)
+
+
+def test_recipes_and_encodings_live_side_by_side(data_root):
+    convert(data_root)
+    finer = dataclasses.replace(RECIPE, name="finer", spacing_mm=(20.0, 20.0, 20.0))
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        assert convert(data_root, finer, "raw", cluster.scheduler_address)["done"] == count_volumes(data_root)
+    assert convert(data_root)["done"] == 0
+    with store.read(data_root) as connection:
+        rows = connection.execute("select recipe_id, shard_path, row_index from current_shard_volumes").fetchall()
+    assert len(rows) == 2 * count_volumes(data_root)
+    for recipe_id, path, row in rows:
+        with ShardReader(data_root / path, verify=True) as reader:
+            assert reader.recipe_id == recipe_id
+            assert reader.encoding == ("raw" if reader.recipe == finer else "delta-zstd")
+            assert reader.read(row).shape == RECIPE.shape
+
+
+def test_progress_tells_gigabytes_a_second(data_root):
+    notes = []
+
+    class Recorder(LogReporter):
+        def update(self, stage: str, done: int, note: str) -> None:
+            notes.append((stage, done, note))
+
+    token = REPORTER.set(Recorder())
+    try:
+        convert(data_root)
+    finally:
+        REPORTER.reset(token)
+    assert notes[-1][:2] == ("convert", count_volumes(data_root))
+    assert all(re.fullmatch(r"\d+\.\d\d GB/s", note) for _, _, note in notes)
 
 
 def test_bad_files_are_rejected_and_the_rest_is_converted(source, data_root):

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctclip_model.config import Recipe
-from ctclip_model.data.hounsfield import HounsfieldPlanes
+from ctclip_model.data.hounsfield import HounsfieldPlanes, clip_plane
 from ctclip_model.data.nifti import NiftiStream, fault
 from ctclip_model.data.resampling import blend_planes, plan_axes
+from ctclip_model.data.slabs import encode_slab
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +91,16 @@ def convert_volume(
     Raises `VolumeError`, whose `reason` is the reject's code.
     """
     return _convert(Path(path), spacing_mm, slope, intercept, recipe, np.dtype(np.int16))
+
+
+def compile_kernels() -> None:
+    """Compiles what conversion runs, if that was never done here, so that workers find it instead of doing it each."""
+    plane = np.zeros((2, 2), np.int16)
+    first, second, _ = plan_axes((2, 2, 2), (1.0, 1.0, 1.0), Recipe(spacing_mm=(1.0, 1.0, 1.0), shape=(2, 2, 2)))
+    hu = np.empty((2, 2, 2), np.float32)
+    clip_plane(plane, 1.0, 0.0, PUBLISHED.window_hu, hu[0])
+    blend_planes(hu[0], hu[0], np.float32(0), first, second, plane)
+    encode_slab(plane[None], "delta-zstd")
 
 
 def choose_spacing(
