@@ -38,13 +38,13 @@ class FormatChoice(StrEnum):
 DataRoot = Annotated[
     Path, typer.Option("--data-root", envvar=DATA_ROOT_VARIABLE, help="Where everything is kept.", file_okay=False)
 ]
-Source = Annotated[str | None, typer.Option(help="CT-RATE as a folder; default: the one ingested last.")]
+Source = Annotated[str | None, typer.Option(help="CT-RATE as a folder, or rad-chestct:FOLDER; default: ingested last.")]
 Preset = Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")]
 Labeller = Annotated[str, typer.Option(help="`radbert`, a trained labeller's id, or a path.")]
 Storage = Annotated[
     StorageChoice | None, typer.Option(help="Which of CT-RATE's two storages; default: as ingested last, or v2.")
 ]
-Split = Annotated[str | None, typer.Option(help="Only this split: train or valid.")]
+Split = Annotated[str | None, typer.Option(help="Only this split: train, valid, or external.")]
 Volumes = Annotated[str | None, typer.Option(help="Only these: a file of names, or a glob.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many items.")]
 Force = Annotated[bool, typer.Option("--force", help="Make again what is there already.")]
@@ -124,11 +124,17 @@ def ingest(
     source: Source = None,
     data_root: DataRoot = DATA_ROOT,
     storage: Storage = None,
+    orientation: Annotated[
+        str | None, typer.Option(help="Of RAD-ChestCT: the array axes that become the three of a volume; xyz.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Record what is new, changed or withdrawn at the source."""
-    run_flow("ingest", as_json, source=source, data_root=data_root, storage=storage and storage.value, force=force)
+    run_flow(
+        "ingest", as_json, source=source, data_root=data_root, storage=storage and storage.value, force=force,
+        orientation=orientation,
+    )  # fmt: skip
 
 
 @app.command()

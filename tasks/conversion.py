@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ctclip_model.config import VERSIONS, Recipe, fingerprint
+from ctclip_model.data.npz import ORIENTATION
 from ctclip_model.data.shards import ShardRow, ShardVolume, write_shard
 from ctclip_model.data.slabs import Encoding
 from ctclip_model.data.volume import compile_kernels, convert_volume
@@ -36,6 +37,7 @@ class VolumeFile:
     spacing_mm: tuple[float | None, float | None, float | None]  # first, second, third array axis
     slope: float
     intercept: float
+    orientation: str = ORIENTATION  # of RAD-ChestCT's arrays
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,13 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
     volumes, settings = {}, dataclasses.asdict(recipe)  # once: it is most of a fingerprint's time
     for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept in rows:
         # v2 files hold HU already: applying the metadata's rescaling again is the published code's fault
-        rescale = (1.0, 0.0) if storage == "v2" else (slope, intercept)
-        mark = fingerprint(sha256, x, y, z, rescale, settings, VERSIONS["convert"])
-        folder = str(Path(source).resolve()) if source else recorded.removeprefix("file://")
-        volumes[name] = VolumeFile(name, mark, f"{folder}/{path}", size, sha256, (x, y, z), *rescale)
+        if storage != "v1":
+            slope, intercept = 1.0, 0.0
+        orientation = storage.removeprefix("npz-") if storage.startswith("npz-") else ORIENTATION
+        mark = fingerprint(sha256, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
+        folder = str(Path(source).resolve()) if source else recorded.partition("://")[2]
+        file = f"{folder}/{path}"
+        volumes[name] = VolumeFile(name, mark, file, size, sha256, (x, y, z), slope, intercept, orientation)
     return volumes
 
 
@@ -149,8 +154,9 @@ def convert_file(volume: VolumeFile, recipe: Recipe) -> ShardVolume:
             f"{path} has {size} bytes, {volume.size_bytes} when it was ingested; ingest again",
         )  # fmt: skip
     converted = convert_volume(
-        path, spacing_mm=volume.spacing_mm, slope=volume.slope, intercept=volume.intercept, recipe=recipe
-    )
+        path, spacing_mm=volume.spacing_mm, slope=volume.slope, intercept=volume.intercept, recipe=recipe,
+        orientation=volume.orientation,
+    )  # fmt: skip
     return ShardVolume(volume.volume_name, volume.sha256, converted)
 
 

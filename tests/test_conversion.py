@@ -33,8 +33,8 @@ RECIPE = Recipe("test", spacing_mm=(24.0, 24.0, 24.0), shape=(12, 14, 14))
 SMALL_SHARDS = dataclasses.replace(LIMITS, shard_volumes=2, publish_interval_s=0.0)
 
 
-def ingest(source: Path, data_root: Path) -> None:
-    opened = LocalSource(source, data_root)
+def ingest(source: Path | LocalSource, data_root: Path) -> None:
+    opened = LocalSource(source, data_root) if isinstance(source, Path) else source
     with open_run(data_root, "ingest", opened.name) as run:
         revision, catalogue = opened.read()
         current = {table: {} for table in INGESTED}

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ctclip_model.data.accelerators import load_kernels
 from ctclip_model.data.nifti import NiftiStream, fault
+from ctclip_model.data.npz import NpzStream
 
 PLAUSIBLE_HU = 1e6  # metal and padding stay below 40,000
 AIR_HU = (-1100, -600)  # air and lung
@@ -23,7 +24,7 @@ class HounsfieldPlanes:
     """A stream's planes in HU, clipped to the window; keeps the statistics of all that passed."""
 
     def __init__(
-        self, stream: NiftiStream, slope: float | None, intercept: float | None, window_hu: tuple[int, int]
+        self, stream: NiftiStream | NpzStream, slope: float | None, intercept: float | None, window_hu: tuple[int, int]
     ) -> None:
         header = stream.header
         self.stream = stream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ HEADERS = {348: (nib.Nifti1Header, b"n+1\0"), 540: (nib.Nifti2Header, b"n+2\0")}
 
 def fault(path: Path, reason: str, detail: str) -> VolumeError:
     """The error of a file, under the volume's name."""
-    return VolumeError(path.name.removesuffix(".gz").removesuffix(".nii"), reason, detail)
+    return VolumeError(re.sub(r"(\.nii|\.nii\.gz|\.npz)$", "", path.name), reason, detail)
 
 
 @dataclass(frozen=True)

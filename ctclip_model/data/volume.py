@@ -19,6 +19,7 @@ import numpy as np
 from ctclip_model.config import Recipe
 from ctclip_model.data.hounsfield import HounsfieldPlanes, clip_plane
 from ctclip_model.data.nifti import NiftiStream, fault
+from ctclip_model.data.npz import ORIENTATION, NpzStream
 from ctclip_model.data.resampling import blend_planes, plan_axes
 from ctclip_model.data.slabs import encode_slab
 
@@ -85,12 +86,14 @@ def convert_volume(
     slope: float | None = 1.0,
     intercept: float | None = 0.0,
     recipe: Recipe = PUBLISHED,
+    orientation: str = ORIENTATION,
 ) -> ConvertedVolume:
     """Reads a NIfTI volume as `load_volume` does, rounded to int16 HU as shards keep it, with the facts of its source.
 
-    Raises `VolumeError`, whose `reason` is the reject's code.
+    A `.npz` is read as RAD-ChestCT's, its axes by `orientation`, see `npz.py`. Raises `VolumeError`, whose `reason` is
+    the reject's code.
     """
-    return _convert(Path(path), spacing_mm, slope, intercept, recipe, np.dtype(np.int16))
+    return _convert(Path(path), spacing_mm, slope, intercept, recipe, np.dtype(np.int16), orientation)
 
 
 def compile_kernels() -> None:
@@ -142,8 +145,9 @@ def _convert(
     intercept: float | None,
     recipe: Recipe,
     dtype: np.dtype,
+    orientation: str = ORIENTATION,
 ) -> ConvertedVolume:
-    with NiftiStream(path) as stream:
+    with NpzStream(path, orientation) if path.suffix == ".npz" else NiftiStream(path) as stream:
         shape = stream.header.shape
         try:
             spacing, note = choose_spacing(spacing_mm, stream.header.zooms_mm)

@@ -47,7 +47,7 @@ def read_table(path: str, content: bytes | None, split: str, required: tuple[str
         return Table(path, is_present=False)
     table = Table(path)
     try:
-        for line, cells in _read_rows(path, content, ("VolumeName", *required)):
+        for line, cells in read_rows(path, content, ("VolumeName", *required)):
             try:
                 _add_row(table, f"{path}:{line}", cells, split)
             except BadItemError as error:
@@ -74,7 +74,8 @@ def read_list(path: str, content: bytes | None, split: str) -> tuple[list[Volume
     return names, errors
 
 
-def _read_rows(path: str, content: bytes, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(path: str, content: bytes, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line numbers and cells, which are empty for a malformed line; raises `MetadataError` for an unreadable file."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,11 +142,15 @@ def report_row(name: VolumeName, cells: dict[str, str]) -> dict[str, Any]:
 
 def label_values(place: str, cells: dict[str, str]) -> tuple[int, ...]:
     """The 18 labels of a row, 0 or 1; raises `MetadataError` for anything else."""
-    values = tuple(_number(cells[abnormality]) for abnormality in ABNORMALITIES)
-    if not set(values) <= {0.0, 1.0}:
-        wrong = next(name for name, value in zip(ABNORMALITIES, values, strict=True) if value not in (0.0, 1.0))
-        raise MetadataError(place, "bad_label", f"{wrong} is {cells[wrong]!r}, neither 0 nor 1")
-    return tuple(int(value or 0) for value in values)
+    return tuple(label_value(place, abnormality, cells) for abnormality in ABNORMALITIES)
+
+
+def label_value(place: str, abnormality: str, cells: dict[str, str]) -> int:
+    """One label of a row, 0 or 1; raises `MetadataError` for anything else."""
+    value = _number(cells[abnormality])
+    if value not in (0.0, 1.0):
+        raise MetadataError(place, "bad_label", f"{abnormality} is {cells[abnormality]!r}, neither 0 nor 1")
+    return int(value)
 
 
 def _number(text: str | None) -> float | None:
