@@ -9,7 +9,7 @@ from prefect import flow
 
 from ctclip_model.data.slabs import Encoding
 from tasks.planning import Selection
-from tasks.presets import find_recipe
+from tasks.recipes import find_recipe
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run, whole
 from tasks.stages.convert import convert_volumes, plan_conversion

@@ -44,7 +44,8 @@ class RadChestSource(LocalSource):
         catalogue = Catalogue()
         rows: dict[RadName, dict[str, int]] = {}
         try:
-            for line, cells in read_rows(LABELS, content or b"", (NAME_COLUMN,)):
+            text = (content or b"").decode("utf-8-sig", errors="replace")
+            for line, cells in read_rows(LABELS, text, (NAME_COLUMN,)):
                 try:
                     _add_row(rows, f"{LABELS}:{line}", cells)
                 except BadItemError as error:

@@ -47,7 +47,7 @@ def read_table(path: str, content: bytes | None, split: str, required: tuple[str
         return Table(path, is_present=False)
     table = Table(path)
     try:
-        for line, cells in read_rows(path, content, ("VolumeName", *required)):
+        for line, cells in read_rows(path, _decode(path, content), ("VolumeName", *required)):
             try:
                 _add_row(table, f"{path}:{line}", cells, split)
             except BadItemError as error:
@@ -74,12 +74,18 @@ def read_list(path: str, content: bytes | None, split: str) -> tuple[list[Volume
     return names, errors
 
 
-def read_rows(path: str, content: bytes, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and cells, which are empty for a malformed line; raises `MetadataError` for an unreadable file."""
+def _decode(path: str, content: bytes) -> str:
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MetadataError(path, "unreadable_csv", f"is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read_rows(path: str, text: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Each row of a CSV and the line that it ends on; empty where it has another number of cells than the header.
+
+    Raises `MetadataError` where a required column is missing, or the text is no CSV.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
