@@ -1,67 +1,112 @@
-"""One CT volume: the published preprocessing, ours, and reading it back from a shard, side by side.
+"""One CT volume: the published preprocessing, ours, and reading it back from a shard, side by side, on one thread.
 
-Usage: python benchmarks/bench_preprocessing.py [slices]
+Usage: python benchmarks/bench_preprocessing.py [in-plane size] [slices]
 """
 
 from __future__ import annotations
 
+import os
+import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
+import psutil
 import torch
 from plain import load_volume_plainly
+from volumes import write_volume
 
 from ctclip_model.config import Recipe
+from ctclip_model.data.accelerators import gzip_member
+from ctclip_model.data.nifti import CHUNK_BYTES
 from ctclip_model.data.shards import ShardReader, ShardVolume, write_shard
 from ctclip_model.data.volume import convert_volume
 
-RUNS = 3
+RUNS = 5
+RECIPE = Recipe()
+MIB = 2**20
 
 
 def main() -> None:
-    slices = int(sys.argv[1]) if len(sys.argv) > 1 else 150
+    side, slices = (int(argument) for argument in (sys.argv[1:] + ["512", "300"][len(sys.argv) - 1 :]))
     torch.set_num_threads(1)
-    recipe = Recipe()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "valid_1_a_1.nii.gz"
-        write_volume(path, slices)
-        shard = Path(folder) / "shard.arrow"
-        write_shard(shard, recipe, [ShardVolume("valid_1_a_1", "", convert_volume(path, recipe=recipe))])
-        ours = convert_volume(path, recipe=recipe).voxels / 1000
-        assert np.abs(ours - load_volume_plainly(path, recipe).numpy()[0]).max() < 5.1e-4
-        with ShardReader(shard) as reader:
-            plain = median_s(lambda: load_volume_plainly(path, recipe))
-            convert = median_s(lambda: convert_volume(path, recipe=recipe))
-            read = median_s(lambda: reader.read(0))
-    print(f"512 x 512 x {slices}, one thread, median of {RUNS}")
-    print(f"  plain preprocessing  {plain:7.2f} s")
-    print(f"  our conversion       {convert:7.2f} s   {plain / convert:6.1f} x")
-    print(f"  reading from a shard {read:7.3f} s   {plain / read:6.1f} x")
+        write_volume(path, side, slices)
+        print(f"{side} x {side} x {slices}, {path.stat().st_size / 1e6:.0f} MB, one thread, medians of {RUNS}")
+        compare(path, Path(folder))
+        own = subprocess.run([sys.executable, __file__, "memory", path], capture_output=True, text=True, check=True)
+        print(f"  memory beside what Python and its libraries take, at most: {own.stdout.strip()}")
 
 
-def write_volume(path: Path, slices: int) -> None:
-    rng = np.random.default_rng(0)
-    smooth = np.cumsum(rng.normal(0, 8, (512, 512, slices)), axis=0)
-    values = np.clip(smooth + rng.normal(0, 20, smooth.shape), -1024, 3000).astype(np.int16)
-    image = nib.Nifti1Image(values, np.eye(4))
-    image.header.set_zooms((0.7, 0.7, 1.5))
-    nib.save(image, path)
+def compare(path: Path, folder: Path) -> None:
+    """Prints every way's time and its ratio to the plain one."""
+    plain_voxels = load_volume_plainly(path, RECIPE).numpy()[0]
+    assert np.abs(convert_volume(path, recipe=RECIPE).voxels / 1000 - plain_voxels).max() < 5.1e-4
+    shard, raw = folder / "shard.arrow", folder / "raw.arrow"
+    volume = ShardVolume("valid_1_a_1", "", convert_volume(path, recipe=RECIPE))
+    write_shard(shard, RECIPE, [volume])
+    write_shard(raw, RECIPE, [volume], encoding="raw")
+    out = np.zeros(RECIPE.shape, np.int16)  # touched: fresh pages cost as much as decoding
+
+    def convert_and_write() -> None:
+        write_shard(shard, RECIPE, [ShardVolume("valid_1_a_1", "", convert_volume(path, recipe=RECIPE))])
+
+    plain, inflating, *ours = medians_s(
+        lambda: load_volume_plainly(path, RECIPE),
+        lambda: inflate(path),
+        lambda: convert_volume(path, recipe=RECIPE),
+        convert_and_write,
+        *(lambda reader=reader: reader.read(0, out) for reader in (
+            ShardReader(shard), ShardReader(shard, verify=True), ShardReader(raw), ShardReader(raw, verify=True)
+        )),
+    )  # fmt: skip
+    print(f"  {'plain preprocessing':34} {plain:7.3f} s")
+    print(f"  {'inflating alone':34} {inflating:7.3f} s")
+    names = ("our conversion", "our conversion, encoded and written", "read", "read and verified", "read, uncompressed",
+             "read, uncompressed and verified")  # fmt: skip
+    for name, seconds in zip(names, ours, strict=True):
+        print(f"  {name:35} {seconds:6.3f} s {plain / seconds:6.1f} x")
+    print(f"  our conversion takes {ours[0] / inflating:.2f} times as long as inflating alone")
+    print(f"  {shard.stat().st_size / 1e6:.1f} MB in the shard, {raw.stat().st_size / 1e6:.1f} MB uncompressed")
 
 
-def median_s(function: Callable[[], object]) -> float:
-    times = []
+def inflate(path: Path) -> None:
+    member = gzip_member()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            member.decompress(chunk)
+
+
+def medians_s(*functions: Callable[[], object]) -> list[float]:
+    """Median times; the ways take turns, so that what else the machine does falls on all of them."""
+    times: list[list[float]] = [[] for _ in functions]
     for _ in range(RUNS):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+        for function, taken in zip(functions, times, strict=True):
+            started = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - started)
+    return [statistics.median(taken) for taken in times]
+
+
+def print_memory(path: Path) -> None:
+    """How much more than before a conversion takes at its peak, encoding and writing included."""
+    with tempfile.TemporaryDirectory() as folder:
+        small = Path(folder) / "small.nii.gz"
+        write_volume(small, 64, 20)
+        for source in (small, path):  # the first loads what is needed
+            before = psutil.Process().memory_info().rss
+            write_shard(Path(folder) / "a.arrow", RECIPE, [ShardVolume("a", "", convert_volume(source, recipe=RECIPE))])
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    print(f"{int(peak[1]) / 1024 - before / MIB:.0f} MiB")
 
 
 if __name__ == "__main__":
-    main()
+    print_memory(Path(sys.argv[2])) if sys.argv[1:2] == ["memory"] else main()

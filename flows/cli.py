@@ -53,7 +53,7 @@ class FormatChoice(StrEnum):
 DataRoot = Annotated[
     Path, typer.Option("--data-root", envvar=DATA_ROOT_VARIABLE, help="Where everything is kept.", file_okay=False)
 ]
-Source = Annotated[str | None, typer.Option(help="CT-RATE as a folder; default: the one ingested last.")]
+Source = Annotated[str | None, typer.Option(help="CT-RATE as a folder, or rad-chestct:FOLDER; default: ingested last.")]
 Preset = Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")]
 Labeller = Annotated[
     str, typer.Option(help="`radbert`, `tfidf` (needs no weights), a trained labeller's id, or a path.")
@@ -61,7 +61,7 @@ Labeller = Annotated[
 Storage = Annotated[
     StorageChoice | None, typer.Option(help="Which of CT-RATE's two storages; default: as ingested last, or v2.")
 ]
-Split = Annotated[str | None, typer.Option(help="Only this split: train or valid.")]
+Split = Annotated[str | None, typer.Option(help="Only this split: train, valid, or external.")]
 Volumes = Annotated[str | None, typer.Option(help="Only these: a file of names, or a glob.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many items.")]
 Force = Annotated[bool, typer.Option("--force", help="Make again what is there already.")]
@@ -148,11 +148,17 @@ def ingest(
     source: Source = None,
     data_root: DataRoot = DATA_ROOT,
     storage: Storage = None,
+    orientation: Annotated[
+        str | None, typer.Option(help="Of RAD-ChestCT: the array axes that become the three of a volume; xyz.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Record what is new, changed or withdrawn at the source."""
-    run_flow("ingest", as_json, source=source, data_root=data_root, storage=storage and storage.value, force=force)
+    run_flow(
+        "ingest", as_json, source=source, data_root=data_root, storage=storage and storage.value, force=force,
+        orientation=orientation,
+    )  # fmt: skip
 
 
 @app.command()
@@ -166,12 +172,15 @@ def convert(
     force: Force = False,
     retry_rejects: RetryRejects = False,
     dask_address: DaskAddress = None,
+    recipe: Annotated[str | None, typer.Option(help="JSON, or a file of it, that changes the preset's recipe.")] = None,
+    uncompressed: Annotated[bool, typer.Option("--uncompressed", help="Thrice the disk, read thrice as fast.")] = False,
     as_json: Json = False,
 ) -> None:
     """Convert volumes to shards."""
     run_flow(
         "convert", as_json, data_root=data_root, preset=preset, source=source, split=split, volumes=volumes,
-        limit=limit, force=force, retry_rejects=retry_rejects, dask_address=dask_address,
+        limit=limit, force=force, retry_rejects=retry_rejects, dask_address=dask_address, recipe=recipe,
+        uncompressed=uncompressed,
     )  # fmt: skip
 
 

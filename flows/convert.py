@@ -7,8 +7,9 @@ from typing import Any
 
 from prefect import flow
 
+from ctclip_model.data.slabs import Encoding
 from tasks.planning import Selection
-from tasks.presets import find_preset
+from tasks.recipes import find_recipe
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run, whole
 from tasks.stages.convert import convert_volumes, plan_conversion
@@ -25,10 +26,17 @@ def convert(
     force: bool = False,
     retry_rejects: bool = False,
     dask_address: str | None = None,
+    recipe: str | None = None,
+    uncompressed: bool = False,
 ) -> dict[str, Any]:
-    """Convert what is new or changed; `source` says where its files lie now, if not where they were ingested."""
-    recipe = find_preset(preset).recipe
-    with stage_run(data_root, "convert", recipe.recipe_id) as run:
-        jobs = plan_conversion(run, recipe, Selection(split, volumes, limit), force, retry_rejects, source)
+    """Convert what is new or changed; `source` says where its files lie now, if not where they were ingested.
+
+    `recipe` is JSON, or a file of it, that changes the preset's; its shards stand beside the others.
+    """
+    chosen = find_recipe(preset, recipe)
+    encoding: Encoding = "raw" if uncompressed else "delta-zstd"
+    with stage_run(data_root, "convert", chosen.recipe_id) as run:
+        selection = Selection(split, volumes, limit)
+        jobs = plan_conversion(run, chosen, selection, force, retry_rejects, source, encoding)
         convert_volumes(run, whole(jobs), dask_address)
     return run.summary()

@@ -13,6 +13,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -26,13 +28,22 @@ PIPE_WIDTH = 2000  # columns; what is piped into another program is never folded
 console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 
+class RateColumn(ProgressColumn):
+    """How many units a second are done."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.3g}/s" if speed else "")
+
+
 class RichReporter:
     """A bar a stage, on stderr, gone into the scroll-back when the stage ends."""
 
     def __init__(self) -> None:
         self.progress = Progress(
             TextColumn("{task.description:>14}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]} {task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[unit]}"), RateColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+            TimeRemainingColumn(),
             console=Console(stderr=True), transient=False,
         )  # fmt: skip
         self.bars: dict[str, TaskID] = {}

@@ -15,10 +15,17 @@ from tasks.stages.ingest import open_source, read_source, record_changes, refuse
 
 @flow(name="ingest")
 def ingest(
-    source: str | None = None, data_root: Path = DATA_ROOT, storage: Storage | None = None, force: bool = False
+    source: str | None = None,
+    data_root: Path = DATA_ROOT,
+    storage: Storage | None = None,
+    force: bool = False,
+    orientation: str | None = None,
 ) -> dict[str, Any]:
-    """Record what is new, changed or withdrawn in a folder of CT-RATE's layout, by default the one ingested last."""
-    opened = open_source(source, data_root, storage)
+    """Record what is new, changed or withdrawn at a source, by default the one ingested last.
+
+    That is a folder of CT-RATE's layout, or `rad-chestct:FOLDER`, whose arrays are turned by `orientation`.
+    """
+    opened = open_source(source, data_root, storage, orientation)
     with stage_run(data_root, "ingest", opened.name) as run:
         revision, catalogue = read_source(opened)
         record_changes(run, opened, revision, whole(catalogue), force)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ctclip_model.config import VERSIONS, Recipe, fingerprint
+from ctclip_model.data.npz import ORIENTATION
 from ctclip_model.data.shards import ShardRow, ShardVolume, write_shard
-from ctclip_model.data.volume import convert_volume
+from ctclip_model.data.slabs import Encoding
+from ctclip_model.data.volume import compile_kernels, convert_volume
 from ctclip_model.errors import BadItemError, CTCLIPError, VolumeError
 from tasks.fanout import fan_out
 from tasks.progress import show_progress
@@ -19,7 +22,7 @@ from tasks.runs import StageRun, code_version
 from tasks.settings import count_workers
 from warehouse import store
 
-BYTES_A_VOXEL = 0.6  # of a shard: int16, compressed
+SHARD_BYTES_A_VOXEL: dict[Encoding, float] = {"delta-zstd": 0.6, "raw": 2.0}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class VolumeFile:
     spacing_mm: tuple[float | None, float | None, float | None]  # first, second, third array axis
     slope: float
     intercept: float
+    orientation: str = ORIENTATION  # of RAD-ChestCT's arrays
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class ConversionJob:
     path: Path
     volumes: tuple[VolumeFile, ...]
     code_version: str
+    encoding: Encoding = "delta-zstd"
 
 
 @dataclass
@@ -62,21 +67,26 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
             "select volume_name, source, path, size_bytes, sha256, spacing_x_mm, spacing_y_mm, spacing_z_mm, "
             "storage, rescale_slope, rescale_intercept from current_volumes where sha256 is not null order by all"
         ).fetchall()
-    volumes = {}
+    volumes, settings = {}, dataclasses.asdict(recipe)  # once: it is most of a fingerprint's time
     for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept in rows:
         # v2 files hold HU already: applying the metadata's rescaling again is the published code's fault
-        rescale = (1.0, 0.0) if storage == "v2" else (slope, intercept)
-        mark = fingerprint(sha256, x, y, z, rescale, recipe, VERSIONS["convert"])
-        folder = str(Path(source).resolve()) if source else recorded.removeprefix("file://")
-        volumes[name] = VolumeFile(name, mark, f"{folder}/{path}", size, sha256, (x, y, z), *rescale)
+        if storage != "v1":
+            slope, intercept = 1.0, 0.0
+        orientation = storage.removeprefix("npz-") if storage.startswith("npz-") else ORIENTATION
+        mark = fingerprint(sha256, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
+        folder = str(Path(source).resolve()) if source else recorded.partition("://")[2]
+        file = f"{folder}/{path}"
+        volumes[name] = VolumeFile(name, mark, file, size, sha256, (x, y, z), slope, intercept, orientation)
     return volumes
 
 
-def make_jobs(run: StageRun, recipe: Recipe, volumes: Sequence[VolumeFile]) -> list[ConversionJob]:
+def make_jobs(
+    run: StageRun, recipe: Recipe, volumes: Sequence[VolumeFile], encoding: Encoding = "delta-zstd"
+) -> list[ConversionJob]:
     """Splits volumes into shards of about `shard_bytes`, and into enough jobs for every worker."""
     if not volumes:
         return []
-    fitting = int(run.limits.shard_bytes / (math.prod(recipe.shape) * 2 * BYTES_A_VOXEL))
+    fitting = int(run.limits.shard_bytes / (math.prod(recipe.shape) * SHARD_BYTES_A_VOXEL[encoding]))
     share = math.ceil(len(volumes) / (4 * count_workers()))
     size = max(1, min(fitting, run.limits.shard_volumes, share))
     folder = run.data_root / "shards" / recipe.recipe_id
@@ -84,7 +94,7 @@ def make_jobs(run: StageRun, recipe: Recipe, volumes: Sequence[VolumeFile]) -> l
         leftover.unlink()
     parts = [tuple(volumes[start : start + size]) for start in range(0, len(volumes), size)]
     return [
-        ConversionJob(recipe, folder / f"{run.run_id}-{number:06d}.arrow", part, code_version())
+        ConversionJob(recipe, folder / f"{run.run_id}-{number:06d}.arrow", part, code_version(), encoding)
         for number, part in enumerate(parts)
     ]
 
@@ -93,7 +103,9 @@ def run_jobs(run: StageRun, jobs: Sequence[ConversionJob], dask_address: str | N
     """Fans the jobs out and records each as it ends."""
     if not jobs:
         return
-    waiting = list(jobs)
+    if dask_address is None:
+        compile_kernels()
+    waiting, started, done_bytes = list(jobs), time.monotonic(), 0
     with show_progress("convert", sum(len(job.volumes) for job in jobs), "volumes") as progress:
         while waiting:
             following: list[ConversionJob] = []
@@ -102,7 +114,9 @@ def run_jobs(run: StageRun, jobs: Sequence[ConversionJob], dask_address: str | N
                     following += recover_job(run, job, outcome)
                     continue
                 record_result(run, job, outcome)
-                progress.advance(len(job.volumes))
+                done_bytes += sum(volume.size_bytes for volume in job.volumes)
+                rate = done_bytes / 1e9 / (time.monotonic() - started)
+                progress.advance(len(job.volumes), f"{rate:.2f} GB/s")
                 run.publish_if_due()
             waiting = following
 
@@ -111,7 +125,9 @@ def convert_job(job: ConversionJob) -> ConversionResult:
     """What a worker does: converts a job's volumes, one in memory at a time, into one shard."""
     result = ConversionResult()
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    result.rows = write_shard(job.path, job.recipe, _converted(job, result), code_version=job.code_version)
+    result.rows = write_shard(
+        job.path, job.recipe, _converted(job, result), encoding=job.encoding, code_version=job.code_version
+    )
     if result.rows:
         result.size_bytes = job.path.stat().st_size
     return result
@@ -138,8 +154,9 @@ def convert_file(volume: VolumeFile, recipe: Recipe) -> ShardVolume:
             f"{path} has {size} bytes, {volume.size_bytes} when it was ingested; ingest again",
         )  # fmt: skip
     converted = convert_volume(
-        path, spacing_mm=volume.spacing_mm, slope=volume.slope, intercept=volume.intercept, recipe=recipe
-    )
+        path, spacing_mm=volume.spacing_mm, slope=volume.slope, intercept=volume.intercept, recipe=recipe,
+        orientation=volume.orientation,
+    )  # fmt: skip
     return ShardVolume(volume.volume_name, volume.sha256, converted)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctclip_model.data.names import parse_volume_name
+from ctclip_model.data.names import EXTERNAL, parse_any_name, split_of
 from ctclip_model.errors import BadNameError, ConfigurationError
 from tasks.publish import publish
 from tasks.runs import StageRun
@@ -23,12 +23,12 @@ class Selection:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.split not in (None, "train", "valid"):
-            raise ConfigurationError(f"there is no split {self.split!r}: choose train or valid")
+        if self.split not in (None, "train", "valid", EXTERNAL):
+            raise ConfigurationError(f"there is no split {self.split!r}: choose train, valid or {EXTERNAL}")
 
     def choose(self, items: Collection[str]) -> list[str]:
         """The selected items in their given order; items are volume names or scan identifiers."""
-        chosen = [item for item in items if self.split is None or item.startswith(f"{self.split}_")]
+        chosen = [item for item in items if self.split is None or split_of(item) == self.split]
         if self.volumes is not None:
             chosen = self._choose_names(chosen)
         return chosen[: self.limit]
@@ -38,7 +38,7 @@ class Selection:
         if Path(self.volumes).is_file():
             lines = Path(self.volumes).read_text(encoding="utf-8").split()
             try:
-                wanted = {str(parse_volume_name(line)) for line in lines}
+                wanted = {str(parse_any_name(line)) for line in lines}
             except BadNameError as error:
                 raise ConfigurationError(f"--volumes {self.volumes}: {error}") from error
             return [item for item in items if item in wanted]

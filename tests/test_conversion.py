@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import os
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +14,16 @@ import time
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
-from ctclip_model.data.shards import read_volume
+from ctclip_model.data.shards import ShardReader, read_volume
+from ctclip_model.data.slabs import Encoding
 from tasks.changes import INGESTED, compare
 from tasks.conversion import make_jobs, read_volumes, run_jobs
 from tasks.planning import plan_items
+from tasks.progress import REPORTER, LogReporter
 from tasks.runs import open_run
 from tasks.settings import LIMITS
 from tasks.sources.local import LocalSource
@@ -28,8 +33,8 @@ RECIPE = Recipe("test", spacing_mm=(24.0, 24.0, 24.0), shape=(12, 14, 14))
 SMALL_SHARDS = dataclasses.replace(LIMITS, shard_volumes=2, publish_interval_s=0.0)
 
 
-def ingest(source: Path, data_root: Path) -> None:
-    opened = LocalSource(source, data_root)
+def ingest(source: Path | LocalSource, data_root: Path) -> None:
+    opened = LocalSource(source, data_root) if isinstance(source, Path) else source
     with open_run(data_root, "ingest", opened.name) as run:
         revision, catalogue = opened.read()
         current = {table: {} for table in INGESTED}
@@ -41,11 +46,13 @@ def ingest(source: Path, data_root: Path) -> None:
                 run.record(table, changed)
 
 
-def convert(data_root: Path) -> dict[str, int]:
-    with open_run(data_root, "convert", RECIPE.recipe_id, limits=SMALL_SHARDS) as run:
-        volumes = read_volumes(data_root, RECIPE, None)
-        pending = plan_items(run, RECIPE.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
-        run_jobs(run, make_jobs(run, RECIPE, [volumes[name] for name in pending]), None)
+def convert(
+    data_root: Path, recipe: Recipe = RECIPE, encoding: Encoding = "delta-zstd", address: str | None = None
+) -> dict[str, int]:
+    with open_run(data_root, "convert", recipe.recipe_id, limits=SMALL_SHARDS) as run:
+        volumes = read_volumes(data_root, recipe, None)
+        pending = plan_items(run, recipe.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
+        run_jobs(run, make_jobs(run, recipe, [volumes[name] for name in pending], encoding), address)
     return {"done": run.count_done, "rejected": run.count_rejected}
 
 
@@ -76,30 +83,83 @@ def count_volumes(data_root: Path) -> int:
     return int(row[0])
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.3])
-def test_killed_conversion_goes_on_where_it_stopped(data_root, delay_s):
+def kill_conversion(data_root: Path, begun: Path, pattern: str, delay_s: float) -> None:
+    """Kills a conversion and its workers so long after the first file of that pattern is in the folder."""
     program = f"from pathlib import Path; from test_conversion import convert; convert(Path({str(data_root)!r}))"
     child = subprocess.Popen(
         [sys.executable, "-c", f"if __name__ == '__main__':\n    {program}"],
         cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    records = data_root / "records" / "shard_volumes"
     deadline = time.monotonic() + 60
-    while not list(records.glob("*.parquet")) and child.poll() is None and time.monotonic() < deadline:
+    while not list(begun.glob(pattern)) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(delay_s)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    shards = data_root / "shards" / RECIPE.recipe_id
-    (shards / ".half-written.arrow.tmp").write_bytes(b"half")
-    first = len(list(records.glob("*.parquet")))
-    assert first > 0
-    assert convert(data_root)["done"] < count_volumes(data_root)
+
+
+def assert_whole(data_root: Path) -> None:
+    """Every volume is in exactly one current row, right by its checksum, and nothing temporary is left."""
     rows = converted(data_root)
     assert len(rows) == count_volumes(data_root)
     for path, row in rows.values():
         assert read_volume(data_root / path, row, verify=True).shape == RECIPE.shape
     assert not list(data_root.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.3])
+def test_killed_conversion_goes_on_where_it_stopped(data_root, delay_s):
+    records = data_root / "records" / "shard_volumes"
+    kill_conversion(data_root, records, "*.parquet", delay_s)
+    (data_root / "shards" / RECIPE.recipe_id / ".half-written.arrow.tmp").write_bytes(b"half")
+    assert list(records.glob("*.parquet"))
+    assert convert(data_root)["done"] < count_volumes(data_root)
+    assert_whole(data_root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_conversion_killed_at_any_moment_is_whole_after_a_rerun(tmp_path, seed):
+    make_phantoms(tmp_path / "source", PhantomConfig(seed=1, train_patients=14, valid_patients=12), processes=1)
+    data_root = tmp_path / "data"
+    ingest(tmp_path / "source", data_root)
+    assert count_volumes(data_root) >= 40
+    delay_s = random.Random(seed).uniform(0, 5)
+    kill_conversion(data_root, data_root / "shards" / RECIPE.recipe_id, ".*.tmp", delay_s)
+    convert(data_root)
+    assert_whole(data_root)
+
+
+def test_recipes_and_encodings_live_side_by_side(data_root):
+    convert(data_root)
+    finer = dataclasses.replace(RECIPE, name="finer", spacing_mm=(20.0, 20.0, 20.0))
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        assert convert(data_root, finer, "raw", cluster.scheduler_address)["done"] == count_volumes(data_root)
+    assert convert(data_root)["done"] == 0
+    with store.read(data_root) as connection:
+        rows = connection.execute("select recipe_id, shard_path, row_index from current_shard_volumes").fetchall()
+    assert len(rows) == 2 * count_volumes(data_root)
+    for recipe_id, path, row in rows:
+        with ShardReader(data_root / path, verify=True) as reader:
+            assert reader.recipe_id == recipe_id
+            assert reader.encoding == ("raw" if reader.recipe == finer else "delta-zstd")
+            assert reader.read(row).shape == RECIPE.shape
+
+
+def test_progress_tells_gigabytes_a_second(data_root):
+    notes = []
+
+    class Recorder(LogReporter):
+        def update(self, stage: str, done: int, note: str) -> None:
+            notes.append((stage, done, note))
+
+    token = REPORTER.set(Recorder())
+    try:
+        convert(data_root)
+    finally:
+        REPORTER.reset(token)
+    assert notes[-1][:2] == ("convert", count_volumes(data_root))
+    assert all(re.fullmatch(r"\d+\.\d\d GB/s", note) for _, _, note in notes)
 
 
 def test_bad_files_are_rejected_and_the_rest_is_converted(source, data_root):

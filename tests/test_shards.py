@@ -64,6 +64,27 @@ def test_a_slab_is_a_part_of_its_volume(path, start, stop):
         assert np.array_equal(reader.read_slab(1, start, stop), VOLUMES[1].converted.voxels[start:stop])
 
 
+WHOLE = ((0, 10), (0, 8), (0, 7))
+BOXES = [WHOLE, ((3, 5), (2, 6), (1, 2)), ((4, 8), (0, 8), (3, 7)), ((9, 10), (7, 8), (6, 7))]
+BAD_BOXES = [((0, 11), *WHOLE[1:]), ((-1, 5), *WHOLE[1:]), ((0, 1), (3, 3), (0, 7)), ((0, 1), (0, 8), (5, 2))]
+
+
+@pytest.mark.parametrize("box", BOXES)
+def test_a_box_is_a_part_of_its_volume(path, box):
+    expected = VOLUMES[1].converted.voxels[tuple(slice(*bounds) for bounds in box)]
+    out = np.empty(expected.shape, np.int16)
+    with ShardReader(path) as reader:
+        assert np.array_equal(reader.read_box(1, box), expected)
+        assert reader.read_box(1, box, out) is out
+    assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("box", BAD_BOXES)
+def test_a_box_that_is_not_inside_is_refused(path, box):
+    with ShardReader(path) as reader, pytest.raises(ValueError, match=r"\(10, 8, 7\)"):
+        reader.read_box(1, box)
+
+
 def test_rows_written_are_rows_read(tmp_path):
     rows = write_shard(tmp_path / "a.arrow", RECIPE, VOLUMES)
     assert [row.row_index for row in rows] == [0, 1, 2, 3, 4]

@@ -6,21 +6,24 @@ int16 is half of float32 on its way from the disk through workers to the device,
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from ctclip_model.data.shards import ShardReader
 from ctclip_model.errors import ShardError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 HU_PER_UNIT = 1000
 OPEN_SHARDS = 128  # each holds a file descriptor, of which a process often has 1,024
@@ -66,6 +69,11 @@ class VolumeDataset(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(self._read(index))
+
+    def read_into(self, index: int, out: Tensor) -> Tensor:
+        """A volume, decoded into `out`, contiguous int16 (depth, height, width)."""
+        self._read(index, out.numpy())
+        return out
 
     def read_batch(self, indices: Sequence[int]) -> Tensor:
         """Several volumes (or all), int16 (B, depth, height, width), each decoded right into its place."""
@@ -114,24 +122,57 @@ class VolumeDataset(Dataset[Tensor]):
 
 
 def iterate_batches(
-    samples: Sequence[SampleRef], data_root: Path, *, batch_size: int, verify: bool = False
+    samples: Sequence[SampleRef], data_root: Path, *, batch_size: int, verify: bool = False, threads: int = 1
 ) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and int16 HU (B, 1, depth, height, width), in the order of the samples; the next batch is read ahead."""
+    """Names and int16 HU (B, 1, depth, height, width), in the order of the samples; a batch a thread is read ahead."""
     dataset = VolumeDataset(samples, data_root, verify=verify)
-    reads: deque[tuple[range, Future[Tensor]]] = deque()
 
-    def finished() -> tuple[list[str], Tensor]:
-        indices, volumes = reads.popleft()
-        return [samples[index].name for index in indices], volumes.result().unsqueeze(1)
+    def read(indices: range) -> tuple[list[str], Tensor]:
+        return [samples[index].name for index in indices], dataset.read_batch(indices).unsqueeze(1)
 
-    with ThreadPoolExecutor(1) as pool:
-        for start in range(0, len(samples), batch_size):
-            indices = range(start, min(start + batch_size, len(samples)))
-            reads.append((indices, pool.submit(dataset.read_batch, indices)))
-            if len(reads) > 1:
-                yield finished()
-        if reads:
-            yield finished()
+    starts = range(0, len(samples), batch_size)
+    return _read_ahead(read, (range(start, min(start + batch_size, len(samples))) for start in starts), threads)
+
+
+class VolumeStream(IterableDataset[tuple[str, Tensor]]):
+    """Iterable-style: every sample's name and its volume, int16 HU (depth, height, width), in the samples' order.
+
+    `threads` read ahead, which is enough for one process: decoding holds no lock. DataLoader workers share the samples;
+    with `batch_size=None` their order stays. With `reuses_buffers`, a volume is overwritten when the next is asked for:
+    fast, since fresh memory takes as long as decoding, but only for what is used or copied at once.
+    """
+
+    def __init__(
+        self, samples: Sequence[SampleRef], data_root: Path, *, threads: int = 1, reuses_buffers: bool = False,
+        verify: bool = False,
+    ) -> None:  # fmt: skip
+        self.samples, self.data_root = samples, data_root
+        self.threads, self.reuses_buffers, self.verify = threads, reuses_buffers, verify
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        worker = get_worker_info()
+        samples = self.samples[worker.id :: worker.num_workers] if worker else self.samples
+        dataset = VolumeDataset(samples, self.data_root, verify=self.verify)
+        count = self.threads + 1 if self.reuses_buffers and samples else 0  # those being read, and the one in use
+        buffers = [torch.empty(dataset.shape, dtype=torch.int16) for _ in range(count)]
+
+        def read(index: int) -> tuple[str, Tensor]:
+            volume = dataset.read_into(index, buffers[index % count]) if count else dataset[index]
+            return samples[index].name, volume
+
+        return _read_ahead(read, range(len(samples)), self.threads)
+
+
+def _read_ahead(read: Callable[[Job], Result], jobs: Iterable[Job], threads: int) -> Iterator[Result]:
+    """Results in order; while one is in use, as many as there are threads are being read."""
+    with ThreadPoolExecutor(threads) as pool:
+        reads: deque[Future[Result]] = deque()
+        for job in jobs:
+            reads.append(pool.submit(read, job))
+            if len(reads) > threads:
+                yield reads.popleft().result()
+        while reads:
+            yield reads.popleft().result()
 
 
 class ScanSampler(Sampler[int]):

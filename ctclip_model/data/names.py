@@ -1,4 +1,4 @@
-"""CT-RATE's names: `split_patient_scan_recon`, one strict parser and the paths built from them."""
+"""Names of CT-RATE, `split_patient_scan_recon`, and of RAD-ChestCT: strict parsers, and the paths built from them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ Storage = Literal["v2", "v1"]
 
 SUFFIX = ".nii.gz"
 VOLUME_PATTERN = re.compile(r"(train|valid)_([1-9][0-9]{0,6})_([a-z]{1,3})_([1-9][0-9]{0,2})", re.ASCII)
+
+
+RAD_PATTERN = re.compile(r"(?:trn|val|tst)[0-9]{5}", re.ASCII)
+EXTERNAL = "external"  # the split of what is only ever evaluated on
 
 
 @dataclass(frozen=True, order=True)
@@ -41,6 +45,32 @@ class VolumeName:
         return PurePosixPath("dataset", folder, self.patient_id, self.scan_id, f"{self}{SUFFIX}")
 
 
+@dataclass(frozen=True, order=True)
+class RadName:
+    """A scan of RAD-ChestCT, e.g. `trn00001`; its own three splits are all external to CT-RATE's."""
+
+    scan_id: str
+
+    def __str__(self) -> str:
+        return self.scan_id
+
+    def path(self, storage: str = "") -> PurePosixPath:
+        return PurePosixPath(f"{self.scan_id}.npz")
+
+
+def parse_rad_name(text: str) -> RadName:
+    """Raises `BadNameError` for anything but RAD-ChestCT's names, with or without `.npz`."""
+    name = text.removesuffix(".npz")
+    if not RAD_PATTERN.fullmatch(name):
+        raise BadNameError(text[:200], "bad_name", "is not of RAD-ChestCT, such as trn00001")
+    return RadName(name)
+
+
+def split_of(item: str) -> str:
+    """The split of a volume's or a scan's name."""
+    return EXTERNAL if RAD_PATTERN.fullmatch(item) else item.partition("_")[0]
+
+
 def parse_volume_name(text: str) -> VolumeName:
     """The parts of a volume's name, with or without `.nii.gz`.
 
@@ -51,6 +81,11 @@ def parse_volume_name(text: str) -> VolumeName:
         raise BadNameError(text[:200], "bad_name", "is not split_patient_scan_recon, such as valid_53_a_1")
     split, patient, scan, reconstruction = match.groups()
     return VolumeName(split, int(patient), scan, int(reconstruction))
+
+
+def parse_any_name(text: str) -> VolumeName | RadName:
+    """A volume's name of either data set; raises `BadNameError`."""
+    return parse_rad_name(text) if RAD_PATTERN.match(text) else parse_volume_name(text)
 
 
 def parse_listed_name(line: str) -> VolumeName:

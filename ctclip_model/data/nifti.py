@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
+from ctclip_model.data.accelerators import GZIP_MAGIC, StreamError, gzip_member
 from ctclip_model.errors import VolumeError
 
-GZIP_MAGIC = b"\x1f\x8b"
-CHUNK_BYTES = 2**16  # read from the disk at once; inflates to 64 MiB at most
+CHUNK_BYTES = 2**14  # read from the disk at once: what it inflates to is still in a core's cache when it is copied
 LARGEST_RATIO = 1032  # deflate never packs tighter
 LARGEST_PLANE = 4096 * 4096  # voxels; a plane is the least that must fit into memory
 HEADERS = {348: (nib.Nifti1Header, b"n+1\0"), 540: (nib.Nifti2Header, b"n+2\0")}  # by length, in bytes
@@ -26,7 +26,7 @@ HEADERS = {348: (nib.Nifti1Header, b"n+1\0"), 540: (nib.Nifti2Header, b"n+2\0")}
 
 def fault(path: Path, reason: str, detail: str) -> VolumeError:
     """The error of a file, under the volume's name."""
-    return VolumeError(path.name.removesuffix(".gz").removesuffix(".nii"), reason, detail)
+    return VolumeError(re.sub(r"(\.nii|\.nii\.gz|\.npz)$", "", path.name), reason, detail)
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class NiftiHeader:
 
 
 class NiftiStream:
-    """An open `.nii` or `.nii.gz` (told apart by content, not by name), read in planes along its third axis.
+    """An open `.nii` or `.nii.gz` (told apart by content, not by name), read plane by plane along its third axis.
 
-    Memory holds the planes asked for and little more. Every fault of the file raises `VolumeError`.
+    Memory holds the plane asked for and little more. Every fault of the file raises `VolumeError`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,12 +73,9 @@ class NiftiStream:
     ) -> None:
         self._file.close()
 
-    def read_planes(self, count: int) -> np.ndarray:
-        """The next planes as stored: (planes, second axis, first axis), which is the file's own order."""
-        first, second, _ = self.header.shape
-        planes = np.empty((count, second, first), self.header.dtype)
-        self._bytes.fill(planes.reshape(-1).view(np.uint8).data)
-        return planes
+    def read_plane(self, out: np.ndarray) -> None:
+        """Fills `out` with the next plane as stored: (second axis, first axis), which is the file's own order."""
+        self._bytes.fill(out.reshape(-1).view(np.uint8).data)
 
     def finish(self) -> None:
         """Reads to the end, so that the checksum is verified; nothing may follow the last plane."""
@@ -149,17 +146,17 @@ class _ByteStream:
         return len(self._rest) + sum(len(chunk) for chunk in self._chunks)
 
     def _inflate(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """All members of a gzip file; zlib verifies the CRC and length of each."""
+        """All members of a gzip file, the CRC and length of each verified."""
         member, count = None, 0
         for chunk in chunks:
             while chunk:
                 if member is None:
-                    member, count = zlib.decompressobj(wbits=31), count + 1
+                    if count and not chunk.startswith(GZIP_MAGIC[: len(chunk)]):
+                        raise fault(self.path, "trailing_data", "other bytes follow the gzip stream")
+                    member, count = gzip_member(), count + 1
                 try:
                     data = member.decompress(chunk)
-                except zlib.error as error:
-                    if count > 1 and "header" in str(error):
-                        raise fault(self.path, "trailing_data", "other bytes follow the gzip stream") from error
+                except StreamError as error:
                     raise fault(self.path, "bad_crc", f"the gzip stream is damaged: {error}") from error
                 chunk = member.unused_data
                 if member.eof:

@@ -10,29 +10,28 @@ import dataclasses
 import json
 import os
 import secrets
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from ctclip_model.config import Recipe
+from ctclip_model.data.accelerators import crc32
+from ctclip_model.data.slabs import COLUMNS, VOXEL, Encoding, decode_slab, encode_slab
 from ctclip_model.errors import ShardError
 from ctclip_model.files import fsync
 
 if TYPE_CHECKING:
     from ctclip_model.data.volume import ConvertedVolume
 
-Encoding = Literal["delta-zstd", "raw"]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) along depth, height, width
 
-FORMAT_VERSION = "1"
-VOXEL = np.dtype("<i2")
+FORMAT_VERSION = "2"
 SLAB_VOXELS = 2**21  # 4 MiB: enough for zstd and numpy to run at full speed, small enough to stay in a core's cache
 
 FACTS = [
@@ -48,10 +47,9 @@ FACTS = [
     pa.field("hu_min", pa.int32()),
     pa.field("hu_max", pa.int32()),
     pa.field("spacing_note", pa.string()),
+    pa.field("rescale_slope", pa.float64()),
+    pa.field("rescale_intercept", pa.float64()),
 ]
-_ZSTD = pa.Codec("zstd", compression_level=1)
-
-SLAB_COLUMNS: dict[Encoding, tuple[str, ...]] = {"delta-zstd": ("low", "high"), "raw": ("voxels",)}
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,8 @@ class ShardRow:
     hu_min: int
     hu_max: int
     spacing_note: str | None
+    rescale_slope: float  # HU = slope x stored + intercept
+    rescale_intercept: float
 
 
 def write_shard(
@@ -184,16 +184,22 @@ class ShardReader:
     def read(self, row: int, out: np.ndarray | None = None) -> np.ndarray:
         """A volume, int16 HU (depth, height, width), decoded into `out` where given."""
         batch = self._batch(row)
-        volume = self._decode(batch, 0, self.recipe.shape[0], out)
-        if self.verify and zlib.crc32(volume.data) != batch.column("crc32")[0].as_py():
+        depth, height, width = self.recipe.shape
+        volume = self._decode(batch, ((0, depth), (0, height), (0, width)), out)
+        if self.verify and crc32(volume.data) != batch.column("crc32")[0].as_py():
             raise ShardError(f"{self.path}: row {row} is damaged: its voxels do not match their checksum")
         return volume
 
     def read_slab(self, row: int, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Planes start to stop of a volume, int16 HU (stop - start, height, width); only their slabs are decoded."""
-        if not 0 <= start < stop <= self.recipe.shape[0]:
-            raise ValueError(f"planes {start} to {stop} of a volume of {self.recipe.shape[0]}")
-        return self._decode(self._batch(row), start, stop, out)
+        _, height, width = self.recipe.shape
+        return self.read_box(row, ((start, stop), (0, height), (0, width)), out)
+
+    def read_box(self, row: int, box: Box, out: np.ndarray | None = None) -> np.ndarray:
+        """A part of a volume, int16 HU, from a start to a stop along each axis; only its slabs are decoded."""
+        if not all(0 <= start < stop <= side for (start, stop), side in zip(box, self.recipe.shape, strict=True)):
+            raise ValueError(f"{box} of a volume of {self.recipe.shape}")
+        return self._decode(self._batch(row), box, out)
 
     def _batch(self, row: int) -> pa.RecordBatch:
         if not 0 <= row < len(self):
@@ -205,24 +211,25 @@ class ShardReader:
             raise ShardError(f"{self.path}: row {row} is damaged: {error}") from error
         return batch
 
-    def _decode(self, batch: pa.RecordBatch, start: int, stop: int, out: np.ndarray | None) -> np.ndarray:
-        depth, height, width = self.recipe.shape
-        shape = stop - start, height, width
+    def _decode(self, batch: pa.RecordBatch, box: Box, out: np.ndarray | None) -> np.ndarray:
+        (start, stop), *_ = box
+        shape = tuple(last - first for first, last in box)
         out = np.empty(shape, VOXEL) if out is None else out
         if out.shape != shape or out.dtype != VOXEL or not out.flags.c_contiguous:
             raise ValueError(f"out is {out.dtype} {out.shape}, not contiguous int16 {shape}")
+        planes_shape = self.recipe.shape[1:]
+        rows, columns = (slice(*bounds) for bounds in box[1:])
         try:
-            columns = [batch.column(name)[0].values for name in SLAB_COLUMNS[self.encoding]]
+            pieces = [batch.column(name)[0].values for name in COLUMNS[self.encoding]]
             for index in range(start // self._slab_planes, -(-stop // self._slab_planes)):
                 first = index * self._slab_planes
-                last = min(first + self._slab_planes, depth)
-                inside = slice(max(first, start), min(last, stop))
-                target = out[inside.start - start : inside.stop - start]
-                is_whole = len(target) == last - first
-                slab = target if is_whole else np.empty((last - first, height, width), VOXEL)
-                _decode_slab([column[index].as_buffer() for column in columns], slab)
+                last = min(first + self._slab_planes, self.recipe.shape[0])
+                target = out[max(first, start) - start : min(last, stop) - start]
+                is_whole = target.shape == (last - first, *planes_shape)
+                slab = target if is_whole else np.empty((last - first, *planes_shape), VOXEL)
+                decode_slab([piece[index].as_buffer() for piece in pieces], slab)
                 if not is_whole:
-                    target[:] = slab[inside.start - first : inside.stop - first]
+                    target[:] = slab[max(start - first, 0) : stop - first, rows, columns]
         except (OSError, pa.ArrowException, ValueError, IndexError) as error:
             raise ShardError(f"{self.path}: {batch.column('name')[0]} is damaged: {error}") from error
         return out
@@ -237,7 +244,7 @@ def _schema(recipe: Recipe, encoding: Encoding, code_version: str) -> pa.Schema:
         "recipe_id": recipe.recipe_id,
         "code_version": code_version,
     }
-    slabs = [pa.field(name, pa.list_(pa.binary())) for name in SLAB_COLUMNS[encoding]]
+    slabs = [pa.field(name, pa.list_(pa.binary())) for name in COLUMNS[encoding]]
     return pa.schema(FACTS + slabs, metadata)
 
 
@@ -260,7 +267,7 @@ def _encode_volume(
         row_index=row_index,
         name=volume.name,
         source_sha256=volume.source_sha256,
-        crc32=zlib.crc32(voxels.data),
+        crc32=crc32(voxels.data),
         spacing_mm=converted.spacing_mm,
         shape_in=converted.shape_in,
         window_start=starts,
@@ -270,40 +277,14 @@ def _encode_volume(
         hu_min=converted.hu_min,
         hu_max=converted.hu_max,
         spacing_note=converted.spacing_note,
+        rescale_slope=converted.rescale_slope,
+        rescale_intercept=converted.rescale_intercept,
     )
     step = _slab_planes(recipe)
-    slabs = [_encode_slab(voxels[start : start + step], encoding) for start in range(0, len(voxels), step)]
-    values = vars(row) | dict(zip(SLAB_COLUMNS[encoding], zip(*slabs, strict=True), strict=True))
+    slabs = [encode_slab(voxels[start : start + step], encoding) for start in range(0, len(voxels), step)]
+    values = vars(row) | dict(zip(COLUMNS[encoding], zip(*slabs, strict=True), strict=True))
     arrays = [pa.array([values[field.name]], field.type) for field in schema]
     return row, pa.record_batch(arrays, schema=schema)
-
-
-def _encode_slab(planes: np.ndarray, encoding: Encoding) -> tuple[bytes | memoryview, ...]:
-    if encoding == "raw":
-        return (planes.reshape(-1).view(np.uint8).data,)
-    delta = np.empty_like(planes)  # (planes, height, width); wraps around, as does its sum
-    delta[:, 0] = planes[:, 0]
-    np.subtract(planes[:, 1:], planes[:, :-1], out=delta[:, 1:])
-    words = delta.view(np.uint16)
-    return tuple(
-        _ZSTD.compress(plane.astype(np.uint8).reshape(-1), asbytes=True) for plane in (words, words >> np.uint16(8))
-    )
-
-
-def _decode_slab(pieces: list[pa.Buffer], out: np.ndarray) -> None:
-    """Fills `out` (planes, height, width) with a slab."""
-    if len(pieces) == 1:
-        out[:] = np.frombuffer(pieces[0], VOXEL).reshape(out.shape)
-        return
-    planes, height, width = out.shape
-    low, high = (np.frombuffer(_ZSTD.decompress(piece, out.size), np.uint8).reshape(out.shape) for piece in pieces)
-    rows = np.empty((height, planes, width), np.uint16)  # so that the sum below runs over long contiguous rows
-    rows[:] = high.swapaxes(0, 1)
-    np.left_shift(rows, 8, out=rows)
-    np.bitwise_or(rows, low.swapaxes(0, 1), out=rows)
-    for above, row in pairwise(rows):  # several times as fast as np.cumsum, which goes voxel by voxel
-        np.add(row, above, out=row)
-    out[:] = rows.view(VOXEL).swapaxes(0, 1)
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

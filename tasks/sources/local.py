@@ -7,18 +7,21 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISREG
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctclip_model.config import fingerprint
-from ctclip_model.data.names import Storage, VolumeName
+from ctclip_model.data.names import RadName, Storage, VolumeName
 from ctclip_model.data.phantom import MARKER
 from ctclip_model.errors import ConfigurationError
 from tasks.records import sha256_of, write_parquet
 from tasks.settings import count_workers
 from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
+
+Name = TypeVar("Name", bound=VolumeName | RadName)
 
 
 class LocalSource:
@@ -29,8 +32,11 @@ class LocalSource:
             raise ConfigurationError(
                 f"{folder} is not in CT-RATE's layout: it has no folder 'dataset' (give its parent as --source)"
             )
+        self._open(folder, data_root, storage)
+
+    def _open(self, folder: Path, data_root: Path, storage: str) -> None:
         self.folder = folder.resolve()
-        self.storage = storage
+        self.storage = storage  # how voxels are stored
         self.cache_path = data_root / "raw" / f"files-{fingerprint(str(self.folder))[:8]}.parquet"
 
     @property
@@ -46,7 +52,7 @@ class LocalSource:
         """The revision, which moves whenever a table or a file does, and its rows."""
         tables = [path for group in (METADATA, REPORTS, LABELS, NO_CHEST) for path in group.values()]
         contents = {path: self._content(path) for path in tables}
-        catalogue = build_catalogue(contents, self._facts, self.storage)
+        catalogue = build_catalogue(contents, self._facts, "v1" if self.storage == "v1" else "v2")
         hashes = [[path, hashlib.sha256(content or b"-").hexdigest()] for path, content in contents.items()]
         files = [[row["path"], row["sha256"]] for row in catalogue.volumes]
         return fingerprint(self.storage, hashes, files), catalogue
@@ -59,23 +65,23 @@ class LocalSource:
         except OSError as error:
             raise ConfigurationError(f"{self.folder / path} cannot be read: {error.strerror}") from error
 
-    def _facts(self, names: list[VolumeName]) -> Mapping[VolumeName, FileFacts]:
+    def _facts(self, names: list[Name]) -> Mapping[Name, FileFacts]:
         cache = self._load_cache()
         stats: dict[str, tuple[int, int]] = {}
         paths = {}
         for name in names:
-            path = str(name.path(self.storage))
+            path = str(name.path(self.storage))  # type: ignore[arg-type]
             try:
-                stat = (self.folder / path).stat()
+                found = (self.folder / path).stat()
             except OSError:
                 continue
-            if not S_ISREG(stat.st_mode):
+            if not S_ISREG(found.st_mode):
                 continue
-            stats[path], paths[name] = (stat.st_size, stat.st_mtime_ns), path
-        unknown = [path for path, stat in stats.items() if cache.get(path, (None,))[:2] != stat]
+            stats[path], paths[name] = (found.st_size, found.st_mtime_ns), path
+        unknown = [path for path, known in stats.items() if cache.get(path, (None,))[:2] != known]
         with ThreadPoolExecutor(count_workers()) as pool:
             hashed = dict(zip(unknown, pool.map(self._sha256, unknown), strict=True))
-        facts = {path: (*stat, hashed.get(path) or str(cache[path][2])) for path, stat in stats.items()}
+        facts = {path: (*stats[path], hashed.get(path) or str(cache[path][2])) for path in stats}
         if hashed:
             self._save_cache(cache | facts)
         return {name: FileFacts(facts[path][0], facts[path][2]) for name, path in paths.items()}

@@ -148,11 +148,15 @@ def report_row(name: VolumeName, cells: dict[str, str]) -> dict[str, Any]:
 
 def label_values(place: str, cells: dict[str, str]) -> tuple[int, ...]:
     """The 18 labels of a row, 0 or 1; raises `MetadataError` for anything else."""
-    values = tuple(_number(cells[abnormality]) for abnormality in ABNORMALITIES)
-    if not set(values) <= {0.0, 1.0}:
-        wrong = next(name for name, value in zip(ABNORMALITIES, values, strict=True) if value not in (0.0, 1.0))
-        raise MetadataError(place, "bad_label", f"{wrong} is {cells[wrong]!r}, neither 0 nor 1")
-    return tuple(int(value or 0) for value in values)
+    return tuple(label_value(place, abnormality, cells) for abnormality in ABNORMALITIES)
+
+
+def label_value(place: str, abnormality: str, cells: dict[str, str]) -> int:
+    """One label of a row, 0 or 1; raises `MetadataError` for anything else."""
+    value = _number(cells[abnormality])
+    if value not in (0.0, 1.0):
+        raise MetadataError(place, "bad_label", f"{abnormality} is {cells[abnormality]!r}, neither 0 nor 1")
+    return int(value)
 
 
 def _number(text: str | None) -> float | None:

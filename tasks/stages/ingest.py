@@ -9,25 +9,44 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import VERSIONS, fingerprint
 from ctclip_model.data.names import Storage
+from ctclip_model.data.npz import ORIENTATION
 from ctclip_model.errors import ConfigurationError, MissingInputError, StageFailedError
 from tasks.changes import INGESTED, Changes, compare
 from tasks.downstream import declare_downstream
 from tasks.publish import publish
 from tasks.runs import StageRun
+from tasks.sources import rad_chestct
 from tasks.sources.catalogue import Catalogue
 from tasks.sources.local import LocalSource
+from tasks.sources.rad_chestct import RadChestSource
 from warehouse import store
 
+SCHEMES = ("file", rad_chestct.SCHEME)
 
-def open_source(source: str | None, data_root: Path, storage: Storage | None) -> LocalSource:
-    """The source that an address names, a folder as a path or `file://`; by default the one ingested last."""
-    if source is None or storage is None:
-        recorded = _recorded_source(data_root, source)
-        if recorded is None and source is None:
-            raise ConfigurationError("no source has been ingested yet: say which with --source")
-        source, storage = (source or recorded[0], storage or recorded[1]) if recorded else (source, storage or "v2")
-    assert source is not None
-    return LocalSource(Path(source.removeprefix("file://")), data_root, storage)
+
+def open_source(
+    source: str | None, data_root: Path, storage: Storage | None, orientation: str | None = None
+) -> LocalSource:
+    """The source that an address names; by default the one ingested last.
+
+    CT-RATE is a folder, as a path or `file://`; RAD-ChestCT is `rad-chestct:FOLDER`.
+    """
+    recorded = _recorded_source(data_root, source)
+    if source is None and recorded is None:
+        raise ConfigurationError("no source has been ingested yet: say which with --source")
+    address, stored = recorded or (_address(source or ""), None)
+    scheme, folder = address.split("://", 1)
+    if scheme == rad_chestct.SCHEME:
+        known = stored.removeprefix("npz-") if stored else ORIENTATION
+        return RadChestSource(Path(folder), data_root, orientation or known)
+    return LocalSource(Path(folder), data_root, storage or ("v1" if stored == "v1" else "v2"))
+
+
+def _address(source: str) -> str:
+    """The address by which a source is recorded."""
+    given, separator, folder = source.partition(":")
+    scheme, path = (given, folder) if separator and given in SCHEMES else ("file", source)
+    return f"{scheme}://{Path(path.removeprefix('//')).resolve()}"
 
 
 @task(cache_policy=NO_CACHE)
@@ -90,8 +109,8 @@ def _source_row(source: LocalSource, revision: str, catalogue: Catalogue, change
     }  # fmt: skip
 
 
-def _recorded_source(data_root: Path, source: str | None) -> tuple[str, Storage] | None:
-    address = None if source is None else f"file://{Path(source.removeprefix('file://')).resolve()}"
+def _recorded_source(data_root: Path, source: str | None) -> tuple[str, str] | None:
+    address = None if source is None else _address(source)
     try:
         with store.read(data_root) as connection:
             row = connection.execute(

@@ -15,8 +15,8 @@ scan_ids as (
 )
 select
     scan_ids.scan_id,
-    coalesce(volumes.patient_id, reports.patient_id, regexp_extract(scan_ids.scan_id, '^(.+)_[a-z]+$', 1)) as patient_id,
-    coalesce(volumes.split, reports.split, split_part(scan_ids.scan_id, '_', 1)) as split,
+    coalesce(volumes.patient_id, reports.patient_id, regexp_replace(scan_ids.scan_id, '_[a-z]+$', '')) as patient_id,
+    coalesce(volumes.split, reports.split, if(contains(scan_ids.scan_id, '_'), split_part(scan_ids.scan_id, '_', 1), 'external')) as split,
     coalesce(volumes.count_volumes, 0) as count_volumes,
     coalesce(volumes.count_excluded_volumes, 0) as count_excluded_volumes,
     reports.scan_id is not null as has_report,

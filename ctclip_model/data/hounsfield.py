@@ -1,0 +1,114 @@
+"""A volume's planes in Hounsfield units, and the proof that HU is what they are."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctclip_model.data.accelerators import load_kernels
+from ctclip_model.data.nifti import NiftiStream, fault
+from ctclip_model.data.npz import NpzStream
+
+PLAUSIBLE_HU = 1e6  # metal and padding stay below 40,000
+AIR_HU = (-1100, -600)  # air and lung
+TISSUE_HU = (-200, 200)  # fat to muscle
+INTERCEPTS = (-1024, -8192)  # that CT-RATE's scanners store with; -1000 is near enough to the first
+LEAST_SHARE = 0.1  # of the voxels, of air as well as of soft tissue, proves where HU lies; bone is never so much
+MORE_THERE = 4  # times as many there as where they belong
+SAMPLED_VOXELS = 2**18  # of a volume, for the histogram
+
+
+class HounsfieldPlanes:
+    """A stream's planes in HU, clipped to the window; keeps the statistics of all that passed."""
+
+    def __init__(
+        self, stream: NiftiStream | NpzStream, slope: float | None, intercept: float | None, window_hu: tuple[int, int]
+    ) -> None:
+        header = stream.header
+        self.stream = stream
+        if slope is None or intercept is None:
+            raise fault(stream.path, "bad_rescale", "the table has no slope and intercept")
+        self.slope, self.intercept = slope * header.slope, slope * header.intercept + intercept
+        if not (self.slope and math.isfinite(self.slope) and math.isfinite(self.intercept)):
+            raise fault(stream.path, "bad_rescale", f"HU = {self.slope:g} x stored + {self.intercept:g}")
+        self.window_hu = window_hu
+        self.position = 0  # of the next plane
+        self._stored = np.empty((header.shape[1], header.shape[0]), header.dtype)
+        self._stride = max(1, math.prod(header.shape) // SAMPLED_VOXELS) | 1  # odd, not to follow a column
+        self._samples: list[np.ndarray] = []  # as stored
+        self._least, self._most = math.inf, -math.inf  # as stored
+        self._sum = self._sum_of_squares = 0.0  # of clipped HU
+
+    def read(self, out: np.ndarray) -> None:
+        """Fills `out` with the next plane, float32 (second axis, first axis)."""
+        self.stream.read_plane(self._stored)
+        self.position += 1
+        least, most, total, squares = clip_plane(self._stored, self.slope, self.intercept, self.window_hu, out)
+        if not (math.isfinite(least) and math.isfinite(most)):
+            raise fault(self.stream.path, "nan_voxels", f"plane {self.position} holds NaN or infinite voxels")
+        self._least, self._most = min(self._least, float(least)), max(self._most, float(most))
+        self._sum += total
+        self._sum_of_squares += squares
+        self._samples.append(self._stored.reshape(-1)[:: self._stride].copy())
+
+    def statistics(self) -> tuple[float, float, int, int]:
+        """Mean, standard deviation, least and most, in HU; raises `VolumeError` where they cannot be a CT's."""
+        if self._least == self._most:
+            reason = "constant" if self._most else "all_zero"
+            raise fault(self.stream.path, reason, f"every voxel is {self._most:g}")
+        ends = sorted(self.slope * value + self.intercept for value in (self._least, self._most))
+        if max(map(abs, ends)) > PLAUSIBLE_HU:
+            raise fault(self.stream.path, "bad_rescale", f"voxels from {ends[0]:g} to {ends[1]:g} HU")
+        problem = find_wrong_rescaling(np.concatenate(self._samples) * self.slope + self.intercept)
+        if problem:
+            raise fault(self.stream.path, *problem)
+        count = math.prod(self.stream.header.shape)
+        mean = self._sum / count
+        deviation = math.sqrt(max(self._sum_of_squares / count - mean**2, 0))
+        return mean, deviation, round(ends[0]), round(ends[1])
+
+
+def clip_plane(
+    stored: np.ndarray, slope: float, intercept: float, window_hu: tuple[int, int], out: np.ndarray
+) -> tuple[float, float, float, float]:
+    """Fills `out`, float32, with a plane's HU clipped to the window.
+
+    Returns the least and the most stored, NaN or infinite where a voxel is, and the sum of `out` and of its squares.
+    """
+    kernels = load_kernels()
+    if kernels and np.can_cast(stored.dtype, np.int16):
+        numbers = map(np.float32, (slope, intercept, *window_hu))
+        return kernels.clip_plane(stored.astype(np.int16, copy=False), *numbers, out)
+    hu: NDArray[np.floating] = stored.astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is clipped, what is no number refused
+        hu = hu * slope + intercept
+        out[:] = np.clip(hu, *window_hu)
+        return stored.min(), stored.max(), float(out.sum()), float(np.einsum("ji,ji->", out, out))
+
+
+def find_wrong_rescaling(hu: np.ndarray) -> tuple[str, str] | None:
+    """The reason and the evidence that values were rescaled twice or not at all; None where they look like HU.
+
+    CT of a body shows air or lung, and soft tissue. Values are refused only if they lack one of these where it belongs,
+    and show both where a known intercept would have put them by mistake. The lowest value, padding, does not count.
+    """
+    hu = hu[hu > hu.min()]
+    least_here = min(_share(hu, AIR_HU, 0), _share(hu, TISSUE_HU, 0))
+    for shift in (sign * intercept for intercept in INTERCEPTS for sign in (1, -1)):
+        air, tissue = _share(hu, AIR_HU, shift), _share(hu, TISSUE_HU, shift)
+        if min(air, tissue) > max(LEAST_SHARE, MORE_THERE * least_here):
+            mistake = f"{-abs(shift)} was added twice" if shift < 0 else f"{-shift} was not added"
+            detail = (
+                f"{air:.1%} of the voxels look like air and {tissue:.1%} like soft tissue, but {shift:+d} HU from "
+                f"where these belong: as if {mistake}"
+            )
+            return ("rescaled_twice" if shift < 0 else "not_rescaled"), detail
+    return None
+
+
+def _share(hu: np.ndarray, bounds: tuple[int, int], shift: int) -> float:
+    """How much of the values lies between the bounds, these shifted."""
+    low, high = bounds
+    return float(np.count_nonzero((hu > low + shift) & (hu < high + shift))) / max(hu.size, 1)

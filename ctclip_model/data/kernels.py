@@ -1,0 +1,122 @@
+"""The inner loops of conversion and reading, compiled by numba; imported by `load_kernels` alone.
+
+Compiled once a machine: the code is cached beside this file or, where that is read-only, in the user's cache folder.
+Loops run along contiguous memory, so that they are vectorised, and over blocks that stay in a core's own cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+BLOCK = 48  # columns of the result: a tenth of the published 480, and no power of two, which caches dislike
+
+
+def _compiled(**options: Any) -> Callable[[Callable], Any]:
+    def compile_(function: Callable) -> Any:
+        try:
+            return njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # no folder for the cache can be written: compiled again by every process
+            return njit(nogil=True, **options)(function)
+
+    return compile_
+
+
+@_compiled(fastmath={"reassoc"})  # sums in any order
+def clip_plane(stored, slope, intercept, low, high, out):  # type: ignore[no-untyped-def]
+    """See `hounsfield.clip_plane`."""
+    least = most = stored[0, 0]
+    total = squares = np.float64(0)
+    for row in range(len(stored)):
+        row_total = row_squares = np.float32(0)
+        for column in range(stored.shape[1]):
+            value = stored[row, column]
+            least, most = min(least, value), max(most, value)
+            hu = min(max(slope * np.float32(value) + intercept, low), high)
+            out[row, column] = hu
+            row_total += hu
+            row_squares += hu * hu
+        total += row_total
+        squares += row_squares
+    return least, most, total, squares
+
+
+@_compiled()
+def _blend(lower, upper, weight, out):  # type: ignore[no-untyped-def]
+    for index in range(len(out)):
+        out[index] = lower[index] + weight * (upper[index] - lower[index])
+
+
+@_compiled()
+def _blend_and_round(lower, upper, weight, out):  # type: ignore[no-untyped-def]
+    for index in range(len(out)):
+        out[index] = np.rint(lower[index] + weight * (upper[index] - lower[index]))
+
+
+@_compiled()
+def blend_planes(below, above, weight, height, width, is_rounded, out):  # type: ignore[no-untyped-def]
+    """See `resampling.blend_planes`; an axis comes as its (lower, upper, weight, start)."""
+    lower, upper, weights, start = width
+    h_lower, h_upper, h_weights, h_start = height
+    first, last = h_lower[0], h_upper[-1] + 1
+    blocks = [(begin, min(begin + BLOCK, len(lower))) for begin in range(0, len(lower), BLOCK)]
+    deepest = max([upper[end - 1] + 1 - lower[begin] for begin, end in blocks])
+    rows = np.empty((deepest, last - first), np.float32)
+    mixed = np.empty((BLOCK, last - first), np.float32)
+    turned = np.empty((last - first, BLOCK), np.float32)
+    for begin, end in blocks:
+        base = lower[begin]
+        for row in range(base, upper[end - 1] + 1):  # along depth
+            _blend(below[row, first:last], above[row, first:last], weight, rows[row - base])
+        for column in range(begin, end):  # along width
+            _blend(rows[lower[column] - base], rows[upper[column] - base], weights[column], mixed[column - begin])
+        for column in range(end - begin):
+            source = mixed[column]
+            for row in range(len(source)):
+                turned[row, column] = source[row]
+        for row in range(len(h_lower)):  # along height
+            target = out[h_start + row, start + begin : start + end]
+            low, high = turned[h_lower[row] - first], turned[h_upper[row] - first]
+            if is_rounded:
+                _blend_and_round(low, high, h_weights[row], target)
+            else:
+                _blend(low, high, h_weights[row], target)
+
+
+@_compiled()
+def split_rows(planes, low, high):  # type: ignore[no-untyped-def]
+    """Fills `low` and `high` with the bytes of each row's difference from the one above, int16 (planes, rows, n).
+
+    The sign is in the lowest bit, so that the high bytes of small differences are zero.
+    """
+    for plane in range(len(planes)):
+        _split(planes[plane, 0], np.zeros_like(planes[plane, 0]), low[plane, 0], high[plane, 0])
+        for row in range(1, planes.shape[1]):
+            _split(planes[plane, row], planes[plane, row - 1], low[plane, row], high[plane, row])
+
+
+@_compiled()
+def _split(row, above, low, high):  # type: ignore[no-untyped-def]
+    for index in range(len(row)):
+        delta = np.int16(row[index] - above[index])
+        word = np.uint16((delta << np.int16(1)) ^ (delta >> np.int16(15)))
+        low[index], high[index] = np.uint8(word), np.uint8(word >> np.uint16(8))
+
+
+@_compiled()
+def join_rows(low, high, out):  # type: ignore[no-untyped-def]
+    """Undoes `split_rows`."""
+    for plane in range(len(out)):
+        _join(low[plane, 0], high[plane, 0], np.zeros_like(out[plane, 0]), out[plane, 0])
+        for row in range(1, out.shape[1]):
+            _join(low[plane, row], high[plane, row], out[plane, row - 1], out[plane, row])
+
+
+@_compiled()
+def _join(low, high, above, row):  # type: ignore[no-untyped-def]
+    for index in range(len(row)):
+        word = np.uint16(low[index]) | (np.uint16(high[index]) << np.uint16(8))
+        row[index] = above[index] + np.int16((word >> np.uint16(1)) ^ -(word & np.uint16(1)))

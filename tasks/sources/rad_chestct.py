@@ -1,0 +1,85 @@
+"""RAD-ChestCT, for external evaluation: a folder of `trn00001.npz` and the like beside `rad_chestct_labels.csv`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.names import EXTERNAL, RadName, parse_rad_name
+from ctclip_model.data.npz import ORIENTATION, SPACING_MM, parse_orientation
+from ctclip_model.errors import BadItemError, ConfigurationError, MetadataError
+from tasks.sources.catalogue import Catalogue, FileFacts
+from tasks.sources.local import LocalSource
+from tasks.sources.tables import label_value, read_rows
+
+LABELS = "rad_chestct_labels.csv"  # a column for each of CT-RATE's abnormalities that it knows
+NAME_COLUMN = "NoteAcc_DEID"
+SCHEME = "rad-chestct"
+
+
+class RadChestSource(LocalSource):
+    """Reads RAD-ChestCT from a folder. Its labels say which scans there are; it has no reports."""
+
+    kind = SCHEME
+
+    def __init__(self, folder: Path, data_root: Path, orientation: str = ORIENTATION) -> None:
+        if not (folder / LABELS).is_file():
+            raise ConfigurationError(f"{folder} holds no {LABELS}, which says what scans of RAD-ChestCT there are")
+        try:
+            parse_orientation(orientation)
+        except ValueError as error:
+            raise ConfigurationError(f"--orientation: {error}") from error
+        self._open(folder, data_root, f"npz-{orientation}")
+
+    @property
+    def name(self) -> str:
+        return f"{SCHEME}://{self.folder}"
+
+    def read(self) -> tuple[str, Catalogue]:
+        """The revision, which moves whenever the labels or a file do, and its rows."""
+        content = self._content(LABELS)
+        catalogue = Catalogue()
+        rows: dict[RadName, dict[str, int]] = {}
+        try:
+            text = (content or b"").decode("utf-8-sig", errors="replace")
+            for line, cells in read_rows(LABELS, text, (NAME_COLUMN,)):
+                try:
+                    _add_row(rows, f"{LABELS}:{line}", cells)
+                except BadItemError as error:
+                    catalogue.errors.append(error)
+        except MetadataError as error:
+            catalogue.errors.append(error)
+            catalogue.unreadable.append(LABELS)
+        facts = self._facts(list(rows))
+        catalogue.volumes = [_volume_row(name, facts.get(name), self.storage) for name in rows]
+        for name, values in rows.items():
+            mark = fingerprint(values, VERSIONS["ingest"])
+            label = {"scan_id": str(name), "is_disputed": False, "fingerprint": mark}
+            catalogue.published_labels[str(name)] = [
+                label | {"abnormality": abnormality, "value": value} for abnormality, value in values.items()
+            ]
+        files = [[row["path"], row["sha256"]] for row in catalogue.volumes]
+        return fingerprint(self.storage, hashlib.sha256(content or b"-").hexdigest(), files), catalogue
+
+
+def _add_row(rows: dict[RadName, dict[str, int]], place: str, cells: dict[str, str]) -> None:
+    if not cells:
+        raise MetadataError(place, "malformed_row", "has another number of cells than the header")
+    name = parse_rad_name(cells[NAME_COLUMN])
+    if name in rows:
+        raise MetadataError(place, "duplicate_row", f"{name} stands there twice")
+    known = [abnormality for abnormality in ABNORMALITIES if abnormality in cells]
+    rows[name] = {abnormality: label_value(f"{place} {name}", abnormality, cells) for abnormality in known}
+
+
+def _volume_row(name: RadName, file: FileFacts | None, storage: str) -> dict[str, Any]:
+    row = {
+        "volume_name": str(name), "scan_id": str(name), "patient_id": str(name), "split": EXTERNAL,
+        "spacing_x_mm": SPACING_MM[0], "spacing_y_mm": SPACING_MM[1], "spacing_z_mm": SPACING_MM[2],
+        "metadata": {"dataset": "RAD-ChestCT"}, "storage": storage, "path": str(name.path()),
+        "size_bytes": file.size_bytes if file else None, "sha256": file.sha256 if file else None,
+    }  # fmt: skip
+    return row | {"fingerprint": fingerprint(list(map(str, row.values())), VERSIONS["ingest"])}
