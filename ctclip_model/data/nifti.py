@@ -39,7 +39,7 @@ class NiftiHeader:
     slope: float
     intercept: float
     data_offset: int  # bytes
-    affine: np.ndarray | None  # (4, 4), voxel indices to mm towards right, anterior, superior; None if not coded
+    affine: np.ndarray | None = None  # (4, 4), voxel indices to mm towards right, anterior, superior; None if not coded
 
     @property
     def size_bytes(self) -> int:
