@@ -31,6 +31,15 @@ TINY = CTCLIPConfig(
     latent_dim=16,
 )
 
+SLIM = CTCLIPConfig(  # of the published size, as weights without a config must be, and small otherwise
+    vision=VisionConfig(
+        dim=24, codebook_size=16, patch_size=60, temporal_patch_size=60, spatial_layers=1, temporal_layers=1,
+        dim_head=4, heads=3,
+    ),
+    text=TextConfig(vocab_size=120, layers=1, intermediate_size=32),
+    latent_dim=8,
+)  # fmt: skip
+
 
 def golden(name: str) -> dict[str, Tensor]:
     return load_file(GOLDEN / f"{name}.safetensors")

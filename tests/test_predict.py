@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from golden_files import tiny_model
+from golden_files import SLIM, tiny_model
 from safetensors.torch import save_file
 
-from ctclip_model.config import CTCLIPConfig, Recipe, TextConfig, VisionConfig, tiny
+from ctclip_model.config import Recipe, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.doubts import list_doubts
 from ctclip_model.data.nifti import NiftiStream
@@ -31,14 +31,6 @@ from ctclip_model.models.heads import LiPro
 from ctclip_model.models.text import train_tokenizer
 
 RECIPE = Recipe("own", spacing_mm=(6.0, 7.0, 7.0), shape=(30, 40, 40))  # of the golden model's size
-SLIM = CTCLIPConfig(  # of the published size, as weights without a config must be, and small otherwise
-    vision=VisionConfig(
-        dim=24, codebook_size=16, patch_size=60, temporal_patch_size=60, spatial_layers=1, temporal_layers=1,
-        dim_head=4, heads=3,
-    ),
-    text=TextConfig(vocab_size=120, layers=1, intermediate_size=32),
-    latent_dim=8,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
