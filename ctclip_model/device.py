@@ -28,8 +28,12 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigurationError(f"there is no device {name!r}: choose auto, cpu, or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"device {name!r} is not one that this runs on: choose auto, cpu, or cuda")
     if device.type == "cuda" and not has_gpu:
         raise ConfigurationError(f"device {name!r} was asked for, and PyTorch sees no GPU; choose auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"device {name!r} was asked for, and there are {torch.cuda.device_count()} GPUs")
     return device
 
 
@@ -61,7 +65,7 @@ def autocast_to(device: torch.device, dtype: torch.dtype | None) -> torch.autoca
 
 @dataclass(frozen=True)
 class Compute:
-    """How a training is computed: what it learns changes by rounding alone, so no fingerprint holds this."""
+    """How a training is computed: kept with the model, and in no fingerprint, for it is not what is to be learned."""
 
     device: str = "auto"
     precision: Precision = Precision.float32

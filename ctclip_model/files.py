@@ -37,7 +37,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which then takes the place of `folder`: a whole one or, after an error, none."""
+    """An empty folder to fill, which then takes the place of `folder`; after an error that stays as it was."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     temporary.mkdir()
@@ -45,7 +45,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             fsync(path)
-        replaced = temporary.with_suffix(".replaced")
+        replaced = temporary.with_name(f"{temporary.name}.replaced")
         if folder.exists():
             folder.rename(replaced)
         temporary.rename(folder)

@@ -89,9 +89,9 @@ def list_calls(stage: str, given: dict[str, Any]) -> list[dict[str, Any]]:
     data_root, kinds = given["data_root"], given["finetune_kinds"]
     preset = find_preset(given["preset"], seed=given["seed"])
     trained = find_trained(data_root, config_fingerprint(preset))
-    if stage == "embed" or trained is None:
-        return [{"model": trained}]
     if stage == "finetune":
         return [{"model": trained, "kind": kind} for kind in kinds]
+    if stage == "embed" or trained is None:
+        return [{"model": trained}]
     finetuned = find_finetuned(data_root, find_model(data_root, preset.name, trained), preset, kinds)
     return [{"model": model_id} for model_id in (trained, *finetuned)]

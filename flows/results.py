@@ -12,6 +12,7 @@ _SCORES = """
 with newest as (
     select protocol, max_by(model_id, run_id) as model_id
     from current_metrics
+    where split = 'valid'
     group by protocol
 )
 select
@@ -21,7 +22,7 @@ select
     max(n_positive) as n_positive, max(n) as n
 from current_metrics
 join newest using (protocol, model_id)
-where metric = 'auroc' and list_contains($visible, abnormality)
+where split = 'valid' and metric = 'auroc' and list_contains($visible, abnormality)
 group by abnormality
 order by abnormality
 """

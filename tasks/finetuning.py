@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ctclip_model.config import VERSIONS, LiProConfig, Preset, VocabFineConfig, fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.device import Compute, limit_cpu_threads
+from ctclip_model.device import Compute, Precision, limit_cpu_threads
 from ctclip_model.errors import ConfigurationError, MissingInputError
+from tasks.embedding import plan_work
 from tasks.models import ModelReference
 from tasks.progress import show_progress
 from tasks.runs import StageRun
@@ -83,12 +85,25 @@ def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
     with store.read(run.data_root) as connection:
         used = {name: value for name, value in parameters.items() if f"${name}" in query}
         table = connection.sql(query, params=used).to_arrow_table()
+    if finetuning.kind == "lipro":
+        _require_current(run.data_root, parent, table)
     if not table.num_rows:
         raise MissingInputError(
             f"no volume of the train split has a latent of {parent.model_id}, a report and labels of "
             f"{finetuning.labels_of!r}: run `ctclip embed` and `ctclip label`"
         )
     return write_manifest(run.data_root, table, f"{finetuning.preset.name}-{finetuning.kind}", finetuning.fingerprint)
+
+
+def _require_current(data_root: Path, parent: ModelReference, table: pa.Table) -> None:
+    """A model trained again keeps its identifier, so that latents of its former weights may still be there."""
+    works = [plan_work(data_root, parent, dtype).fingerprints for dtype in Precision]
+    rows = zip(table["volume_name"].to_pylist(), table["latent_fingerprint"].to_pylist(), strict=True)
+    count = sum(mark not in {work.get(f"volume:{name}") for work in works} for name, mark in rows)
+    if count:
+        raise MissingInputError(
+            f"{count} latents of {parent.model_id} are not of its present weights and volumes: run `ctclip embed`"
+        )
 
 
 def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute) -> None:
@@ -107,7 +122,10 @@ def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, co
     steps.flush()
     record_model(
         run, manifest, result, kind=finetuning.kind, preset=preset.name,
-        config=asdict(finetuning.config) | {"labels_of": finetuning.labels_of}, recipe_id=parent.recipe_id,
+        config=asdict(finetuning.config)
+        | {"labels_of": finetuning.labels_of, "parent_weights_sha256": parent.weights_sha256}
+        | {"compute": asdict(compute)},
+        recipe_id=parent.recipe_id,
         duration_s=time.monotonic() - started, parent_model_id=parent.model_id,
     )  # fmt: skip
 
@@ -129,7 +147,9 @@ def _count_scans(path: Path) -> int:
 
 # One row a sample; labels in the order of the abnormalities, null where unknown.
 _LATENTS = """
-select volume_name, scan_id, split, latent, [labels[name] for name in $names] as labels, samples.fingerprint
+select
+    volume_name, scan_id, split, latent, latents.fingerprint as latent_fingerprint,
+    [labels[name] for name in $names] as labels, samples.fingerprint
 from labelled_samples as samples
 join wanted_latents as latents on latents.kind = 'volume' and latents.item = samples.volume_name
 where recipe_id = $recipe_id and labeller_id = $labels_of and model_id = $model_id

@@ -53,13 +53,15 @@ def find_encoder(data_root: Path, preset: str, model_id: str | None) -> ModelRef
     return model if model.latents_of == model.model_id else find_model(data_root, preset, model.latents_of)
 
 
-# A LiPro without a parent in the warehouse, such as an imported one, is read by its own trunk.
+# A LiPro without a parent in the warehouse (imported), or whose parent was trained again, is read by its own trunk.
 _MODEL = """
 select
     models.model_id, models.kind, models.preset, models.path, models.recipe_id, models.logit_scale, models.fingerprint,
     models.weights_sha256, if(models.kind = 'lipro', coalesce(parents.model_id, models.model_id), models.model_id)
 from current_models as models
-left join current_models as parents on parents.model_id = models.parent_model_id
+left join current_models as parents
+    on parents.model_id = models.parent_model_id
+    and parents.weights_sha256 = models.config ->> '$.parent_weights_sha256'
 where
     case
         when $id is null then models.kind = 'ct-clip' and models.preset = $preset

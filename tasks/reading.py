@@ -72,8 +72,8 @@ select
 from stage_status
 """
 STALE = """
-select format('{} is stale: {} of its {} samples moved; rebuild --retrain trains anew',
-    stage_status.model_id, stale_models.count_moved_samples, stale_models.count_samples)
+select format('{} is stale: {} of its {} samples moved; `{} --retrain` trains anew',
+    stage_status.model_id, stale_models.count_moved_samples, stale_models.count_samples, stage)
 from stage_status
 join stale_models using (model_id)
 where stale_models.is_stale

@@ -119,7 +119,7 @@ def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Com
         result = train_contrastive(manifest.path, run.data_root, preset, folder, compute=compute, on_step=on_step)
     steps.flush()
     record_model(
-        run, manifest, result, kind="ct-clip", preset=preset.name, config=asdict(preset),
+        run, manifest, result, kind="ct-clip", preset=preset.name, config=asdict(preset) | {"compute": asdict(compute)},
         recipe_id=preset.recipe.recipe_id, duration_s=time.monotonic() - started,
     )  # fmt: skip
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from golden_files import golden, tiny_model
 
+from ctclip_model.models import vision
+
 INPUTS = golden("ctclip_tiny.inputs")
 VOLUME, TEXT = INPUTS["volume"], (INPUTS["input_ids"], INPUTS["attention_mask"])
 
@@ -26,10 +28,18 @@ def assert_close(ours, expected, tolerance):
         assert (ours[name] - value).norm() <= tolerance * value.norm() + 1e-6, name
 
 
-def test_recomputing_changes_no_gradient_and_records_each_token_once():
-    kept, recomputed = tiny_model(), tiny_model()
+def test_groups_of_tokens_change_no_gradient(monkeypatch):
+    expected = gradients(tiny_model())
+    monkeypatch.setitem(vision.TOKENS_AT_ONCE, "cpu", 60)
+    assert_close(gradients(tiny_model()), expected, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_recomputing_changes_no_gradient_and_records_each_token_once(monkeypatch, dtype):
+    monkeypatch.setitem(vision.TOKENS_AT_ONCE, "cpu", 60)
+    recomputed = tiny_model()
     recomputed.visual_transformer.recompute = True
-    assert_close(gradients(recomputed), gradients(kept), 1e-5)
+    assert_close(gradients(recomputed, dtype), gradients(tiny_model(), dtype), 1e-5)
 
 
 def test_recomputing_keeps_less_for_the_backward_pass():

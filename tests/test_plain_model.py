@@ -8,6 +8,7 @@ import torch
 from golden_files import golden, tiny_model
 from torch import Tensor
 
+from ctclip_model.models import vision
 from ctclip_model.models.clip import CTCLIP, contrastive_loss
 
 INPUTS, OUTPUTS = golden("ctclip_tiny.inputs"), golden("ctclip_tiny.outputs")
@@ -16,6 +17,12 @@ VOLUME, TEXT = INPUTS["volume"], (INPUTS["input_ids"], INPUTS["attention_mask"])
 
 def close(plain: Tensor, name: str) -> None:
     torch.testing.assert_close(plain, OUTPUTS[name], rtol=0, atol=1e-5)
+
+
+def test_groups_of_tokens_come_out_in_their_order(monkeypatch):
+    monkeypatch.setitem(vision.TOKENS_AT_ONCE, "cpu", 32)
+    with torch.no_grad():
+        close(tiny_model().encode_image(VOLUME), "image_latents")
 
 
 @torch.no_grad()

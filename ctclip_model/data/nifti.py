@@ -54,6 +54,8 @@ class NiftiStream:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+            raise fault(path, "missing_file", "is not a regular file")
         try:
             self._file = path.open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:

@@ -55,7 +55,7 @@ def find_model(models: Path, name: str | None) -> Path:
                 return _whole(path)
         raise MissingInputError(f"there is no model {name!r}: neither {models / name} nor a model folder or weights")
     found = list_models(models)
-    trained = [folder for folder in found if "parent" not in _description(folder).get("info", {})]
+    trained = [folder for folder in found if "parent" not in _description(folder).get("info", {})] or found
     if not found:
         raise MissingInputError(
             f"there is no model in {models}: name one with --model, a model folder or a weights file such as "

@@ -186,6 +186,8 @@ def load_head(folder: Path | str) -> LatentClassifier:
             weights = {name: file.get_tensor(f"{HEAD}{name}") for name in ("weight", "bias")}
         head = LatentClassifier(weights["weight"].shape[1])
         head.load_state_dict(weights)
+        if not all(_is_finite(values) for values in weights.values()):
+            raise ValueError("NaN or infinite weights")
     except Exception as error:  # whatever trips a parser, the file is not what it says
         raise CheckpointError(f"{path}: holds no head of a LiPro ({type(error).__name__}: {error})") from error
     return head.eval()

@@ -222,9 +222,9 @@ def lipro_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor) -> Tenso
 
 
 def positive_weights(labels: Tensor) -> Tensor:
-    """Negatives for each positive, (18,), of the known among the labels (N, 18); 1 where no label is positive."""
+    """Negatives for each positive, (18,), of the known among the labels (N, 18); 1 where all are of one class."""
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
-    return torch.where(positives > 0, negatives / positives.clamp(min=1), 1.0)
+    return torch.where((positives > 0) & (negatives > 0), negatives / positives.clamp(min=1), 1.0)
 
 
 class Losses:

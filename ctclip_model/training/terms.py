@@ -39,7 +39,7 @@ def split_statements(report: str) -> list[str]:
 
 def sentence_terms(sentence: str, config: TfidfConfig) -> list[str]:
     """The distinct stems that a sentence in lower case states, and the pairs of them, each in alphabetical order."""
-    words = _WORD.findall(sentence.replace("'", ""))
+    words = _WORD.findall(sentence.replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", ""))
     stems = list(dict.fromkeys(word[: config.stem_letters] for word in _stated(words)))
     pairs = [
         f"{stem} {other}" if stem < other else f"{other} {stem}"

@@ -38,7 +38,10 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TfidfResult:
-    """A trained labeller, and how it did on the reports held out in its own folds."""
+    """A trained labeller, and how it did on the reports held out in its own folds.
+
+    A little too good, for strength, calibration and thresholds were chosen on them: a check, not a result to cite.
+    """
 
     folder: Path
     count_parameters: int
@@ -140,7 +143,7 @@ class _Fit:
     slope: float
     offset: float
     threshold: float
-    held_out: Values  # (reports,), calibrated probabilities of reports that it was not trained on
+    held_out: Values  # (reports,), probabilities of reports that it was not trained on; the calibration was
 
 
 @dataclass(frozen=True)
