@@ -35,10 +35,8 @@ class HounsfieldPlanes:
             raise fault(stream.path, "bad_rescale", f"HU = {self.slope:g} x stored + {self.intercept:g}")
         self.window_hu = window_hu
         is_whole = np.can_cast(header.dtype, np.int16) and self.slope % 1 == self.intercept % 1 == 0
-        fits = all(np.can_cast(np.min_scalar_type(hu), np.int16) for hu in window_hu)
-        self.dtype = np.dtype(
-            np.int16 if is_whole and fits else np.float32
-        )  # of planes in HU: exact, and half as large
+        fits = -(2**15) <= window_hu[0] and window_hu[1] < 2**15
+        self.dtype = np.dtype(np.int16 if is_whole and fits else np.float32)  # of planes in HU; int16 is read faster
         self.position = 0  # of the next plane
         self._stored = np.empty((header.shape[1], header.shape[0]), header.dtype)
         self._stride = max(1, math.prod(header.shape) // SAMPLED_VOXELS) | 1  # odd, not to follow a column
