@@ -31,9 +31,12 @@ class HounsfieldPlanes:
         if slope is None or intercept is None:
             raise fault(stream.path, "bad_rescale", "the table has no slope and intercept")
         self.slope, self.intercept = slope * header.slope, slope * header.intercept + intercept
-        if not (self.slope and math.isfinite(self.slope) and math.isfinite(self.intercept)):
+        if not (0 < abs(self.slope) <= PLAUSIBLE_HU and abs(self.intercept) <= PLAUSIBLE_HU):  # nor where it is NaN
             raise fault(stream.path, "bad_rescale", f"HU = {self.slope:g} x stored + {self.intercept:g}")
         self.window_hu = window_hu
+        is_whole = np.can_cast(header.dtype, np.int16) and self.slope % 1 == self.intercept % 1 == 0
+        fits = -(2**15) <= window_hu[0] and window_hu[1] < 2**15
+        self.dtype = np.dtype(np.int16 if is_whole and fits else np.float32)  # of planes in HU; int16 is read faster
         self.position = 0  # of the next plane
         self._stored = np.empty((header.shape[1], header.shape[0]), header.dtype)
         self._stride = max(1, math.prod(header.shape) // SAMPLED_VOXELS) | 1  # odd, not to follow a column
@@ -42,7 +45,7 @@ class HounsfieldPlanes:
         self._sum = self._sum_of_squares = 0.0  # of clipped HU
 
     def read(self, out: np.ndarray) -> None:
-        """Fills `out` with the next plane, float32 (second axis, first axis)."""
+        """Fills `out`, of our `dtype`, with the next plane (second axis, first axis)."""
         self.stream.read_plane(self._stored)
         self.position += 1
         least, most, total, squares = clip_plane(self._stored, self.slope, self.intercept, self.window_hu, out)
@@ -73,19 +76,19 @@ class HounsfieldPlanes:
 def clip_plane(
     stored: np.ndarray, slope: float, intercept: float, window_hu: tuple[int, int], out: np.ndarray
 ) -> tuple[float, float, float, float]:
-    """Fills `out`, float32, with a plane's HU clipped to the window.
+    """Fills `out` with a plane's HU clipped to the window.
 
     Returns the least and the most stored, NaN or infinite where a voxel is, and the sum of `out` and of its squares.
     """
     kernels = load_kernels()
-    if kernels and np.can_cast(stored.dtype, np.int16):
-        numbers = map(np.float32, (slope, intercept, *window_hu))
-        return kernels.clip_plane(stored.astype(np.int16, copy=False), *numbers, out)
-    hu: NDArray[np.floating] = stored.astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is clipped, what is no number refused
+        if kernels and np.can_cast(stored.dtype, np.int16):
+            numbers = [np.float32(number) for number in (slope, intercept, *window_hu)]
+            return kernels.clip_plane(stored.astype(np.int16, copy=False), *numbers, out)
+        hu: NDArray[np.floating] = stored.astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)
         hu = hu * slope + intercept
-        out[:] = np.clip(hu, *window_hu)
-        return stored.min(), stored.max(), float(out.sum()), float(np.einsum("ji,ji->", out, out))
+        out[:] = hu = np.clip(hu, *window_hu)
+        return stored.min(), stored.max(), float(hu.sum()), float(np.einsum("ji,ji->", hu, hu))
 
 
 def find_wrong_rescaling(hu: np.ndarray) -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-BLOCK = 48  # columns of the result: a tenth of the published 480, and no power of two, which caches dislike
+BLOCK = 240  # columns of the result at once: their rows stay in a core's cache, and few passes go over the result
 
 
 def _compiled(**options: Any) -> Callable[[Callable], Any]:
@@ -47,7 +47,8 @@ def clip_plane(stored, slope, intercept, low, high, out):  # type: ignore[no-unt
 @_compiled()
 def _blend(lower, upper, weight, out):  # type: ignore[no-untyped-def]
     for index in range(len(out)):
-        out[index] = lower[index] + weight * (upper[index] - lower[index])
+        low, high = np.float32(lower[index]), np.float32(upper[index])
+        out[index] = low + weight * (high - low)
 
 
 @_compiled()
@@ -65,18 +66,15 @@ def blend_planes(below, above, weight, height, width, is_rounded, out):  # type:
     blocks = [(begin, min(begin + BLOCK, len(lower))) for begin in range(0, len(lower), BLOCK)]
     deepest = max([upper[end - 1] + 1 - lower[begin] for begin, end in blocks])
     rows = np.empty((deepest, last - first), np.float32)
-    mixed = np.empty((BLOCK, last - first), np.float32)
     turned = np.empty((last - first, BLOCK), np.float32)
     for begin, end in blocks:
         base = lower[begin]
         for row in range(base, upper[end - 1] + 1):  # along depth
             _blend(below[row, first:last], above[row, first:last], weight, rows[row - base])
         for column in range(begin, end):  # along width
-            _blend(rows[lower[column] - base], rows[upper[column] - base], weights[column], mixed[column - begin])
-        for column in range(end - begin):
-            source = mixed[column]
-            for row in range(len(source)):
-                turned[row, column] = source[row]
+            low, high, share = rows[lower[column] - base], rows[upper[column] - base], weights[column]
+            for row in range(len(low)):
+                turned[row, column - begin] = low[row] + share * (high[row] - low[row])
         for row in range(len(h_lower)):  # along height
             target = out[h_start + row, start + begin : start + end]
             low, high = turned[h_lower[row] - first], turned[h_upper[row] - first]

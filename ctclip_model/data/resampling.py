@@ -57,7 +57,7 @@ def blend_planes(
 ) -> None:
     """Fills the window of a plane of the result, `out` (height, width), from two neighbouring planes of the source.
 
-    These are float32 (second axis, first axis), `weight` that of the plane above; int16 is rounded, float32 is not.
+    These are (second axis, first axis), `weight` that of the plane above; a result in int16 is rounded.
     """
     is_rounded = out.dtype.kind == "i"
     kernels = load_kernels()
@@ -65,7 +65,8 @@ def blend_planes(
         parts = ((axis.lower, axis.upper, axis.weight, axis.start) for axis in (height, width))
         kernels.blend_planes(below, above, weight, *parts, is_rounded, out)
         return
-    plane = _blend(below + weight * (above - below), width)
+    plane = below.astype(np.float32)
+    plane = _blend(plane + weight * (above - plane), width)
     plane = _blend(np.ascontiguousarray(plane.T), height)
     out[height.start : height.stop, width.start : width.stop] = np.rint(plane) if is_rounded else plane
 

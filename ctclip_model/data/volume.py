@@ -116,7 +116,7 @@ def compile_kernels() -> None:
     """Compiles what conversion runs, if that was never done here, so that workers find it instead of doing it each."""
     plane = np.zeros((2, 2), np.int16)
     first, second, _ = plan_axes((2, 2, 2), (1.0, 1.0, 1.0), Recipe(spacing_mm=(1.0, 1.0, 1.0), shape=(2, 2, 2)))
-    hu = np.empty((2, 2, 2), np.float32)
+    hu = np.empty((2, 2, 2), np.int16)
     clip_plane(plane, 1.0, 0.0, PUBLISHED.window_hu, hu[0])
     blend_planes(hu[0], hu[0], np.float32(0), first, second, plane)
     encode_slab(plane[None], "delta-zstd")
@@ -174,8 +174,11 @@ def _convert(
         except ValueError as error:
             raise fault(path, "too_few_slices", str(error)) from error
         source = HounsfieldPlanes(stream, slope, intercept, recipe.window_hu)
-        voxels = np.full(recipe.shape, recipe.window_hu[0], dtype)
-        ring = np.empty((2, shape[1], shape[0]), np.float32)  # the two planes read last
+        window = tuple((axis.start, axis.stop) for axis in (depth, height, width))
+        voxels = np.empty(recipe.shape, dtype)
+        if window != tuple((0, side) for side in recipe.shape):
+            voxels.fill(recipe.window_hu[0])
+        ring = np.empty((2, shape[1], shape[0]), source.dtype)  # the two planes read last
         for index, (lower, upper, weight) in enumerate(zip(depth.lower, depth.upper, depth.weight, strict=True)):
             while source.position <= upper:
                 source.read(ring[source.position % 2])
@@ -183,7 +186,6 @@ def _convert(
         while source.position < shape[2]:  # for the statistics and the checksum
             source.read(ring[0])
         stream.finish()
-        window = tuple((axis.start, axis.stop) for axis in (depth, height, width))
         statistics = source.statistics()
         return ConvertedVolume(
             voxels, shape, spacing, window, *statistics, note, rescale_slope=source.slope,
