@@ -35,7 +35,7 @@ class HounsfieldPlanes:
             raise fault(stream.path, "bad_rescale", f"HU = {self.slope:g} x stored + {self.intercept:g}")
         self.window_hu = window_hu
         is_whole = np.can_cast(header.dtype, np.int16) and self.slope % 1 == self.intercept % 1 == 0
-        fits = -(2**15) <= window_hu[0] and window_hu[1] < 2**15
+        fits = window_hu[0] >= -(2**15) and window_hu[1] < 2**15
         self.dtype = np.dtype(np.int16 if is_whole and fits else np.float32)  # of planes in HU; int16 is read faster
         self.position = 0  # of the next plane
         self._stored = np.empty((header.shape[1], header.shape[0]), header.dtype)
