@@ -56,6 +56,12 @@ class HounsfieldPlanes:
         self._sum_of_squares += squares
         self._samples.append(self._stored.reshape(-1)[:: self._stride].copy())
 
+    def check_rescaling(self) -> None:
+        """Raises `VolumeError` where values look rescaled twice or not at all."""
+        problem = find_wrong_rescaling(np.concatenate(self._samples) * self.slope + self.intercept)
+        if problem:
+            raise fault(self.stream.path, *problem)
+
     def statistics(self) -> tuple[float, float, int, int]:
         """Mean, standard deviation, least and most, in HU; raises `VolumeError` where they cannot be a CT's."""
         if self._least == self._most:
@@ -64,9 +70,6 @@ class HounsfieldPlanes:
         ends = sorted(self.slope * value + self.intercept for value in (self._least, self._most))
         if max(map(abs, ends)) > PLAUSIBLE_HU:
             raise fault(self.stream.path, "bad_rescale", f"voxels from {ends[0]:g} to {ends[1]:g} HU")
-        problem = find_wrong_rescaling(np.concatenate(self._samples) * self.slope + self.intercept)
-        if problem:
-            raise fault(self.stream.path, *problem)
         count = math.prod(self.stream.header.shape)
         mean = self._sum / count
         deviation = math.sqrt(max(self._sum_of_squares / count - mean**2, 0))

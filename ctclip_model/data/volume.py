@@ -91,8 +91,11 @@ def read_volume(
     intercept: float | None = 0.0,
     recipe: Recipe = PUBLISHED,
 ) -> ConvertedVolume:
-    """Reads a NIfTI volume as `load_volume` does, in float32 HU, with the facts of its source."""
-    return _convert(Path(path), spacing_mm, slope, intercept, recipe, np.dtype(np.float32))
+    """Reads a NIfTI volume as `load_volume` does, in float32 HU, with the facts of its source.
+
+    Whether values are HU is left to who asks: only conversion refuses them (`hounsfield.find_wrong_rescaling`).
+    """
+    return _convert(Path(path), spacing_mm, slope, intercept, recipe, np.dtype(np.float32), is_checked=False)
 
 
 def convert_volume(
@@ -162,6 +165,7 @@ def _convert(
     recipe: Recipe,
     dtype: np.dtype,
     orientation: str = ORIENTATION,
+    is_checked: bool = True,
 ) -> ConvertedVolume:
     with NpzStream(path, orientation) if path.suffix == ".npz" else NiftiStream(path) as stream:
         shape = stream.header.shape
@@ -186,6 +190,8 @@ def _convert(
         while source.position < shape[2]:  # for the statistics and the checksum
             source.read(ring[0])
         stream.finish()
+        if is_checked:
+            source.check_rescaling()
         statistics = source.statistics()
         return ConvertedVolume(
             voxels, shape, spacing, window, *statistics, note, rescale_slope=source.slope,
