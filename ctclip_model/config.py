@@ -216,7 +216,7 @@ def published() -> Preset:
 
 
 def small_gpu() -> Preset:
-    """The published architecture and recipe in larger patches, a third of the tokens: for a GPU of 24 GB."""
+    """The published architecture and recipe in larger patches, a third of the tokens: for smaller GPUs."""
     return Preset("small_gpu", model=CTCLIPConfig(vision=VisionConfig(patch_size=30, temporal_patch_size=15)))
 
 
