@@ -1,0 +1,50 @@
+"""Runs a flow for a command: in this process, with its progress shown and its summary printed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from flows.display import RichReporter, print_json, print_summaries
+from tasks.progress import REPORTER
+
+
+def run_flow(name: str, as_json: bool, **parameters: Any) -> Any:
+    """Runs the flow of that name in this process, showing its progress, and prints what it did."""
+    _quieten_prefect()
+    from importlib import import_module
+
+    function = getattr(import_module(f"flows.{name}"), name)
+    if not os.environ.get("CTCLIP_DEBUG"):
+        _show_warnings()
+    with RichReporter() as reporter:
+        token = REPORTER.set(reporter)
+        try:
+            result = function(**{key: value for key, value in parameters.items() if value is not None})
+        finally:
+            REPORTER.reset(token)
+    summaries = result if isinstance(result, list) else [result]
+    print_json(result) if as_json else print_summaries(summaries)
+    return result
+
+
+def _show_warnings() -> None:
+    """What the stages warn of (a lease to wait for, rejects) goes to stderr, whatever Prefect does with its own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("ctclip: %(message)s"))
+    for name in ("tasks", "warehouse", "ctclip_model"):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).propagate = False
+
+
+def _quieten_prefect() -> None:
+    """Prefect's own console log would stand between a person and the progress; `--debug` shows it."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    if not os.environ.get("CTCLIP_DEBUG"):
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+        os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")
+        os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")

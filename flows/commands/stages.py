@@ -1,0 +1,235 @@
+"""The demonstration, one command a stage, and the rebuild of them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctclip_model.device import Precision
+from flows.commands import app
+from flows.commands.options import (
+    DaskAddress,
+    DataRoot,
+    Device,
+    Dtype,
+    FinetuneKinds,
+    Force,
+    Json,
+    KindChoice,
+    Labeller,
+    Limit,
+    Model,
+    Preset,
+    Recompute,
+    Retrain,
+    RetryRejects,
+    Seed,
+    Source,
+    Split,
+    Storage,
+    Volumes,
+)
+from flows.commands.running import run_flow
+from tasks.settings import DATA_ROOT, FINETUNE, LABELLER, LABELLER_KINDS, PRESET, PUBLISHED_LABELS, STAGES
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where phantoms and results go.")] = Path("demo"),
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Make phantoms, rebuild CT-CLIP on them, and show what came out; minutes on two cores."""
+    from flows.results import show_results
+
+    run_flow("demo", as_json, folder=folder, seed=seed)
+    if not as_json:
+        show_results(folder)
+
+
+@app.command()
+def ingest(
+    source: Source = None,
+    data_root: DataRoot = DATA_ROOT,
+    storage: Storage = None,
+    orientation: Annotated[
+        str | None, typer.Option(help="Of RAD-ChestCT: the array axes that become the three of a volume; xyz.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Record what is new, changed or withdrawn at the source."""
+    run_flow(
+        "ingest", as_json, source=source, data_root=data_root, storage=storage and storage.value, force=force,
+        orientation=orientation,
+    )  # fmt: skip
+
+
+@app.command()
+def convert(
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    source: Source = None,
+    split: Split = None,
+    volumes: Volumes = None,
+    limit: Limit = None,
+    force: Force = False,
+    retry_rejects: RetryRejects = False,
+    dask_address: DaskAddress = None,
+    recipe: Annotated[str | None, typer.Option(help="JSON, or a file of it, that changes the preset's recipe.")] = None,
+    uncompressed: Annotated[bool, typer.Option("--uncompressed", help="Thrice the disk, read thrice as fast.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Convert volumes to shards."""
+    run_flow(
+        "convert", as_json, data_root=data_root, preset=preset, source=source, split=split, volumes=volumes,
+        limit=limit, force=force, retry_rejects=retry_rejects, dask_address=dask_address, recipe=recipe,
+        uncompressed=uncompressed,
+    )  # fmt: skip
+
+
+@app.command()
+def label(
+    data_root: DataRoot = DATA_ROOT,
+    labeller: Labeller = LABELLER,
+    split: Split = None,
+    limit: Limit = None,
+    force: Force = False,
+    retry_rejects: RetryRejects = False,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
+    as_json: Json = False,
+) -> None:
+    """Label reports, once a scan."""
+    run_flow(
+        "label", as_json, data_root=data_root, labeller=labeller, split=split, limit=limit, force=force,
+        retry_rejects=retry_rejects, device=device, dtype=dtype,
+    )  # fmt: skip
+
+
+@app.command()
+def train_labeller(
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    kind: Annotated[str, typer.Option(help=f"One of: {', '.join(LABELLER_KINDS)}.")] = LABELLER_KINDS[0],
+    hand_labels: Annotated[
+        Path | None, typer.Option(help="Train on this CSV instead: AccessionNo, report_text and the 18 labels.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Train a report labeller on the ingested reports and labels of the train split."""
+    run_flow(
+        "train_labeller", as_json, data_root=data_root, preset=preset, kind=kind, hand_labels=hand_labels, force=force
+    )
+
+
+@app.command()
+def train(
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    labeller: Labeller = LABELLER,
+    seed: Seed = 0,
+    retrain: Retrain = False,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
+    recompute: Recompute = None,
+    compile_layers: Annotated[bool, typer.Option("--compile", help="Use PyTorch's compiler.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train CT-CLIP."""
+    run_flow(
+        "train", as_json, data_root=data_root, preset=preset, labeller=labeller, seed=seed, retrain=retrain,
+        device=device, dtype=dtype, recompute=recompute, compile=compile_layers,
+    )  # fmt: skip
+
+
+@app.command()
+def finetune(
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    kind: Annotated[KindChoice, typer.Option(help="What to train.")] = KindChoice.lipro,
+    model: Annotated[str | None, typer.Option(help="The parent's id; default: the preset's latest CT-CLIP.")] = None,
+    labels_of: Annotated[str, typer.Option("--labels", help="`published`, or a labeller's id.")] = PUBLISHED_LABELS,
+    seed: Seed = 0,
+    retrain: Retrain = False,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
+    recompute: Recompute = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune CT-CLIP on labels."""
+    run_flow(
+        "finetune", as_json, data_root=data_root, preset=preset, kind=kind.value, model=model, labels_of=labels_of,
+        seed=seed, retrain=retrain, device=device, dtype=dtype, recompute=recompute,
+    )  # fmt: skip
+
+
+@app.command()
+def embed(
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    model: Model = None,
+    force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
+    as_json: Json = False,
+) -> None:
+    """Embed volumes, reports and prompts."""
+    run_flow("embed", as_json, data_root=data_root, preset=preset, model=model, force=force, device=device, dtype=dtype)
+
+
+@app.command()
+def evaluate(
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    model: Model = None,
+    split: Annotated[str, typer.Option(help="The split to score.")] = "valid",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Score a model from its latents."""
+    run_flow("evaluate", as_json, data_root=data_root, preset=preset, model=model, split=split, force=force)
+
+
+@app.command()
+def report(
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    model: Model = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write the HTML page of an evaluation."""
+    run_flow("report", as_json, data_root=data_root, preset=preset, model=model, force=force)
+
+
+@app.command()
+def rebuild(
+    source: Source = None,
+    data_root: DataRoot = DATA_ROOT,
+    preset: Preset = PRESET,
+    labeller: Labeller = LABELLER,
+    storage: Storage = None,
+    from_stage: Annotated[str, typer.Option("--from", help="The first stage.")] = STAGES[0],
+    to_stage: Annotated[str, typer.Option("--to", help="The last stage.")] = STAGES[-1],
+    finetune_kinds: FinetuneKinds = ",".join(FINETUNE),
+    seed: Seed = 0,
+    retrain: Retrain = False,
+    force: Force = False,
+    retry_rejects: RetryRejects = False,
+    dask_address: DaskAddress = None,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
+    as_json: Json = False,
+) -> None:
+    """Every stage in turn, each doing only what is pending."""
+    run_flow(
+        "rebuild", as_json, source=source, data_root=data_root, preset=preset, labeller=labeller,
+        storage=storage and storage.value, from_stage=from_stage, to_stage=to_stage,
+        finetune_kinds=() if finetune_kinds == "none" else tuple(finetune_kinds.split(",")), seed=seed,
+        retrain=retrain, force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device,
+        dtype=dtype,
+    )  # fmt: skip

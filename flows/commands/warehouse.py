@@ -1,0 +1,101 @@
+"""What the warehouse knows: status, plans, SQL and exports; and its publishing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands import app
+from flows.commands.options import (
+    DataRoot,
+    FormatChoice,
+    Json,
+    StageName,
+)
+from flows.display import console, print_json, print_rows
+from tasks.settings import DATA_ROOT
+
+
+@app.command()
+def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
+    """What each stage has done, what is pending, rejected or stale."""
+    from tasks.reading import STALE, STATUS, run_query
+
+    if as_json:
+        _print_query(data_root, "select * from stage_status", as_json)
+        return
+    _print_query(data_root, STATUS, as_json)
+    for (line,) in run_query(data_root, STALE, [])[1]:
+        console.print(line)
+
+
+@app.command()
+def plan(
+    stage: StageName,
+    data_root: DataRoot = DATA_ROOT,
+    limit: Annotated[int, typer.Option(help="At most so many items.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """What a rerun of a stage would do, and why, item by item."""
+    from flows.display import print_plan
+    from tasks.reading import explain_plan
+
+    explained = explain_plan(data_root, stage, limit)
+    print_json(explained) if as_json else print_plan(explained)
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="SQL, or @name of a saved query.")] = "",
+    data_root: DataRoot = DATA_ROOT,
+    parameters: Annotated[list[str] | None, typer.Option("--param", help="key=value of a saved query.")] = None,
+    list_queries: Annotated[bool, typer.Option("--list", help="List the saved queries.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Query the warehouse, which cannot be changed this way."""
+    from tasks.reading import saved_queries
+
+    if list_queries or not query:
+        print_rows(("query", "what it answers"), saved_queries(), as_json)
+        return
+    _print_query(data_root, query, as_json, parameters or [])
+
+
+@app.command()
+def export(
+    table: Annotated[str, typer.Argument(help="A table or a view.")],
+    data_root: DataRoot = DATA_ROOT,
+    file_format: Annotated[FormatChoice, typer.Option("--format")] = FormatChoice.parquet,
+    output: Annotated[Path | None, typer.Option("--output", help="Default: ./<table>.<format>.")] = None,
+) -> None:
+    """Write a table or view of the warehouse to a file."""
+    from tasks.reading import export_table
+
+    path = output or Path(f"{table}.{file_format.value}")
+    rows = export_table(data_root, table, path, file_format.value)
+    console.print(f"{rows} rows in {path}")
+
+
+@app.command()
+def publish(
+    data_root: DataRoot = DATA_ROOT,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Remake the warehouse from all records.")
+    ] = False,
+) -> None:
+    """Fold what is recorded but not yet published into the warehouse."""
+    from tasks.publish import publish as publish_records
+
+    result = publish_records(data_root.resolve(), from_scratch=from_scratch)
+    console.print(
+        f"{sum(result.rows.values())} rows from {result.count_files} record files in {result.duration_s:.2f} s"
+    )
+
+
+def _print_query(data_root: Path, query: str, as_json: bool, parameters: list[str] | None = None) -> None:
+    from tasks.reading import run_query
+
+    columns, rows = run_query(data_root, query, parameters or [])
+    print_rows(columns, rows, as_json)
