@@ -37,6 +37,7 @@ def rebuild(
     preset: str = PRESET,
     labeller: str = LABELLER,
     storage: Storage | None = None,
+    revision: str | None = None,
     from_stage: str = STAGES[0],
     to_stage: str = STAGES[-1],
     finetune_kinds: tuple[str, ...] = FINETUNE,
