@@ -21,7 +21,7 @@ from flows.train import train
 from tasks.finetuning import check_kinds, find_finetuned
 from tasks.models import find_model
 from tasks.presets import find_preset
-from tasks.settings import DATA_ROOT, FINETUNE, LABELLER, PRESET, STAGES
+from tasks.settings import DATA_ROOT, DOWNLOAD_THREADS, FINETUNE, LABELLER, PRESET, RAW_CACHE_GB, STAGES
 from tasks.training import config_fingerprint, find_trained
 
 FLOWS: dict[str, Flow[..., Any]] = {
@@ -48,6 +48,10 @@ def rebuild(
     dask_address: str | None = None,
     device: str = "auto",
     dtype: Precision = Precision.float32,
+    raw_cache_gb: float = RAW_CACHE_GB,
+    keep_raw: bool = False,
+    download_threads: int = DOWNLOAD_THREADS,
+    max_mb_per_s: float | None = None,
 ) -> list[dict[str, Any]]:
     """Run the stages from `from_stage` to `to_stage`; without a `source`, the one that was ingested last."""
     given = locals()

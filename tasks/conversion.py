@@ -16,6 +16,7 @@ from ctclip_model.data.shards import ShardRow, ShardVolume, write_shard
 from ctclip_model.data.slabs import Encoding
 from ctclip_model.data.volume import compile_kernels, convert_volume
 from ctclip_model.errors import BadItemError, CTCLIPError, VolumeError
+from tasks.downloads import Downloader
 from tasks.fanout import fan_out
 from tasks.progress import show_progress
 from tasks.runs import StageRun, code_version
@@ -39,6 +40,7 @@ class VolumeFile:
     slope: float
     intercept: float
     orientation: str = ORIENTATION  # of RAD-ChestCT's arrays
+    origin: str | None = None  # hf://…@COMMIT where `path` is to be downloaded from
 
 
 @dataclass(frozen=True)
@@ -65,27 +67,37 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
     """Every current volume that has a file, by name; `source` overrides where files lie now."""
     with store.read(data_root) as connection:
         rows = connection.execute(
-            "select volume_name, source, path, size_bytes, sha256, spacing_x_mm, spacing_y_mm, spacing_z_mm, "
-            "storage, rescale_slope, rescale_intercept from current_volumes where sha256 is not null order by all"
+            "select volume_name, volumes.source, path, size_bytes, sha256, spacing_x_mm, spacing_y_mm, spacing_z_mm, "
+            "volumes.storage, rescale_slope, rescale_intercept, sources.revision from current_volumes as volumes "
+            "left join current_sources as sources on sources.source = volumes.source "
+            "where sha256 is not null order by all"
         ).fetchall()
     volumes, settings = {}, dataclasses.asdict(recipe)  # once: it is most of a fingerprint's time
-    addresses = {source} if source else {row[1] for row in rows}
-    folders = {one: parse_address(one).folder_of_files(data_root) for one in addresses}
-    for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept in rows:
+    addresses = {one: parse_address(one) for one in ({source} if source else {row[1] for row in rows})}
+    for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept, revision in rows:
         # v2 files hold HU already: applying the metadata's rescaling again is the published code's fault
         if storage != "v1":
             slope, intercept = 1.0, 0.0
         orientation = storage.removeprefix("npz-") if storage.startswith("npz-") else ORIENTATION
         mark = fingerprint(sha256, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
-        file = str(folders[source or recorded] / path)
-        volumes[name] = VolumeFile(name, mark, file, size, sha256, (x, y, z), slope, intercept, orientation)
+        address = addresses[source or recorded]
+        file = str(address.folder_of_files(data_root) / path)
+        origin = f"{address}@{address.revision or revision or 'main'}" if address.is_hub else None
+        volumes[name] = VolumeFile(name, mark, file, size, sha256, (x, y, z), slope, intercept, orientation, origin)
     return volumes
 
 
 def make_jobs(
-    run: StageRun, recipe: Recipe, volumes: Sequence[VolumeFile], encoding: Encoding = "delta-zstd"
+    run: StageRun,
+    recipe: Recipe,
+    volumes: Sequence[VolumeFile],
+    encoding: Encoding = "delta-zstd",
+    raw_bytes: float = math.inf,
 ) -> list[ConversionJob]:
-    """Splits volumes into shards of about `shard_bytes`, and into enough jobs for every worker."""
+    """Splits volumes into shards of about `shard_bytes`, and into enough jobs for every worker.
+
+    Of `raw_bytes`, the room for downloads, a job takes a share that leaves some for those that run beside it.
+    """
     if not volumes:
         return []
     fitting = int(run.limits.shard_bytes / (math.prod(recipe.shape) * SHARD_BYTES_A_VOXEL[encoding]))
@@ -94,15 +106,32 @@ def make_jobs(
     folder = run.data_root / "shards" / recipe.recipe_id
     for leftover in folder.glob(".*.tmp"):  # of a killed run: whoever holds the lease is the only writer
         leftover.unlink()
-    parts = [tuple(volumes[start : start + size]) for start in range(0, len(volumes), size)]
+    room = raw_bytes / (run.limits.jobs_in_flight_per_worker * count_workers() + 1)
+    parts = list(_split(volumes, size, room))
     return [
         ConversionJob(recipe, folder / f"{run.run_id}-{number:06d}.arrow", part, code_version(), encoding)
         for number, part in enumerate(parts)
     ]
 
 
-def run_jobs(run: StageRun, jobs: Sequence[ConversionJob], dask_address: str | None) -> None:
-    """Fans the jobs out and records each as it ends."""
+def _split(volumes: Sequence[VolumeFile], count: int, room: float) -> Iterator[tuple[VolumeFile, ...]]:
+    """Parts of `count` volumes at most whose downloads fit in `room` bytes, but never of none."""
+    part: list[VolumeFile] = []
+    held = 0
+    for volume in volumes:
+        size = volume.size_bytes if volume.origin else 0
+        if part and (len(part) == count or held + size > room):
+            yield tuple(part)
+            part, held = [], 0
+        part.append(volume)
+        held += size
+    yield tuple(part)
+
+
+def run_jobs(
+    run: StageRun, jobs: Sequence[ConversionJob], dask_address: str | None, downloader: Downloader | None = None
+) -> None:
+    """Fans the jobs out, each when its files have been downloaded, and records each as it ends."""
     if not jobs:
         return
     if dask_address is None:
@@ -111,16 +140,33 @@ def run_jobs(run: StageRun, jobs: Sequence[ConversionJob], dask_address: str | N
     with show_progress("convert", sum(len(job.volumes) for job in jobs), "volumes") as progress:
         while waiting:
             following: list[ConversionJob] = []
-            for job, outcome in fan_out(convert_job, waiting, address=dask_address, limits=run.limits):
+            ready = downloader.ready(waiting) if downloader else waiting
+            workers = min(count_workers(), len(waiting))
+            for job, outcome in fan_out(convert_job, ready, address=dask_address, workers=workers, limits=run.limits):
                 if isinstance(outcome, BaseException):
                     following += recover_job(run, job, outcome)
-                    continue
-                record_result(run, job, outcome)
-                done_bytes += sum(volume.size_bytes for volume in job.volumes)
-                rate = done_bytes / 1e9 / (time.monotonic() - started)
-                progress.advance(len(job.volumes), f"{rate:.2f} GB/s")
+                else:
+                    record_result(run, job, outcome)
+                    done_bytes += sum(volume.size_bytes for volume in job.volumes)
+                    rate = f"{done_bytes / 1e9 / (time.monotonic() - started):.2f} GB/s"
+                    progress.advance(len(job.volumes), f"{rate}, {downloader.note()}" if downloader else rate)
+                if downloader:
+                    downloader.release(job.volumes)  # what has to be done again is fetched again: it is rare
+                    record_missing(run, downloader)
                 run.publish_if_due()
             waiting = following
+    if downloader:
+        record_missing(run, downloader)
+
+
+def record_missing(run: StageRun, downloader: Downloader) -> None:
+    """Records the volumes that could not be downloaded; a rerun tries them again."""
+    errors = []
+    while downloader.rejects:
+        volume, error = downloader.rejects.popleft()
+        errors.append((error, volume.fingerprint))
+    if errors:
+        run.reject_all(errors, is_permanent=False)
 
 
 def convert_job(job: ConversionJob) -> ConversionResult:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -18,7 +20,7 @@ Result = TypeVar("Result")
 
 def fan_out(
     function: Callable[[Job], Result],
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     *,
     address: str | None = None,
     workers: int | None = None,
@@ -27,40 +29,79 @@ def fan_out(
     """Runs `function` on every job and yields (job, result or error) as each ends; never raises for one job.
 
     A job whose worker dies is done again elsewhere, `worker_deaths` times. At most a few jobs a worker are in flight,
-    so neither the scheduler nor the results grow with the number of jobs.
+    so neither the scheduler nor the results grow with the number of jobs. They are drawn in a thread of their own,
+    which may wait for one while others run; what drawing them raises is raised here, once those that run have ended.
     """
-    if not jobs:
+    count = workers or count_workers()
+    if isinstance(jobs, Sized):
+        count = min(count, len(jobs))
+    if not count:
         return
-    count = min(workers or count_workers(), len(jobs))
     with _connect(address, count, limits) as client:
         yield from _stream(client, function, jobs, limits)
 
 
 def _stream(client, function, jobs, limits):  # type: ignore[no-untyped-def]
-    from distributed import KilledWorker, as_completed
+    from distributed import KilledWorker
 
-    waiting = iter(jobs)
-    in_flight, suspects = {}, []
-    room = max(1, len(client.scheduler_info()["workers"])) * limits.jobs_in_flight_per_worker
-
-    def submit_next() -> list:
-        for job in waiting:
-            future = client.submit(function, job, pure=False)
-            in_flight[future.key] = job
-            return [future]
-        return []
-
-    completed = as_completed([future for _ in range(room) for future in submit_next()])
-    for future in completed:
-        job = in_flight.pop(future.key)
-        if isinstance(future.exception(), KilledWorker):
-            suspects.append(job)  # or a job that waited on the same workers as one that kills them
-        else:
-            yield job, _outcome(future)
-        for following in submit_next():
-            completed.add(following)
+    suspects = []
+    feed = _Feed(client, function, limits)
+    thread = threading.Thread(target=feed.run, args=(jobs,), daemon=True)
+    thread.start()
+    try:
+        for job, future in feed.ended():
+            if isinstance(future.exception(), KilledWorker):
+                suspects.append(job)  # or a job that waited on the same workers as one that kills them
+            else:
+                yield job, _outcome(future)
+    finally:
+        feed.close()
     for job in suspects:  # alone, so that a death is its own
         yield job, _outcome(client.submit(function, job, pure=False))
+    if feed.error is not None:
+        raise feed.error
+
+
+class _Feed:
+    """Submits jobs as they come and as there is room, and hands out their futures as they end."""
+
+    def __init__(self, client, function, limits) -> None:  # type: ignore[no-untyped-def]
+        self.client, self.function = client, function
+        workers = max(1, len(client.scheduler_info()["workers"]))
+        self.room = threading.Semaphore(workers * limits.jobs_in_flight_per_worker)
+        self.queue: queue.SimpleQueue = queue.SimpleQueue()  # (job, future), or None after the last submission
+        self.in_flight: set = set()
+        self.error: BaseException | None = None
+        self.is_closed = False
+
+    def run(self, jobs: Iterable) -> None:
+        try:
+            for job in jobs:
+                self.room.acquire()
+                if self.is_closed:
+                    return
+                future = self.client.submit(self.function, job, pure=False)
+                self.in_flight.add(future)
+                future.add_done_callback(lambda future, job=job: self.queue.put((job, future)))
+        except BaseException as error:  # noqa: BLE001  raised again by whoever draws the results
+            self.error = error
+        finally:
+            self.queue.put(None)
+
+    def ended(self) -> Iterator[tuple]:
+        is_fed = False
+        while not is_fed or self.in_flight:
+            item = self.queue.get()
+            if item is None:
+                is_fed = True
+                continue
+            self.in_flight.discard(item[1])
+            self.room.release()
+            yield item
+
+    def close(self) -> None:
+        self.is_closed = True
+        self.room.release()
 
 
 def _outcome(future):  # type: ignore[no-untyped-def]

@@ -10,6 +10,8 @@ DATA_ROOT_VARIABLE = "CTCLIP_DATA_ROOT"
 DATA_ROOT = Path(os.environ.get(DATA_ROOT_VARIABLE, "data"))
 PRESET = "published"
 LABELLER = "radbert"
+RAW_CACHE_GB = 20.0  # of volumes downloaded and not yet converted
+DOWNLOAD_THREADS = 8
 HUB_TOKEN_BLOCK = "hugging-face-token"  # the name of a Prefect Secret
 LABELLER_KINDS = ("roberta", "tfidf")  # that can be trained
 

@@ -13,15 +13,19 @@ from flows.commands.options import (
     DaskAddress,
     DataRoot,
     Device,
+    DownloadThreads,
     Dtype,
     FinetuneKinds,
     Force,
     Json,
+    KeepRaw,
     KindChoice,
     Labeller,
     Limit,
+    MaxRate,
     Model,
     Preset,
+    RawCache,
     Recompute,
     Retrain,
     RetryRejects,
@@ -33,7 +37,17 @@ from flows.commands.options import (
     Volumes,
 )
 from flows.commands.running import run_flow
-from tasks.settings import DATA_ROOT, FINETUNE, LABELLER, LABELLER_KINDS, PRESET, PUBLISHED_LABELS, STAGES
+from tasks.settings import (
+    DATA_ROOT,
+    DOWNLOAD_THREADS,
+    FINETUNE,
+    LABELLER,
+    LABELLER_KINDS,
+    PRESET,
+    PUBLISHED_LABELS,
+    RAW_CACHE_GB,
+    STAGES,
+)
 
 
 @app.command()
@@ -82,13 +96,18 @@ def convert(
     dask_address: DaskAddress = None,
     recipe: Annotated[str | None, typer.Option(help="JSON, or a file of it, that changes the preset's recipe.")] = None,
     uncompressed: Annotated[bool, typer.Option("--uncompressed", help="Thrice the disk, read thrice as fast.")] = False,
+    raw_cache_gb: RawCache = RAW_CACHE_GB,
+    keep_raw: KeepRaw = False,
+    download_threads: DownloadThreads = DOWNLOAD_THREADS,
+    max_mb_per_s: MaxRate = None,
     as_json: Json = False,
 ) -> None:
     """Convert volumes to shards."""
     run_flow(
         "convert", as_json, data_root=data_root, preset=preset, source=source, split=split, volumes=volumes,
         limit=limit, force=force, retry_rejects=retry_rejects, dask_address=dask_address, recipe=recipe,
-        uncompressed=uncompressed,
+        uncompressed=uncompressed, raw_cache_gb=raw_cache_gb, keep_raw=keep_raw, download_threads=download_threads,
+        max_mb_per_s=max_mb_per_s,
     )  # fmt: skip
 
 
@@ -226,6 +245,10 @@ def rebuild(
     dask_address: DaskAddress = None,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
+    raw_cache_gb: RawCache = RAW_CACHE_GB,
+    keep_raw: KeepRaw = False,
+    download_threads: DownloadThreads = DOWNLOAD_THREADS,
+    max_mb_per_s: MaxRate = None,
     as_json: Json = False,
 ) -> None:
     """Every stage in turn, each doing only what is pending."""
@@ -234,5 +257,6 @@ def rebuild(
         storage=storage and storage.value, from_stage=from_stage, to_stage=to_stage,
         finetune_kinds=() if finetune_kinds == "none" else tuple(finetune_kinds.split(",")), seed=seed,
         retrain=retrain, force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device,
-        dtype=dtype, revision=revision,
+        dtype=dtype, revision=revision, raw_cache_gb=raw_cache_gb, keep_raw=keep_raw, download_threads=download_threads,
+        max_mb_per_s=max_mb_per_s,
     )  # fmt: skip

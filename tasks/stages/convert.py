@@ -8,8 +8,10 @@ from prefect.cache_policies import NO_CACHE
 from ctclip_model.config import Recipe
 from ctclip_model.data.slabs import Encoding
 from tasks.conversion import ConversionJob, make_jobs, read_volumes, run_jobs
+from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes
 from tasks.planning import Selection, plan_items
 from tasks.runs import StageRun
+from tasks.stages.hub_token import load_hub_token
 
 
 @task(cache_policy=NO_CACHE)
@@ -21,16 +23,27 @@ def plan_conversion(
     retry_rejects: bool,
     source: str | None,
     encoding: Encoding,
+    downloads: DownloadOptions,
 ) -> list[ConversionJob]:
     """The volumes whose file, spacing, rescaling or recipe is new, in jobs of a shard each."""
     volumes = read_volumes(run.data_root, recipe, source)
     wanted = {name: volume.fingerprint for name, volume in volumes.items()}
     pending = plan_items(run, recipe.recipe_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
-    return make_jobs(run, recipe, [volumes[name] for name in pending], encoding)
+    return make_jobs(run, recipe, [volumes[name] for name in pending], encoding, downloads.bound_bytes)
 
 
 @task(cache_policy=NO_CACHE)
-def convert_volumes(run: StageRun, jobs: list[ConversionJob], dask_address: str | None) -> None:
-    """Converts them; a job that a worker's death undid is done again elsewhere."""
-    run_jobs(run, jobs, dask_address)
+def convert_volumes(
+    run: StageRun, jobs: list[ConversionJob], dask_address: str | None, downloads: DownloadOptions
+) -> None:
+    """Converts them; a job that a worker's death undid is done again elsewhere. What is not here is downloaded."""
+    volumes = [volume for job in jobs for volume in job.volumes if volume.origin]
+    if volumes:
+        with Downloader(run.data_root, downloads, load_hub_token(), run.limits) as downloader:
+            downloader.prepare(volumes, max(map(count_raw_bytes, (job.volumes for job in jobs))))
+            run_jobs(run, jobs, dask_address, downloader)
+            run.detail = downloader.summary()
+            downloader.check_offline()
+    else:
+        run_jobs(run, jobs, dask_address)
     get_run_logger().info("%d volumes converted, %d rejected", run.count_done, run.count_rejected)

@@ -1,0 +1,60 @@
+"""The download stage: fills `raw/` with what conversion will need, and says what did not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import as_completed
+
+from ctclip_model.config import Recipe
+from tasks.conversion import VolumeFile, record_missing
+from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes
+from tasks.progress import show_progress
+from tasks.runs import StageRun
+from warehouse import store
+
+
+def list_unconverted(
+    run: StageRun, recipe: Recipe, volumes: Mapping[str, VolumeFile], force: bool
+) -> dict[str, VolumeFile]:
+    """The volumes of the Hub that have no current row in a shard, or all of them by `force`."""
+    with store.read(run.data_root) as connection:
+        rows = connection.execute(
+            "select volume_name, fingerprint from current_shard_volumes where recipe_id = ?", [recipe.recipe_id]
+        ).fetchall()
+    converted = {} if force else dict(rows)
+    return {name: one for name, one in volumes.items() if one.origin and converted.get(name) != one.fingerprint}
+
+
+def choose_fitting(run: StageRun, volumes: Sequence[VolumeFile], options: DownloadOptions) -> list[VolumeFile]:
+    """As many of the first volumes as the bound allows for; the run's detail tells of the rest."""
+    chosen, held = [], 0
+    for volume in volumes:
+        held += volume.size_bytes
+        if held > options.bound_bytes:
+            break
+        chosen.append(volume)
+    left = volumes[len(chosen) :]
+    if left:
+        run.detail = (
+            f"{len(left)} more ({count_raw_bytes(left) / 1e9:.3g} GB) do not fit in --raw-cache-gb "
+            f"{options.raw_cache_gb:g}: convert and download again, or --keep-raw for all"
+        )
+    return chosen
+
+
+def download_files(run: StageRun, volumes: Sequence[VolumeFile], options: DownloadOptions, token: str | None) -> None:
+    """Fetches the files, in megabytes of progress; those that cannot be had are rejects, which a rerun tries again."""
+    total = count_raw_bytes(volumes) // 10**6
+    with Downloader(run.data_root, options, token, run.limits) as downloader:
+        downloader.prepare(volumes, max(volume.size_bytes for volume in volumes))
+        with show_progress("download", total, "MB") as progress:
+            futures = {downloader.pool.submit(downloader.get, volume): volume for volume in volumes}
+            done_bytes = 0
+            for future in as_completed(futures):
+                future.result()
+                done_bytes += futures[future].size_bytes
+                progress.advance(done_bytes // 10**6 - progress.done, downloader.note())
+                record_missing(run, downloader)
+        downloader.check_offline()
+    run.count_done = downloader.count_fetched
+    run.detail = "; ".join(filter(None, (downloader.summary(), run.detail)))

@@ -1,0 +1,208 @@
+"""Volumes of the Hub, fetched by threads of this process ahead of the jobs that need them, within a bound on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import is_offline_mode
+
+from ctclip_model.errors import (
+    BadItemError,
+    ConfigurationError,
+    HubNotFoundError,
+    HubUnavailableError,
+    MissingInputError,
+    StageFailedError,
+    VolumeError,
+)
+from tasks.settings import DOWNLOAD_THREADS, LIMITS, RAW_CACHE_GB, Limits
+from tasks.sources.address import parse_address
+from tasks.sources.hub_access import Repository
+from tasks.sources.hub_files import HubFile, Meter, fetch
+
+if TYPE_CHECKING:
+    from tasks.conversion import ConversionJob, VolumeFile
+
+
+@dataclass(frozen=True)
+class DownloadOptions:
+    """How much of the disk and of the network downloads may take."""
+
+    raw_cache_gb: float = RAW_CACHE_GB
+    keep_raw: bool = False  # and never mind the bound
+    threads: int = DOWNLOAD_THREADS
+    max_mb_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.raw_cache_gb <= 0 or self.threads < 1 or (self.max_mb_per_s is not None and self.max_mb_per_s <= 0):
+            raise ConfigurationError("--raw-cache-gb, --download-threads and --max-mb-per-s are above zero")
+
+    @property
+    def bound_bytes(self) -> float:
+        return float("inf") if self.keep_raw else self.raw_cache_gb * 1e9
+
+
+class Downloader:
+    """Fetches volumes into `raw/`, counts what came of it, and drops what is no longer needed.
+
+    What cannot be had is in `rejects`, for the caller to record. A missing token or a full disk ends it all.
+    """
+
+    def __init__(
+        self, data_root: Path, options: DownloadOptions, token: str | None = None, limits: Limits = LIMITS
+    ) -> None:
+        self.folder, self.options, self.token, self.limits = data_root / "raw", options, token, limits
+        self.meter = Meter(options.max_mb_per_s and options.max_mb_per_s * 1e6)
+        self.pool = ThreadPoolExecutor(options.threads, thread_name_prefix="download")
+        self.room = threading.Condition()
+        self.held_bytes = 0  # in files of jobs that are not recorded yet, fetched or to be
+        self.foreign_bytes = 0  # in files that no job of this run needs
+        self.rejects: deque[tuple[VolumeFile, BadItemError]] = deque()
+        self.not_there: deque[VolumeFile] = deque()  # and not to be asked for, offline
+        self.count_fetched = self.count_reused = self.reused_bytes = self.failures_in_a_row = 0
+        self.started = time.monotonic()
+
+    def __enter__(self) -> Downloader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.meter.stopped.set()
+        with self.room:
+            self.room.notify_all()
+        self.pool.shutdown(cancel_futures=True)
+
+    def prepare(self, volumes: Sequence[VolumeFile], largest_job_bytes: int) -> None:
+        """Raises `ConfigurationError` where the bound or the disk is too small for what is to come."""
+        mine = {volume.path for volume in volumes}
+        present = {str(path): path.stat().st_size for path in (self.folder / "dataset").rglob("*.nii.gz")}
+        self.foreign_bytes = sum(size for path, size in present.items() if path not in mine)
+        bound = self.options.bound_bytes
+        if self.foreign_bytes + largest_job_bytes > bound:
+            raise ConfigurationError(
+                f"--raw-cache-gb {self.options.raw_cache_gb:g} is too small: {largest_job_bytes / 1e9:.3g} GB are "
+                f"needed at once, and {self.folder} holds {self.foreign_bytes / 1e9:.3g} GB that this run does not need"
+            )
+        missing = sum(volume.size_bytes for volume in volumes if volume.path not in present)
+        needed = min(missing, bound - self.foreign_bytes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free and not is_offline_mode():
+            raise ConfigurationError(
+                f"downloads need {needed / 1e9:.3g} GB in {self.folder}, where {free / 1e9:.3g} GB are free: "
+                "make room, or choose a smaller --raw-cache-gb"
+            )
+
+    def ready(self, jobs: Iterable[ConversionJob]) -> Iterator[ConversionJob]:
+        """Each job once its files are there, without the volumes that could not be had; the next are fetched ahead."""
+        waiting = deque(jobs)
+        fetching: deque[tuple[ConversionJob, list[Future[bool]]]] = deque()
+        while waiting or fetching:
+            while waiting and self._reserve(count_raw_bytes(waiting[0].volumes), is_patient=not fetching):
+                job = waiting.popleft()
+                fetching.append((job, [self.pool.submit(self.get, volume) for volume in job.volumes]))
+            job, futures = fetching.popleft()
+            pairs = [(volume, future.result()) for volume, future in zip(job.volumes, futures, strict=True)]
+            self.release([volume for volume, is_there in pairs if not is_there])
+            if volumes := tuple(volume for volume, is_there in pairs if is_there):
+                yield dataclasses.replace(job, volumes=volumes)
+
+    def _reserve(self, size: int, is_patient: bool) -> bool:
+        with self.room:
+            while self.held_bytes and self.foreign_bytes + self.held_bytes + size > self.options.bound_bytes:
+                if not is_patient or self.meter.stopped.is_set():
+                    return False
+                self.room.wait(1.0)
+            self.held_bytes += size
+            return True
+
+    def release(self, volumes: Iterable[VolumeFile]) -> None:
+        """Drops the files of volumes that are recorded, or given up, unless they are to be kept."""
+        gone = [volume for volume in volumes if volume.origin]
+        if not self.options.keep_raw:
+            for volume in gone:
+                Path(volume.path).unlink(missing_ok=True)
+        with self.room:
+            self.held_bytes -= count_raw_bytes(gone)
+            self.room.notify_all()
+
+    def get(self, volume: VolumeFile) -> bool:
+        """Whether the volume's file is there, whole and right; fetches it if need be."""
+        if volume.origin is None:
+            return True
+        file = HubFile(str(Path(volume.path).relative_to(self.folder)), volume.size_bytes, volume.sha256)
+        if is_offline_mode() and not file.is_at(Path(volume.path)):
+            self.not_there.append(volume)
+            return False
+        address = parse_address(volume.origin)
+        repository = Repository(address.repo_id, "dataset", address.revision or "main", self.token)
+        try:
+            is_fetched = fetch(repository, file, self.folder, self.meter, self.limits)
+        except (BadItemError, HubNotFoundError, HubUnavailableError) as error:
+            self._give_up(volume, error)
+            return False
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StageFailedError(self._describe_full_disk(volume)) from error
+            raise
+        self.failures_in_a_row = 0
+        with self.room:
+            self.count_fetched += is_fetched
+            self.count_reused += not is_fetched
+            self.reused_bytes += 0 if is_fetched else volume.size_bytes
+        return True
+
+    def _give_up(self, volume: VolumeFile, error: BadItemError | HubNotFoundError | HubUnavailableError) -> None:
+        if isinstance(error, HubUnavailableError):
+            self.failures_in_a_row += 1
+            if self.failures_in_a_row > self.limits.rejects_tolerated:
+                raise error  # it is not the volume's fault
+        reason = "not_on_hub" if isinstance(error, HubNotFoundError) else "download_failed"
+        if isinstance(error, BadItemError):
+            self.rejects.append((volume, VolumeError(volume.volume_name, error.reason, error.detail)))
+        else:
+            self.rejects.append((volume, VolumeError(volume.volume_name, reason, str(error))))
+
+    def _describe_full_disk(self, volume: VolumeFile) -> str:
+        free = shutil.disk_usage(self.folder).free
+        return (
+            f"the disk is full: {max(self.held_bytes, volume.size_bytes) / 1e9:.3g} GB are needed at once in "
+            f"{self.folder} and {free / 1e9:.3g} GB are free; make room, or choose a smaller --raw-cache-gb; "
+            "a rerun goes on from here"
+        )
+
+    def check_offline(self) -> None:
+        """Raises `MissingInputError` for what was not there, and could not be asked for."""
+        if self.not_there:
+            raise MissingInputError(
+                f"{len(self.not_there)} volumes, such as {self.not_there[0].volume_name}, are not in {self.folder} and "
+                f"HF_HUB_OFFLINE is set: run `ctclip download` where there is a network "
+                f"({count_raw_bytes(self.not_there) / 1e9:.3g} GB), or unset it"
+            )
+
+    def note(self) -> str:
+        """What came so far, and how fast."""
+        fetched = self.meter.fetched_bytes
+        rate = fetched / 1e6 / max(time.monotonic() - self.started, 1e-3)
+        return f"{fetched / 1e9:.3g} GB fetched at {rate:.3g} MB/s"
+
+    def summary(self) -> str:
+        """What was fetched, reused and rejected."""
+        return (
+            f"{self.count_fetched} files fetched ({self.note()}), {self.count_reused} reused "
+            f"({self.reused_bytes / 1e9:.3g} GB)"
+        )
+
+
+def count_raw_bytes(volumes: Iterable[VolumeFile]) -> int:
+    """What their files take in `raw/`."""
+    return sum(volume.size_bytes for volume in volumes if volume.origin)

@@ -1,0 +1,31 @@
+"""Download: volumes that wait for their conversion, ahead of it, where there is a network."""
+
+from __future__ import annotations
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from ctclip_model.config import Recipe
+from tasks.conversion import VolumeFile, read_volumes
+from tasks.downloading import choose_fitting, download_files, list_unconverted
+from tasks.downloads import DownloadOptions
+from tasks.planning import Selection
+from tasks.runs import StageRun
+from tasks.stages.hub_token import load_hub_token
+
+
+@task(cache_policy=NO_CACHE)
+def plan_downloads(
+    run: StageRun, recipe: Recipe, selection: Selection, force: bool, source: str | None, downloads: DownloadOptions
+) -> list[VolumeFile]:
+    """The selected volumes of the Hub that are not converted yet, as many as the bound lets stand in `raw/`."""
+    volumes = list_unconverted(run, recipe, read_volumes(run.data_root, recipe, source), force)
+    return choose_fitting(run, [volumes[name] for name in selection.choose(volumes)], downloads)
+
+
+@task(cache_policy=NO_CACHE)
+def download_volumes(run: StageRun, volumes: list[VolumeFile], downloads: DownloadOptions) -> None:
+    """Fetches those that are not there, and checks all."""
+    if volumes:
+        download_files(run, volumes, downloads, load_hub_token())
+    get_run_logger().info("%s", run.detail)

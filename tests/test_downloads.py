@@ -1,0 +1,294 @@
+"""Volumes from a hub that misbehaves: the right bytes or a reject with its reason, nothing else lost, a rerun ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hub import LoopbackHub
+from test_conversion import RECIPE, assert_whole, converted, ingest
+
+from ctclip_model.data.phantom import PhantomConfig, make_phantoms
+from ctclip_model.errors import ConfigurationError, HubAccessError, HubUnavailableError, StageFailedError
+from tasks.conversion import make_jobs, read_volumes, run_jobs
+from tasks.downloading import choose_fitting, download_files, list_unconverted
+from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes
+from tasks.planning import plan_items
+from tasks.records import sha256_of
+from tasks.runs import open_run
+from tasks.settings import LIMITS
+from tasks.sources.address import parse_address
+from tasks.sources.hub import HubSource
+from warehouse import store
+
+ADDRESS = "hf://datasets/owner/CT-RATE"
+QUICK = dataclasses.replace(
+    LIMITS, hub_attempts=3, hub_wait_s=0.01, shard_volumes=2, publish_interval_s=0.0, reject_share=1.0
+)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    make_phantoms(folder, PhantomConfig(seed=2, train_patients=3, valid_patients=2), processes=1)
+    return folder
+
+
+@pytest.fixture
+def data_root(hub: LoopbackHub, phantoms: Path, tmp_path: Path) -> Path:
+    """A data root that has ingested the phantoms from the hub."""
+    hub.repository("owner/CT-RATE", is_gated=True).commit(phantoms)
+    ingest(HubSource(parse_address(ADDRESS), tmp_path / "data", limits=QUICK), tmp_path / "data")
+    return tmp_path / "data"
+
+
+def download(data_root: Path, **options: object) -> dict[str, object]:
+    chosen = DownloadOptions(**options)  # type: ignore[arg-type]
+    with open_run(data_root, "download", limits=QUICK) as run:
+        volumes = list(list_unconverted(run, RECIPE, read_volumes(data_root, RECIPE, None), False).values())
+        if fitting := choose_fitting(run, volumes, chosen):
+            download_files(run, fitting, chosen, None)
+    return run.summary()
+
+
+def convert(data_root: Path, **options: object) -> dict[str, object]:
+    chosen = DownloadOptions(**options)  # type: ignore[arg-type]
+    with (
+        open_run(data_root, "convert", RECIPE.recipe_id, limits=QUICK) as run,
+        Downloader(data_root, chosen, None, QUICK) as downloader,
+    ):
+        volumes = read_volumes(data_root, RECIPE, None)
+        pending = plan_items(run, RECIPE.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
+        jobs = make_jobs(run, RECIPE, [volumes[name] for name in pending], raw_bytes=chosen.bound_bytes)
+        if jobs:
+            downloader.prepare([volumes[name] for name in pending], max(count_raw_bytes(job.volumes) for job in jobs))
+        run_jobs(run, jobs, None, downloader)
+        downloader.check_offline()
+    return run.summary() | {"fetched": downloader.count_fetched, "reused": downloader.count_reused}
+
+
+def raw_files(data_root: Path) -> list[Path]:
+    return sorted((data_root / "raw/dataset").rglob("*.nii.gz"))
+
+
+def reasons(data_root: Path) -> list[str]:
+    with store.read(data_root) as connection:
+        rows = connection.execute("select reason from current_rejects where not is_permanent").fetchall()
+    return [reason for (reason,) in rows]
+
+
+def assert_same_files(data_root: Path, phantoms: Path, missing: int = 0) -> None:
+    """Every volume in `raw/` is whole and right, all but so many are there, and nothing of an attempt is left."""
+    found = raw_files(data_root)
+    assert len(found) == len(list(phantoms.rglob("*.nii.gz"))) - missing
+    for path in found:
+        assert sha256_of(path) == sha256_of(phantoms / path.relative_to(data_root / "raw"))
+    assert not list((data_root / "raw/.partial").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "on", "times"),
+    [
+        (429, "/resolve/", 2), (500, "/content/", 2), (502, "/resolve/", 2), (503, "/content/", 2),
+        ("reset", "/content/", 2), ("stall", "/content/", 1), ("truncated", "/content/", 1),
+        ("wrong_bytes", "/content/", 1), ("wrong_size", "/content/", 1),
+    ],
+)  # fmt: skip
+def test_fault_that_passes_leaves_no_trace(hub, data_root, phantoms, kind, on, times):
+    hub.faults.play(kind, on, times, Retry_After="0")
+    summary = download(data_root, threads=1)
+    assert len(hub.faults.played) == times
+    assert summary["rejected"] == 0
+    assert_same_files(data_root, phantoms)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (404, "not_on_hub"), (503, "download_failed"), ("reset", "download_failed"), ("wrong_bytes", "wrong_hash"),
+        ("wrong_size", "wrong_size"), ("redirect", "wrong_size"),
+    ],
+)  # fmt: skip
+def test_fault_that_lasts_is_a_reject_and_the_rest_is_fetched(hub, data_root, phantoms, kind, reason):
+    hub.faults.play(kind, "train_1_a_1.nii.gz", times=50)
+    assert download(data_root)["rejected"] == 1
+    assert reasons(data_root) == [reason]
+    hub.faults.waiting.clear()
+    assert download(data_root)["done"] == 1
+    assert_same_files(data_root, phantoms)
+    assert reasons(data_root) == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_refused_token_stops_the_downloads_with_what_to_do(hub, data_root, status):
+    hub.faults.play(status, "/resolve/", times=1000)
+    with pytest.raises(HubAccessError, match="settings/tokens" if status == 401 else "accept them there"):
+        download(data_root)
+
+
+def test_hub_that_is_down_stops_the_downloads(hub, data_root):
+    hub.faults.play(503, "/resolve/", times=1000)
+    with pytest.raises(HubUnavailableError, match="answers 503"), open_run(data_root, "download", limits=QUICK) as run:
+        volumes = list(read_volumes(data_root, RECIPE, None).values())
+        limits = dataclasses.replace(QUICK, rejects_tolerated=2)
+        with Downloader(data_root, DownloadOptions(threads=1), None, limits) as downloader:
+            for volume in volumes:
+                downloader.get(volume)
+    assert run.count_done == 0
+
+
+def test_partial_file_is_fetched_on_from_where_it_stopped(hub, data_root, phantoms):
+    volumes = read_volumes(data_root, RECIPE, None)
+    sent = hub.sent_bytes
+    for volume in volumes.values():
+        partial = data_root / "raw/.partial" / volume.sha256
+        partial.parent.mkdir(exist_ok=True)
+        content = Path(phantoms, Path(volume.path).relative_to(data_root.resolve() / "raw")).read_bytes()
+        partial.write_bytes(content[: len(content) * 3 // 4])
+    download(data_root)
+    assert_same_files(data_root, phantoms)
+    assert hub.sent_bytes - sent < 0.3 * count_raw_bytes(volumes.values())
+
+
+def test_damaged_raw_file_is_fetched_again_and_a_good_one_is_not(hub, data_root, phantoms):
+    download(data_root)
+    damaged = raw_files(data_root)[0]
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    summary = download(data_root)
+    assert summary["done"] == 1
+    assert "1 files fetched" in str(summary["detail"])
+    assert f"{len(raw_files(data_root)) - 1} reused" in str(summary["detail"])
+    assert_same_files(data_root, phantoms)
+
+
+def test_conversion_downloads_within_its_bound_and_drops_what_it_recorded(hub, data_root):
+    volumes = read_volumes(data_root, RECIPE, None)
+    bound = 2.5 * max(volume.size_bytes for volume in volumes.values())
+    result = convert(data_root, raw_cache_gb=bound / 1e9)
+    assert (result["done"], result["rejected"], result["fetched"]) == (len(volumes), 0, len(volumes))
+    assert_whole(data_root)
+    assert raw_files(data_root) == []
+
+
+def test_kept_raw_files_are_used_by_the_next_recipe_without_a_request(hub, data_root):
+    convert(data_root, keep_raw=True)
+    assert len(raw_files(data_root)) == len(converted(data_root))
+    asked = len(hub.requests)
+    with open_run(data_root, "convert", RECIPE.recipe_id, limits=QUICK):
+        volumes = list(read_volumes(data_root, RECIPE, None).values())
+        with Downloader(data_root, DownloadOptions(keep_raw=True), None, QUICK) as downloader:
+            assert all(map(downloader.get, volumes))
+    assert len(hub.requests) == asked
+    assert downloader.count_reused == len(volumes)
+
+
+def test_volume_that_cannot_be_had_is_left_out_of_its_shard_and_made_by_the_rerun(hub, data_root):
+    hub.faults.play("wrong_bytes", "train_1_a_1.nii.gz", times=50)
+    count = len(read_volumes(data_root, RECIPE, None))
+    first = convert(data_root)
+    assert (first["done"], first["rejected"], reasons(data_root)) == (count - 1, 1, ["wrong_hash"])
+    hub.faults.waiting.clear()
+    assert convert(data_root)["done"] == 1
+    assert_whole(data_root)
+
+
+def test_bound_smaller_than_the_selection_says_what_is_left(data_root, phantoms):
+    sizes = [volume.size_bytes for volume in read_volumes(data_root, RECIPE, None).values()]
+    summary = download(data_root, raw_cache_gb=(sizes[0] + sizes[1]) / 1e9)
+    assert summary["done"] == 2
+    assert f"{len(sizes) - 2} more" in str(summary["detail"])
+    assert "--keep-raw" in str(summary["detail"])
+
+
+def test_bound_too_small_for_a_volume_is_refused(data_root):
+    with pytest.raises(ConfigurationError, match=r"too small: .* GB are needed at once"):
+        convert(data_root, raw_cache_gb=1e-6)
+
+
+def test_downloads_keep_to_their_rate(data_root):
+    total = count_raw_bytes(read_volumes(data_root, RECIPE, None).values())
+    started = time.monotonic()
+    download(data_root, max_mb_per_s=total / 1e6 / 1.5)
+    assert time.monotonic() - started > 1.2
+
+
+def test_full_disk_stops_the_stage_with_one_line_and_all_is_whole(data_root):
+    volumes = list(read_volumes(data_root, RECIPE, None).values())
+    convert(data_root)
+    with store.read(data_root) as connection:
+        before = connection.execute("select * from current_shard_volumes order by all").fetchall()
+    partial = data_root / "raw/.partial" / volumes[-1].sha256
+    partial.symlink_to("/dev/full")  # each write to it fails as on a disk without room
+    with (
+        pytest.raises(StageFailedError, match=r"the disk is full: .* GB are needed .* GB are free") as caught,
+        open_run(data_root, "download", limits=QUICK) as run,
+    ):
+        download_files(run, volumes, DownloadOptions(), None)
+    assert "\n" not in str(caught.value)
+    with store.read(data_root) as connection:
+        assert connection.execute("select * from current_shard_volumes order by all").fetchall() == before
+    assert_whole(data_root)
+
+
+def test_disk_without_room_is_found_before_anything_is_fetched(hub, data_root):
+    volumes = [dataclasses.replace(one, size_bytes=10**15) for one in read_volumes(data_root, RECIPE, None).values()]
+    with (
+        Downloader(data_root, DownloadOptions(keep_raw=True), None, QUICK) as downloader,
+        pytest.raises(ConfigurationError, match=r"downloads need .* GB .* are free"),
+    ):
+        downloader.prepare(volumes, 10**15)
+
+
+def test_machine_without_a_network_uses_what_is_there_and_names_the_rest(data_root):
+    download(data_root)
+    raw_files(data_root)[0].unlink()
+    program = f"from pathlib import Path; from test_downloads import convert; convert(Path({str(data_root)!r}))"
+    child = subprocess.run(
+        [sys.executable, "-c", f"if __name__ == '__main__':\n    {program}"], cwd=Path(__file__).parent,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    last = child.stderr.splitlines()[-1]
+    assert "1 volumes, such as" in last
+    assert "HF_HUB_OFFLINE is set: run `ctclip download`" in last
+    assert len(converted(data_root)) == len(read_volumes(data_root, RECIPE, None)) - 1
+
+
+@pytest.mark.slow
+def test_downloads_killed_ten_times_fetch_little_twice(hub, tmp_path):
+    names = [f"valid_{patient}_a_1" for patient in range(1, 201)]
+    rng = random.Random(0)
+    folder = tmp_path / "many"
+    for name in names:
+        patient, scan = name.rsplit("_", 2)[0], name.rsplit("_", 1)[0]
+        path = folder / "dataset/valid_fixed" / patient / scan / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(gzip.compress(rng.randbytes(100_000), 0))
+    table = folder / "dataset/metadata/validation_metadata.csv"
+    table.parent.mkdir(parents=True)
+    rows = "".join(f'{name}.nii.gz,"[1, 1]",1\n' for name in names)
+    table.write_text(f"VolumeName,XYSpacing,ZSpacing\n{rows}")
+    hub.repository("owner/CT-RATE").commit(folder)
+    data_root = tmp_path / "data"
+    ingest(HubSource(parse_address(ADDRESS), data_root, limits=QUICK), data_root)
+    hub.sent_bytes, hub.chunk_bytes, hub.chunk_delay_s = 0, 20_000, 0.02
+    program = f"from pathlib import Path; from test_downloads import download; download(Path({str(data_root)!r}))"
+    for _ in range(10):
+        before = len(raw_files(data_root))
+        child = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
+        while len(raw_files(data_root)) == before and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    hub.chunk_delay_s = 0.0
+    download(data_root)
+    assert_same_files(data_root, folder)
+    assert hub.sent_bytes <= 1.2 * count_raw_bytes(read_volumes(data_root, RECIPE, None).values())
