@@ -10,6 +10,8 @@ from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
 
 Row = dict[str, Any]
 
+NAMES_SHOWN = 50  # of each kind in an artifact
+
 # table -> (key columns, the files its rows come from)
 INGESTED = {
     "volumes": (("volume_name",), METADATA),
@@ -43,6 +45,17 @@ class Changes:
             if any(self.count(kind, table) for kind in ("new", "changed", "withdrawn"))
         ]
         return "; ".join(parts) or "nothing changed"
+
+    def to_markdown(self, source: str, revision: str) -> str:
+        """The same with names, the first of each kind, for the page of a flow run."""
+        lines = [f"# Ingest of {source}", f"Revision `{revision}`: {self.describe()}"]
+        for table in INGESTED:
+            for kind in ("new", "changed", "withdrawn"):
+                names = getattr(self, kind).get(table, [])
+                if names:
+                    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+                    lines.append(f"**{table}, {len(names)} {kind}**: {', '.join(names[:NAMES_SHOWN])}{more}")
+        return "\n\n".join(lines)
 
 
 def compare(

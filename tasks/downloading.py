@@ -49,12 +49,22 @@ def download_files(run: StageRun, volumes: Sequence[VolumeFile], options: Downlo
         downloader.prepare(volumes, max(volume.size_bytes for volume in volumes))
         with show_progress("download", total, "MB") as progress:
             futures = {downloader.pool.submit(downloader.get, volume): volume for volume in volumes}
-            done_bytes = 0
+            done_bytes, found = 0, set()
             for future in as_completed(futures):
-                future.result()
+                if future.result():
+                    found.add(futures[future].volume_name)
                 done_bytes += futures[future].size_bytes
                 progress.advance(done_bytes // 10**6 - progress.done, downloader.note())
                 record_missing(run, downloader)
         downloader.check_offline()
+    _withdraw_rejects(run, found)
     run.count_done = downloader.count_fetched
     run.detail = "; ".join(filter(None, (downloader.summary(), run.detail)))
+
+
+def _withdraw_rejects(run: StageRun, found: set[str]) -> None:
+    with store.read(run.data_root) as connection:
+        rows = connection.execute("select item from current_rejects where stage = ?", [run.stage]).fetchall()
+    row = {"stage": run.stage, "variant": run.variant, "fingerprint": "withdrawn", "is_withdrawn": True}
+    if mended := [row | {"item": item} for (item,) in rows if item in found]:
+        run.record("rejects", mended)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from hub import HubRepository, LoopbackHub
 from hub.repositories import Blob
-from hub.server import EXPIRED, NOT_ACCEPTED
+from hub.server import ACCEPTED, EXPIRED, NOT_ACCEPTED
+from prefect.artifacts import Artifact
+from prefect.blocks.system import Secret
 
 from ctclip_model.data.names import VolumeName
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError, HubAccessError, HubError, HubNotFoundError, HubUnavailableError
-from tasks.settings import LIMITS
+from tasks.settings import HUB_TOKEN_BLOCK, LIMITS, STAGES
 from tasks.sources.address import parse_address
 from tasks.sources.hub import HubSource
 from tasks.sources.local import LocalSource
@@ -28,7 +30,7 @@ QUICK = dataclasses.replace(LIMITS, hub_attempts=3, hub_wait_s=0.01)
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
-    make_phantoms(folder, PhantomConfig(seed=1, train_patients=2, valid_patients=2), processes=1)
+    make_phantoms(folder, PhantomConfig(seed=1, train_patients=8, valid_patients=4), processes=1)
     return folder
 
 
@@ -163,3 +165,31 @@ def test_ingest_records_the_commit_and_asks_for_the_same_revision_again(reposito
     assert rows == [(ADDRESS, "v2", repository.branches["v2"], "phantom")]
     moved = ingest(None, data_root, revision="main")
     assert moved["detail"] == "volumes: 0 new, 1 changed, 0 withdrawn"
+    artifact = Artifact.get("ingest")
+    assert artifact is not None
+    assert f"**volumes, 1 changed**: {path.name.removesuffix('.nii.gz')}" in str(artifact.data)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_token_of_a_prefect_secret_opens_the_hub_and_is_recorded_nowhere(repository, tmp_path, monkeypatch):
+    from flows.ingest import ingest
+
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubAccessError, match="asks for a token and there is none"):
+        ingest(ADDRESS, tmp_path / "data")
+    Secret(value=ACCEPTED).save(HUB_TOKEN_BLOCK)
+    assert ingest(ADDRESS, tmp_path / "data")["done"] > 0
+    assert not [path for path in (tmp_path / "data").rglob("*.parquet") if ACCEPTED.encode() in path.read_bytes()]
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.timeout(600)
+def test_rebuild_from_the_hub_runs_end_to_end(repository, tmp_path):
+    from flows.rebuild import rebuild
+
+    summaries = rebuild(ADDRESS, tmp_path / "data", "smoke", labeller="tfidf", finetune_kinds=("lipro",))
+    stages = [summary["stage"] for summary in summaries if summary["done"]]
+    assert list(dict.fromkeys(stages)) == list(STAGES)
+    assert not list((tmp_path / "data/raw/dataset").rglob("*.nii.gz"))  # each dropped once it was converted
+    again = rebuild(None, tmp_path / "data", "smoke", labeller="tfidf", finetune_kinds=("lipro",))
+    assert [summary["stage"] for summary in again if summary["done"]] == []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import VERSIONS, fingerprint
@@ -79,6 +80,7 @@ def record_changes(run: StageRun, source: Source, revision: str, catalogue: Cata
     if run.is_announced:
         publish(run.data_root)
         declare_downstream(run)
+    create_markdown_artifact(changes.to_markdown(source.name, revision), key="ingest", description=run.detail)
     get_run_logger().info("%s", run.detail)
     return changes
 
