@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from huggingface_hub import is_offline_mode
 
@@ -32,6 +32,8 @@ from tasks.sources.hub_files import HubFile, Meter, fetch
 
 if TYPE_CHECKING:
     from tasks.conversion import ConversionJob, VolumeFile
+
+Fetching: TypeAlias = "deque[tuple[ConversionJob, list[Future[bool]]]]"
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,18 @@ class Downloader:
     def ready(self, jobs: Iterable[ConversionJob]) -> Iterator[ConversionJob]:
         """Each job once its files are there, without the volumes that could not be had; the next are fetched ahead."""
         waiting = deque(jobs)
-        fetching: deque[tuple[ConversionJob, list[Future[bool]]]] = deque()
+        fetching: Fetching = deque()
+        self._fetch_ahead(waiting, fetching)  # now, and not when the first is drawn
+        return self._as_fetched(waiting, fetching)
+
+    def _fetch_ahead(self, waiting: deque[ConversionJob], fetching: Fetching) -> None:
+        while waiting and self._reserve(count_raw_bytes(waiting[0].volumes), is_patient=not fetching):
+            job = waiting.popleft()
+            fetching.append((job, [self.pool.submit(self.get, volume) for volume in job.volumes]))
+
+    def _as_fetched(self, waiting: deque[ConversionJob], fetching: Fetching) -> Iterator[ConversionJob]:
         while waiting or fetching:
-            while waiting and self._reserve(count_raw_bytes(waiting[0].volumes), is_patient=not fetching):
-                job = waiting.popleft()
-                fetching.append((job, [self.pool.submit(self.get, volume) for volume in job.volumes]))
+            self._fetch_ahead(waiting, fetching)
             job, futures = fetching.popleft()
             pairs = [(volume, future.result()) for volume, future in zip(job.volumes, futures, strict=True)]
             self.release([volume for volume, is_there in pairs if not is_there])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hub import LoopbackHub
 from hub.server import ACCEPTED
+from huggingface_hub import close_session
 
 from ctclip_model.config import (
     PRESETS,
@@ -69,6 +70,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
         monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
         monkeypatch.setenv("HF_TOKEN", ACCEPTED)
         yield running
+    close_session()  # whose connections would outlive the hub
 
 
 @pytest.fixture(scope="session")

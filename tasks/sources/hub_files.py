@@ -9,16 +9,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import http_get
+from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, silent_tqdm
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ctclip_model.errors import DownloadError, HubError
-from ctclip_model.files import fsync
 from tasks.records import sha256_of
 from tasks.settings import LIMITS, Limits, hub_endpoint
 from tasks.sources.hub_access import Repository, ask
@@ -152,9 +149,7 @@ def fetch(
                 raise
         else:
             break
-    fsync(partial)
-    partial.replace(target)
-    fsync(target.parent)
+    partial.replace(target)  # not synced to the disk: whoever uses it later checks its hash
     return True
 
 
@@ -165,37 +160,26 @@ def _fill(repository: Repository, file: HubFile, partial: Path, meter: Meter) ->
     )
     headers = build_hf_headers(token=repository.given_token) | {"Accept-Encoding": "identity"}
     with partial.open("ab") as stream:
-        bounded = _BoundedStream(stream, file, meter)
-        try:
-            # the client's own download, which takes a session's proxies and follows to wherever the bytes are kept
-            http_get(
-                url, cast(BinaryIO, bounded), resume_size=stream.tell(), headers=headers,
-                expected_size=file.size_bytes, displayed_filename=file.path, tqdm_class=silent_tqdm,
-            )  # fmt: skip
-        except HfHubHTTPError as error:
-            if error.response.status_code == 416:
-                stream.truncate(0)  # it has less than we have: begin again
-            raise
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            detail = f"came with another size than {file.size_bytes} bytes"
-            raise DownloadError(file.path, "wrong_size", detail) from error
-
-
-class _BoundedStream:
-    """What the client writes into: metered, and never longer than the file is said to be."""
-
-    def __init__(self, stream: BinaryIO, file: HubFile, meter: Meter) -> None:
-        self.stream, self.file, self.meter = stream, file, meter
-        self.seek, self.tell, self.truncate = stream.seek, stream.tell, stream.truncate
-
-    def write(self, chunk: bytes) -> int:
-        if self.tell() + len(chunk) > self.file.size_bytes:
-            raise DownloadError(self.file.path, "wrong_size", f"is longer than {self.file.size_bytes} bytes")
-        count = self.stream.write(chunk)
-        self.meter.add(len(chunk))
-        return count
+        have = stream.tell()
+        if have == file.size_bytes:
+            return
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        # the client's own session: it goes through proxies, and takes no token along where it is redirected to. Its
+        # own download of a file forgets, when the process dies, what came before
+        with get_session().stream("GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT) as response:
+            if response.status_code == 416:
+                stream.truncate(0)  # there is less of it than we have: begin again
+            hf_raise_for_status(response)
+            if have and response.status_code != 206:
+                stream.truncate(0)  # all of it comes, not the rest
+            for chunk in response.iter_raw():
+                if stream.tell() + len(chunk) > file.size_bytes:
+                    raise DownloadError(file.path, "wrong_size", f"is longer than {file.size_bytes} bytes")
+                stream.write(chunk)
+                meter.add(len(chunk))
+        if stream.tell() < file.size_bytes:
+            raise DownloadError(file.path, "wrong_size", f"is shorter than {file.size_bytes} bytes")
 
 
 def _describe(item: RepoFile) -> HubFile:
