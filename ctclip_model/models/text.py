@@ -14,6 +14,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from ctclip_model.config import TextConfig
 from ctclip_model.errors import CheckpointError
 
+PUBLISHED_TEXT_ENCODER = "microsoft/BiomedVLP-CXR-BERT-specialized"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4; BERT pads with 0
 
 
@@ -44,6 +46,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     pieces = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
     repeated = sorted((word for word, count in words.items() if count > 1), key=lambda word: (-words[word], word))
     return _wrapped(_word_pieces(list(dict.fromkeys([*pieces, *repeated]))[:vocab_size]))
+
+
+def find_tokenizer_file(folder: Path) -> Path | None:
+    """What `read_tokenizer` reads in a folder, if it is there."""
+    return next((path for name in TOKENIZER_FILES if (path := folder / name).is_file()), None)
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
