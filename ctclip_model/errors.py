@@ -6,12 +6,17 @@ CTCLIPError
 │   ├── BadNameError          a volume or scan name does not parse
 │   ├── VolumeError           a volume file is unreadable, or is not what its header says
 │   ├── MetadataError         a CSV or one of its rows is missing or malformed
+│   ├── DownloadError         a file did not arrive as the Hub says that it is
 │   └── ReportError           a report has no text
 ├── ShardError                a shard is damaged, or not of the recipe that was asked for
 ├── CheckpointError           a weights file is missing, damaged or of another model
 ├── MissingInputError         a stage's input is not there yet; the message says which stage makes it
 ├── DivergedError             training's loss is no longer a finite number
 ├── StageFailedError          too many of a stage's items were rejected
+├── HubError                  the Hugging Face Hub does not give what was asked for; the message says what to do
+│   ├── HubAccessError        it wants a token, another one, or its terms accepted
+│   ├── HubNotFoundError      it has no such repository, revision or file
+│   └── HubUnavailableError   it cannot be reached, or answers with errors; a rerun goes on from here
 └── WarehouseError            the warehouse cannot be opened, migrated or published
     └── CheckFailedError      new records break an invariant; the published warehouse stays as it was
 
@@ -54,6 +59,10 @@ class MetadataError(BadItemError):
     """A CSV or one of its rows is missing or malformed."""
 
 
+class DownloadError(BadItemError):
+    """A file did not arrive as the Hub says that it is."""
+
+
 class ReportError(BadItemError):
     """A report has no text."""
 
@@ -76,6 +85,22 @@ class DivergedError(CTCLIPError):
 
 class StageFailedError(CTCLIPError):
     """Too many of a stage's items were rejected, or its worker died for good."""
+
+
+class HubError(CTCLIPError):
+    """The Hugging Face Hub does not give what was asked for; the message says what to do."""
+
+
+class HubAccessError(HubError):
+    """The Hub wants a token, another one, or its terms accepted."""
+
+
+class HubNotFoundError(HubError):
+    """The Hub has no such repository, revision or file."""
+
+
+class HubUnavailableError(HubError):
+    """The Hub cannot be reached, or answers with errors; a rerun goes on from here."""
 
 
 class WarehouseError(CTCLIPError):

@@ -20,12 +20,14 @@ def ingest(
     storage: Storage | None = None,
     force: bool = False,
     orientation: str | None = None,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Record what is new, changed or withdrawn at a source, by default the one ingested last.
 
-    That is a folder of CT-RATE's layout, or `rad-chestct:FOLDER`, whose arrays are turned by `orientation`.
+    That is a folder of CT-RATE's layout, `hf://datasets/OWNER/NAME` at a `revision`, or `rad-chestct:FOLDER`, whose
+    arrays are turned by `orientation`.
     """
-    opened = open_source(source, data_root, storage, orientation)
+    opened = open_source(source, data_root, storage, orientation, revision)
     with stage_run(data_root, "ingest", opened.name) as run:
         revision, catalogue = read_source(opened)
         record_changes(run, opened, revision, whole(catalogue), force)

@@ -41,6 +41,7 @@ def rebuild(
     labeller: str = LABELLER,
     model: str | None = None,
     storage: Storage | None = None,
+    revision: str | None = None,
     from_stage: str = STAGES[0],
     to_stage: str = STAGES[-1],
     finetune_kinds: tuple[str, ...] = FINETUNE,

@@ -20,6 +20,7 @@ from tasks.fanout import fan_out
 from tasks.progress import show_progress
 from tasks.runs import StageRun, code_version
 from tasks.settings import count_workers
+from tasks.sources.address import parse_address
 from warehouse import store
 
 SHARD_BYTES_A_VOXEL: dict[Encoding, float] = {"delta-zstd": 0.6, "raw": 2.0}
@@ -68,14 +69,15 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
             "storage, rescale_slope, rescale_intercept from current_volumes where sha256 is not null order by all"
         ).fetchall()
     volumes, settings = {}, dataclasses.asdict(recipe)  # once: it is most of a fingerprint's time
+    addresses = {source} if source else {row[1] for row in rows}
+    folders = {one: parse_address(one).folder_of_files(data_root) for one in addresses}
     for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept in rows:
         # v2 files hold HU already: applying the metadata's rescaling again is the published code's fault
         if storage != "v1":
             slope, intercept = 1.0, 0.0
         orientation = storage.removeprefix("npz-") if storage.startswith("npz-") else ORIENTATION
         mark = fingerprint(sha256, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
-        folder = str(Path(source).resolve()) if source else recorded.partition("://")[2]
-        file = f"{folder}/{path}"
+        file = str(folders[source or recorded] / path)
         volumes[name] = VolumeFile(name, mark, file, size, sha256, (x, y, z), slope, intercept, orientation)
     return volumes
 

@@ -10,11 +10,20 @@ DATA_ROOT_VARIABLE = "CTCLIP_DATA_ROOT"
 DATA_ROOT = Path(os.environ.get(DATA_ROOT_VARIABLE, "data"))
 PRESET = "published"
 LABELLER = "radbert"
+HUB_TOKEN_BLOCK = "hugging-face-token"  # the name of a Prefect Secret
 LABELLER_KINDS = ("roberta", "tfidf")  # that can be trained
 
 STAGES = ("ingest", "convert", "label", "train", "embed", "finetune", "evaluate", "report")  # in a rebuild's order
 FINETUNE = ("lipro", "vocabfine")  # the kinds of fine-tuning, in a rebuild's order
 PUBLISHED_LABELS = "published"  # the labeller that CT-RATE's own labels stand under
+
+CT_RATE = "ibrahimhamamci/CT-RATE"  # a data set's repository on the Hub, which holds the published models too
+PUBLISHED_MODELS = {
+    "ct-clip": "models/CT-CLIP-Related/CT-CLIP_v2.pt",
+    "vocabfine": "models/CT-CLIP-Related/CT_VocabFine_v2.pt",
+    "lipro": "models/CT-CLIP-Related/CT_LiPro_v2.pt",
+    "radbert": "models/RadBertClassifier.pth",
+}
 
 DEMO_PATIENTS = (2000, 300)  # train, valid
 
@@ -35,9 +44,20 @@ class Limits:
     worker_memory_bytes: int = 4_000_000_000
     jobs_in_flight_per_worker: int = 2
     worker_deaths: int = 3  # that one job may cause before it is split, or rejected
+    hub_attempts: int = 8  # at one request of the Hub
+    hub_wait_s: float = 1.0  # before the second attempt; then ever longer
+    hub_longest_wait_s: float = 300.0  # the window in which the Hub counts requests
+    hub_timeout_s: float = 60.0  # of a request for facts, which take it long for hundreds of files
+    hub_paths_a_request: int = 500  # the Hub refuses more than 1,000
+    hub_requests_at_once: int = 4
 
 
 LIMITS = Limits()
+
+
+def hub_endpoint() -> str:
+    """Where the Hugging Face Hub is."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def count_workers() -> int:

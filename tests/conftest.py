@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
+# The Hub's client reads these when it is imported: nobody is logged in, and a connection that stalls is soon given up.
+os.environ |= {"HF_TOKEN_PATH": "/nonexistent", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub import LoopbackHub
+from hub.server import ACCEPTED
 
 from ctclip_model.config import (
     PRESETS,
@@ -53,6 +60,15 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """An empty hub on loopback, asked in place of the real one with a token that opens all of it."""
+    with LoopbackHub(tmp_path / "hub").running() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        monkeypatch.setenv("HF_TOKEN", ACCEPTED)
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -54,10 +54,13 @@ def find_tokenizer_file(folder: Path) -> Path | None:
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """BERT's tokenizer from a `tokenizer.json` or a `vocab.txt` of one entry a line, lower-casing, as published.
+    """BERT's tokenizer from a `tokenizer.json` or a `vocab.txt` of one entry a line, or a folder of one.
+
+    It is lower-casing, as published.
 
     transformers' own reader makes an empty tokenizer, and no error, of what it does not find. Raises `CheckpointError`.
     """
+    path = find_tokenizer_file(path) or path
     try:
         if path.suffix == ".json":
             tokenizer = Tokenizer.from_file(str(path))

@@ -31,7 +31,11 @@ class FormatChoice(StrEnum):
 DataRoot = Annotated[
     Path, typer.Option("--data-root", envvar=DATA_ROOT_VARIABLE, help="Where everything is kept.", file_okay=False)
 ]
-Source = Annotated[str | None, typer.Option(help="CT-RATE as a folder, or rad-chestct:FOLDER; default: ingested last.")]
+Source = Annotated[
+    str | None,
+    typer.Option(help="A folder, hf://datasets/OWNER/NAME, or rad-chestct:FOLDER; default: ingested last."),
+]
+Revision = Annotated[str | None, typer.Option(help="Of a hf:// source: a branch, tag or commit; default: main.")]
 Preset = Annotated[str, typer.Option(help=f"One of: {', '.join(PRESETS)}.")]
 Labeller = Annotated[
     str, typer.Option(help="`radbert`, `tfidf` (needs no weights), a trained labeller's id, or a path.")

@@ -25,6 +25,7 @@ from flows.commands.options import (
     Recompute,
     Retrain,
     RetryRejects,
+    Revision,
     Seed,
     Source,
     Split,
@@ -53,6 +54,7 @@ def demo(
 def ingest(
     source: Source = None,
     data_root: DataRoot = DATA_ROOT,
+    revision: Revision = None,
     storage: Storage = None,
     orientation: Annotated[
         str | None, typer.Option(help="Of RAD-ChestCT: the array axes that become the three of a volume; xyz.")
@@ -63,7 +65,7 @@ def ingest(
     """Record what is new, changed or withdrawn at the source."""
     run_flow(
         "ingest", as_json, source=source, data_root=data_root, storage=storage and storage.value, force=force,
-        orientation=orientation,
+        orientation=orientation, revision=revision,
     )  # fmt: skip
 
 
@@ -213,6 +215,7 @@ def rebuild(
     preset: Preset = PRESET,
     labeller: Labeller = LABELLER,
     model: Annotated[str | None, typer.Option(help="Embed and evaluate this one; nothing is trained.")] = None,
+    revision: Revision = None,
     storage: Storage = None,
     from_stage: Annotated[str, typer.Option("--from", help="The first stage.")] = STAGES[0],
     to_stage: Annotated[str, typer.Option("--to", help="The last stage.")] = STAGES[-1],
@@ -232,5 +235,5 @@ def rebuild(
         model=model, storage=storage and storage.value, from_stage=from_stage, to_stage=to_stage,
         finetune_kinds=() if finetune_kinds == "none" else tuple(finetune_kinds.split(",")), seed=seed,
         retrain=retrain, force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device,
-        dtype=dtype,
+        dtype=dtype, revision=revision,
     )  # fmt: skip

@@ -27,6 +27,8 @@ Name = TypeVar("Name", bound=VolumeName | RadName)
 class LocalSource:
     """Reads CT-RATE from a folder. File hashes are kept by size and time of change, so that a file is read once."""
 
+    requested_revision = None  # a folder has but one
+
     def __init__(self, folder: Path, data_root: Path, storage: Storage = "v2") -> None:
         if not (folder / "dataset").is_dir():
             raise ConfigurationError(

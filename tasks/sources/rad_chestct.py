@@ -11,19 +11,19 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import EXTERNAL, RadName, parse_rad_name
 from ctclip_model.data.npz import ORIENTATION, SPACING_MM, parse_orientation
 from ctclip_model.errors import BadItemError, ConfigurationError, MetadataError
+from tasks.sources.address import RAD_CHESTCT
 from tasks.sources.catalogue import Catalogue, FileFacts
 from tasks.sources.local import LocalSource
 from tasks.sources.tables import label_value, read_rows
 
 LABELS = "rad_chestct_labels.csv"  # a column for each of CT-RATE's abnormalities that it knows
 NAME_COLUMN = "NoteAcc_DEID"
-SCHEME = "rad-chestct"
 
 
 class RadChestSource(LocalSource):
     """Reads RAD-ChestCT from a folder. Its labels say which scans there are; it has no reports."""
 
-    kind = SCHEME
+    kind = RAD_CHESTCT
 
     def __init__(self, folder: Path, data_root: Path, orientation: str = ORIENTATION) -> None:
         if not (folder / LABELS).is_file():
@@ -36,7 +36,7 @@ class RadChestSource(LocalSource):
 
     @property
     def name(self) -> str:
-        return f"{SCHEME}://{self.folder}"
+        return f"{RAD_CHESTCT}://{self.folder}"
 
     def read(self) -> tuple[str, Catalogue]:
         """The revision, which moves whenever the labels or a file do, and its rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeAlias
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -15,42 +16,47 @@ from tasks.changes import INGESTED, Changes, compare
 from tasks.downstream import declare_downstream
 from tasks.publish import publish
 from tasks.runs import StageRun
-from tasks.sources import rad_chestct
+from tasks.sources.address import RAD_CHESTCT, Address, parse_address
 from tasks.sources.catalogue import Catalogue
+from tasks.sources.hub import HubSource
 from tasks.sources.local import LocalSource
 from tasks.sources.rad_chestct import RadChestSource
+from tasks.stages.hub_token import load_hub_token
 from warehouse import store
 
-SCHEMES = ("file", rad_chestct.SCHEME)
+Source: TypeAlias = LocalSource | HubSource
 
 
 def open_source(
-    source: str | None, data_root: Path, storage: Storage | None, orientation: str | None = None
-) -> LocalSource:
-    """The source that an address names; by default the one ingested last.
+    source: str | None,
+    data_root: Path,
+    storage: Storage | None,
+    orientation: str | None = None,
+    revision: str | None = None,
+) -> Source:
+    """The source that an address names; by default the one ingested last, at the revision that was asked for then.
 
-    CT-RATE is a folder, as a path or `file://`; RAD-ChestCT is `rad-chestct:FOLDER`.
+    CT-RATE is a folder, as a path or `file://`, or `hf://datasets/OWNER/NAME[@REVISION]`; RAD-ChestCT is
+    `rad-chestct:FOLDER`.
     """
-    recorded = _recorded_source(data_root, source)
-    if source is None and recorded is None:
+    given = None if source is None else parse_address(source, revision)
+    last, stored = _recorded_source(data_root, given) or (None, None)
+    address = given or last
+    if address is None:
         raise ConfigurationError("no source has been ingested yet: say which with --source")
-    address, stored = recorded or (_address(source or ""), None)
-    scheme, folder = address.split("://", 1)
-    if scheme == rad_chestct.SCHEME:
-        known = stored.removeprefix("npz-") if stored else ORIENTATION
-        return RadChestSource(Path(folder), data_root, orientation or known)
-    return LocalSource(Path(folder), data_root, storage or ("v1" if stored == "v1" else "v2"))
-
-
-def _address(source: str) -> str:
-    """The address by which a source is recorded."""
-    given, separator, folder = source.partition(":")
-    scheme, path = (given, folder) if separator and given in SCHEMES else ("file", source)
-    return f"{scheme}://{Path(path.removeprefix('//')).resolve()}"
+    if revision is not None:
+        address = parse_address(str(address), revision)
+    folder, known = Path(address.place), storage or ("v1" if stored == "v1" else "v2")
+    if address.is_hub:
+        return HubSource(address, data_root, known, load_hub_token())
+    if address.scheme == RAD_CHESTCT:
+        turned = stored.removeprefix("npz-") if stored else ORIENTATION
+        return RadChestSource(folder, data_root, orientation or turned)
+    return LocalSource(folder, data_root, known)
 
 
 @task(cache_policy=NO_CACHE)
-def read_source(source: LocalSource) -> tuple[str, Catalogue]:
+def read_source(source: Source) -> tuple[str, Catalogue]:
     """Reads every table and looks every file up."""
     revision, catalogue = source.read()
     get_run_logger().info("%s: revision %s, %d volumes", source.name, revision[:12], len(catalogue.volumes))
@@ -58,7 +64,7 @@ def read_source(source: LocalSource) -> tuple[str, Catalogue]:
 
 
 @task(cache_policy=NO_CACHE)
-def record_changes(run: StageRun, source: LocalSource, revision: str, catalogue: Catalogue, force: bool) -> Changes:
+def record_changes(run: StageRun, source: Source, revision: str, catalogue: Catalogue, force: bool) -> Changes:
     """Records what differs from the catalogue that stands."""
     changes = compare(catalogue, _current(run.data_root, force), source.name, revision)
     absent = f"; not there: {', '.join(catalogue.absent)}" if catalogue.absent and changes.is_any else ""
@@ -99,9 +105,10 @@ def _record_rejects(run: StageRun, catalogue: Catalogue) -> None:
         run.record("rejects", [row | {"item": item} for item in mended])
 
 
-def _source_row(source: LocalSource, revision: str, catalogue: Catalogue, changes: Changes) -> dict[str, object]:
+def _source_row(source: Source, revision: str, catalogue: Catalogue, changes: Changes) -> dict[str, object]:
     return {
-        "source": source.name, "revision": revision, "fingerprint": fingerprint(revision, VERSIONS["ingest"]),
+        "source": source.name, "revision": revision, "requested_revision": source.requested_revision,
+        "fingerprint": fingerprint(revision, VERSIONS["ingest"]),
         "storage": source.storage, "kind": source.kind, "count_volumes": len(catalogue.volumes),
         "count_scans": len({row["scan_id"] for row in catalogue.volumes}), "count_reports": len(catalogue.reports),
         "count_new": changes.count("new"), "count_changed": changes.count("changed"),
@@ -109,17 +116,17 @@ def _source_row(source: LocalSource, revision: str, catalogue: Catalogue, change
     }  # fmt: skip
 
 
-def _recorded_source(data_root: Path, source: str | None) -> tuple[str, str] | None:
-    address = None if source is None else _address(source)
+def _recorded_source(data_root: Path, given: Address | None) -> tuple[Address, str] | None:
     try:
         with store.read(data_root) as connection:
             row = connection.execute(
-                "select source, storage from current_sources where source = coalesce(?, source) order by run_id desc",
-                [address],
+                "select source, requested_revision, storage from current_sources "
+                "where source = coalesce(?, source) order by run_id desc",
+                [given and str(given)],
             ).fetchone()
     except MissingInputError:
         return None
-    return row
+    return row and (parse_address(row[0], row[1]), row[2])
 
 
 def _current(data_root: Path, force: bool) -> dict[str, dict[str, tuple[str, str]]]:

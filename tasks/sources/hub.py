@@ -1,0 +1,54 @@
+"""CT-RATE on the Hugging Face Hub, read at one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ctclip_model.data.names import Storage, VolumeName
+from ctclip_model.data.phantom import MARKER
+from tasks.settings import LIMITS, Limits
+from tasks.sources.address import Address
+from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
+from tasks.sources.hub_access import Repository
+from tasks.sources.hub_files import HubFile, fetch, list_files, resolve
+from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
+
+
+class HubSource:
+    """Reads CT-RATE from the Hub: its tables are fetched into `raw/`, of its volumes only size and hash are asked."""
+
+    def __init__(
+        self, address: Address, data_root: Path, storage: Storage = "v2", token: str | None = None,
+        limits: Limits = LIMITS,
+    ) -> None:  # fmt: skip
+        self.name = str(address)
+        self.storage = storage
+        self.requested_revision: str | None = address.revision or "main"
+        self.kind = "ct-rate"
+        self.repository = Repository(address.repo_id, "dataset", address.revision or "main", token)
+        self.folder = data_root / "raw"
+        self.limits = limits
+
+    def read(self) -> tuple[str, Catalogue]:
+        """The commit that the revision is now, and its rows; everything is asked for at that commit."""
+        self.repository = resolve(self.repository, self.limits)
+        paths = [path for group in (METADATA, REPORTS, LABELS, NO_CHEST) for path in group.values()]
+        tables = list_files(self.repository, [*paths, MARKER], self.limits)
+        if MARKER in tables:
+            self.kind = "phantom"  # which never pass for CT-RATE
+        contents = {path: self._content(tables.get(path)) for path in paths}
+        return self.repository.revision, build_catalogue(contents, self._facts, self.storage)
+
+    def _content(self, file: HubFile | None) -> bytes | None:
+        if file is None:
+            return None
+        fetch(self.repository, file, self.folder, limits=self.limits)
+        return (self.folder / file.path).read_bytes()
+
+    def _facts(self, names: list[VolumeName]) -> Mapping[VolumeName, FileFacts]:
+        paths = {name: str(name.path(self.storage)) for name in names}
+        files = list_files(self.repository, paths.values(), self.limits)
+        found = {name: files[path] for name, path in paths.items() if path in files}
+        # a volume that is kept in git has no SHA-256 to be checked by; CT-RATE has none such
+        return {name: FileFacts(file.size_bytes, file.sha256) for name, file in found.items() if file.sha256}

@@ -1,0 +1,206 @@
+"""Files of a repository on the Hub: what they are, and their bytes, fetched on from where they stopped and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers, silent_tqdm
+
+from ctclip_model.errors import DownloadError, HubError
+from ctclip_model.files import fsync
+from tasks.records import sha256_of
+from tasks.settings import LIMITS, Limits, hub_endpoint
+from tasks.sources.hub_access import Repository, ask
+
+PARTIAL_FOLDER = ".partial"  # beside what was fetched; each file named by the hash of its whole content
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file at a commit. A large one has a SHA-256; of a small one, kept in git, only the hash of its blob is told."""
+
+    path: str
+    size_bytes: int
+    sha256: str | None
+    blob_id: str = ""
+
+    @property
+    def content_id(self) -> str:
+        return self.sha256 or self.blob_id
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file at `path` is this one, byte by byte."""
+        try:
+            if path.stat().st_size != self.size_bytes:
+                return False
+            if self.sha256 is not None:
+                return sha256_of(path) == self.sha256
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return False
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == self.blob_id
+
+
+class StoppedError(Exception):
+    """Somebody wants no more of the downloads."""
+
+
+class Meter:
+    """Counts the bytes that several threads fetch, holds them to a rate, and stops them."""
+
+    def __init__(self, bytes_per_s: float | None = None) -> None:
+        self.bytes_per_s = bytes_per_s
+        self.fetched_bytes = 0
+        self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._free_at = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """Notes bytes that have come, and waits until more may."""
+        with self._lock:
+            self.fetched_bytes += count
+            now = time.monotonic()
+            if self.bytes_per_s:
+                self._free_at = max(self._free_at, now) + count / self.bytes_per_s
+            wait_s = self._free_at - now
+        if wait_s > 0:
+            self.sleep(wait_s)
+        if self.stopped.is_set():
+            raise StoppedError
+
+    def sleep(self, duration_s: float) -> None:
+        self.stopped.wait(duration_s)
+
+
+def resolve(repository: Repository, limits: Limits = LIMITS) -> Repository:
+    """The same repository at the commit that its revision is now; whatever moves later, this does not."""
+    api = _api(repository)
+    info = ask(
+        repository,
+        lambda: api.repo_info(
+            repository.repo_id,
+            repo_type=repository.kind,
+            revision=repository.revision,
+            timeout=limits.hub_timeout_s,
+            expand=["sha"],  # type: ignore[arg-type]  # or else the answer lists every file there is
+        ),
+        limits=limits,
+    )
+    assert info.sha is not None
+    return replace(repository, revision=info.sha)
+
+
+def list_files(repository: Repository, paths: Iterable[str], limits: Limits = LIMITS) -> dict[str, HubFile]:
+    """Size and hash of each of `paths` that is there, some hundreds a request; a recursive listing takes minutes.
+
+    Raises `HubError` where the answer holds a path that was not asked for: such a one might lead anywhere.
+    """
+    api, asked = _api(repository), list(paths)
+    batches = [
+        asked[start : start + limits.hub_paths_a_request] for start in range(0, len(asked), limits.hub_paths_a_request)
+    ]
+
+    def request(batch: list[str]) -> list[HubFile]:
+        found = ask(
+            repository,
+            lambda: api.get_paths_info(
+                repository.repo_id, batch, revision=repository.revision, repo_type=repository.kind
+            ),
+            limits=limits,
+        )
+        if unknown := {item.path for item in found} - set(batch):
+            raise HubError(f"{repository} lists {sorted(unknown)[0]!r}, which was not asked for: nothing of it is used")
+        return [_describe(item) for item in found if isinstance(item, RepoFile)]
+
+    with ThreadPoolExecutor(limits.hub_requests_at_once) as pool:
+        return {file.path: file for found in pool.map(request, batches) for file in found}
+
+
+def fetch(
+    repository: Repository, file: HubFile, folder: Path, meter: Meter | None = None, limits: Limits = LIMITS
+) -> bool:
+    """Puts a file at its path under `folder` unless it is there; returns whether any of it had to be fetched.
+
+    What came before a connection or the process broke is kept and fetched on from. Content that is not what the
+    repository says is fetched once more. Raises `DownloadError` when it is wrong again, and `HubError`.
+    """
+    target, partial = folder / file.path, folder / PARTIAL_FOLDER / file.content_id
+    if file.is_at(target):
+        return False
+    for path in (target, partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    meter = meter or Meter()
+    for is_last in (False, True):
+        try:
+            ask(repository, lambda: _fill(repository, file, partial, meter), limits=limits, sleep=meter.sleep)
+            if not file.is_at(partial):
+                raise DownloadError(file.path, "wrong_hash", f"has another hash than {file.content_id}")
+        except DownloadError:
+            partial.unlink(missing_ok=True)
+            if is_last:
+                raise
+        else:
+            break
+    fsync(partial)
+    partial.replace(target)
+    fsync(target.parent)
+    return True
+
+
+def _fill(repository: Repository, file: HubFile, partial: Path, meter: Meter) -> None:
+    """Fetches what a partial file lacks."""
+    url = hf_hub_url(
+        repository.repo_id, file.path, repo_type=repository.kind, revision=repository.revision, endpoint=hub_endpoint()
+    )
+    headers = build_hf_headers(token=repository.given_token) | {"Accept-Encoding": "identity"}
+    with partial.open("ab") as stream:
+        bounded = _BoundedStream(stream, file, meter)
+        try:
+            # the client's own download, which takes a session's proxies and follows to wherever the bytes are kept
+            http_get(
+                url, cast(BinaryIO, bounded), resume_size=stream.tell(), headers=headers,
+                expected_size=file.size_bytes, displayed_filename=file.path, tqdm_class=silent_tqdm,
+            )  # fmt: skip
+        except HfHubHTTPError as error:
+            if error.response.status_code == 416:
+                stream.truncate(0)  # it has less than we have: begin again
+            raise
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            detail = f"came with another size than {file.size_bytes} bytes"
+            raise DownloadError(file.path, "wrong_size", detail) from error
+
+
+class _BoundedStream:
+    """What the client writes into: metered, and never longer than the file is said to be."""
+
+    def __init__(self, stream: BinaryIO, file: HubFile, meter: Meter) -> None:
+        self.stream, self.file, self.meter = stream, file, meter
+        self.seek, self.tell, self.truncate = stream.seek, stream.tell, stream.truncate
+
+    def write(self, chunk: bytes) -> int:
+        if self.tell() + len(chunk) > self.file.size_bytes:
+            raise DownloadError(self.file.path, "wrong_size", f"is longer than {self.file.size_bytes} bytes")
+        count = self.stream.write(chunk)
+        self.meter.add(len(chunk))
+        return count
+
+
+def _describe(item: RepoFile) -> HubFile:
+    return HubFile(item.path, item.size, item.lfs.sha256 if item.lfs else None, item.blob_id)
+
+
+def _api(repository: Repository) -> HfApi:
+    return HfApi(endpoint=hub_endpoint(), token=repository.given_token)
