@@ -374,7 +374,7 @@ def test_client_of_duckdb_opens_the_file_while_a_rebuild_runs(data_root, phantom
 def test_missing_radbert_is_an_error_that_says_what_to_do(data_root):
     from flows.label import label
 
-    with pytest.raises(MissingInputError, match=r"RadBertClassifier\.pth .* there"):
+    with pytest.raises(MissingInputError, match=r"ctclip fetch-models radbert"):
         label(data_root)
 
 

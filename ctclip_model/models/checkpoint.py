@@ -174,6 +174,7 @@ def save_model_folder(
     with replace_folder(folder) as temporary:
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(weights, temporary / "model.safetensors")
+        (temporary / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
         if tokenizer is not None:
             (temporary / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
         if card is not None:

@@ -84,7 +84,7 @@ def parse_model_address(text: str) -> ModelAddress | None:
 def fetch_model(data_root: Path, address: ModelAddress, limits: Limits = LIMITS) -> Origin:
     """Fetches what is not there yet at the commit that the address means now, and checks all by hash.
 
-    Where the Hub is out of reach, what somebody put in its place is taken, as a file of this machine. Raises `HubError`.
+    Where the Hub is out of reach, what somebody put in its place is taken, as a local file. Raises `HubError`.
     """
     target = address.at(data_root)
     try:
