@@ -15,6 +15,7 @@ from golden_files import golden
 from hub import LoopbackHub
 from test_labeller import radbert  # noqa: F401  a fixture
 
+from ctclip_model.config import PRESETS
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
 from ctclip_model.models.catalogue import find_model, open_model
@@ -75,10 +76,11 @@ def test_published_file_becomes_a_folder_and_a_row_once(weights, tmp_path, name,
 
 def test_kind_is_an_option_and_another_model(weights, tmp_path):
     path = str(weights / "CT-CLIP_v2.pt")
-    plain, tuned = (import_model(tmp_path / "data", path, dataclasses.replace(SMOKE, kind=kind)) for kind in (None, "vocabfine"))  # fmt: skip
+    plain = import_model(tmp_path / "data", path, SMOKE)
+    tuned = import_model(tmp_path / "data", path, dataclasses.replace(SMOKE, kind="vocabfine"))
     assert (plain.kind, tuned.kind) == ("ct-clip", "vocabfine")
     assert plain.model_id != tuned.model_id
-    with pytest.raises(ConfigurationError, match="--kind lipro: .* holds ct-clip or vocabfine"):
+    with pytest.raises(ConfigurationError, match=r"--kind lipro: .* holds ct-clip or vocabfine"):
         import_model(tmp_path / "data", path, dataclasses.replace(SMOKE, kind="lipro"))
 
 
@@ -124,8 +126,6 @@ def test_labeller_is_imported_and_found_as_radbert(radbert, tmp_path):  # noqa: 
     wide = smoke().labeller  # tells the heads, which the shapes do not
     shape = {"vocab_size": 300, "hidden_size": 32, "layers": 2, "heads": 4, "intermediate_size": 64, "max_length": 64}
     preset = dataclasses.replace(smoke(), labeller=dataclasses.replace(wide, by_sentence=False, **shape))
-    from ctclip_model.config import PRESETS
-
     PRESETS["wide"] = lambda: preset
     try:
         imported = import_model(tmp_path / "data", str(radbert / "RadBertClassifier.pth"), Wish(preset="wide"))

@@ -56,7 +56,7 @@ def find_model(models: Path, name: str | None) -> Path:
     if not found:
         raise MissingInputError(
             f"there is no model in {models}: name one with --model, a model folder or a weights file such as "
-            "CT-CLIP_v2.pt; or train one with `ctclip train`"
+            "CT-CLIP_v2.pt; or fetch it with `ctclip fetch-models`, or train one with `ctclip train`"
         )
     if len(trained) != 1:
         names = ", ".join(folder.name for folder in found)
