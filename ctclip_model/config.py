@@ -21,6 +21,7 @@ VERSIONS = {
     "embed": 1,
     "evaluate": 1,
     "report": 1,
+    "import-model": 1,
 }
 
 

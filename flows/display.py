@@ -49,13 +49,14 @@ class RichReporter:
         self.bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> RichReporter:
-        self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        if self.bars:  # without a bar it would print an empty line
+            self.progress.stop()
 
     def start(self, stage: str, total: int, unit: str) -> None:
+        self.progress.start()
         self.bars[stage] = self.progress.add_task(stage, total=total, unit=unit, note="")
 
     def update(self, stage: str, done: int, note: str) -> None:

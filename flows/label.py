@@ -9,7 +9,7 @@ from prefect import flow
 
 from ctclip_model.device import Precision
 from flows.train_labeller import train_labeller
-from tasks.labelling import TFIDF, find_labeller, find_newest_tfidf
+from tasks.labelling import TFIDF, find_labeller, find_newest
 from tasks.planning import Selection
 from tasks.settings import DATA_ROOT, LABELLER
 from tasks.stages import stage_run, whole
@@ -31,7 +31,7 @@ def label(
 
     `tfidf` is the labeller of that kind that was trained last; where none has been, one is trained first, in seconds.
     """
-    if labeller == TFIDF and find_newest_tfidf(data_root) is None:
+    if labeller == TFIDF and find_newest(data_root, TFIDF) is None:
         train_labeller(data_root, kind=TFIDF)
     opened = find_labeller(data_root, labeller)
     with stage_run(data_root, "label", opened.labeller_id) as run:

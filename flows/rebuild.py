@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ FLOWS: dict[str, Flow[..., Any]] = {
     "ingest": ingest, "convert": convert, "label": label, "train": train, "embed": embed,
     "finetune": finetune, "evaluate": evaluate, "report": report,
 }  # fmt: skip
+TRAINING = ("train", "finetune")
 
 
 @flow(name="rebuild")
@@ -36,6 +39,7 @@ def rebuild(
     data_root: Path = DATA_ROOT,
     preset: str = PRESET,
     labeller: str = LABELLER,
+    model: str | None = None,
     storage: Storage | None = None,
     revision: str | None = None,
     from_stage: str = STAGES[0],
@@ -53,21 +57,30 @@ def rebuild(
     download_threads: int = DOWNLOAD_THREADS,
     max_mb_per_s: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Run the stages from `from_stage` to `to_stage`; without a `source`, the one that was ingested last."""
+    """Run the stages from `from_stage` to `to_stage`; without a `source`, the one that was ingested last.
+
+    With a `model`, such as an imported one, it is that which is embedded and evaluated, and nothing is trained.
+    """
     given = locals()
     check_kinds(finetune_kinds)
-    return [summary for stage in choose_stages(from_stage, to_stage) for summary in run_stage(stage, given)]
+    if model is not None:
+        find_model(data_root, preset, model)  # or hours may pass before one hears that there is none
+    stages = choose_stages(from_stage, to_stage, is_training=model is None)
+    return [summary for stage in stages for summary in run_stage(stage, given)]
 
 
-def choose_stages(first: str, last: str) -> tuple[str, ...]:
-    """The slice of a rebuild between two stages, both included."""
+def choose_stages(first: str, last: str, *, is_training: bool = True) -> tuple[str, ...]:
+    """The slice of a rebuild between two stages, both included; without those that train, where that is not asked."""
     for stage in (first, last):
         if stage not in STAGES:
             raise ConfigurationError(f"there is no stage {stage!r}; a rebuild has {', '.join(STAGES)}")
     stages = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
     if not stages:
         raise ConfigurationError(f"{first} comes after {last}")
-    return stages
+    kept = tuple(stage for stage in stages if is_training or stage not in TRAINING)
+    if not kept:
+        raise ConfigurationError(f"from {first} to {last} there is nothing but training, and --model asks for none")
+    return kept
 
 
 def run_stage(stage: str, given: dict[str, Any]) -> list[dict[str, Any]]:
@@ -87,11 +100,14 @@ def list_calls(stage: str, given: dict[str, Any]) -> list[dict[str, Any]]:
     After training a stage works on the model of the very configuration that the rebuild is of, evaluation and report
     also on those that were fine-tuned of it.
     """
+    data_root, kinds, model = given["data_root"], given["finetune_kinds"], given["model"]
     if stage == "convert":
-        return [{"source": None}]  # ingest has recorded where each volume's file lies
+        recipe = json.dumps(asdict(find_model(data_root, given["preset"], model).recipe)) if model else None
+        return [{"source": None, "recipe": recipe}]  # ingest has recorded where each volume's file lies
     if stage not in ("embed", "finetune", "evaluate", "report"):
         return [{}]
-    data_root, kinds = given["data_root"], given["finetune_kinds"]
+    if model is not None:
+        return [{}]
     preset = find_preset(given["preset"], seed=given["seed"])
     trained = find_trained(data_root, config_fingerprint(preset))
     if stage == "finetune":

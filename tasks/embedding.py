@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -39,27 +40,36 @@ class EmbeddingWork:
 
 
 def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> EmbeddingWork:
-    """Everything that the model should have a latent of: converted volumes, reports with a text, prompts."""
+    """Everything that the model should have a latent of: converted volumes, reports with a text, prompts.
+
+    Of a LiPro on its own trunk, the volumes alone: nothing is asked of its texts.
+    """
     with store.read(data_root) as connection:
         volumes = connection.execute(
             "select 'volume:' || volume_name, shards.fingerprint, shard_path, row_index "
             "from converted_volumes as shards where recipe_id = ? order by shard_path, row_index",
             [model.recipe_id],
         ).fetchall()
-        reports = connection.execute(
-            "select 'report:' || scan_id, findings, impression from current_reports order by scan_id"
-        ).fetchall()
-    texts = {item: clean_report(findings, impression, SECTIONS) for item, findings, impression in reports}
-    texts = {item: text for item, text in texts.items() if text}
-    for name in ABNORMALITIES:
-        present, absent = prompt_pair(name)
-        texts |= {f"prompt:present:{name}": present, f"prompt:absent:{name}": absent}
+        texts = {} if model.kind == "lipro" else _read_texts(connection)
     contents = texts | {item: mark for item, mark, _, _ in volumes}
     fingerprints = {
         item: fingerprint(model.weights_sha256, VERSIONS["embed"], content, *dtype.mark)
         for item, content in contents.items()
     }
     return EmbeddingWork(dtype, fingerprints, {item: (path, row) for item, _, path, row in volumes}, texts)
+
+
+def _read_texts(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    """Every report that has a text, and both prompts of every abnormality."""
+    reports = connection.execute(
+        "select 'report:' || scan_id, findings, impression from current_reports order by scan_id"
+    ).fetchall()
+    texts = {item: clean_report(findings, impression, SECTIONS) for item, findings, impression in reports}
+    texts = {item: text for item, text in texts.items() if text}
+    for name in ABNORMALITIES:
+        present, absent = prompt_pair(name)
+        texts |= {f"prompt:present:{name}": present, f"prompt:absent:{name}": absent}
+    return texts
 
 
 def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:

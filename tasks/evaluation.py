@@ -207,8 +207,8 @@ select
     samples.dataset,
     md5(string_agg(concat_ws('|', samples.volume_name, samples.fingerprint, labelled.fingerprint), ','
         order by samples.volume_name))
-    || (select md5(string_agg(item || fingerprint, ',' order by kind, item)) from wanted_latents
-        where model_id = $model_id and kind <> 'volume')
+    || coalesce((select md5(string_agg(item || fingerprint, ',' order by kind, item)) from wanted_latents
+        where model_id = $model_id and kind <> 'volume'), '')
 from evaluation_samples as samples
 left join labelled using (scan_id)
 where samples.model_id = $model_id

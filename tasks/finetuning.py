@@ -88,9 +88,12 @@ def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
     if finetuning.kind == "lipro":
         _require_current(run.data_root, parent, table)
     if not table.num_rows:
+        has, stage = f"a latent of {parent.model_id}", "embed"
+        if finetuning.kind == "vocabfine":
+            has, stage = f"a shard (recipe {parent.recipe_id})", "convert"
         raise MissingInputError(
-            f"no volume of the train split has a latent of {parent.model_id}, a report and labels of "
-            f"{finetuning.labels_of!r}: run `ctclip embed` and `ctclip label`"
+            f"no volume of the train split has {has}, a report and labels of {finetuning.labels_of!r}: "
+            f"run `ctclip {stage}` and `ctclip label`"
         )
     return write_manifest(run.data_root, table, f"{finetuning.preset.name}-{finetuning.kind}", finetuning.fingerprint)
 

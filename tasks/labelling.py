@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from ctclip_model.training.tfidf import TfidfResult
 
 PUBLISHED_WEIGHTS = "RadBertClassifier.pth"
+PUBLISHED_BASE = "zzxslp/RadBERT-RoBERTa-4m"
 TRAINED_PREFIX = "labeller-"
+RADBERT = "radbert"  # names the published labeller
 TFIDF = "tfidf"  # names the newest labeller of that kind, which needs no pretrained weights
 
 
@@ -44,12 +46,14 @@ class LabellerReference:
 
 
 def find_labeller(data_root: Path, name: str) -> LabellerReference:
-    """The labeller of that name, `models/<name>` under the data root, or of that path; for `tfidf`, the newest.
+    """The labeller of that name, `models/<name>` under the data root, or of that path.
 
-    Raises `MissingInputError` that says what to do where it is not there: another labeller is never taken instead.
+    `tfidf` is the one of that kind trained last, and `radbert`, unless it lies in a folder of that name, the one
+    imported last. Raises `MissingInputError` that says what to do where it is not there: another labeller is never
+    taken instead.
     """
     if name == TFIDF:
-        if (newest := find_newest_tfidf(data_root)) is None:
+        if (newest := find_newest(data_root, TFIDF)) is None:
             raise MissingInputError(
                 f"no tf-idf labeller is trained in {data_root}: run `ctclip label --labeller tfidf`"
             )
@@ -57,24 +61,26 @@ def find_labeller(data_root: Path, name: str) -> LabellerReference:
     for folder in (data_root.resolve() / "models" / name, Path(name).resolve()):
         if any((folder / weights).is_file() for weights in (PUBLISHED_WEIGHTS, "model.safetensors")):
             return LabellerReference(_labeller_id(folder, data_root), folder)
-    if name == "radbert":
-        wanted = data_root / "models" / "radbert"
+    if name != RADBERT:
+        raise MissingInputError(f"there is no labeller {name!r}: neither {data_root / 'models' / name} nor a folder")
+    if (imported := find_newest(data_root, RADBERT)) is None:
         raise MissingInputError(
-            f"RadBERT is not in {wanted}: put {PUBLISHED_WEIGHTS} (from the CT-RATE repository's models/) there, "
-            "beside config.json and the tokenizer's files of zzxslp/RadBERT-RoBERTa-4m; or name another labeller "
-            "with --labeller: tfidf, which needs no weights, or one that `ctclip train-labeller` makes"
+            f"RadBERT is not in {data_root}: run `ctclip fetch-models radbert`, or, with {PUBLISHED_WEIGHTS} from the "
+            f"CT-RATE repository's models/ and the tokenizer's files of {PUBLISHED_BASE} beside it, `ctclip "
+            f"import-model {PUBLISHED_WEIGHTS}`; or name another labeller with --labeller: tfidf, which needs no "
+            "weights, or one that `ctclip train-labeller` makes"
         )
-    raise MissingInputError(f"there is no labeller {name!r}: neither {data_root / 'models' / name} nor a folder")
+    return imported
 
 
-def find_newest_tfidf(data_root: Path) -> LabellerReference | None:
-    """The tf-idf labeller trained last, on whatever reports: more reports alone must not relabel everything."""
+def find_newest(data_root: Path, kind: str) -> LabellerReference | None:
+    """The labeller of a kind made last, of whatever reports: more reports alone must not relabel everything."""
     publish(data_root.resolve())  # a run that was killed may have left a labeller's record
     with store.read(data_root) as connection:
         row = connection.execute(
             "select model_id, path from current_models where kind = 'labeller' and preset = ? "
             "order by run_id desc limit 1",
-            [TFIDF],
+            [kind],
         ).fetchone()
     return LabellerReference(row[0], data_root.resolve() / row[1]) if row else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctclip_model.config import PRESETS
+from ctclip_model.config import PRESETS, Recipe
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from tasks.publish import publish
 from warehouse import store
@@ -26,6 +26,13 @@ class ModelReference:
     latents_of: str  # the model whose latents it reads: its own, but for a LiPro, which has its parent's trunk
 
     @property
+    def recipe(self) -> Recipe:
+        """What its volumes must go through, as its folder keeps it."""
+        from ctclip_model.models.catalogue import open_recipe
+
+        return open_recipe(self.folder)
+
+    @property
     def cpu_threads(self) -> int | None:
         """Of PyTorch, as the model's preset has it."""
         return PRESETS[self.preset]().cpu_threads if self.preset in PRESETS else None
@@ -34,6 +41,7 @@ class ModelReference:
 def find_model(data_root: Path, preset: str, model_id: str | None) -> ModelReference:
     """The model of that identifier, CT-CLIP or fine-tuned of it, or the preset's newest CT-CLIP.
 
+    That is one that was trained here, if there is any, and else an imported one.
     Raises `MissingInputError` if there is none yet, `ConfigurationError` if the identifier is unknown.
     """
     publish(data_root.resolve())  # a GPU worker, or a run that was killed, may have left a model's record
@@ -42,7 +50,10 @@ def find_model(data_root: Path, preset: str, model_id: str | None) -> ModelRefer
     if row is None and model_id is not None:
         raise ConfigurationError(f'there is no model {model_id!r}; see: ctclip sql "select * from current_models"')
     if row is None:
-        raise MissingInputError(f"there is no model of preset {preset!r} yet: run `ctclip train --preset {preset}`")
+        raise MissingInputError(
+            f"there is no model of preset {preset!r} yet: run `ctclip train --preset {preset}`, or choose another by "
+            "--model"
+        )
     found, kind, found_preset, path, *rest = row
     return ModelReference(found, kind, found_preset, data_root.resolve() / path, *rest)
 
@@ -67,6 +78,6 @@ where
         when $id is null then models.kind = 'ct-clip' and models.preset = $preset
         else models.kind in ('ct-clip', 'vocabfine', 'lipro') and models.model_id = $id
     end
-order by models.run_id desc
+order by models.source_sha256 is not null, models.run_id desc
 limit 1
 """

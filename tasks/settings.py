@@ -19,6 +19,14 @@ STAGES = ("ingest", "convert", "label", "train", "embed", "finetune", "evaluate"
 FINETUNE = ("lipro", "vocabfine")  # the kinds of fine-tuning, in a rebuild's order
 PUBLISHED_LABELS = "published"  # the labeller that CT-RATE's own labels stand under
 
+CT_RATE = "ibrahimhamamci/CT-RATE"  # a data set's repository on the Hub, which holds the published models too
+PUBLISHED_MODELS = {
+    "ct-clip": "models/CT-CLIP-Related/CT-CLIP_v2.pt",
+    "vocabfine": "models/CT-CLIP-Related/CT_VocabFine_v2.pt",
+    "lipro": "models/CT-CLIP-Related/CT_LiPro_v2.pt",
+    "radbert": "models/RadBertClassifier.pth",
+}
+
 DEMO_PATIENTS = (2000, 300)  # train, valid
 
 

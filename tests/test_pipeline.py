@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pytest
+import torch
 from conftest import smoke
 
 from ctclip_model.config import Recipe
@@ -20,6 +21,7 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation.predict import embed_files, make_head
 from ctclip_model.models.catalogue import find_model, open_model
 from ctclip_model.models.checkpoint import load_model_folder
+from tasks.importing import Wish, import_model
 from tasks.progress import REPORTER, LogReporter
 from tasks.runs import open_run
 from tasks.settings import STAGES
@@ -308,6 +310,33 @@ def test_lipro_without_a_parent_is_scored_on_the_latents_of_its_own_trunk(data_r
         finetune(data_root, "smoke", "vocabfine", lipro)
 
 
+def test_rebuild_of_an_imported_model_trains_nothing_and_scores_it(data_root, phantoms):
+    labeller = labeller_of(data_root)
+    trained = query(data_root, "select model_id, kind, path from current_models where kind in ('ct-clip', 'lipro')")
+    for parent, kind, path in trained:
+        weights = data_root / f"{kind}.pt"
+        torch.save(load_model_folder(data_root / path).model.state_dict(), weights)
+        wish = Wish(kind, data_root / path / "tokenizer.json", "smoke")
+        imported = import_model(data_root, str(weights), wish).model_id
+        done = rebuild_all(data_root, phantoms, model=imported, labeller=labeller)
+        assert done.keys() == {"ingest", "convert", "label", "embed", "evaluate", "report"}
+        assert counts(done).keys() == {"embed", "evaluate", "report"}
+        ours, theirs = (
+            query(
+                data_root,
+                "select item, abnormality, round(probability, 5) from current_predictions "
+                f"where model_id = '{model}' order by all",
+            )
+            for model in (imported, parent)
+        )
+        assert ours == theirs != []
+    embedded = "select distinct kind from current_latents where model_id = "
+    assert query(data_root, f"{embedded} (select model_id from current_models where kind = 'lipro' "
+                            "and source_sha256 is not null)") == [("volume",)]  # fmt: skip
+    with pytest.raises(ConfigurationError, match="no model 'absent'"):
+        rebuild_all(data_root, phantoms, model="absent", labeller=labeller)
+
+
 def edit_report(source: Path, findings: str, impression: str | None = None) -> str:
     """Gives the first validation scan another report, in each of its rows, and returns the scan."""
     path = source / REPORTS["valid"]
@@ -374,7 +403,7 @@ def test_client_of_duckdb_opens_the_file_while_a_rebuild_runs(data_root, phantom
 def test_missing_radbert_is_an_error_that_says_what_to_do(data_root):
     from flows.label import label
 
-    with pytest.raises(MissingInputError, match=r"RadBertClassifier\.pth .* there"):
+    with pytest.raises(MissingInputError, match=r"ctclip fetch-models radbert"):
         label(data_root)
 
 

@@ -102,8 +102,9 @@ def test_half_precision_changes_a_latent_a_little(folder, tmp_path):
 def test_folders_give_their_volumes_sorted_and_each_once(tmp_path):
     inside = tmp_path / "scans.nii.gz"  # a folder, whatever its name
     (inside / "deep.nii.gz").mkdir(parents=True)
-    wanted = [inside / "a.nii", inside / "deep.nii.gz" / "b.nii.gz"]
-    for path in (*wanted, inside / "._a.nii", inside / "notes.txt"):
+    (inside / ".trash").mkdir()
+    wanted = [inside / "a.NII", inside / "deep.nii.gz" / "b.nii.gz"]
+    for path in (*wanted, inside / "._a.nii", inside / ".trash" / "old.nii.gz", inside / "notes.txt"):
         path.touch()
     (inside / "c.nii").symlink_to(inside / "nowhere")  # must be missed aloud, not left out
     assert list_volumes([wanted[1], inside]) == [wanted[1], wanted[0], inside / "c.nii"]

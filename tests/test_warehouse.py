@@ -280,19 +280,19 @@ def migrations(tmp_path) -> Path:
 def test_migrations_apply_once_and_new_ones_in_order(migrations):
     with duckdb.connect() as connection:
         schema.migrate(connection, migrations)
-        (migrations / "0003_colours.sql").write_text("create table colours (name varchar);")
-        (migrations / "0004_red.sql").write_text("insert into colours values ('red');")
+        (migrations / "0101_colours.sql").write_text("create table colours (name varchar);")
+        (migrations / "0102_red.sql").write_text("insert into colours values ('red');")
         schema.migrate(connection, migrations)
         schema.migrate(connection, migrations)
         assert connection.execute("from colours").fetchall() == [("red",)]
 
 
 def test_failed_migration_leaves_nothing_behind(migrations):
-    (migrations / "0003_colours.sql").write_text("create table colours (name varchar); insert into nowhere values (1);")
+    (migrations / "0101_colours.sql").write_text("create table colours (name varchar); insert into nowhere values (1);")
     with duckdb.connect() as connection:
-        with pytest.raises(WarehouseError, match=r"0003_colours\.sql failed"):
+        with pytest.raises(WarehouseError, match=r"0101_colours\.sql failed"):
             schema.migrate(connection, migrations)
-        assert list(schema.pending_migrations(connection, migrations)) == [3]
+        assert list(schema.pending_migrations(connection, migrations)) == [101]
         assert not connection.execute("from duckdb_tables() where table_name = 'colours'").fetchall()
 
 

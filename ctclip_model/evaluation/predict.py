@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class EmbeddedVolume:
 
 
 def list_volumes(paths: Sequence[Path]) -> list[Path]:
-    """The given files, and of a folder every NIfTI below it, sorted; hidden ones are left out, for they are no volumes.
+    """The given files, and of a folder every NIfTI below it, sorted; what is hidden is left out, for it is no volume.
 
     Each once. Raises `ConfigurationError` for a folder without any.
     """
@@ -47,11 +47,16 @@ def list_volumes(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = [file for file in path.rglob("[!.]*") if file.name.endswith(SUFFIXES) and not file.is_dir()]
+        inside = [file for file in path.rglob("*") if _is_volume(file.relative_to(path)) and not file.is_dir()]
         if not inside:
             raise ConfigurationError(f"{path}: there is no {' or '.join(SUFFIXES)} in this folder")
         found += sorted(inside)
     return list(dict.fromkeys(found))
+
+
+def _is_volume(place: PurePath) -> bool:
+    """Whether a name is a NIfTI's, in either case, and nothing on the way to it is hidden."""
+    return place.name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in place.parts)
 
 
 def make_head(opened: OpenedModel, *, dtype: torch.dtype | None = None) -> Head:

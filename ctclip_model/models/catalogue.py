@@ -12,18 +12,15 @@ from typing import Any
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.config import PRESETS, Recipe
+from ctclip_model.config import PRESETS, CTCLIPConfig, Recipe
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
-from ctclip_model.models.checkpoint import load_image_model, load_model_folder
+from ctclip_model.models.checkpoint import AnyModel, load_model_folder, load_weights
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
-from ctclip_model.models.radbert import ReportLabeller
-from ctclip_model.models.text import read_tokenizer
+from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES, find_tokenizer_file, read_tokenizer
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED_TEXT_ENCODER = "microsoft/BiomedVLP-CXR-BERT-specialized"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 KINDS = ("ctclip", "lipro")  # of model folders that embed volumes
 
 
@@ -55,11 +52,11 @@ def find_model(models: Path, name: str | None) -> Path:
                 return _whole(path)
         raise MissingInputError(f"there is no model {name!r}: neither {models / name} nor a model folder or weights")
     found = list_models(models)
-    trained = [folder for folder in found if "parent" not in _description(folder).get("info", {})] or found
+    trained = [folder for folder in found if not _is_fine_tuned(folder)] or found
     if not found:
         raise MissingInputError(
             f"there is no model in {models}: name one with --model, a model folder or a weights file such as "
-            "CT-CLIP_v2.pt; or train one with `ctclip train`"
+            "CT-CLIP_v2.pt; or fetch it with `ctclip fetch-models`, or train one with `ctclip train`"
         )
     if len(trained) != 1:
         names = ", ".join(folder.name for folder in found)
@@ -80,8 +77,9 @@ def open_model(
         if tokenizer is not None:
             raise ConfigurationError(f"{path} has a tokenizer of its own: leave --tokenizer out")
         loaded = load_model_folder(path, device=device)
-        return _opened(path.resolve().name, loaded.model, _recipe(path, loaded.info), loaded.tokenizer)
-    model = load_image_model(path)
+        own = loaded.tokenizer if with_text and isinstance(loaded.model, CTCLIP) else None
+        return _opened(path.resolve().name, loaded.model, read_recipe(path, loaded.info), own)
+    model = load_weights(path)
     has_prompts = with_text and isinstance(model, CTCLIP)
     reader = read_tokenizer(_find_tokenizer(path, tokenizer)) if has_prompts else None
     return _opened(path.stem, model.to(device), Recipe(), reader)
@@ -99,14 +97,16 @@ def _kind(folder: Path) -> str | None:
     return _description(folder).get("kind")
 
 
-def _opened(
-    name: str, model: CTCLIP | LiPro | ReportLabeller, recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None
-) -> OpenedModel:
-    if isinstance(model, LiPro):
-        return _checked(OpenedModel(name, model.trained_model, recipe, tokenizer, model.classifier))
-    if not isinstance(model, CTCLIP):
+def _is_fine_tuned(folder: Path) -> bool:
+    return not {"parent", "kind"}.isdisjoint(_description(folder).get("info", {}))
+
+
+def _opened(name: str, model: AnyModel, recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> OpenedModel:
+    encoders = model.trained_model if isinstance(model, LiPro) else model
+    if not isinstance(encoders, CTCLIP):
         raise CheckpointError(f"{name}: holds a {type(model).__name__}, which encodes no volume")
-    return _checked(OpenedModel(name, model, recipe, tokenizer))
+    check_model(name, encoders.config, recipe, tokenizer)
+    return OpenedModel(name, encoders, recipe, tokenizer, model.classifier if isinstance(model, LiPro) else None)
 
 
 def _whole(path: Path) -> Path:
@@ -114,7 +114,12 @@ def _whole(path: Path) -> Path:
     return path.parent if path.is_file() and _kind(path.parent) in KINDS else path
 
 
-def _recipe(folder: Path, info: Mapping[str, Any]) -> Recipe:
+def open_recipe(folder: Path) -> Recipe:
+    """The recipe of a model folder, without opening the model."""
+    return read_recipe(folder, _description(folder).get("info", {}))
+
+
+def read_recipe(folder: Path, info: Mapping[str, Any]) -> Recipe:
     """The recipe that a folder keeps; older ones keep the name of their preset alone."""
     if "recipe" in info:
         try:
@@ -126,21 +131,21 @@ def _recipe(folder: Path, info: Mapping[str, Any]) -> Recipe:
     raise CheckpointError(f"{folder}: its config.json names neither a recipe nor a preset of {', '.join(PRESETS)}")
 
 
-def _checked(opened: OpenedModel) -> OpenedModel:
+def check_model(name: str, config: CTCLIPConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> None:
     """Refuses what would fail, or would embed nonsense, in the middle of a volume."""
-    vision, recipe = opened.model.config.vision, opened.recipe
-    expected = (vision.depth, vision.image_size, vision.image_size)
+    expected = (config.vision.depth, config.vision.image_size, config.vision.image_size)
     if tuple(recipe.shape) != expected:
         raise CheckpointError(
-            f"{opened.name}: recipe {recipe.name!r} makes volumes of {_by(recipe.shape)} voxels, and the model takes "
+            f"{name}: recipe {recipe.name!r} makes volumes of {_by(recipe.shape)} voxels, and the model takes "
             f"{_by(expected)}"
         )
-    words = opened.model.config.text.vocab_size
-    if opened.tokenizer is not None and len(opened.tokenizer) > words:
-        raise CheckpointError(
-            f"{opened.name}: its text encoder knows {words} tokens, and the tokenizer has {len(opened.tokenizer)}"
-        )
-    return opened
+    check_vocabulary(name, config.text.vocab_size, tokenizer)
+
+
+def check_vocabulary(name: str, words: int, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    """Refuses a tokenizer of words that the text encoder does not know."""
+    if tokenizer is not None and len(tokenizer) > words:
+        raise CheckpointError(f"{name}: its text encoder knows {words} tokens, and the tokenizer has {len(tokenizer)}")
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -150,9 +155,8 @@ def _by(shape: tuple[int, ...]) -> str:
 def _find_tokenizer(weights: Path, given: Path | None) -> Path:
     if given is not None and given.is_file():
         return given
-    for name in TOKENIZER_FILES:
-        if (path := (given or weights.parent) / name).is_file():
-            return path
+    if found := find_tokenizer_file(given or weights.parent):
+        return found
     if given is not None:
         raise MissingInputError(f"{given}: holds no {' and no '.join(TOKENIZER_FILES)}")
     cached = try_to_load_from_cache(PUBLISHED_TEXT_ENCODER, "vocab.txt")

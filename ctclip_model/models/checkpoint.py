@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 import torch
 from safetensors import safe_open
@@ -18,13 +20,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.config import CTCLIPConfig, LabellerConfig, TextConfig, VisionConfig
-from ctclip_model.errors import CheckpointError
+from ctclip_model.config import CTCLIPConfig, LabellerConfig, Preset, TextConfig, VisionConfig
+from ctclip_model.errors import CheckpointError, MissingInputError
 from ctclip_model.files import replace_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
-from ctclip_model.models.radbert import ReportLabeller
+from ctclip_model.models.radbert import FIRST_POSITION, ReportLabeller
 
+AnyModel: TypeAlias = CTCLIP | LiPro | ReportLabeller
 M = TypeVar("M", CTCLIP, LiPro, ReportLabeller)
 KINDS: dict[str, type[CTCLIP] | type[LiPro] | type[ReportLabeller]] = {
     "ctclip": CTCLIP, "lipro": LiPro, "labeller": ReportLabeller,
@@ -43,10 +46,25 @@ RANDOM_WEIGHTS = ("kaiming_uniform_", "uniform_", "normal_")  # by name: transfo
 class ModelFolder(Generic[M]):
     """What a model folder holds; `info` is what its maker wished to keep, such as the parent or the data set."""
 
+    folder: Path
     model: M
-    tokenizer: PreTrainedTokenizerFast
     config: Any
     info: dict[str, Any]
+    special_tokens: dict[str, str]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Read when it is asked for: whoever embeds volumes alone, or asks a LiPro, needs none.
+
+        Raises `MissingInputError` where there is none, `CheckpointError` where it cannot be read.
+        """
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            raise MissingInputError(f"{self.folder} has no tokenizer: put the tokenizer.json of its texts there")
+        try:
+            return PreTrainedTokenizerFast(tokenizer_file=str(path), **self.special_tokens)
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise CheckpointError(f"{self.folder}: its tokenizer.json cannot be read ({error})") from error
 
 
 def load_ctclip(path: Path | str, config: CTCLIPConfig | None = None) -> CTCLIP:
@@ -58,10 +76,22 @@ def load_ctclip(path: Path | str, config: CTCLIPConfig | None = None) -> CTCLIP:
     return _ctclip(read_weights(path), path, config)
 
 
-def load_image_model(path: Path | str) -> CTCLIP | LiPro:
-    """CT-CLIP or LiPro, whichever a file holds; takes and refuses what `load_ctclip` and `load_lipro` do."""
+def load_weights(path: Path | str, preset: Preset | None = None) -> AnyModel:
+    """Whichever model a file holds, told by its keys; takes and refuses what the loader of that model does.
+
+    `preset` describes it where it has not the published widths.
+    """
     weights = read_weights(path)
-    return _lipro(weights, path) if any(key.startswith(TRUNK) for key in weights) else _ctclip(weights, path)
+    if any(key.startswith(TRUNK) for key in weights):
+        return _lipro(weights, path, preset.model if preset else None)
+    if any(key.startswith(("visual_transformer.", "text_transformer.")) for key in weights):
+        return _ctclip(weights, path, preset.model if preset else None)
+    if any(key.startswith("model.") for key in weights):
+        return _labeller(weights, path, preset.labeller if preset else None)
+    raise CheckpointError(
+        f"{path}: holds neither CT-CLIP (visual_transformer, text_transformer), LiPro ({TRUNK}, {HEAD}) nor a report "
+        f"labeller (model., {HEAD}), but {_listed(list(weights)) or 'nothing'}"
+    )
 
 
 def load_lipro(path: Path | str, config: CTCLIPConfig | None = None) -> LiPro:
@@ -86,13 +116,21 @@ def _lipro(weights: dict[str, Tensor], path: Path | str, config: CTCLIPConfig | 
 def load_labeller_weights(path: Path | str, config: LabellerConfig | None = None) -> ReportLabeller:
     """A report labeller, in evaluation mode, with the weights of `RadBertClassifier.pth` or one like it.
 
-    `config` must describe it unless it has RadBERT's shape. Raises `CheckpointError` for all else.
+    Without `config` it is read off the shapes, if the text encoder's width is RadBERT's. Raises `CheckpointError`.
     """
-    return _filled(ReportLabeller, config or LabellerConfig(), read_weights(path), path)
+    return _labeller(read_weights(path), path, config)
+
+
+def _labeller(weights: dict[str, Tensor], path: Path | str, config: LabellerConfig | None = None) -> ReportLabeller:
+    model: ReportLabeller = _filled(ReportLabeller, config or _infer_labeller_config(weights, path), weights, path)
+    return model
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a `.pt`, `.pth` or `.safetensors` file, by name; never runs code that a file carries."""
+    """The tensors of a `.pt`, `.pth` or `.safetensors` file, by name; never runs code that a file carries.
+
+    They stay in the file until they are read, so that one of gigabytes takes little memory of its own.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
@@ -102,7 +140,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             weights = load_file(path)
         else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+            is_mappable = zipfile.is_zipfile(path)  # as PyTorch has written since 1.6
+            weights = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
     except Exception as error:  # whatever trips a parser, the file is not what it says
         raise CheckpointError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
@@ -114,28 +153,42 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 def save_model_folder(
     folder: Path | str,
-    model: CTCLIP | LiPro | ReportLabeller,
-    tokenizer: PreTrainedTokenizerFast,
+    model: AnyModel,
+    tokenizer: PreTrainedTokenizerFast | None,
     *,
     extra: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
-    """Writes a whole model folder, or none: beside it first, then in its place. `extra` must be fit for JSON."""
+    """Writes a whole model folder, or none: beside it first, then in its place. `extra` must be fit for JSON.
+
+    `card` is for a person to read; a model that reads no text needs no tokenizer.
+    """
     folder = Path(folder)
     kind = next(name for name, model_type in KINDS.items() if isinstance(model, model_type))
     description = {
         "kind": kind,
         "config": dataclasses.asdict(model.config),
-        "special_tokens": tokenizer.special_tokens_map,
+        "special_tokens": tokenizer.special_tokens_map if tokenizer else {},
         "info": dict(extra or {}),
     }
     with replace_folder(folder) as temporary:
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(weights, temporary / "model.safetensors")
-        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        backend.no_padding()  # padding and truncation stay set from the last call
-        backend.no_truncation()
-        backend.save(str(temporary / "tokenizer.json"))
+        (temporary / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
+        if tokenizer is not None:
+            (temporary / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
         (temporary / "config.json").write_text(json.dumps(description, indent=2))
+
+
+def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A tokenizer as the text of `tokenizer.json`, without the limits of its last call."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    text: str = backend.to_str(pretty=True)
+    return text
 
 
 @overload
@@ -145,7 +198,7 @@ def load_model_folder(folder: Path | str, model_type: type[M], *, device: str = 
 def load_model_folder(
     folder: Path | str, model_type: type[Any] | None = None, *, device: str = "cpu"
 ) -> ModelFolder[Any]:
-    """A saved model, in evaluation mode, with its tokenizer; needs nothing but the folder.
+    """A saved model, in evaluation mode; needs nothing but the folder.
 
     Raises `CheckpointError` where the folder is incomplete, damaged, or holds another model than a `model_type`.
     """
@@ -161,11 +214,7 @@ def load_model_folder(
         raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {model_type.__name__}")
     path = folder / "model.safetensors"
     model = _filled(found, config, read_weights(path), path)
-    try:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **tokens)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise CheckpointError(f"{folder}: its tokenizer.json cannot be read ({error})") from error
-    return ModelFolder(model.to(device), tokenizer, config, description.get("info", {}))
+    return ModelFolder(folder, model.to(device), config, description.get("info", {}), tokens)
 
 
 def load_encoders(folder: Path | str, *, device: str = "cpu") -> ModelFolder[CTCLIP]:
@@ -285,6 +334,26 @@ def _infer_ctclip_config(weights: dict[str, Tensor], path: Path | str) -> CTCLIP
             f"{path}: slices of {config.vision.image_size} voxels and a text encoder of width {hidden_size} are not "
             "the published ones; load it with its config, or from its model folder"
         )
+    return config
+
+
+def _infer_labeller_config(weights: dict[str, Tensor], path: Path | str) -> LabellerConfig:
+    """The configuration that the shapes tell; of the heads there is no trace: as published where the width is."""
+    published = LabellerConfig()
+    try:
+        vocab_size, hidden_size = weights["model.embeddings.word_embeddings.weight"].shape
+        config = dataclasses.replace(
+            published,
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            layers=_count(weights, "model.encoder.layer."),
+            intermediate_size=len(weights["model.encoder.layer.0.intermediate.dense.weight"]),
+            max_length=len(weights["model.embeddings.position_embeddings.weight"]) - FIRST_POSITION,
+        )
+    except (KeyError, ValueError, TypeError):
+        return published  # whose names and shapes the refusal will then give
+    if hidden_size != published.hidden_size:
+        raise CheckpointError(f"{path}: a text encoder of width {hidden_size} is not RadBERT's; put config.json beside")
     return config
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import RobertaConfig, RobertaModel
+from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from ctclip_model.config import LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import CheckpointError, MissingInputError
 from ctclip_model.models.bert import first_token
 
+PUBLISHED_BASE = "zzxslp/RadBERT-RoBERTa-4m"  # whose tokenizer the published labeller has
+PUBLISHED_WEIGHTS = "RadBertClassifier.pth"
+VOCABULARY_FILES = ("vocab.json", "merges.txt")
+SPECIAL_TOKENS = {
+    "bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>",
+    "unk_token": "<unk>", "mask_token": "<mask>",
+}  # fmt: skip
 FIRST_POSITION = 2  # RoBERTa numbers positions from behind its padding id, 1
 
 
@@ -40,3 +52,62 @@ class ReportLabeller(nn.Module):
         positions = attention_mask.cumsum(dim=1) * attention_mask + FIRST_POSITION - 1
         token = first_token(self.model, input_ids, attention_mask, position_ids=positions)
         return self.classifier(self.model.pooler(token.unsqueeze(1)))
+
+
+def read_labeller_config(folder: Path) -> LabellerConfig | None:
+    """The shape that a RoBERTa's `config.json` in a folder tells, if there is one. Raises `CheckpointError`."""
+    path = folder / "config.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return LabellerConfig(
+            vocab_size=fields["vocab_size"],
+            hidden_size=fields["hidden_size"],
+            layers=fields["num_hidden_layers"],
+            heads=fields["num_attention_heads"],
+            intermediate_size=fields["intermediate_size"],
+            max_length=fields["max_position_embeddings"] - FIRST_POSITION,
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is no configuration of a RoBERTa ({type(error).__name__}: {error})") from error
+
+
+def read_labeller_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """RoBERTa's tokenizer from a folder's `tokenizer.json`, or its `vocab.json` and `merges.txt`.
+
+    transformers' own reader asks the Hub for what is not there, minutes long, and then makes an empty tokenizer.
+    Raises `MissingInputError` that says what to put there, or `CheckpointError`.
+    """
+    path, (vocabulary, merges) = folder / "tokenizer.json", (folder / name for name in VOCABULARY_FILES)
+    if not (path.is_file() or (vocabulary.is_file() and merges.is_file())):
+        raise MissingInputError(
+            f"{folder} has no tokenizer of the labeller: put {' and '.join(VOCABULARY_FILES)} of {PUBLISHED_BASE} there"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _byte_pairs(vocabulary, merges)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise CheckpointError(f"{folder}: no tokenizer can be read ({type(error).__name__}: {error})") from error
+    special = {
+        "bos": "<s>",
+        "cls": "<s>",
+        "pad": "<pad>",
+        "eos": "</s>",
+        "sep": "</s>",
+        "unk": "<unk>",
+        "mask": "<mask>",
+    }
+    if missing := sorted({token for token in special.values() if tokenizer.token_to_id(token) is None}):
+        raise CheckpointError(f"{folder}: is not RoBERTa's tokenizer, for it lacks {', '.join(missing)}")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
+
+
+def _byte_pairs(vocabulary: Path, merges: Path) -> Tokenizer:
+    places = json.loads(vocabulary.read_text(encoding="utf-8"))
+    lines = merges.read_text(encoding="utf-8").splitlines()
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    tokenizer = Tokenizer(models.BPE(places, [(left, right) for left, right in pairs], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", places["</s>"]), ("<s>", places["<s>"]))
+    return tokenizer

@@ -14,6 +14,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from ctclip_model.config import TextConfig
 from ctclip_model.errors import CheckpointError
 
+PUBLISHED_TEXT_ENCODER = "microsoft/BiomedVLP-CXR-BERT-specialized"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4; BERT pads with 0
 
 
@@ -46,11 +48,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return _wrapped(_word_pieces(list(dict.fromkeys([*pieces, *repeated]))[:vocab_size]))
 
 
+def find_tokenizer_file(folder: Path) -> Path | None:
+    """What `read_tokenizer` reads in a folder, if it is there."""
+    return next((path for name in TOKENIZER_FILES if (path := folder / name).is_file()), None)
+
+
 def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """BERT's tokenizer from a `tokenizer.json` or a `vocab.txt` of one entry a line, lower-casing, as published.
+    """BERT's tokenizer from a `tokenizer.json` or a `vocab.txt` of one entry a line, or a folder of one.
+
+    It is lower-casing, as published.
 
     transformers' own reader makes an empty tokenizer, and no error, of what it does not find. Raises `CheckpointError`.
     """
+    path = find_tokenizer_file(path) or path
     try:
         if path.suffix == ".json":
             tokenizer = Tokenizer.from_file(str(path))

@@ -19,21 +19,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.errors import CheckpointError, ConfigurationError
+from ctclip_model.errors import ConfigurationError
 from ctclip_model.evaluation.embed import map_texts
 from ctclip_model.models.checkpoint import load_labeller_weights, load_model_folder, save_model_folder
-from ctclip_model.models.radbert import ReportLabeller
+from ctclip_model.models.radbert import (
+    PUBLISHED_WEIGHTS,
+    ReportLabeller,
+    read_labeller_config,
+    read_labeller_tokenizer,
+)
 from ctclip_model.models.text import tokenize, train_tokenizer
 from ctclip_model.training.loop import Run, rate_at, run_steps, split_decay
 from ctclip_model.training.texts import split_sentences
 from ctclip_model.training.tfidf import TfidfLabeller, is_tfidf_folder, load_tfidf_labeller
 
-PUBLISHED_WEIGHTS = "RadBertClassifier.pth"
-PUBLISHED_BASE = "zzxslp/RadBERT-RoBERTa-4m"  # its configuration and tokenizer
 MAX_POSITIVE_WEIGHT = 20.0
 EMBEDDING_STD = 0.5  # of random word embeddings, beside positions of amplitude 0.5
 WARM_UP_SHARE = 0.25  # of the first epoch
@@ -101,9 +104,9 @@ class Labeller:
 def load_labeller(path: Path | str, *, base: Path | str | None = None, device: str = "cpu") -> Labeller | TfidfLabeller:
     """A labeller from one of our model folders, of either kind, or the published one.
 
-    The published one is `RadBertClassifier.pth` or a folder that holds it. `base` names the folder or Hub repository of
-    its configuration and tokenizer; without it, its own folder if `config.json` is there, else the Hub's. Raises
-    `CheckpointError`.
+    The published one is `RadBertClassifier.pth` or a folder that holds it. `base` is the folder of its tokenizer, and
+    of a `config.json` where it has not RadBERT's shape; its own folder by default. Raises `CheckpointError`, or
+    `MissingInputError` where there is no tokenizer.
     """
     path = Path(path)
     if is_tfidf_folder(path):
@@ -112,27 +115,12 @@ def load_labeller(path: Path | str, *, base: Path | str | None = None, device: s
     if path.is_dir() and not weights.is_file():
         loaded = load_model_folder(path, ReportLabeller, device=device)
         return Labeller(loaded.model, loaded.tokenizer, path.name)
-    if base is None:
-        base = weights.parent if (weights.parent / "config.json").is_file() else PUBLISHED_BASE
-    try:
-        shape = AutoConfig.from_pretrained(base)
-        tokenizer = AutoTokenizer.from_pretrained(base)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{base}: no configuration and tokenizer of a RoBERTa ({str(error).splitlines()[0]})"
-        ) from error
-    config = LabellerConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        layers=shape.num_hidden_layers,
-        heads=shape.num_attention_heads,
-        intermediate_size=shape.intermediate_size,
-        max_length=shape.max_position_embeddings - 2,
-    )
-    model = load_labeller_weights(weights, config).to(device)
+    base = Path(base) if base is not None else weights.parent
+    model = load_labeller_weights(weights, read_labeller_config(base)).to(device)
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Labeller(model, tokenizer, f"{weights.resolve().parent.name}-{digest[:8]}")
+    labeller_id = f"{weights.resolve().parent.name}-{digest[:8]}"
+    return Labeller(model, read_labeller_tokenizer(base), labeller_id)
 
 
 def train_labeller(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flows.display import RichReporter, print_json, print_summaries
@@ -16,17 +18,24 @@ def run_flow(name: str, as_json: bool, **parameters: Any) -> Any:
     from importlib import import_module
 
     function = getattr(import_module(f"flows.{name}"), name)
+    with showing_progress():
+        result = function(**{key: value for key, value in parameters.items() if value is not None})
+    summaries = result if isinstance(result, list) else [result]
+    print_json(result) if as_json else print_summaries(summaries)
+    return result
+
+
+@contextmanager
+def showing_progress() -> Iterator[None]:
+    """Progress and warnings go to stderr meanwhile."""
     if not os.environ.get("CTCLIP_DEBUG"):
         _show_warnings()
     with RichReporter() as reporter:
         token = REPORTER.set(reporter)
         try:
-            result = function(**{key: value for key, value in parameters.items() if value is not None})
+            yield
         finally:
             REPORTER.reset(token)
-    summaries = result if isinstance(result, list) else [result]
-    print_json(result) if as_json else print_summaries(summaries)
-    return result
 
 
 def _show_warnings() -> None:

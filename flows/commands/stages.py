@@ -233,6 +233,7 @@ def rebuild(
     data_root: DataRoot = DATA_ROOT,
     preset: Preset = PRESET,
     labeller: Labeller = LABELLER,
+    model: Annotated[str | None, typer.Option(help="Embed and evaluate this one; nothing is trained.")] = None,
     revision: Revision = None,
     storage: Storage = None,
     from_stage: Annotated[str, typer.Option("--from", help="The first stage.")] = STAGES[0],
@@ -254,7 +255,7 @@ def rebuild(
     """Every stage in turn, each doing only what is pending."""
     run_flow(
         "rebuild", as_json, source=source, data_root=data_root, preset=preset, labeller=labeller,
-        storage=storage and storage.value, from_stage=from_stage, to_stage=to_stage,
+        model=model, storage=storage and storage.value, from_stage=from_stage, to_stage=to_stage,
         finetune_kinds=() if finetune_kinds == "none" else tuple(finetune_kinds.split(",")), seed=seed,
         retrain=retrain, force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device,
         dtype=dtype, revision=revision, raw_cache_gb=raw_cache_gb, keep_raw=keep_raw, download_threads=download_threads,

@@ -1,0 +1,205 @@
+"""Models from elsewhere: every published form becomes a model folder and a row, once, from a path or a hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import smoke
+from golden_files import golden
+from hub import LoopbackHub
+from test_labeller import radbert  # noqa: F401  a fixture
+
+from ctclip_model.config import PRESETS
+from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
+from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
+from ctclip_model.models.catalogue import find_model, open_model
+from ctclip_model.models.checkpoint import load_model_folder
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.heads import LiPro
+from ctclip_model.models.radbert import PUBLISHED_BASE, read_labeller_tokenizer
+from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, train_tokenizer
+from ctclip_model.training.labeller import load_labeller
+from tasks.importing import Wish, fetch_models, import_model
+from tasks.labelling import find_labeller
+from tasks.settings import CT_RATE, PUBLISHED_MODELS
+from warehouse import store
+
+SMOKE = Wish(preset="smoke")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """CT-CLIP and LiPro in their published forms, and a tokenizer beside them."""
+    torch.manual_seed(0)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    model = LiPro(smoke().model)
+    torch.save(model.trained_model.state_dict(), folder / "CT-CLIP_v2.pt")
+    shutil.copy(folder / "CT-CLIP_v2.pt", folder / "CT_VocabFine_v2.pt")
+    torch.save(model.state_dict(), folder / "CT_LiPro_v2.pt")
+    tokenizer = train_tokenizer([prompt for name in ABNORMALITIES for prompt in prompt_pair(name)] * 2, 120)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def rows(data_root: Path) -> list[dict[str, Any]]:
+    with store.read(data_root) as connection:
+        answer = connection.execute("select * from current_models order by model_id")
+        return [dict(zip([c[0] for c in answer.description], row, strict=True)) for row in answer.fetchall()]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("CT-CLIP_v2.pt", "ct-clip"), ("CT_VocabFine_v2.pt", "vocabfine"), ("CT_LiPro_v2.pt", "lipro")]
+)
+def test_published_file_becomes_a_folder_and_a_row_once(weights, tmp_path, name, kind):
+    first = import_model(tmp_path / "data", str(weights / name), SMOKE)
+    again = import_model(tmp_path / "data", str(weights / name), SMOKE)
+    assert first.is_new
+    assert again == dataclasses.replace(first, is_new=False)
+    (row,) = rows(tmp_path / "data")
+    assert (row["model_id"], row["kind"], row["preset"]) == (first.model_id, kind, "smoke")
+    assert (row["source"], row["recipe_id"]) == (f"file://{weights / name}", smoke().recipe.recipe_id)
+    folder = tmp_path / "data" / row["path"]
+    assert row["source_sha256"] in (folder / "README.md").read_text()
+    saved = load_model_folder(folder).model.state_dict()
+    torch.testing.assert_close(dict(saved), torch.load(weights / name), rtol=0, atol=0)
+    shutil.rmtree(weights)
+    assert (open_model(folder).head is not None) == (kind == "lipro")
+    assert find_model(tmp_path / "data" / "models", None) == folder
+
+
+def test_kind_is_an_option_and_another_model(weights, tmp_path):
+    path = str(weights / "CT-CLIP_v2.pt")
+    plain = import_model(tmp_path / "data", path, SMOKE)
+    tuned = import_model(tmp_path / "data", path, dataclasses.replace(SMOKE, kind="vocabfine"))
+    assert (plain.kind, tuned.kind) == ("ct-clip", "vocabfine")
+    assert plain.model_id != tuned.model_id
+    with pytest.raises(ConfigurationError, match=r"--kind lipro: .* holds ct-clip or vocabfine"):
+        import_model(tmp_path / "data", path, dataclasses.replace(SMOKE, kind="lipro"))
+
+
+def test_own_model_folder_is_imported_and_one_of_this_data_root_is_not_doubled(weights, tmp_path):
+    first = import_model(tmp_path / "other", str(weights / "CT-CLIP_v2.pt"), SMOKE)
+    folder = tmp_path / "other" / "models" / first.model_id
+    copied = import_model(tmp_path / "data", str(folder))
+    assert (
+        import_model(tmp_path / "data", str(tmp_path / "data" / "models" / copied.model_id)).model_id == copied.model_id
+    )
+    assert len(rows(tmp_path / "data")) == 1
+    assert open_model(tmp_path / "data" / "models" / copied.model_id).recipe == smoke().recipe
+
+
+def test_damaged_folder_is_made_again(weights, tmp_path):
+    first = import_model(tmp_path / "data", str(weights / "CT-CLIP_v2.pt"), SMOKE)
+    path = tmp_path / "data" / "models" / first.model_id / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    left = path.parents[1] / f".{first.model_id}.killed"
+    left.mkdir()
+    assert import_model(tmp_path / "data", str(weights / "CT-CLIP_v2.pt"), SMOKE).is_new
+    assert path.read_bytes() == whole
+    assert not left.exists()
+
+
+def test_what_is_no_model_is_one_line_and_leaves_nothing(weights, tmp_path):
+    (tmp_path / "png.pt").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(400))
+    torch.save({"layer.weight": torch.ones(2)}, tmp_path / "other.pt")
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("png.pt", "cannot be read as weights"), ("other.pt", "holds neither CT-CLIP .* but layer.weight"),
+        ("empty", "is not a model folder"), ("absent.pt", "there is no such file"),
+    ):  # fmt: skip
+        with pytest.raises(CheckpointError, match=message):
+            import_model(tmp_path / "data", str(tmp_path / name))
+    assert rows(tmp_path / "data") == []
+    assert not (tmp_path / "data" / "models").exists()
+
+
+def test_labeller_is_imported_and_found_as_radbert(radbert, tmp_path):  # noqa: F811
+    (radbert / "config.json").unlink()
+    wide = smoke().labeller  # tells the heads, which the shapes do not
+    shape = {"vocab_size": 300, "hidden_size": 32, "layers": 2, "heads": 4, "intermediate_size": 64, "max_length": 64}
+    preset = dataclasses.replace(smoke(), labeller=dataclasses.replace(wide, by_sentence=False, **shape))
+    PRESETS["wide"] = lambda: preset
+    try:
+        imported = import_model(tmp_path / "data", str(radbert / "RadBertClassifier.pth"), Wish(preset="wide"))
+    finally:
+        del PRESETS["wide"]
+    found = find_labeller(tmp_path / "data", "radbert")
+    assert found.labeller_id == imported.model_id == find_labeller(tmp_path / "data", imported.model_id).labeller_id
+    labeller = load_labeller(found.folder)
+    torch.testing.assert_close(dict(labeller.model.state_dict()), golden("radbert_tiny.weights"), rtol=0, atol=0)
+    text = "There is no nodule."
+    assert labeller.tokenizer(text)["input_ids"] == read_labeller_tokenizer(radbert)(text)["input_ids"]
+
+
+def test_labeller_without_a_tokenizer_says_what_to_put_where(radbert):  # noqa: F811
+    (radbert / "tokenizer.json").unlink()
+    with pytest.raises(MissingInputError, match=rf"put vocab\.json and merges\.txt of {PUBLISHED_BASE} there"):
+        load_labeller(radbert)
+
+
+@pytest.fixture
+def published(hub: LoopbackHub, weights: Path, tmp_path: Path) -> LoopbackHub:
+    """CT-RATE's repository with a folder's models, and that of the text encoder."""
+    repository = hub.repository(CT_RATE, is_gated=True)
+    folder = tmp_path / "repository"
+    for name in ("ct-clip", "vocabfine", "lipro"):
+        path = folder / PUBLISHED_MODELS[name]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(weights / path.name, path)
+    repository.commit(folder)
+    encoder = hub.repository(PUBLISHED_TEXT_ENCODER, "models")
+    (tmp_path / "encoder").mkdir()
+    shutil.copy(weights / "tokenizer.json", tmp_path / "encoder")
+    encoder.commit(tmp_path / "encoder")
+    return hub
+
+
+def test_published_models_are_fetched_checked_imported_and_not_fetched_again(published, tmp_path):
+    names = ["ct-clip", "vocabfine", "lipro"]
+    published.faults.play("wrong_bytes", on="CT_LiPro")
+    found = fetch_models(tmp_path / "data", names, wish=SMOKE)
+    assert [model.kind for model in found] == names
+    commit = published.repositories["datasets", CT_RATE].branches["main"]
+    assert {model.revision for model in found} == {commit}
+    assert {row["source"] for row in rows(tmp_path / "data")} == {
+        f"hf://datasets/{CT_RATE}/{PUBLISHED_MODELS[name]}" for name in names
+    }
+    assert not list((tmp_path / "data" / "raw").rglob("*.pt"))
+    asked = len(published.requests)
+    assert [model.is_new for model in fetch_models(tmp_path / "data", names, wish=SMOKE)] == [False] * 3
+    assert len(published.requests) == asked
+    fetch_models(tmp_path / "data", names, commit, SMOKE)
+    assert len(published.requests) == asked
+
+
+def test_model_that_may_not_be_had_says_what_to_do(published, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_not_accepted")
+    with pytest.raises(HubAccessError, match="accept them there"):
+        fetch_models(tmp_path / "data", ["ct-clip"])
+    with pytest.raises(ConfigurationError, match="no model 'other' is published"):
+        fetch_models(tmp_path / "data", ["other"])
+    assert rows(tmp_path / "data") == []
+
+
+def test_model_folder_without_a_tokenizer_embeds_and_is_not_asked(weights, tmp_path):
+    first = import_model(tmp_path / "data", str(weights / "CT-CLIP_v2.pt"), SMOKE)
+    folder = tmp_path / "data" / "models" / first.model_id
+    (folder / "tokenizer.json").unlink()
+    assert isinstance(open_model(folder, with_text=False).model, CTCLIP)
+    with pytest.raises(MissingInputError, match=r"put the tokenizer\.json of its texts there"):
+        open_model(folder)
+
+
+def test_card_and_config_say_what_the_model_is(weights, tmp_path):
+    first = import_model(tmp_path / "data", str(weights / "CT_VocabFine_v2.pt"), SMOKE)
+    folder = tmp_path / "data" / "models" / first.model_id
+    assert json.loads((folder / "config.json").read_text())["info"]["kind"] == "vocabfine"
+    assert f"`ctclip predict VOLUME --model {first.model_id}`" in (folder / "README.md").read_text()
