@@ -156,7 +156,7 @@ def _score_items(
         thresholds = metrics.choose_thresholds(truth[choosers], probabilities[choosers])
         is_decided, source = (
             ~choosers,
-            f"{evaluation.dataset} {evaluation.split}, patients whose decisions do not count",
+            f"{evaluation.dataset} {evaluation.split}, patients who are not decided",
         )
     return items, metrics.Scored(wanted.names, truth, probabilities, thresholds, source, patients, is_decided)
 
@@ -225,7 +225,8 @@ def _load_train(
     if evaluation.split == THRESHOLD_SPLIT or evaluation.protocol == PUBLISHED:
         return None
     row = connection.execute(
-        "select dataset from evaluation_samples where model_id = ? and split = ? order by dataset <> ?, dataset limit 1",
+        "select dataset from evaluation_samples where model_id = ? and split = ? "
+        "order by dataset <> ?, dataset limit 1",
         [model.latents_of, THRESHOLD_SPLIT, evaluation.dataset],
     ).fetchone()
     if row is None:

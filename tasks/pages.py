@@ -131,7 +131,8 @@ def _series(
 _LABELS = """
 pivot (
     select abnormality, metric, value, max(n) over label as n, max(n_positive) over label as n_positive,
-        max(ci_low) filter (metric = 'auroc') over label as ci_low, max(ci_high) filter (metric = 'auroc') over label as ci_high
+        max(ci_low) filter (metric = 'auroc') over label as ci_low,
+        max(ci_high) filter (metric = 'auroc') over label as ci_high
     from current_metrics
     where model_id = $model_id and dataset = $dataset and split = $split and label_source = 'published'
         and abnormality <> 'micro' and protocol <> 'published' and unit = 'scan'
@@ -145,7 +146,8 @@ order by auroc desc nulls last
 _ROC = """
 select abnormality, x, y
 from current_curves
-where model_id = $model_id and dataset = $dataset and split = $split and curve = 'roc' and protocol <> 'published' and unit = 'scan'
+where model_id = $model_id and dataset = $dataset and split = $split and curve = 'roc'
+    and protocol <> 'published' and unit = 'scan'
 order by abnormality, point
 """
 # the mean of about a hundred stretches of the run: single steps are noise

@@ -51,7 +51,7 @@ OWN_LABELS = LabelSet(ABNORMALITIES, tuple((place,) for place in range(len(ABNOR
 
 
 def label_set(dataset: str) -> LabelSet:
-    """What a data set is scored on: the 18; of RAD-ChestCT 16, for it has one calcification and no mosaic attenuation."""
+    """What a data set is scored on: the 18; of RAD-ChestCT 16, with one calcification, without mosaic attenuation."""
     if dataset != "rad-chestct":
         return OWN_LABELS
     calcifications = [place for place, name in enumerate(ABNORMALITIES) if name.endswith("wall calcification")]
