@@ -130,10 +130,12 @@ def _series(
 
 _LABELS = """
 pivot (
-    select abnormality, metric, value, n, n_positive,
-        max(ci_low) over label as ci_low, max(ci_high) over label as ci_high
+    select abnormality, metric, value, max(n) over label as n, max(n_positive) over label as n_positive,
+        max(ci_low) filter (metric = 'auroc') over label as ci_low,
+        max(ci_high) filter (metric = 'auroc') over label as ci_high
     from current_metrics
     where model_id = $model_id and dataset = $dataset and split = $split and label_source = 'published'
+        and abnormality <> 'micro' and protocol <> 'published' and unit = 'scan'
     window label as (partition by abnormality)
 )
 on metric in ('auroc', 'average_precision', 'f1', 'weighted_f1', 'accuracy', 'precision')
@@ -145,6 +147,7 @@ _ROC = """
 select abnormality, x, y
 from current_curves
 where model_id = $model_id and dataset = $dataset and split = $split and curve = 'roc'
+    and protocol <> 'published' and unit = 'scan'
 order by abnormality, point
 """
 # the mean of about a hundred stretches of the run: single steps are noise
@@ -163,7 +166,7 @@ _REJECTS = "select stage, reason, count(*) as n from open_rejects group by all o
 _RETRIEVAL = """
 select task, k, value, n
 from current_retrieval
-where model_id = $model_id and dataset = $dataset and split = $split
+where model_id = $model_id and dataset = $dataset and split = $split and protocol <> 'published' and unit = 'scan'
 order by task, k
 """
 _MODEL = """

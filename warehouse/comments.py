@@ -9,6 +9,8 @@ from typing import Any
 
 import duckdb
 
+from ctclip_model.data.abnormalities import ABNORMALITIES
+
 COLUMNS_FILE = Path(__file__).parent / "columns.toml"
 OWN_TABLES = {  # that no stage writes
     "migrations": "a migration that this file has had",
@@ -22,11 +24,16 @@ def comment_columns(connection: duckdb.DuckDBPyConnection) -> None:
     """Gives every table that no stage writes, and every column of every table and view, its comment."""
     for table, grain in OWN_TABLES.items():
         connection.execute(f"comment on table {table} is {quoted(grain)}")
-    columns = connection.execute("select table_name, column_name from duckdb_columns() where not internal").fetchall()
-    for table, column in columns:
-        meaning = describe_column(table, column)
-        if meaning:
-            connection.execute(f'comment on column {table}."{column}" is {quoted(meaning)}')
+    columns = connection.execute(
+        "select table_name, column_name, comment from duckdb_columns() where not internal"
+    ).fetchall()
+    meanings = ((table, column, describe_column(table, column), comment) for table, column, comment in columns)
+    statements = [
+        f'comment on column {table}."{column}" is {quoted(meaning)}'
+        for table, column, meaning, comment in meanings
+        if meaning and meaning != comment
+    ]
+    connection.execute(";".join(statements))
 
 
 def describe_column(table: str, column: str) -> str:
@@ -43,4 +50,7 @@ def quoted(text: str) -> str:
 @cache
 def glossary() -> dict[str, dict[str, Any]]:
     """Meanings by column name under `columns`, and under `only` by table or view for those of their own."""
-    return tomllib.loads(COLUMNS_FILE.read_text())
+    read: dict[str, dict[str, Any]] = tomllib.loads(COLUMNS_FILE.read_text())
+    labels = {name.lower().replace(" ", "_"): f"1 with {name.lower()}, 0 without" for name in ABNORMALITIES}
+    read["only"]["labels_wide"] = labels
+    return read
