@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -138,17 +137,17 @@ def test_file_that_may_not_grow_leaves_the_old_warehouse(tmp_path):
 
 
 def test_user_cannot_open_the_published_file_to_write():
-    write = "import sys, duckdb; duckdb.connect(sys.argv[1])"
+    nobody = "os.geteuid() or os.setuid(65534)"  # root is refused nothing
+    program = f"import os, sys, duckdb; {nobody}; duckdb.connect(sys.argv[1])"
     with tempfile.TemporaryDirectory() as folder:
         data_root = Path(folder)
         data_root.chmod(0o777)  # a folder that all may write to: the file alone must refuse
         write_volumes(data_root, 0)
         store.publish(data_root)
-        options = {"user": 65534, "env": {"HOME": folder, "PATH": os.environ["PATH"]}} if os.geteuid() == 0 else {}
-        writer = start(write, data_root / store.WAREHOUSE_FILE, **options)
+        writer = start(program, data_root / store.WAREHOUSE_FILE)
         _, error = writer.communicate(timeout=60)
         assert writer.returncode != 0
-        assert "duckdb" in error.lower() and "permission" in error.lower(), error
+        assert "permission denied" in error.lower()
         assert not list(data_root.glob("*.wal"))
 
 
