@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo test test-slow lint bench clean
+.PHONY: install demo test test-slow test-browser lint bench clean
 
 install: $(INSTALLED)
 
@@ -19,10 +19,14 @@ demo: $(INSTALLED)          ## phantoms to report page, in minutes, on two cores
 	$(BIN)/ctclip demo
 
 test: $(INSTALLED)          ## the test suite: no network, no GPU, nothing beside the clone
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not browser"
 
 test-slow: $(INSTALLED)     ## what takes minutes: the demo's learning, three seeds
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(INSTALLED)  ## the report page in a real Chromium, which it installs where Debian's packages may be
+	command -v chromium >/dev/null || (apt-get update && apt-get install -y --no-install-recommends chromium)
+	$(BIN)/python -m pytest -m browser -rs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ VERSIONS = {
     "train": 1,
     "finetune": 1,
     "embed": 1,
-    "evaluate": 1,
+    "evaluate": 2,
     "report": 1,
     "import-model": 1,
 }
@@ -193,6 +193,21 @@ class LiProConfig:
     weight_decay: float = 0.01
     final_rate: float = 0.0  # of the learning rate, reached along a cosine
     dropout: float = 0.3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How models are scored; the same for every preset."""
+
+    resamples: int = 1000  # of the patients, with replacement
+    confidence: float = 0.95  # of intervals
+    jackknife_groups: int = 200  # of patients left out in turn, at most; for the acceleration of BCa intervals
+    calibration_bins: int = 15  # of equal width
+    threshold_share: float = 0.5  # of the patients, who choose thresholds where no train split is embedded
+    projection_items: int = 1500  # at most, drawn where there are more: t-SNE takes seconds for so many
+    projection_perplexity: float = 30.0  # at most
+    projection_steps: int = 500
     seed: int = 0
 
 

@@ -18,12 +18,15 @@ def evaluate(
     data_root: Path = DATA_ROOT,
     preset: str = PRESET,
     model: str | None = None,
-    split: str = "valid",
+    split: str | None = None,
+    unit: str = "scan",
     force: bool = False,
 ) -> dict[str, Any]:
-    """Score zero-shot classification by scan, and report-to-volume retrieval, on a split that was not trained on."""
+    """Score classification and retrieval on a split, by default on all that were not trained on.
+
+    `unit` is `scan`, reconstructions averaged, or `volume`; the `published` protocol comes beside the model's own."""
     chosen = find_model(data_root, preset, model)
     with stage_run(data_root, "evaluate", chosen.model_id) as run:
-        for evaluation in plan_evaluation(run, chosen, split, force):
+        for evaluation in plan_evaluation(run, chosen, split, unit, force):
             evaluate_model(run, chosen, evaluation)
     return run.summary()

@@ -22,7 +22,7 @@ select
     max(n_positive) as n_positive, max(n) as n
 from current_metrics
 join newest using (protocol, model_id)
-where split = 'valid' and metric = 'auroc' and list_contains($visible, abnormality)
+where split = 'valid' and unit = 'scan' and metric = 'auroc' and list_contains($visible, abnormality)
 group by abnormality
 order by abnormality
 """

@@ -1,4 +1,4 @@
-"""From the warehouse's latents and labels to an evaluation's rows; the numbers come from `ctclip_model.evaluation`."""
+"""Which evaluations a model can have, and an evaluation's rows; the numbers come from `ctclip_model.evaluation`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ctclip_model.config import VERSIONS, fingerprint
-from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.config import VERSIONS, EvaluationConfig, fingerprint
+from ctclip_model.data.abnormalities import ABNORMALITIES, label_set
+from ctclip_model.data.names import EXTERNAL
 from ctclip_model.errors import MissingInputError
 from ctclip_model.evaluation import metrics, retrieval, zero_shot
+from ctclip_model.evaluation.curves import curves
 from tasks.models import ModelReference
 from warehouse import store
 
@@ -23,9 +25,11 @@ Rows = list[dict[str, Any]]
 Classifier = Callable[[NDArray[np.float32]], NDArray[np.float64]]  # latents (N, latent) to probabilities (N, 18)
 
 PROTOCOLS = {"ct-clip": "zero-shot", "vocabfine": "vocabfine", "lipro": "lipro"}  # by the kind of the model
-UNIT = "scan"
+PUBLISHED = "published"  # every reconstruction a row, excluded ones too, thresholds chosen on the labels they score
 LABEL_SOURCE = "published"
-THRESHOLD_SPLIT = "train"  # never the split that is scored
+THRESHOLD_SPLIT = "train"
+HELD_OUT = ("valid", EXTERNAL)
+CONFIG = EvaluationConfig()
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Evaluation:
     split: str
     fingerprint: str
     protocol: str
-    unit: str = UNIT
+    unit: str  # scan, its reconstructions averaged, or volume
 
     @property
     def key(self) -> str:
@@ -63,54 +67,135 @@ class Samples:
         return len(self.volumes)
 
 
-def list_evaluations(data_root: Path, model: ModelReference, split: str) -> dict[str, Evaluation]:
-    """The evaluations that a model can have now, by key: one a data set that has embedded volumes of the split.
+def list_evaluations(
+    data_root: Path, model: ModelReference, split: str | None = None, unit: str = "scan"
+) -> dict[str, Evaluation]:
+    """The evaluations that a model can have now, by key: of each data set that has embedded volumes of the split, or of
+    any that is held out, one of the model's own protocol and one of the published.
 
     Raises `MissingInputError` if there is nothing to score.
     """
     with store.read(data_root) as connection:
-        inputs = connection.execute(_INPUTS, {"model_id": model.latents_of, "split": split}).fetchall()
-    if not inputs:
-        raise MissingInputError(f"{model.latents_of} has no latents of split {split!r} yet: run `ctclip embed`")
-    protocol = PROTOCOLS[model.kind]
-    settings = [VERSIONS["evaluate"], protocol, UNIT, LABEL_SOURCE, ABNORMALITIES]
-    if model.kind == "lipro":
-        settings.append(model.weights_sha256)  # latents alone do not tell its head
-    found = [Evaluation(dataset, split, fingerprint(*settings, content), protocol) for dataset, content in inputs]
+        inputs = connection.execute(_INPUTS, {"model_id": model.latents_of}).fetchall()
+        texts = connection.execute(_TEXTS, {"model_id": model.latents_of}).fetchone()
+    splits = HELD_OUT if split is None else (split,)
+    training = [(dataset, kept) for dataset, its_split, kept, _ in inputs if its_split == THRESHOLD_SPLIT]
+    head = [model.weights_sha256] if model.kind == "lipro" else []  # latents alone do not tell its head
+    settings = [VERSIONS["evaluate"], CONFIG, LABEL_SOURCE, ABNORMALITIES, texts, *head]
+    found = []
+    for dataset, its_split, kept, everything in inputs:
+        if its_split in splits:
+            own, content = PROTOCOLS[model.kind], {PUBLISHED: everything, PROTOCOLS[model.kind]: [kept, training]}
+            for protocol, its_unit in ((own, unit), (PUBLISHED, "volume")):
+                mark = fingerprint(settings, protocol, its_unit, content[protocol])
+                found.append(Evaluation(dataset, its_split, mark, protocol, its_unit))
+    if not found:
+        wanted = " or ".join(map(repr, splits))
+        raise MissingInputError(f"{model.latents_of} has no latents of split {wanted} yet: run `ctclip embed`")
     return {one.key: one for one in found}
 
 
 def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluation) -> dict[str, Rows]:
-    """Every row of an evaluation, by table. Thresholds come from the train split, which is not scored."""
+    """Every row of an evaluation, by table."""
     with store.read(data_root) as connection:
-        scored = _load_samples(connection, model, evaluation.dataset, evaluation.split)
-        train = _load_samples(connection, model, evaluation.dataset, THRESHOLD_SPLIT)
+        samples = _load_samples(connection, model, evaluation)
         predict = _load_classifier(connection, model)
         labels = _load_labels(connection)
         texts = _load_latents(connection, model, "report") if model.kind != "lipro" else {}
-    scans, probabilities = _predict_scans(scored, predict)
-    truth = _labels_of(labels, scans)
-    thresholds = np.full(len(ABNORMALITIES), np.nan)
-    if len(train):
-        train_scans, train_probabilities = _predict_scans(train, predict)
-        thresholds = metrics.choose_thresholds(_labels_of(labels, train_scans), train_probabilities)
-    patient = dict(zip(scored.scans, scored.patients, strict=True))
-    metric_rows = metrics.score(
-        truth, probabilities, ABNORMALITIES, thresholds=thresholds, threshold_source=THRESHOLD_SPLIT,
-        patients=[patient[scan] for scan in scans],
-    )  # fmt: skip
+        train = _load_train(connection, model, evaluation)
+    items, scored = _score_items(evaluation, samples, predict, labels, train)
     stamp = {"model_id": model.model_id} | evaluation.columns
     labelled = stamp | {"label_source": LABEL_SOURCE}
     return {
         "predictions": [
-            stamp | {"item": scan, "abnormality": name, "probability": float(probabilities[row, column])}
-            for row, scan in enumerate(scans)
-            for column, name in enumerate(ABNORMALITIES)
+            stamp | {"item": item, "abnormality": name, "probability": float(scored.probabilities[row, column])}
+            for row, item in enumerate(items)
+            for column, name in enumerate(scored.names)
         ],
-        "metrics": _stamped(labelled, metric_rows),
-        "curves": _stamped(labelled, metrics.curves(truth, probabilities, ABNORMALITIES)),
-        "retrieval": _retrieval_rows(evaluation, model, scored, texts, labels),
+        "metrics": _stamped(labelled, metrics.score(scored, CONFIG)),
+        "curves": _stamped(labelled, curves(scored.labels, scored.probabilities, scored.names)),
+        "retrieval": _stamped(stamp, _retrieval_rows(evaluation, samples, texts, labels)),
+        "projections": [] if evaluation.protocol in (PUBLISHED, "lipro") else _projection_rows(stamp, samples),
     }
+
+
+def _score_items(
+    evaluation: Evaluation,
+    samples: Samples,
+    predict: Classifier,
+    labels: dict[str, NDArray[np.float64]],
+    train: tuple[str, Samples] | None,
+) -> tuple[list[str], metrics.Scored]:
+    """The items of an evaluation and what is to be scored of them, thresholds included.
+
+    Thresholds come from the train split; where none is embedded, or it is what is scored, from patients whose
+    decisions are then not scored.
+    """
+    wanted = label_set(evaluation.dataset)
+
+    def of(samples: Samples, unit: str) -> tuple[list[str], list[str], NDArray[Any], NDArray[Any]]:
+        if unit == "scan":
+            items, probabilities = zero_shot.by_scan(samples.volumes, samples.scans, predict(samples.latents))
+            scans, patient_of = items, dict(zip(samples.scans, samples.patients, strict=True))
+            patients = [patient_of[scan] for scan in scans]
+        else:
+            items, scans, patients = samples.volumes, samples.scans, samples.patients
+            probabilities = predict(samples.latents)
+        return items, patients, wanted.merge(_labels_of(labels, scans)), wanted.merge(probabilities)
+
+    items, patients, truth, probabilities = of(samples, evaluation.unit)
+    is_decided = None
+    if evaluation.protocol == PUBLISHED:
+        thresholds, source = metrics.choose_thresholds(truth, probabilities), "the labels that are scored"
+    elif train is not None:
+        dataset, others = train
+        _, _, train_truth, train_probabilities = of(others, evaluation.unit)
+        thresholds, source = metrics.choose_thresholds(train_truth, train_probabilities), f"{dataset} {THRESHOLD_SPLIT}"
+    else:
+        choosers = metrics.draw_choosers(patients, CONFIG)
+        thresholds = metrics.choose_thresholds(truth[choosers], probabilities[choosers])
+        is_decided, source = (
+            ~choosers,
+            f"{evaluation.dataset} {evaluation.split}, patients who are not decided",
+        )
+    return items, metrics.Scored(wanted.names, truth, probabilities, thresholds, source, patients, is_decided)
+
+
+def _retrieval_rows(
+    evaluation: Evaluation,
+    samples: Samples,
+    texts: dict[str, NDArray[np.float32]],
+    labels: dict[str, NDArray[np.float64]],
+) -> list[retrieval.RetrievalRow]:
+    """Volumes against reports: by scan the mean latent of its reconstructions, else each of them."""
+    names, latents = (samples.scans, samples.latents) if evaluation.unit == "volume" else _scan_latents(samples)
+    kept = [row for row, scan in enumerate(names) if scan in texts]
+    if not kept:
+        return []
+    scans = [names[row] for row in kept]
+    reports = np.stack([texts[scan] for scan in scans])
+    return retrieval.retrieval_rows(
+        latents[kept], reports, _labels_of(labels, scans), leave_query_out=evaluation.protocol != PUBLISHED
+    )
+
+
+def _scan_latents(samples: Samples) -> tuple[list[str], NDArray[np.float32]]:
+    """Scans, and the unit mean (scans, latent) of their reconstructions' latents."""
+    scans, means = zero_shot.by_scan(samples.volumes, samples.scans, samples.latents)
+    unit = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return scans, unit.astype(np.float32)
+
+
+def _projection_rows(stamp: dict[str, Any], samples: Samples) -> Rows:
+    from ctclip_model.evaluation.projection import draw_items, project
+
+    scans, latents = _scan_latents(samples)
+    drawn = draw_items(len(scans), CONFIG)
+    points = project(latents[drawn], CONFIG)
+    return [
+        stamp | {"item": scans[row], "x": float(x), "y": float(y), "count_items": len(drawn), "count_all": len(scans)}
+        for row, (x, y) in zip(drawn[: len(points)], points, strict=True)
+    ]
 
 
 def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> Classifier:
@@ -123,32 +208,6 @@ def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReferenc
     return lambda latents: zero_shot.zero_shot(latents, prompts, model.logit_scale)
 
 
-def _predict_scans(samples: Samples, predict: Classifier) -> tuple[list[str], NDArray[np.float64]]:
-    return zero_shot.by_scan(samples.volumes, samples.scans, predict(samples.latents))
-
-
-def _retrieval_rows(
-    evaluation: Evaluation,
-    model: ModelReference,
-    samples: Samples,
-    texts: dict[str, NDArray[np.float32]],
-    labels: dict[str, NDArray[np.float64]],
-) -> Rows:
-    """A scan's first reconstruction against its report: both sides hold a scan once."""
-    first = {scan: row for row, scan in reversed(list(enumerate(samples.scans))) if scan in texts}
-    scans = sorted(first)
-    if not scans:
-        return []
-    images = samples.latents[[first[scan] for scan in scans]]
-    reports = np.stack([texts[scan] for scan in scans])
-    rows = retrieval.retrieval_rows(images, reports, _labels_of(labels, scans))
-    stamp = {
-        "model_id": model.model_id, "dataset": evaluation.dataset, "split": evaluation.split,
-        "fingerprint": evaluation.fingerprint,
-    }  # fmt: skip
-    return _stamped(stamp, rows)
-
-
 def _stamped(stamp: dict[str, Any], rows: Sequence[Any]) -> Rows:
     return [stamp | dataclasses.asdict(row) for row in rows]
 
@@ -159,11 +218,29 @@ def _labels_of(labels: dict[str, NDArray[np.float64]], scans: Sequence[str]) -> 
     return np.stack([labels.get(scan, unknown) for scan in scans])
 
 
-def _load_samples(connection: duckdb.DuckDBPyConnection, model: ModelReference, dataset: str, split: str) -> Samples:
+def _load_train(
+    connection: duckdb.DuckDBPyConnection, model: ModelReference, evaluation: Evaluation
+) -> tuple[str, Samples] | None:
+    """The samples that thresholds are chosen on and their data set, the scored one's own where it has such."""
+    if evaluation.split == THRESHOLD_SPLIT or evaluation.protocol == PUBLISHED:
+        return None
+    row = connection.execute(
+        "select dataset from evaluation_samples where model_id = ? and split = ? "
+        "order by dataset <> ?, dataset limit 1",
+        [model.latents_of, THRESHOLD_SPLIT, evaluation.dataset],
+    ).fetchone()
+    if row is None:
+        return None
+    training = dataclasses.replace(evaluation, dataset=row[0], split=THRESHOLD_SPLIT)
+    return row[0], _load_samples(connection, model, training)
+
+
+def _load_samples(connection: duckdb.DuckDBPyConnection, model: ModelReference, evaluation: Evaluation) -> Samples:
+    view = "embedded_samples" if evaluation.protocol == PUBLISHED else "evaluation_samples"
     table = connection.sql(
-        "select volume_name, scan_id, patient_id, latent from evaluation_samples "
+        f"select volume_name, scan_id, patient_id, latent from {view} "
         "where model_id = $model_id and dataset = $dataset and split = $split order by volume_name",
-        params={"model_id": model.latents_of, "dataset": dataset, "split": split},
+        params={"model_id": model.latents_of, "dataset": evaluation.dataset, "split": evaluation.split},
     ).to_arrow_table()
     flat = table["latent"].combine_chunks().flatten().to_numpy()
     volumes, scans, patients = (table[name].to_pylist() for name in ("volume_name", "scan_id", "patient_id"))
@@ -192,27 +269,34 @@ def _load_prompts(connection: duckdb.DuckDBPyConnection, model: ModelReference) 
 
 
 def _load_labels(connection: duckdb.DuckDBPyConnection) -> dict[str, NDArray[np.float64]]:
+    """(18,) of each scan that has a published label, nan where one is unknown."""
     rows = connection.execute(
-        "select scan_id, list(value order by list_position($names, abnormality)) from current_published_labels "
-        f"where list_contains($names, abnormality) group by scan_id having count(*) = {len(ABNORMALITIES)}",
-        {"names": list(ABNORMALITIES)},
+        "select scan_id, map(list(abnormality), list(value)) from current_published_labels group by scan_id"
     ).fetchall()
-    return {scan: np.array(values, np.float64) for scan, values in rows}
+    return {
+        scan: np.array([np.nan if (value := by_name.get(name)) is None else value for name in ABNORMALITIES], float)
+        for scan, by_name in rows
+    }
 
 
-# What an evaluation is computed from, as one hash a data set: any latent, label or exclusion that moves, moves it.
+# What evaluations are computed from, as a hash for each split, without what is excluded and with it: any latent, label
+# or exclusion that moves, moves it.
 _INPUTS = """
 with labelled as (select distinct scan_id, fingerprint from current_published_labels)
 select
-    samples.dataset,
-    md5(string_agg(concat_ws('|', samples.volume_name, samples.fingerprint, labelled.fingerprint), ','
-        order by samples.volume_name))
-    || coalesce((select md5(string_agg(item || fingerprint, ',' order by kind, item)) from wanted_latents
-        where model_id = $model_id and kind <> 'volume'), '')
-from evaluation_samples as samples
+    dataset, split,
+    coalesce(md5(string_agg(concat_ws('|', volume_name, samples.fingerprint, labelled.fingerprint), ','
+        order by volume_name) filter (not is_excluded)), ''),
+    md5(string_agg(concat_ws('|', volume_name, samples.fingerprint, labelled.fingerprint), ',' order by volume_name))
+from embedded_samples as samples
 left join labelled using (scan_id)
-where samples.model_id = $model_id
-group by samples.dataset
-having bool_or(samples.split = $split)
-order by samples.dataset
+where model_id = $model_id
+group by dataset, split
+having count(*) filter (not is_excluded) > 0
+order by dataset, split
+"""
+_TEXTS = """
+select md5(string_agg(item || fingerprint, ',' order by kind, item))
+from wanted_latents
+where model_id = $model_id and kind <> 'volume'
 """

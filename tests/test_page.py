@@ -1,27 +1,48 @@
 """The report page: self-contained, escaped, and complete from few facts."""
 
+import base64
+import io
 import re
 
+import numpy as np
+from PIL import Image
+
+from ctclip_model.config import Recipe
 from tasks.page import PageFacts, render_page
+from tasks.page.examples import Example, Found, draw_slices
 
 LABEL = {
     "abnormality": "Emphysema", "auroc": 0.91234, "ci_low": 0.85, "ci_high": None, "average_precision": 0.5, "f1": 0.4,
     "weighted_f1": 0.8, "accuracy": 0.75, "precision": 0.3, "n_positive": 12, "n": 40,
 }  # fmt: skip
-BOARD = {"model": "x", "dataset": "d", "protocol": "p", "auroc": 0.5, "weighted_f1": None, "accuracy": None, "n": 3}
+BOARD = {
+    "model": "x", "dataset": "d", "protocol": "p", "auroc": 0.5, "auroc_ci_low": 0.4, "auroc_ci_high": None,
+    "weighted_f1": None, "accuracy": None, "n": 3,
+}  # fmt: skip
+FOUND = Found("v", 1, 0.5, True, [("axial", "data:,")])
 
 
 def test_page_makes_no_outside_request():
-    html = render_page(PageFacts("t", [("0.9", "AUROC")], labels=[LABEL], roc={"Emphysema": [(0, 0), (1, 1)]}))
+    html = render_page(
+        PageFacts("t", [("0.9", "AUROC")], labels=[LABEL], curves={"ROC": {"Emphysema": [(0, 0), (1, 1)]}})
+    )
     assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:)[^"'>\s]+""", html)
-    assert "http" not in html
+    assert "http:" not in html
+    assert "https:" not in html
 
 
 def test_text_of_the_data_stays_text():
     attack = "<script>alert(1)</script>"
     row = LABEL | {"abnormality": attack}
     html = render_page(
-        PageFacts(attack, [], labels=[row], roc={attack: [(0, 0), (1, 1)]}, provenance=[(attack, attack)])
+        PageFacts(
+            attack,
+            [],
+            labels=[row],
+            curves={"ROC": {attack: [(0, 0), (1, 1)]}},
+            examples=[Example(attack, attack, 1, 1, [FOUND])],
+            provenance=[(attack, attack)],
+        )
     )
     assert attack not in html
     assert "&lt;script&gt;" in html
@@ -40,10 +61,25 @@ def test_our_rows_stand_out_from_the_published():
 
 
 def test_every_chart_says_what_it_shows():
-    html = render_page(PageFacts("t", [], roc={"Emphysema": [(0, 0), (1, 1)]}, training={"text": [(1, 2.0), (2, 1.0)]}))
+    html = render_page(
+        PageFacts("t", [], curves={"ROC": {"Emphysema": [(0, 0), (1, 1)]}}, training={"text": [(1, 2.0), (2, 1.0)]})
+    )
     charts = re.findall(r'<svg[^>]*role="img" aria-label="([^"]+)"', html)
     assert charts == ["ROC curve of Emphysema", "loss of the text phase, 2.000 at first, 1.000 at last"]
 
 
 def test_page_without_any_result_is_still_a_page():
     assert "Nothing was rejected" in render_page(PageFacts("t", []))
+
+
+def test_slices_have_the_shape_of_the_body_and_the_head_up():
+    volume = np.full((10, 8, 6), -1000, np.int16)
+    volume[9] = 400  # the uppermost plane
+    slices = {}
+    for plane, uri in draw_slices(volume, Recipe(spacing_mm=(2.0, 1.0, 1.0), shape=volume.shape)):
+        slices[plane] = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
+    assert {plane: picture.shape for plane, picture in slices.items()} == {
+        "axial": (120, 160), "coronal": (160, 64), "sagittal": (160, 48),
+    }  # fmt: skip
+    assert slices["coronal"][0].min() == 255
+    assert slices["coronal"][-1].max() == 0

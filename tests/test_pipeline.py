@@ -147,7 +147,7 @@ def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(dat
     ]
     assert query(data_root, f"select * from training_samples where volume_name = '{name}'") == []
     done = rebuild_all(data_root, source)
-    assert counts(done) == {"convert": 1, "embed": 2, "evaluate": 3, "report": 3}
+    assert counts(done) == {"convert": 1, "embed": 2, "evaluate": 6, "report": 3}
     assert "stale: 1 samples moved" in done["train"]["detail"]
     stale = query(data_root, "select kind from stale_models join current_models using (model_id) where is_stale")
     assert {kind for (kind,) in stale} == {"ct-clip", "lipro", "vocabfine"}
@@ -200,7 +200,8 @@ def test_own_volumes_get_the_probabilities_of_the_evaluation(built, phantoms):
     with store.read(built) as connection:
         recorded = dict(
             connection.execute(
-                f"select item, {in_order} from predictions where protocol = 'zero-shot' group by item",
+                f"select item, {in_order} from predictions "
+                "where protocol = 'zero-shot' and unit = 'scan' group by item",
                 {"names": list(ABNORMALITIES)},
             ).fetchall()
         )
@@ -214,7 +215,12 @@ def test_own_volumes_get_the_probabilities_of_the_evaluation(built, phantoms):
 
 def test_rebuild_fine_tunes_and_scores_each_kind_by_its_own_protocol(built):
     scored = query(built, "select distinct kind, protocol from current_metrics join current_models using (model_id)")
-    assert set(scored) == {("ct-clip", "zero-shot"), ("lipro", "lipro"), ("vocabfine", "vocabfine")}
+    assert set(scored) == {
+        ("ct-clip", "zero-shot"),
+        ("lipro", "lipro"),
+        ("vocabfine", "vocabfine"),
+        *((kind, "published") for kind in ("ct-clip", "lipro", "vocabfine")),
+    }
     parents = query(
         built, "select count(*) from current_models a join current_models b on a.parent_model_id = b.model_id"
     )
@@ -224,7 +230,7 @@ def test_rebuild_fine_tunes_and_scores_each_kind_by_its_own_protocol(built):
     retrieved = query(built, "select distinct kind from current_models semi join current_retrieval using (model_id)")
     assert set(retrieved) == {("ct-clip",), ("vocabfine",)}  # and has no text side
     assert query(built, "select protocol from model_leaderboard where not is_published order by 1") == [
-        ("lipro",), ("vocabfine",), ("zero-shot",),
+        ("lipro",), *[("published",)] * 3, ("vocabfine",), ("zero-shot",),
     ]  # fmt: skip
     assert query(built, "select count(*) from current_pages") == [(3,)]
 
@@ -232,7 +238,7 @@ def test_rebuild_fine_tunes_and_scores_each_kind_by_its_own_protocol(built):
 def test_rebuild_fine_tunes_what_it_is_asked_to(data_root, phantoms):
     done = rebuild_all(data_root, phantoms, finetune_kinds=(), seed=1)
     assert counts(done).keys() == {"train", "embed", "evaluate", "report"}
-    assert counts(done)["evaluate"] == 1
+    assert counts(done)["evaluate"] == 2
     with pytest.raises(ConfigurationError, match="no fine-tuning 'lora'"):
         rebuild_all(data_root, phantoms, finetune_kinds=("lora",))
 
@@ -277,7 +283,7 @@ def test_changed_label_leaves_the_fine_tuned_models_stale_and_the_others_not(dat
         writer.writeheader()
         writer.writerows(rows)
     done = rebuild_all(data_root, source, labeller=labeller_of(data_root))
-    assert counts(done) == {"ingest": 18, "evaluate": 3, "report": 3}
+    assert counts(done) == {"ingest": 18, "evaluate": 6, "report": 3}
     assert "samples moved" in done["finetune"]["detail"]
     assert done["train"]["detail"] == ""
     stale = query(data_root, "select kind from stale_models join current_models using (model_id) where is_stale")
@@ -297,7 +303,7 @@ def test_lipro_without_a_parent_is_scored_on_the_latents_of_its_own_trunk(data_r
             run.record("models", table.to_arrow_table())
     assert embed(data_root, "smoke", lipro)["done"] == 0
     assert embed(data_root, "smoke", "orphan")["variant"] == "orphan"
-    assert evaluate(data_root, "smoke", "orphan")["done"] == 1
+    assert evaluate(data_root, "smoke", "orphan")["done"] == 2
     scores = {
         model_id: query(data_root, f"select * exclude (model_id, fingerprint, run_id) from current_predictions "
                                    f"where model_id = '{model_id}' order by all")
@@ -357,16 +363,16 @@ def edit_report(source: Path, findings: str, impression: str | None = None) -> s
 def test_changed_report_redoes_what_depends_on_it(data_root, source):
     rebuild_all(data_root, source)
     edit_report(source, "The heart is large.")
-    assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 2, "evaluate": 3, "report": 3}
+    assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 2, "evaluate": 6, "report": 3}
 
 
 def test_empty_report_is_rejected_and_leaves_the_retrieval(data_root, source):
     rebuild_all(data_root, source)
-    scans = query(data_root, "select max(n) from current_retrieval")[0][0]
+    scans = query(data_root, "select max(n) from current_retrieval where unit = 'scan'")[0][0]
     scan = edit_report(source, "", "Not given.")
     assert rebuild_all(data_root, source)["label"]["rejected"] == 1
     assert query(data_root, "select item, reason from open_rejects where stage = 'label'") == [(scan, "empty_report")]
-    assert query(data_root, "select max(n) from current_retrieval") == [(scans - 1,)]
+    assert query(data_root, "select max(n) from current_retrieval where unit = 'scan'") == [(scans - 1,)]
 
 
 def test_withdrawn_volume_leaves_the_evaluation(data_root, source):
@@ -396,7 +402,7 @@ def test_client_of_duckdb_opens_the_file_while_a_rebuild_runs(data_root, phantom
         before = connection.execute("select count(*) from model_leaderboard").fetchone()
         from flows.evaluate import evaluate
 
-        assert evaluate(data_root, "smoke", force=True)["done"] == 1
+        assert evaluate(data_root, "smoke", force=True)["done"] == 2
         assert connection.execute("select count(*) from model_leaderboard").fetchone() == before
 
 

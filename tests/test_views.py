@@ -347,9 +347,3 @@ def test_data_quality_lists_each_fault_of_the_source_and_stops_no_publish(tmp_pa
         ("train_5_a_1", "volume_not_converted"),
         ("train_7_a", "scan_without_volume"),
     ]
-
-
-def test_documentation_names_every_view():
-    text = (Path(__file__).parent.parent / "docs" / "warehouse.md").read_text()
-    views = [name for name in schema.view_definitions() if not name.startswith(("current_", "pending_"))]
-    assert [name for name in views if f"`{name}`" not in text] == []

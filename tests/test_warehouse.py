@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,11 @@ from warehouse.tables import TABLES
 
 def volume(name: str, fingerprint: str = "f", **columns: Any) -> dict[str, Any]:
     return {"volume_name": name, "fingerprint": fingerprint, "scan_id": name[:-2], **columns}
+
+
+SCORED = {
+    "model_id": "m", "dataset": "d", "split": "valid", "protocol": "p", "unit": "scan", "abnormality": "Emphysema",
+}  # fmt: skip
 
 
 def dump(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
@@ -161,6 +162,31 @@ def test_reader_keeps_its_file_through_a_publish_and_the_next_reader_sees_the_ne
         ("probability_range", {"labels": [{"scan_id": "train_1_a", "abnormality": "Emphysema", "probability": 1.5}]}),
         ("metric_range", {"metrics": [{"model_id": "m", "metric": "auroc", "n": 5, "n_positive": 6}]}),
         ("metric_range", {"metrics": [{"model_id": "m", "metric": "auroc", "value": 1.01}]}),
+        (
+            "metric_counts",
+            {
+                "metrics": [
+                    {"model_id": "m", "abnormality": "x", "metric": name, "n": n}
+                    for name, n in (("f1", 5), ("auroc", 6))
+                ]
+            },
+        ),
+        (
+            "metric_counts",
+            {
+                "metrics": [SCORED | {"label_source": "published", "metric": "auroc", "n": 2}],
+                "predictions": [SCORED | {"item": "valid_1_a", "probability": 0.5}],
+            },
+        ),
+        (
+            "patient_in_two_splits",
+            {
+                "volumes": [
+                    volume(f"train_1_a_{n}", patient_id="train_1", split=split)
+                    for n, split in ((1, "train"), (2, "valid"))
+                ]
+            },
+        ),
         ("latent_norm", {"latents": [{"model_id": "m", "item": "x", "latent": [0.6, 0.9]}]}),
         ("latent_norm", {"latents": [{"model_id": "m", "item": str(n), "latent": [1.0] + [0.0] * n} for n in (1, 2)]}),
         ("patient_overlap", {"model_samples": [{"model_id": "m", "sample_id": "valid_1_a_1", "split": "valid"}]}),
@@ -178,7 +204,7 @@ def test_failed_check_is_named_and_keeps_the_old_warehouse(tmp_path, check, tabl
     store.publish(tmp_path)
     before = identity(tmp_path)
     write_run(tmp_path, 1, **tables)
-    with pytest.raises(CheckFailedError, match=check):
+    with pytest.raises(CheckFailedError, match=f"{check} failed.*such as: {{"):
         store.publish(tmp_path)
     assert identity(tmp_path) == before
     assert [path.name for path in tmp_path.glob("warehouse*")] == [store.WAREHOUSE_FILE]
@@ -251,27 +277,6 @@ def test_damaged_warehouse_is_reported_and_can_be_made_again(tmp_path):
     assert query(tmp_path, "select count(*) from volumes") == [(1,)]
 
 
-def test_kill_in_the_middle_of_a_publish_leaves_the_old_or_the_new_warehouse(tmp_path):
-    count = 30_000
-    program = "import sys, pathlib; from warehouse.store import publish; publish(pathlib.Path(sys.argv[1]))"
-    count_interrupted = 0
-    for run in range(4):
-        rows = [{"stage": "convert", "variant": f"{run}", "item": f"{n}", "fingerprint": "f"} for n in range(count)]
-        write_run(tmp_path, run, wanted=rows)
-        with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) as process:
-            while process.poll() is None and not list(tmp_path.glob(f"{store.WORK_PREFIX}*")):
-                time.sleep(0.002)
-            time.sleep(0.04 * run)
-            process.send_signal(signal.SIGKILL)
-        count_interrupted += process.returncode == -signal.SIGKILL
-        if (tmp_path / store.WAREHOUSE_FILE).exists():
-            assert query(tmp_path, "select count(*) from wanted")[0][0] in (run * count, (run + 1) * count)
-        store.publish(tmp_path)
-        assert query(tmp_path, "select count(*) from wanted") == [((run + 1) * count,)]
-        assert [path.name for path in tmp_path.glob("warehouse*")] == [store.WAREHOUSE_FILE]
-    assert count_interrupted
-
-
 @pytest.fixture
 def migrations(tmp_path) -> Path:
     return Path(shutil.copytree(Path(schema.__file__).parent / "migrations", tmp_path / "migrations"))
@@ -280,19 +285,19 @@ def migrations(tmp_path) -> Path:
 def test_migrations_apply_once_and_new_ones_in_order(migrations):
     with duckdb.connect() as connection:
         schema.migrate(connection, migrations)
-        (migrations / "0101_colours.sql").write_text("create table colours (name varchar);")
-        (migrations / "0102_red.sql").write_text("insert into colours values ('red');")
+        (migrations / "9998_colours.sql").write_text("create table colours (name varchar);")
+        (migrations / "9999_red.sql").write_text("insert into colours values ('red');")
         schema.migrate(connection, migrations)
         schema.migrate(connection, migrations)
         assert connection.execute("from colours").fetchall() == [("red",)]
 
 
 def test_failed_migration_leaves_nothing_behind(migrations):
-    (migrations / "0101_colours.sql").write_text("create table colours (name varchar); insert into nowhere values (1);")
+    (migrations / "9998_colours.sql").write_text("create table colours (name varchar); insert into nowhere values (1);")
     with duckdb.connect() as connection:
-        with pytest.raises(WarehouseError, match=r"0101_colours\.sql failed"):
+        with pytest.raises(WarehouseError, match=r"9998_colours\.sql failed"):
             schema.migrate(connection, migrations)
-        assert list(schema.pending_migrations(connection, migrations)) == [101]
+        assert list(schema.pending_migrations(connection, migrations)) == [9998]
         assert not connection.execute("from duckdb_tables() where table_name = 'colours'").fetchall()
 
 
@@ -308,7 +313,7 @@ def test_migration_changed_since_it_was_applied_is_refused(migrations):
 def test_warehouse_newer_than_the_code_is_refused(migrations):
     with duckdb.connect() as connection:
         schema.migrate(connection, migrations)
-        (migrations / "0002_published_results.sql").unlink()
+        (migrations / "0005_evaluation.sql").unlink()
         with pytest.raises(WarehouseError, match="newer than this code"):
             schema.migrate(connection, migrations)
 
@@ -333,6 +338,11 @@ def test_tables_agree_with_the_schema():
         "from glob('{folder}/*')",
         "copy (select 1) to '{folder}/out.csv'",
         "attach '{folder}/other.duckdb'",
+        "from '/etc/passwd'",
+        "from read_csv('/etc/passwd')",
+        "install httpfs",
+        "load httpfs",
+        "export database '{folder}/all'",
         "set enable_external_access = true",
         "from sql",  # a Python variable of ours
     ],
@@ -350,17 +360,3 @@ def test_user_sql_returns_names_types_and_rows(tmp_path):
     store.publish(tmp_path)
     result = store.run_user_sql(tmp_path, "select $a as a, 2 * $b::integer as b", {"a": "x", "b": "3"})
     assert (result.columns, result.types, result.rows) == (["a", "b"], ["VARCHAR", "INTEGER"], [("x", 6)])
-
-
-def test_every_saved_query_runs_and_an_unknown_one_is_refused(tmp_path):
-    store.publish(tmp_path)
-    values = {"dataset": "x", "split": "valid", "model_id": "m", "count": "5", "abnormality": "Emphysema", "term": "t"}
-    assert len(store.list_queries()) >= 4
-    for name, description in store.list_queries().items():
-        sql = store.load_query(name)
-        assert description
-        assert store.run_user_sql(
-            tmp_path, sql, {key: value for key, value in values.items() if f"${key}" in sql}
-        ).columns
-    with pytest.raises(ConfigurationError, match="no saved query"):
-        store.load_query("../x")

@@ -10,6 +10,7 @@ from pathlib import Path
 import duckdb
 
 from ctclip_model.errors import CheckFailedError, WarehouseError
+from warehouse.comments import COLUMNS_FILE, comment_columns, quoted
 from warehouse.tables import PLANNED_STAGES, TABLES
 
 HERE = Path(__file__).parent
@@ -90,17 +91,20 @@ def create_views(connection: duckdb.DuckDBPyConnection) -> None:
         except duckdb.Error as error:
             connection.rollback()
             raise WarehouseError(f"view {name} cannot be made: {error}") from error
-        connection.execute(f"comment on view {name} is {_quoted(describe_query(text))}")
+        connection.execute(f"comment on view {name} is {quoted(describe_query(text))}")
         connection.execute("insert into view_files values (?, ?)", [name, _sha256(text)])
     for table in TABLES:
-        connection.execute(f"comment on table {table.name} is {_quoted(table.grain)}")
+        connection.execute(f"comment on table {table.name} is {quoted(table.grain)}")
+    comment_columns(connection)
+    connection.execute("insert into view_files values (?, ?)", [COLUMNS_FILE.name, _sha256(COLUMNS_FILE.read_text())])
     connection.commit()
 
 
 def views_are_current(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether the file's views are those of the code."""
+    """Whether the file's views and comments are those of the code."""
     made = dict(connection.execute("select name, sha256 from view_files").fetchall())
-    return made == {name: _sha256(text) for name, text in view_definitions().items()}
+    files = view_definitions() | {COLUMNS_FILE.name: COLUMNS_FILE.read_text()}
+    return made == {name: _sha256(text) for name, text in files.items()}
 
 
 def run_checks(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "checks") -> None:
@@ -133,7 +137,3 @@ def _number(path: Path) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

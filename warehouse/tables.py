@@ -54,16 +54,17 @@ TABLES: tuple[Table, ...] = (
     ),
     Table(
         "metrics",
-        "model x data set x split x protocol x unit x label source x abnormality or 'macro' x metric",
+        "model x data set x split x protocol x unit x label source x abnormality, 'macro' or 'micro' x metric",
         (*SCORED, "label_source", "abnormality", "metric"),
         (*SCORED, "label_source"),
     ),
     Table(
         "retrieval",
-        "model x data set x split x task x K",
-        ("model_id", "dataset", "split", "task", "k"),
-        ("model_id", "dataset", "split", "task"),
+        "model x data set x split x protocol x unit x task x K",
+        (*SCORED, "task", "k"),
+        (*SCORED, "task"),
     ),
+    Table("projections", "model x data set x split x protocol x unit x item", (*SCORED, "item"), SCORED),
     Table(
         "curves",
         "a point of a curve: model x data set x split x protocol x unit x label source x abnormality x curve x point",

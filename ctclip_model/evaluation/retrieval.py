@@ -1,4 +1,8 @@
-"""Finding the volume of a report, the report of a volume, and volumes with the same abnormalities."""
+"""Finding the volume of a report, the report of a volume, and volumes with the same abnormalities.
+
+Similarities are matrix products of some queries with all the gallery; of those of a block only ranks or the nearest
+few stay, so that memory grows with the gallery and not with its square.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 RECALL_KS = (1, 5, 10, 50, 100)
-JACCARD_KS = (1, 5, 10, 50)
+NEIGHBOUR_KS = (1, 5, 10, 50)
 BLOCK = 1024  # queries whose similarities to all the gallery are held at once
 
 Floats = NDArray[np.floating]
@@ -17,7 +22,7 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class RetrievalRow:
-    """One value of the `retrieval` table: recall or mean Jaccard at K; a median rank has no cut-off, so K is 0."""
+    """One value of the `retrieval` table: recall, mean Jaccard or MAP at K; a median rank has no cut-off: K is 0."""
 
     task: str
     k: int
@@ -25,11 +30,13 @@ class RetrievalRow:
     n: int
 
 
-def retrieval_rows(image_latents: Floats, text_latents: Floats, labels: Floats) -> list[RetrievalRow]:
-    """Both directions between volumes and their reports, and volume to volume with the query left out.
+def retrieval_rows(
+    image_latents: Floats, text_latents: Floats, labels: Floats, *, leave_query_out: bool = True
+) -> list[RetrievalRow]:
+    """Both directions between volumes and their reports, and volume to volume.
 
     `image_latents` and `text_latents` (N, d), L2-normalised, row i of one belongs to row i of the other; `labels`
-    (N, L) in {0, 1}, nan counting as 0.
+    (N, L) in {0, 1}, nan counting as 0. The published numbers find a query in its own gallery.
     """
     if image_latents.shape != text_latents.shape or len(labels) != len(image_latents):
         raise ValueError(f"{image_latents.shape} images, {text_latents.shape} texts and {len(labels)} labels")
@@ -40,10 +47,15 @@ def retrieval_rows(image_latents: Floats, text_latents: Floats, labels: Floats) 
     ):
         ranks = match_ranks(queries, gallery)
         if len(ranks):
-            rows += [RetrievalRow(task, k, value, len(ranks)) for k, value in recall_at(ranks).items()]
+            rows += [RetrievalRow(f"{task}_recall", k, value, len(ranks)) for k, value in recall_at(ranks).items()]
             rows.append(RetrievalRow(f"{task}_median_rank", 0, float(np.median(ranks)), len(ranks)))
-    jaccard = jaccard_at(image_latents, labels)
-    return rows + [RetrievalRow("volume_to_volume", k, value, len(labels)) for k, value in jaccard.items()]
+    neighbours = nearest_volumes(image_latents, labels, leave_query_out=leave_query_out)
+    for task, (values, n) in {
+        "volume_to_volume_jaccard": (jaccard_at(neighbours, labels), len(labels)),
+        "volume_to_volume_map": precision_at(neighbours, labels, leave_query_out=leave_query_out),
+    }.items():
+        rows += [RetrievalRow(task, k, value, n) for k, value in values.items()]
+    return rows
 
 
 def match_ranks(queries: Floats, gallery: Floats) -> NDArray[np.int64]:
@@ -55,7 +67,7 @@ def match_ranks(queries: Floats, gallery: Floats) -> NDArray[np.int64]:
     for start in range(0, len(queries), BLOCK):
         similarities = queries[start : start + BLOCK] @ gallery.T  # (block, n)
         own = np.diagonal(similarities, offset=start)
-        ranks[start : start + BLOCK] = (similarities >= own[:, None]).sum(axis=1)
+        ranks[start : start + BLOCK] = np.count_nonzero(similarities >= own[:, None], axis=1)
     return ranks
 
 
@@ -64,40 +76,61 @@ def recall_at(ranks: NDArray[np.int64], ks: Sequence[int] = RECALL_KS) -> dict[i
     return {k: float((ranks <= k).mean()) for k in ks if k <= len(ranks)}
 
 
-def jaccard_at(
-    latents: Floats, labels: Floats, ks: Sequence[int] = JACCARD_KS, *, leave_query_out: bool = True
-) -> dict[int, float]:
-    """The mean Jaccard index between the labels of each volume and those of the K volumes most similar to it.
+def nearest_volumes(
+    latents: Floats, labels: Floats, count: int = max(NEIGHBOUR_KS), *, leave_query_out: bool = True
+) -> NDArray[np.int64]:
+    """The rows (N, K) most similar to each, the nearest first, of those that have a label; fewer where there are not K.
 
-    `latents` (N, d), L2-normalised, `labels` (N, L) in {0, 1}. The gallery is the volumes with a label. The published
-    numbers find the query itself in it (`leave_query_out=False`). K beyond the gallery is left out.
+    `latents` (N, d), L2-normalised, `labels` (N, L) in {0, 1}, nan counting as 0.
     """
-    positive = np.nan_to_num(np.asarray(labels, np.float32))  # (N, L)
-    gallery = np.flatnonzero(positive.any(axis=1))
-    ks = [k for k in ks if k <= len(gallery) - leave_query_out]
-    if not ks:
-        return {}
-    totals = np.zeros(len(ks))
-    for start in range(0, len(latents), BLOCK):
+    gallery = np.flatnonzero((labels == 1).any(axis=1))
+    count = max(0, min(count, len(gallery) - leave_query_out))
+    nearest = np.empty((len(latents), count), np.int64)
+    for start in range(0, len(latents) if count else 0, BLOCK):
         queries = np.arange(start, min(start + BLOCK, len(latents)))
         similarities = latents[queries] @ latents[gallery].T  # (block, gallery)
         if leave_query_out:
             similarities[queries[:, None] == gallery] = -np.inf
-        nearest = gallery[_largest(similarities, max(ks))]  # (block, max k), nearest first
-        jaccard = _jaccard(positive[queries, None], positive[nearest])
-        totals += [jaccard[:, :k].mean(axis=1).sum() for k in ks]
-    return dict(zip(ks, (totals / len(latents)).tolist(), strict=True))
+        # as NumPy's argpartition, without an index of every column
+        nearest[queries] = gallery[torch.from_numpy(similarities).topk(count).indices.numpy()]
+    return nearest
 
 
-def _largest(values: Floats, k: int) -> NDArray[np.int64]:
-    """The column indices of each row's k largest values, largest first."""
-    columns = np.argpartition(-values, k - 1, axis=1)[:, :k]
-    order = np.argsort(-np.take_along_axis(values, columns, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1)
+def jaccard_at(neighbours: NDArray[np.int64], labels: Floats, ks: Sequence[int] = NEIGHBOUR_KS) -> dict[int, float]:
+    """The mean Jaccard index between the labels of each volume and those of its K nearest; K beyond them is left out.
+
+    `neighbours` (N, K) are rows of `labels` (N, L).
+    """
+    positive = labels == 1
+    totals = np.zeros(neighbours.shape[1])
+    for queries in np.split(np.arange(len(labels)), range(BLOCK, len(labels), BLOCK)):
+        one, other = positive[queries, None], positive[neighbours[queries]]  # (block, K, L)
+        shared, either = (one & other).sum(axis=-1), (one | other).sum(axis=-1)
+        totals += (shared / np.maximum(either, 1)).sum(axis=0)
+    return {k: float(totals[:k].mean() / len(labels)) for k in ks if k <= len(totals)}
 
 
-def _jaccard(one: Floats, other: Floats) -> NDArray[np.float64]:
-    """Intersection over union along the last axis; 0 where both are empty."""
-    intersection = np.minimum(one, other).sum(axis=-1, dtype=np.float64)
-    union = np.maximum(one, other).sum(axis=-1, dtype=np.float64)
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+def precision_at(
+    neighbours: NDArray[np.int64],
+    labels: Floats,
+    ks: Sequence[int] = NEIGHBOUR_KS,
+    *,
+    leave_query_out: bool = True,
+) -> tuple[dict[int, float], int]:
+    """Mean average precision at K, a neighbour being relevant where it shares an abnormality with the query.
+
+    A query's average precision is the mean of the precisions at its relevant neighbours, over as many as there could
+    be: K, or all relevant ones in the gallery. Also returns how many queries count: those that have a relevant one.
+    """
+    positive = (labels == 1).astype(np.float32)
+    totals, count = np.zeros(len(ks)), 0
+    for queries in np.split(np.arange(len(labels)), range(BLOCK, len(labels), BLOCK)):
+        relevant = (positive[queries, None] * positive[neighbours[queries]]).any(axis=-1)  # (block, K)
+        possible = np.count_nonzero(positive[queries] @ positive.T, axis=1)
+        possible = possible - leave_query_out * positive[queries].any(axis=1)
+        precision = relevant.cumsum(axis=1) / np.arange(1, neighbours.shape[1] + 1) * relevant
+        count += np.count_nonzero(possible)
+        for place, k in enumerate(ks):
+            totals[place] += (precision[:, :k].sum(axis=1) / np.clip(possible, 1, k)).sum()
+    values = {k: float(total / count) for k, total in zip(ks, totals, strict=True) if 0 < k <= neighbours.shape[1]}
+    return (values, count) if count else ({}, 0)

@@ -23,6 +23,11 @@ class KindChoice(StrEnum):
     vocabfine = "vocabfine"
 
 
+class UnitChoice(StrEnum):
+    scan = "scan"
+    volume = "volume"
+
+
 class FormatChoice(StrEnum):
     parquet = "parquet"
     csv = "csv"

@@ -34,6 +34,7 @@ from flows.commands.options import (
     Source,
     Split,
     Storage,
+    UnitChoice,
     Volumes,
 )
 from flows.commands.running import run_flow
@@ -207,12 +208,15 @@ def evaluate(
     data_root: DataRoot = DATA_ROOT,
     preset: Preset = PRESET,
     model: Model = None,
-    split: Annotated[str, typer.Option(help="The split to score.")] = "valid",
+    split: Annotated[str | None, typer.Option(help="The split to score; default: all held out.")] = None,
+    unit: Annotated[UnitChoice, typer.Option(help="What a row is.")] = UnitChoice.scan,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Score a model from its latents."""
-    run_flow("evaluate", as_json, data_root=data_root, preset=preset, model=model, split=split, force=force)
+    run_flow(
+        "evaluate", as_json, data_root=data_root, preset=preset, model=model, split=split, unit=unit.value, force=force
+    )
 
 
 @app.command()

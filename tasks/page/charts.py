@@ -52,5 +52,25 @@ def line_chart(
     return Markup("".join(parts) + "</svg>")
 
 
+def scatter_chart(points: Sequence[tuple[float, float, float]], *, title: str) -> Markup:
+    """Points (x, y, shade) on a plane without axes; the greater its shade, the stronger a point's colour."""
+    if not points:
+        return Markup("")
+    xs, ys, shades = zip(*points, strict=True)
+    side, margin = 600, 8
+
+    def place(value: float, values: Sequence[float]) -> float:
+        return margin + (side - 2 * margin) * (value - min(values)) / ((max(values) - min(values)) or 1)
+
+    most = max(shades) or 1
+    bounds_x, bounds_y = (min(xs), max(xs)), (min(ys), max(ys))
+    dots = "".join(
+        f'<circle cx="{place(x, bounds_x):.0f}" cy="{place(y, bounds_y):.0f}" r="4" '
+        f'fill-opacity="{0.15 + 0.8 * float(shade) / float(most):.2f}"/>'
+        for x, y, shade in points
+    )
+    return Markup(f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="{escape(title)}">{dots}</svg>')
+
+
 def _tick(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

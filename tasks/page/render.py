@@ -9,10 +9,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tasks.page.charts import Points, line_chart
+from tasks.page.charts import Points, line_chart, scatter_chart
+from tasks.page.examples import Example
 
 Row = Mapping[str, Any]
 MISSING = "\N{EN DASH}"
+AXES = {
+    "ROC": ("false positive rate", "recall"),
+    "precision and recall": ("recall", "precision"),
+    "calibration": ("predicted probability", "share with the label"),
+}
+PLANE_TITLE = "t-SNE of the volumes' latents, stronger the more labels a scan has"
 
 
 @dataclass(frozen=True)
@@ -23,9 +30,11 @@ class PageFacts:
     headline: Sequence[tuple[str, str]]  # (figure, what it is)
     leaderboard: Sequence[Row] = ()
     labels: Sequence[Row] = ()  # a row an abnormality
-    roc: Mapping[str, Points] = field(default_factory=dict)  # by abnormality
+    curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)  # by a key of AXES and abnormality
     training: Mapping[str, Points] = field(default_factory=dict)  # by phase: (samples, loss)
     retrieval: Sequence[Row] = ()
+    examples: Sequence[Example] = ()
+    projection: Sequence[tuple[float, float, float]] = ()  # x, y, number of labels
     agreement: Sequence[Row] = ()
     quality: Sequence[Row] = ()
     rejects: Sequence[Row] = ()
@@ -40,14 +49,21 @@ def render_page(facts: PageFacts) -> str:
     )  # fmt: skip
     environment.filters["number"] = _number
     charts = {
-        name: line_chart(
-            {name: points}, title=f"ROC curve of {name}", x_label="false positive rate", y_label="recall",
-            x_range=(0, 1), y_range=(0, 1), has_diagonal=True,
-        )
-        for name, points in facts.roc.items()
-    }  # fmt: skip
+        kind: {name: _curve_chart(kind, name, points) for name, points in lines.items()}
+        for kind, lines in facts.curves.items()
+    }
     losses = {phase: _loss_chart(phase, points) for phase, points in facts.training.items() if points}
-    return environment.get_template("page.html").render(facts=facts, charts=charts, losses=losses)
+    return environment.get_template("page.html").render(
+        facts=facts, charts=charts, losses=losses, plane=scatter_chart(facts.projection, title=PLANE_TITLE)
+    )  # fmt: skip
+
+
+def _curve_chart(kind: str, name: str, points: Points) -> Markup:
+    x_label, y_label = AXES[kind]
+    return line_chart(
+        {name: points}, title=f"{kind} curve of {name}", x_label=x_label, y_label=y_label, x_range=(0, 1),
+        y_range=(0, 1), has_diagonal=kind != "precision and recall",
+    )  # fmt: skip
 
 
 def _loss_chart(phase: str, points: Points) -> Markup:

@@ -12,9 +12,11 @@ from tasks.runs import StageRun
 
 
 @task(cache_policy=NO_CACHE)
-def plan_evaluation(run: StageRun, model: ModelReference, split: str, force: bool) -> list[Evaluation]:
+def plan_evaluation(
+    run: StageRun, model: ModelReference, split: str | None, unit: str, force: bool
+) -> list[Evaluation]:
     """The evaluations whose latents, labels or protocol have changed."""
-    evaluations = list_evaluations(run.data_root, model, split)
+    evaluations = list_evaluations(run.data_root, model, split, unit)
     wanted = {key: one.fingerprint for key, one in evaluations.items()}
     pending = plan_items(run, model.model_id, wanted, force=force, is_whole=False)  # other splits stay wanted
     return [evaluations[key] for key in pending]

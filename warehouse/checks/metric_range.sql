@@ -2,6 +2,6 @@
 select model_id, dataset, split, protocol, unit, label_source, abnormality, metric, value, ci_low, ci_high, n, n_positive
 from current_metrics
 where
-    n < 0 or n_positive < 0 or n_positive > n or ci_low > ci_high
-    or metric in ('auroc', 'average_precision', 'accuracy', 'f1', 'weighted_f1', 'precision', 'recall', 'specificity')
+    n < 0 or n_positive < 0 or n_positive > n or ci_low > ci_high or bca_low > bca_high
+    or metric in ('auroc', 'average_precision', 'accuracy', 'f1', 'weighted_f1', 'precision', 'recall', 'specificity', 'brier', 'calibration_error')
     and not value between 0 and 1

@@ -1,8 +1,4 @@
--- model x volume that an evaluation may use: embedded, current, not excluded; its data set is the kind of its source
-select
-    latents.model_id, sources.kind as dataset, volumes.split, volumes.volume_name, volumes.scan_id, volumes.patient_id,
-    latents.fingerprint, latents.latent
-from wanted_latents as latents
-join current_volumes as volumes on latents.kind = 'volume' and volumes.volume_name = latents.item
-join current_sources as sources on sources.source = volumes.source
-anti join current_exclusions as exclusions on exclusions.volume_name = volumes.volume_name
+-- model x volume that an evaluation may use: embedded, current, not excluded
+select * exclude (is_excluded)
+from embedded_samples
+where not is_excluded

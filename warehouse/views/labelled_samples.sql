@@ -2,7 +2,7 @@
 with labelled as (
     select
         scan_id, labeller_id,
-        map(list(abnormality order by abnormality), list(value order by abnormality)) as labels
+        map_from_entries(list(struct_pack(k := abnormality, v := value) order by abnormality)) as labels
     from all_labels
     where value is not null
     group by scan_id, labeller_id

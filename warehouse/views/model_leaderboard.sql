@@ -26,4 +26,4 @@ printed as (
 select *, false as is_published from macros
 union all by name
 select *, 'published' as protocol, 'published' as label_source, true as is_published from printed where auroc is not null
-order by dataset, split, auroc desc nulls last
+order by dataset, split, protocol = 'published', auroc desc nulls last

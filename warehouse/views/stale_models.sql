@@ -12,6 +12,7 @@ available as (
     select recipe_id, null as labeller_id, volume_name, fingerprint from training_samples
     union all
     select recipe_id, labeller_id, volume_name, fingerprint from labelled_samples
+    where labeller_id in (select labeller_id from trained)
 ),
 lost as (
     select

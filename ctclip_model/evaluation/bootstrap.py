@@ -1,0 +1,116 @@
+"""How sure a metric is: patients are drawn again with replacement, and every metric is computed of each draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from ctclip_model.config import EvaluationConfig
+
+Floats = NDArray[np.floating]
+Weights = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """How often each patient counts: in the data as they are, in each draw, and with a group of patients left out."""
+
+    patients: NDArray[np.int64]  # (N,), the column of each item's patient
+    whole: Weights  # (1, patients)
+    drawn: Weights  # (resamples, patients)
+    left_out: Weights  # (groups, patients)
+    confidence: float
+
+    @staticmethod
+    def of(patients: Sequence[str] | Sequence[int], config: EvaluationConfig) -> Resamples:
+        """The resamples of a seed; `patients` (N,) says whose each item is."""
+        names, columns = np.unique(np.asarray(patients), return_inverse=True)
+        count, rng = len(names), np.random.default_rng(config.seed)
+        drawn = np.zeros((config.resamples, count), np.int32)
+        for row in drawn:
+            row += np.bincount(rng.integers(count, size=count), minlength=count)
+        groups = min(count, config.jackknife_groups)
+        left_out = (rng.permutation(count) % max(1, groups) != np.arange(groups)[:, None]).astype(np.int32)
+        return Resamples(columns, np.ones((1, count), np.int32), drawn, left_out, config.confidence)
+
+    def estimate(self, statistic: Callable[[Weights], Floats]) -> Estimate:
+        """`statistic` maps weights (R, patients) to values (R, ...)."""
+        return Estimate(
+            statistic(self.whole)[0], statistic(self.drawn), statistic(self.left_out), confidence=self.confidence
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Values (...) of the data, of each draw (resamples, ...) and with each group of patients left out (groups, ...).
+
+    A draw in which a value cannot be computed, such as one of a single class, does not count for its intervals.
+    """
+
+    value: Floats
+    drawn: Floats
+    left_out: Floats
+    confidence: float
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """The paired difference: both were drawn alike."""
+        return Estimate(
+            self.value - other.value, self.drawn - other.drawn, self.left_out - other.left_out, self.confidence
+        )
+
+    @property
+    def tails(self) -> NDArray[np.float64]:
+        return np.array([(1 - self.confidence) / 2, (1 + self.confidence) / 2])
+
+    def percentile_intervals(self) -> Floats:
+        """(2, ...): the middle of the draws."""
+        return self._per_value(lambda value, drawn, left_out: np.quantile(drawn, self.tails), 2)
+
+    def bca_intervals(self) -> Floats:
+        """(2, ...): bias-corrected and accelerated (Efron, JASA 1987); nan where all draws lie on one side.
+
+        The acceleration comes from leaving groups of patients out, which estimates that of leaving out each.
+        """
+
+        def interval(value: float, drawn: Floats, left_out: Floats) -> Floats:
+            bias = ndtri(((drawn < value).mean() + (drawn <= value).mean()) / 2)
+            influence = left_out.mean() - left_out if len(left_out) else np.zeros(1)
+            spread = (influence**2).sum() ** 1.5
+            acceleration = (influence**3).sum() / (6 * spread) if spread > 0 else 0.0
+            shifted = bias + ndtri(self.tails)
+            levels = ndtr(bias + shifted / (1 - acceleration * shifted)) if np.isfinite(bias) else np.full(2, np.nan)
+            return np.quantile(drawn, levels) if np.isfinite(levels).all() else levels
+
+        return self._per_value(interval, 2)
+
+    def p_values(self) -> Floats:
+        """(...): of the two-sided test that the value is 0, by how many draws lie on its other side."""
+
+        def p_value(value: float, drawn: Floats, left_out: Floats) -> Floats:
+            beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
+            return np.array([min(1.0, 2 * (beyond + 1) / (len(drawn) + 1))])
+
+        return self._per_value(p_value, 1)[0]
+
+    def _per_value(self, function: Callable[[float, Floats, Floats], Floats], count: int) -> Floats:
+        """`count` numbers for each value, (count, ...), nan where there is no value or no draw of it."""
+        result = np.full((count, *self.value.shape), np.nan)
+        for place in np.ndindex(self.value.shape):
+            drawn, left_out = (part[(slice(None), *place)] for part in (self.drawn, self.left_out))
+            drawn, left_out = drawn[~np.isnan(drawn)], left_out[~np.isnan(left_out)]
+            if len(drawn) and not np.isnan(self.value[place]):
+                result[(slice(None), *place)] = function(float(self.value[place]), drawn, left_out)
+        return result
+
+
+def holm(p_values: Floats) -> Floats:
+    """p-values (n,) corrected for being n tests (Holm, Scand J Statist 1979); nan stays nan and does not count."""
+    corrected = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values)[: np.count_nonzero(~np.isnan(p_values))]
+    steps = p_values[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return corrected

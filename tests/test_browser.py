@@ -1,0 +1,107 @@
+"""The report page in a real Chromium: no error, no outside request, sorting, a phone's width, paper, light and dark."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Browser, open_browser
+
+from ctclip_model.config import Recipe
+from tasks.page import PageFacts, render_page
+from tasks.page.examples import Example, Found, draw_slices
+
+pytestmark = pytest.mark.browser
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+SCRIPT = "<script>document.title = 'taken over'</script>"
+SCORES = {"Emphysema": 0.9, "Atelectasis": 0.7, "Lung nodule": None, "Cardiomegaly": 0.8}
+LABEL = dict.fromkeys(("ci_low", "ci_high", "average_precision", "f1", "weighted_f1", "accuracy", "precision"), 0.5) | {
+    "n_positive": 1,
+    "n": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("SKIPPED LOUDLY: there is no Chromium; `make test-browser` installs it")
+    with open_browser(CHROMIUM) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path) -> Browser:
+    """A page with some of everything, opened."""
+    volume = np.random.default_rng(0).integers(-1000, 400, (16, 32, 32), np.int16)
+    pictures = draw_slices(volume, Recipe(spacing_mm=(3.0, 1.5, 1.5), shape=volume.shape))
+    line = {"Emphysema": [(0.0, 0.0), (1.0, 1.0)]}
+    facts = PageFacts(
+        "a model", [("0.9", "macro AUROC")],
+        labels=[LABEL | {"abnormality": name, "auroc": score} for name, score in SCORES.items()],
+        curves={"ROC": line, "precision and recall": line, "calibration": line},
+        training={"text": [(1, 2.0), (2, 1.0)]},
+        examples=[Example("valid_1_a", SCRIPT, 1, 2, [Found("valid_1_a_1", 1, 0.5, True, pictures)])],
+        projection=[(0.0, 0.0, 1), (1.0, 2.0, 3)],
+        provenance=[("revision", "abc")],
+    )  # fmt: skip
+    path = tmp_path / "page.html"
+    path.write_text(render_page(facts), encoding="utf-8")
+    browser.problems.clear()
+    browser.look(width=1200)
+    browser.open(path)
+    return browser
+
+
+def first_column(page: Browser) -> list[str]:
+    return page.evaluate(
+        "[...document.querySelectorAll('table.sortable tbody tr')].map(row => row.cells[0].textContent)"
+    )
+
+
+def test_page_opens_without_an_error_or_an_outside_request(page):
+    assert page.evaluate("document.querySelectorAll('svg').length") == 5
+    assert page.problems == []
+
+
+def test_report_that_holds_a_script_stays_text(page):
+    assert page.evaluate("document.title") == "a model"
+    assert page.evaluate("document.querySelector('blockquote').textContent") == SCRIPT
+
+
+def test_heading_sorts_the_table_both_ways_with_missing_values_last(page):
+    page.evaluate("document.querySelectorAll('th button')[1].click()")
+    assert first_column(page) == ["Emphysema", "Cardiomegaly", "Atelectasis", "Lung nodule"]
+    page.evaluate("document.querySelectorAll('th button')[1].click()")
+    assert first_column(page) == ["Atelectasis", "Cardiomegaly", "Emphysema", "Lung nodule"]
+    assert page.evaluate("document.querySelectorAll('th')[1].getAttribute('aria-sort')") == "ascending"
+
+
+def test_table_is_sorted_by_the_keyboard_alone(page):
+    for _ in range(3):  # the table's own region, the first heading, the second
+        page.press("Tab", 9)
+    assert page.evaluate("document.activeElement.textContent") == "AUROC"
+    page.press("Enter", 13, "\r")
+    assert first_column(page)[0] == "Emphysema"
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_page_is_no_wider_than_the_screen(page, width):
+    page.look(width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_every_picture_shows_and_says_what_it_is(page):
+    pictures = page.evaluate("[...document.images].map(image => [image.naturalWidth > 0, image.alt])")
+    assert pictures == [[True, f"mid-{plane} slice of valid_1_a_1"] for plane in ("axial", "coronal", "sagittal")]
+
+
+def test_colours_follow_the_reader_and_paper_is_white(page):
+    colour = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(colour) == "rgb(255, 255, 255)"
+    page.look(width=1200, is_dark=True)
+    assert page.evaluate(colour) == "rgb(21, 24, 28)"
+    page.look(width=1200, is_dark=True, is_print=True)
+    assert page.evaluate(colour) == "rgb(255, 255, 255)"

@@ -1,0 +1,18 @@
+-- an abnormality whose metrics disagree on what they counted, or counted more than was predicted
+with counted as (
+    select
+        model_id, dataset, split, protocol, unit, label_source, abnormality, min(n) as n_least, max(n) as n_most,
+        count(distinct n_positive) as count_n_positive
+    from current_metrics
+    where abnormality not in ('macro', 'micro')
+    group by model_id, dataset, split, protocol, unit, label_source, abnormality
+),
+predicted as (
+    select model_id, dataset, split, protocol, unit, abnormality, count(*) as n_predicted
+    from current_predictions
+    group by all
+)
+select counted.*, n_predicted
+from counted
+left join predicted using (model_id, dataset, split, protocol, unit, abnormality)
+where n_least < n_most or count_n_positive > 1 or n_most > n_predicted
