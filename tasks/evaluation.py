@@ -87,7 +87,7 @@ def list_evaluations(
         if its_split in splits:
             own, content = PROTOCOLS[model.kind], {PUBLISHED: everything, PROTOCOLS[model.kind]: [kept, training]}
             for protocol, its_unit in ((own, unit), (PUBLISHED, "volume")):
-                mark = fingerprint(settings, protocol, its_unit, content[protocol])
+                mark = fingerprint(*settings, protocol, its_unit, content[protocol])
                 found.append(Evaluation(dataset, its_split, mark, protocol, its_unit))
     if not found:
         wanted = " or ".join(map(repr, splits))
