@@ -14,9 +14,9 @@ import typer
 from typer.exceptions import TyperException
 
 from ctclip_model.errors import ConfigurationError, CTCLIPError
-from flows.commands import app, stages, transfers, volumes, warehouse
+from flows.commands import app, models, stages, transfers, volumes, warehouse
 
-COMMANDS = (stages, transfers, volumes, warehouse)  # in the order in which `--help` lists them
+COMMANDS = (stages, transfers, models, volumes, warehouse)  # in the order in which `--help` lists them
 
 
 def main() -> None:

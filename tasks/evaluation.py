@@ -77,7 +77,7 @@ def list_evaluations(
     """
     with store.read(data_root) as connection:
         inputs = connection.execute(_INPUTS, {"model_id": model.latents_of}).fetchall()
-        texts = connection.execute(_TEXTS, {"model_id": model.latents_of}).fetchone()
+        texts = connection.execute(_TEXTS, {"model_id": model.latents_of}).fetchall()
     splits = HELD_OUT if split is None else (split,)
     training = [(dataset, kept) for dataset, its_split, kept, _ in inputs if its_split == THRESHOLD_SPLIT]
     head = [model.weights_sha256] if model.kind == "lipro" else []  # latents alone do not tell its head
@@ -87,7 +87,7 @@ def list_evaluations(
         if its_split in splits:
             own, content = PROTOCOLS[model.kind], {PUBLISHED: everything, PROTOCOLS[model.kind]: [kept, training]}
             for protocol, its_unit in ((own, unit), (PUBLISHED, "volume")):
-                mark = fingerprint(settings, protocol, its_unit, content[protocol])
+                mark = fingerprint(*settings, protocol, its_unit, content[protocol])
                 found.append(Evaluation(dataset, its_split, mark, protocol, its_unit))
     if not found:
         wanted = " or ".join(map(repr, splits))
@@ -224,15 +224,15 @@ def _load_train(
     """The samples that thresholds are chosen on and their data set, the scored one's own where it has such."""
     if evaluation.split == THRESHOLD_SPLIT or evaluation.protocol == PUBLISHED:
         return None
-    row = connection.execute(
+    rows = connection.execute(
         "select dataset from evaluation_samples where model_id = ? and split = ? "
         "order by dataset <> ?, dataset limit 1",
         [model.latents_of, THRESHOLD_SPLIT, evaluation.dataset],
-    ).fetchone()
-    if row is None:
+    ).fetchall()
+    if not rows:
         return None
-    training = dataclasses.replace(evaluation, dataset=row[0], split=THRESHOLD_SPLIT)
-    return row[0], _load_samples(connection, model, training)
+    training = dataclasses.replace(evaluation, dataset=rows[0][0], split=THRESHOLD_SPLIT)
+    return rows[0][0], _load_samples(connection, model, training)
 
 
 def _load_samples(connection: duckdb.DuckDBPyConnection, model: ModelReference, evaluation: Evaluation) -> Samples:
@@ -296,7 +296,7 @@ having count(*) filter (not is_excluded) > 0
 order by dataset, split
 """
 _TEXTS = """
-select md5(string_agg(item || fingerprint, ',' order by kind, item))
+select coalesce(md5(string_agg(item || fingerprint, ',' order by kind, item)), '')
 from wanted_latents
 where model_id = $model_id and kind <> 'volume'
 """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctclip_model.config import EvaluationConfig
-from ctclip_model.evaluation.bootstrap import Estimate, Resamples, Weights, holm
+from ctclip_model.evaluation.bootstrap import Resamples, Weights, holm
 from ctclip_model.evaluation.weighted import DECISION_METRICS, METRICS, Items, weighted_metrics
 
 MACRO = "macro"  # the mean over the labels that have both classes
@@ -125,7 +126,7 @@ def score(scored: Scored, config: EvaluationConfig) -> list[MetricRow]:
     Thresholds stay as they are in each resample. Without resamples in the configuration there are no intervals.
     """
     resamples = Resamples.of(scored.patients, config)
-    estimate = resamples.estimate(lambda weights: _values(scored, resamples.patients, weights, config))
+    estimate = resamples.estimate(partial(_values, scored, resamples.patients, config))
     percentile, bca = estimate.percentile_intervals(), estimate.bca_intervals()
     rows = []
     for row, name in enumerate([*scored.names, MACRO, MICRO]):
@@ -160,11 +161,8 @@ def compare(one: Scored, other: Scored, config: EvaluationConfig) -> list[Compar
     if not np.array_equal(one.labels, other.labels, equal_nan=True) or not np.array_equal(one.decided, other.decided):
         raise ValueError("models are compared on the same labels, and with thresholds chosen on the same patients")
     resamples = Resamples.of(one.patients, config)
-    ours, theirs = (
-        resamples.estimate(lambda weights, scored=scored: _values(scored, resamples.patients, weights, config))
-        for scored in (one, other)
-    )
-    difference: Estimate = ours - theirs
+    ours, theirs = (resamples.estimate(partial(_values, scored, resamples.patients, config)) for scored in (one, other))
+    difference = ours - theirs
     percentile, bca, p_values = difference.percentile_intervals(), difference.bca_intervals(), difference.p_values()
     corrected = np.full_like(p_values, np.nan)
     corrected[: len(one.names)] = np.column_stack([holm(column) for column in p_values[: len(one.names)].T])
@@ -186,7 +184,7 @@ def compare(one: Scored, other: Scored, config: EvaluationConfig) -> list[Compar
     ]
 
 
-def _values(scored: Scored, patients: NDArray[np.int64], weights: Weights, config: EvaluationConfig) -> Floats:
+def _values(scored: Scored, patients: NDArray[np.int64], config: EvaluationConfig, weights: Weights) -> Floats:
     """(R, L + 2, metrics): of each label, their macro average and the pool of them, under each weighting."""
     items = scored.items(patients)
     values = np.full((len(weights), len(items) + 2, len(METRICS)), np.nan)

@@ -129,7 +129,7 @@ def precision_at(
         possible = np.count_nonzero(positive[queries] @ positive.T, axis=1)
         possible = possible - leave_query_out * positive[queries].any(axis=1)
         precision = relevant.cumsum(axis=1) / np.arange(1, neighbours.shape[1] + 1) * relevant
-        count += np.count_nonzero(possible)
+        count += int(np.count_nonzero(possible))
         for place, k in enumerate(ks):
             totals[place] += (precision[:, :k].sum(axis=1) / np.clip(possible, 1, k)).sum()
     values = {k: float(total / count) for k, total in zip(ks, totals, strict=True) if 0 < k <= neighbours.shape[1]}
