@@ -155,6 +155,7 @@ def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(dat
     assert sorted(history) == [(False,), (True,)]
 
 
+@pytest.mark.slow
 def test_volume_that_has_become_unreadable_is_used_no_more(data_root, source):
     rebuild_all(data_root, source)
     name = query(data_root, "select min(volume_name) from evaluation_samples where split = 'valid'")[0][0]
@@ -166,6 +167,7 @@ def test_volume_that_has_become_unreadable_is_used_no_more(data_root, source):
     assert query(data_root, f"select reason from open_rejects where item = '{name}'") == [("truncated",)]
 
 
+@pytest.mark.slow
 def test_rebuild_evaluates_the_model_of_its_own_seed(data_root, phantoms):
     first = query(data_root, "select model_id from current_models where kind = 'ct-clip'")[0][0]
     assert counts(rebuild_all(data_root, phantoms, seed=1))["train"] == 1
@@ -175,6 +177,7 @@ def test_rebuild_evaluates_the_model_of_its_own_seed(data_root, phantoms):
     assert again["evaluate"]["variant"] == first
 
 
+@pytest.mark.slow
 def test_another_precision_is_another_result_until_asked_otherwise(data_root, source):
     from flows.ingest import ingest
     from tasks.reading import explain_plan
@@ -268,6 +271,7 @@ def test_interrupted_fine_tuning_goes_on_from_its_checkpoint(data_root):
     assert steps == [(3,)]  # of two, four samples each, there was a checkpoint
 
 
+@pytest.mark.slow
 def test_changed_label_leaves_the_fine_tuned_models_stale_and_the_others_not(data_root, source):
     rebuild_all(data_root, source)
     name = converted_train_volume(data_root)
@@ -366,6 +370,7 @@ def test_changed_report_redoes_what_depends_on_it(data_root, source):
     assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 2, "evaluate": 6, "report": 3}
 
 
+@pytest.mark.slow
 def test_empty_report_is_rejected_and_leaves_the_retrieval(data_root, source):
     rebuild_all(data_root, source)
     scans = query(data_root, "select max(n) from current_retrieval where unit = 'scan'")[0][0]
