@@ -178,6 +178,7 @@ def test_conversion_downloads_within_its_bound_and_drops_what_it_recorded(hub, d
     assert raw_files(data_root) == []
 
 
+@pytest.mark.slow
 def test_kept_raw_files_are_used_by_the_next_recipe_without_a_request(hub, data_root):
     convert(data_root, keep_raw=True)
     assert len(raw_files(data_root)) == len(converted(data_root))
@@ -190,6 +191,7 @@ def test_kept_raw_files_are_used_by_the_next_recipe_without_a_request(hub, data_
     assert downloader.count_reused == len(volumes)
 
 
+@pytest.mark.slow
 def test_volume_that_cannot_be_had_is_left_out_of_its_shard_and_made_by_the_rerun(hub, data_root):
     hub.faults.play("wrong_bytes", "train_1_a_1.nii.gz", times=50)
     count = len(read_volumes(data_root, RECIPE, None))
@@ -247,6 +249,7 @@ def test_disk_without_room_is_found_before_anything_is_fetched(hub, data_root):
         downloader.prepare(volumes, 10**15)
 
 
+@pytest.mark.slow
 def test_machine_without_a_network_uses_what_is_there_and_names_the_rest(data_root):
     download(data_root)
     raw_files(data_root)[0].unlink()
