@@ -69,6 +69,7 @@ class Downloader:
         self.room = threading.Condition()
         self.held_bytes = 0  # in files of jobs that are not recorded yet, fetched or to be
         self.foreign_bytes = 0  # in files that no job of this run needs
+        self.needed_bytes = 0.0  # on the disk at once, of what is not there yet
         self.rejects: deque[tuple[VolumeFile, BadItemError]] = deque()
         self.not_there: deque[VolumeFile] = deque()  # and not to be asked for, offline
         self.count_fetched = self.count_reused = self.reused_bytes = self.failures_in_a_row = 0
@@ -95,7 +96,7 @@ class Downloader:
                 f"needed at once, and {self.folder} holds {self.foreign_bytes / 1e9:.3g} GB that this run does not need"
             )
         missing = sum(volume.size_bytes for volume in volumes if volume.path not in present)
-        needed = min(missing, bound - self.foreign_bytes)
+        self.needed_bytes = needed = min(missing, bound - self.foreign_bytes)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if needed > free and not is_offline_mode():
@@ -183,9 +184,10 @@ class Downloader:
 
     def _describe_full_disk(self, volume: VolumeFile) -> str:
         free = shutil.disk_usage(self.folder).free
+        needed = max(self.needed_bytes - self.meter.fetched_bytes, volume.size_bytes)
         return (
-            f"the disk is full: {max(self.held_bytes, volume.size_bytes) / 1e9:.3g} GB are needed at once in "
-            f"{self.folder} and {free / 1e9:.3g} GB are free; make room, or choose a smaller --raw-cache-gb; "
+            f"the disk is full: {needed / 1e9:.3g} GB are needed still in {self.folder} and"
+            f" {free / 1e9:.3g} GB are free; make room, or choose a smaller --raw-cache-gb; "
             "a rerun goes on from here"
         )
 
