@@ -47,6 +47,11 @@ def smoke() -> Preset:
     )  # fmt: skip
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need Prefect come last: a process that runs its threads can no longer be forked."""
+    items.sort(key=lambda item: "prefect_server" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _smoke_preset() -> Iterator[None]:
     PRESETS["smoke"] = smoke
