@@ -203,8 +203,7 @@ def test_own_volumes_get_the_probabilities_of_the_evaluation(built, phantoms):
     with store.read(built) as connection:
         recorded = dict(
             connection.execute(
-                f"select item, {in_order} from predictions "
-                "where protocol = 'zero-shot' and unit = 'scan' group by item",
+                f"select item, {in_order} from predictions where protocol = 'zero-shot' group by item",
                 {"names": list(ABNORMALITIES)},
             ).fetchall()
         )

@@ -1,13 +1,12 @@
--- an abnormality whose metrics disagree on what they counted, or counted more than was predicted; metrics of decisions
--- leave out whoever chose the threshold, and so agree only among themselves
+-- an abnormality whose metrics disagree on what they counted, or counted more than was predicted
+-- metrics of decisions may count fewer: the patients whom the threshold was chosen on are left out of them
 with counted as (
     select
-        model_id, dataset, split, protocol, unit, label_source, abnormality,
-        metric in ('weighted_f1', 'f1', 'accuracy', 'precision', 'recall', 'specificity') as is_decision,
+        model_id, dataset, split, protocol, unit, label_source, abnormality, threshold_source,
         min(n) as n_least, max(n) as n_most, count(distinct n_positive) as count_n_positive
     from current_metrics
     where abnormality not in ('macro', 'micro')
-    group by model_id, dataset, split, protocol, unit, label_source, abnormality, is_decision
+    group by model_id, dataset, split, protocol, unit, label_source, abnormality, threshold_source
 ),
 predicted as (
     select model_id, dataset, split, protocol, unit, abnormality, count(*) as n_predicted
