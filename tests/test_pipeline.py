@@ -147,7 +147,7 @@ def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(dat
     ]
     assert query(data_root, f"select * from training_samples where volume_name = '{name}'") == []
     done = rebuild_all(data_root, source)
-    assert counts(done) == {"convert": 1, "embed": 2, "evaluate": 6, "report": 3}
+    assert counts(done) == {"convert": 1, "embed": 2, "evaluate": 3, "report": 3}
     assert "stale: 1 samples moved" in done["train"]["detail"]
     stale = query(data_root, "select kind from stale_models join current_models using (model_id) where is_stale")
     assert {kind for (kind,) in stale} == {"ct-clip", "lipro", "vocabfine"}
