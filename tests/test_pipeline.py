@@ -129,6 +129,7 @@ def test_second_rebuild_does_nothing(data_root, phantoms):
     assert query(data_root, "select count(*) from runs") == before
 
 
+@pytest.mark.slow
 def test_same_data_at_another_place_is_recorded_and_nothing_is_made_again(data_root, source):
     assert set(counts(rebuild_all(data_root, source))) == {"ingest"}
 
@@ -237,6 +238,7 @@ def test_rebuild_fine_tunes_and_scores_each_kind_by_its_own_protocol(built):
     assert query(built, "select count(*) from current_pages") == [(3,)]
 
 
+@pytest.mark.slow
 def test_rebuild_fine_tunes_what_it_is_asked_to(data_root, phantoms):
     done = rebuild_all(data_root, phantoms, finetune_kinds=(), seed=1)
     assert counts(done).keys() == {"train", "embed", "evaluate", "report"}
@@ -319,6 +321,7 @@ def test_lipro_without_a_parent_is_scored_on_the_latents_of_its_own_trunk(data_r
         finetune(data_root, "smoke", "vocabfine", lipro)
 
 
+@pytest.mark.slow
 def test_rebuild_of_an_imported_model_trains_nothing_and_scores_it(data_root, phantoms):
     labeller = labeller_of(data_root)
     trained = query(data_root, "select model_id, kind, path from current_models where kind in ('ct-clip', 'lipro')")
@@ -379,6 +382,7 @@ def test_empty_report_is_rejected_and_leaves_the_retrieval(data_root, source):
     assert query(data_root, "select max(n) from current_retrieval where unit = 'scan'") == [(scans - 1,)]
 
 
+@pytest.mark.slow
 def test_withdrawn_volume_leaves_the_evaluation(data_root, source):
     rebuild_all(data_root, source)
     from tasks.sources.tables import METADATA
