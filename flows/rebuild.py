@@ -104,9 +104,7 @@ def list_calls(stage: str, given: dict[str, Any]) -> list[dict[str, Any]]:
     if stage == "convert":
         recipe = json.dumps(asdict(find_model(data_root, given["preset"], model).recipe)) if model else None
         return [{"source": None, "recipe": recipe}]  # ingest has recorded where each volume's file lies
-    if stage not in ("embed", "finetune", "evaluate", "report"):
-        return [{}]
-    if model is not None:
+    if model is not None or stage not in ("embed", "finetune", "evaluate", "report"):
         return [{}]
     preset = find_preset(given["preset"], seed=given["seed"])
     trained = find_trained(data_root, config_fingerprint(preset))

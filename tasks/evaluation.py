@@ -154,10 +154,7 @@ def _score_items(
     else:
         choosers = metrics.draw_choosers(patients, CONFIG)
         thresholds = metrics.choose_thresholds(truth[choosers], probabilities[choosers])
-        is_decided, source = (
-            ~choosers,
-            f"{evaluation.dataset} {evaluation.split}, patients who are not decided",
-        )
+        is_decided, source = ~choosers, f"{evaluation.dataset} {evaluation.split}, patients who are not decided"
     return items, metrics.Scored(wanted.names, truth, probabilities, thresholds, source, patients, is_decided)
 
 

@@ -158,6 +158,19 @@ def test_partial_file_is_fetched_on_from_where_it_stopped(hub, data_root, phanto
     assert hub.sent_bytes - sent < 0.3 * count_raw_bytes(volumes.values())
 
 
+def test_hub_that_knows_no_ranges_sends_a_partial_file_whole_and_once(hub, data_root, phantoms):
+    volumes = read_volumes(data_root, RECIPE, None)
+    first = next(iter(volumes.values()))
+    partial = data_root / "raw/.partial" / first.sha256
+    partial.parent.mkdir(exist_ok=True)
+    partial.write_bytes(b"x" * (first.size_bytes // 2))
+    hub.faults.play("no_ranges", on=first.volume_name)
+    sent = hub.sent_bytes
+    download(data_root)
+    assert_same_files(data_root, phantoms)
+    assert hub.sent_bytes - sent == count_raw_bytes(volumes.values())
+
+
 def test_damaged_raw_file_is_fetched_again_and_a_good_one_is_not(hub, data_root, phantoms):
     download(data_root)
     damaged = raw_files(data_root)[0]

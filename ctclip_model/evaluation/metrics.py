@@ -39,7 +39,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One value of the `comparisons` table: how much more the first of two models has, on the same patients."""
+    """How much more of a metric the first of two models has, on the same patients."""
 
     abnormality: str
     metric: str

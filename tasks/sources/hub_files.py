@@ -172,7 +172,8 @@ def _fill(repository: Repository, file: HubFile, partial: Path, meter: Meter) ->
                 stream.truncate(0)  # there is less of it than we have: begin again
             hf_raise_for_status(response)
             if have and response.status_code != 206:
-                stream.truncate(0)  # all of it comes, not the rest
+                stream.seek(0)  # all of it comes, not the rest
+                stream.truncate()
             for chunk in response.iter_raw():
                 if stream.tell() + len(chunk) > file.size_bytes:
                     raise DownloadError(file.path, "wrong_size", f"is longer than {file.size_bytes} bytes")

@@ -10,8 +10,8 @@ class Fault:
     """One thing to go wrong with the next `times` requests whose path holds `on`.
 
     A number is a status code to answer with. Of a body: `reset` breaks the connection midway, `stall` sends nothing
-    more, `truncated` ends early, `wrong_bytes` and `wrong_size` are sent as if they were right. `redirect` leads to a
-    page that is no file, `traversal` lists a path outside of the repository.
+    more, `truncated` ends early, `wrong_bytes` and `wrong_size` are sent as if they were right,
+    `no_ranges` sends all. `redirect` leads to a page that is no file, `traversal` lists a path outside of the repository.
     """
 
     kind: int | str

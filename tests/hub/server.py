@@ -177,9 +177,11 @@ class BodyResponse(Response):
         start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
         size = self.blob.size
         fault = self.hub.faults.take(
-            unquote(scope["path"]), ("reset", "stall", "truncated", "wrong_bytes", "wrong_size")
+            unquote(scope["path"]), ("reset", "stall", "truncated", "wrong_bytes", "wrong_size", "no_ranges")
         )
         kind = fault.kind if fault else ""
+        if kind == "no_ranges":
+            asked, start = "", 0
         if kind == "wrong_size":
             size = max(1, size // 2)
         if start >= size:
