@@ -288,7 +288,7 @@ def test_changed_label_leaves_the_fine_tuned_models_stale_and_the_others_not(dat
         writer.writeheader()
         writer.writerows(rows)
     done = rebuild_all(data_root, source, labeller=labeller_of(data_root))
-    assert counts(done) == {"ingest": 18, "evaluate": 6, "report": 3}
+    assert counts(done) == {"ingest": 18, "evaluate": 3, "report": 3}
     assert "samples moved" in done["finetune"]["detail"]
     assert done["train"]["detail"] == ""
     stale = query(data_root, "select kind from stale_models join current_models using (model_id) where is_stale")

@@ -11,7 +11,8 @@ class Fault:
 
     A number is a status code to answer with. Of a body: `reset` breaks the connection midway, `stall` sends nothing
     more, `truncated` ends early, `wrong_bytes` and `wrong_size` are sent as if they were right,
-    `no_ranges` sends all. `redirect` leads to a page that is no file, `traversal` lists a path outside of the repository.
+    `no_ranges` sends all. `redirect` leads to a page that is no file, `traversal` lists a path outside of the
+    repository.
     """
 
     kind: int | str
