@@ -166,6 +166,8 @@ def bury_dead_runs(data_root: Path, stage: str) -> None:
         writer = RecordWriter(data_root, f"{run_id}")
         writer.count_files = 999_999
         writer.write("runs", [row])
+        for half_written in (data_root / "records").glob(f"*/.{run_id}-*.tmp"):
+            half_written.unlink()
 
 
 @functools.cache
