@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from measure import in_turn, machine  # noqa: E402
 
-FILES, THREADS, RUNS = 32, 4, 3
+FILES, THREADS, RUNS = 64, 4, 3
 SHAPE, SPACING_MM = (512, 512, 60), (0.7, 0.7, 1.5)
 REPOSITORY = "owner/CT-RATE"
 

@@ -115,6 +115,8 @@ def print_plan(explained: Mapping[str, Any]) -> None:
     console.print(f"{explained['stage']}: {explained['pending']} pending of {explained['wanted']} wanted")
     for reason, count in explained["reasons"].items():
         console.print(f"  {count:>7} {reason}")
+    if downloads := explained["downloads"]["files"]:
+        console.print(f"  {downloads:>7} to be downloaded, {explained['downloads']['bytes'] / 1e9:.3g} GB")
     if explained["items"]:
         print_rows(("variant", "item", "why"), [(i["variant"], i["item"], i["why"]) for i in explained["items"]])
 

@@ -101,7 +101,8 @@ def make_jobs(
     if not volumes:
         return []
     fitting = int(run.limits.shard_bytes / (math.prod(recipe.shape) * SHARD_BYTES_A_VOXEL[encoding]))
-    share = math.ceil(len(volumes) / (4 * count_workers()))
+    jobs_a_worker = 16 if any(volume.origin for volume in volumes) else 4  # the first waits for all of its downloads
+    share = math.ceil(len(volumes) / (jobs_a_worker * count_workers()))
     size = max(1, min(fitting, run.limits.shard_volumes, share))
     folder = run.data_root / "shards" / recipe.recipe_id
     for leftover in folder.glob(".*.tmp"):  # of a killed run: whoever holds the lease is the only writer

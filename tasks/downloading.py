@@ -7,7 +7,7 @@ from concurrent.futures import as_completed
 
 from ctclip_model.config import Recipe
 from tasks.conversion import VolumeFile, record_missing
-from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes
+from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes, list_raw_files
 from tasks.progress import show_progress
 from tasks.runs import StageRun
 from warehouse import store
@@ -26,8 +26,9 @@ def list_unconverted(
 
 
 def choose_fitting(run: StageRun, volumes: Sequence[VolumeFile], options: DownloadOptions) -> list[VolumeFile]:
-    """As many of the first volumes as the bound allows for; the run's detail tells of the rest."""
-    chosen, held = [], 0
+    """As many of the first volumes as the bound allows for beside other files; the run's detail tells of the rest."""
+    mine = {volume.path for volume in volumes}
+    chosen, held = [], sum(size for path, size in list_raw_files(run.data_root / "raw").items() if path not in mine)
     for volume in volumes:
         held += volume.size_bytes
         if held > options.bound_bytes:
@@ -37,7 +38,8 @@ def choose_fitting(run: StageRun, volumes: Sequence[VolumeFile], options: Downlo
     if left:
         run.detail = (
             f"{len(left)} more ({count_raw_bytes(left) / 1e9:.3g} GB) do not fit in --raw-cache-gb "
-            f"{options.raw_cache_gb:g}: convert and download again, or --keep-raw for all"
+            f"{options.raw_cache_gb:g}: convert, drop by `ctclip gc` what nothing needs, and download again; "
+            "or --keep-raw for all"
         )
     return chosen
 

@@ -87,13 +87,14 @@ class Downloader:
     def prepare(self, volumes: Sequence[VolumeFile], largest_job_bytes: int) -> None:
         """Raises `ConfigurationError` where the bound or the disk is too small for what is to come."""
         mine = {volume.path for volume in volumes}
-        present = {str(path): path.stat().st_size for path in (self.folder / "dataset").rglob("*.nii.gz")}
+        present = list_raw_files(self.folder)
         self.foreign_bytes = sum(size for path, size in present.items() if path not in mine)
         bound = self.options.bound_bytes
         if self.foreign_bytes + largest_job_bytes > bound:
             raise ConfigurationError(
                 f"--raw-cache-gb {self.options.raw_cache_gb:g} is too small: {largest_job_bytes / 1e9:.3g} GB are "
-                f"needed at once, and {self.folder} holds {self.foreign_bytes / 1e9:.3g} GB that this run does not need"
+                f"needed at once, and {self.folder} holds {self.foreign_bytes / 1e9:.3g} GB that this run needs not; "
+                "`ctclip gc` drops what is converted"
             )
         missing = sum(volume.size_bytes for volume in volumes if volume.path not in present)
         self.needed_bytes = needed = min(missing, bound - self.foreign_bytes)
@@ -212,6 +213,11 @@ class Downloader:
             f"{self.count_fetched} files fetched ({self.note()}), {self.count_reused} reused "
             f"({self.reused_bytes / 1e9:.3g} GB)"
         )
+
+
+def list_raw_files(folder: Path) -> dict[str, int]:
+    """The volumes' files in `raw/`, and their sizes in bytes."""
+    return {str(path): path.stat().st_size for path in (folder / "dataset").rglob("*.nii.gz")}
 
 
 def count_raw_bytes(volumes: Iterable[VolumeFile]) -> int:

@@ -54,13 +54,29 @@ def explain_plan(data_root: Path, stage: str, limit: int) -> dict[str, Any]:
     with store.read(data_root) as connection:
         wanted = connection.execute("select count(*) from work_items where stage = ?", [stage]).fetchone()
         items = connection.execute(_WHY, {"stage": stage}).fetchall()
+        downloads = _list_downloads(connection, data_root, [item for _, item, _ in items]) if stage == "convert" else {}
     return {
         "stage": stage,
         "wanted": wanted[0] if wanted else 0,
         "pending": len(items),
         "reasons": dict(Counter(why for _, _, why in items)),
+        "downloads": {"files": len(downloads), "bytes": sum(downloads.values())},
         "items": [{"variant": variant, "item": item, "why": why} for variant, item, why in items[:limit]],
     }
+
+
+def _list_downloads(connection: Any, data_root: Path, names: Sequence[str]) -> dict[str, int]:
+    """Of the named volumes those of the Hub that are not in `raw/`, and their sizes in bytes."""
+    from tasks.downloads import list_raw_files  # and with it the Hub's client, which no other question needs
+
+    rows = connection.execute(
+        "select path, size_bytes from current_volumes "
+        "where starts_with(source, 'hf://') and list_contains($names, volume_name)",
+        {"names": list(set(names))},
+    ).fetchall()
+    folder = data_root.resolve() / "raw"
+    there = list_raw_files(folder)
+    return {path: size for path, size in rows if str(folder / path) not in there}
 
 
 # `ctclip status` on a screen of 80 columns; the view has more

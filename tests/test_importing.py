@@ -27,6 +27,7 @@ from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, train_tokenizer
 from ctclip_model.training.labeller import load_labeller
 from tasks.importing import Wish, fetch_models, import_model
 from tasks.labelling import find_labeller
+from tasks.records import sha256_of
 from tasks.settings import CT_RATE, PUBLISHED_MODELS
 from warehouse import store
 
@@ -121,16 +122,18 @@ def test_what_is_no_model_is_one_line_and_leaves_nothing(weights, tmp_path):
     assert not (tmp_path / "data" / "models").exists()
 
 
-def test_labeller_is_imported_and_found_as_radbert(radbert, tmp_path):  # noqa: F811
-    (radbert / "config.json").unlink()
-    wide = smoke().labeller  # tells the heads, which the shapes do not
+@pytest.fixture
+def wide_labeller(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A preset of the golden labeller's widths; it tells the heads, which the shapes do not."""
     shape = {"vocab_size": 300, "hidden_size": 32, "layers": 2, "heads": 4, "intermediate_size": 64, "max_length": 64}
-    preset = dataclasses.replace(smoke(), labeller=dataclasses.replace(wide, by_sentence=False, **shape))
-    PRESETS["wide"] = lambda: preset
-    try:
-        imported = import_model(tmp_path / "data", str(radbert / "RadBertClassifier.pth"), Wish(preset="wide"))
-    finally:
-        del PRESETS["wide"]
+    labeller = dataclasses.replace(smoke().labeller, by_sentence=False, **shape)
+    monkeypatch.setitem(PRESETS, "wide", lambda: dataclasses.replace(smoke(), labeller=labeller))
+    return "wide"
+
+
+def test_labeller_is_imported_and_found_as_radbert(radbert, tmp_path, wide_labeller):  # noqa: F811
+    (radbert / "config.json").unlink()
+    imported = import_model(tmp_path / "data", str(radbert / "RadBertClassifier.pth"), Wish(preset=wide_labeller))
     found = find_labeller(tmp_path / "data", "radbert")
     assert found.labeller_id == imported.model_id == find_labeller(tmp_path / "data", imported.model_id).labeller_id
     labeller = load_labeller(found.folder)
@@ -178,6 +181,30 @@ def test_published_models_are_fetched_checked_imported_and_not_fetched_again(pub
     assert len(published.requests) == asked
     fetch_models(tmp_path / "data", names, commit, SMOKE)
     assert len(published.requests) == asked
+
+
+def test_model_whose_download_was_broken_off_is_fetched_on(published, tmp_path, weights):
+    path = weights / "CT-CLIP_v2.pt"
+    partial = tmp_path / "data/raw/hub" / CT_RATE / ".partial" / sha256_of(path)
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(path.read_bytes()[:-5000])
+    assert fetch_models(tmp_path / "data", ["ct-clip"], wish=SMOKE)[0].source_sha256 == sha256_of(path)
+    assert published.sent_bytes < 5000 + (weights / "tokenizer.json").stat().st_size + 1
+
+
+def test_labeller_is_fetched_with_the_tokenizer_of_its_base(published, radbert, tmp_path, wide_labeller):  # noqa: F811
+    folder = tmp_path / "labeller"
+    (folder / "models").mkdir(parents=True)
+    shutil.copy(radbert / "RadBertClassifier.pth", folder / PUBLISHED_MODELS["radbert"])
+    published.repositories["datasets", CT_RATE].commit(folder)
+    (tmp_path / "base").mkdir()
+    shutil.copy(radbert / "tokenizer.json", tmp_path / "base")
+    published.repository(PUBLISHED_BASE, "models").commit(tmp_path / "base")
+    (fetched,) = fetch_models(tmp_path / "data", ["radbert"], wish=Wish(preset=wide_labeller))
+    labeller = load_labeller(find_labeller(tmp_path / "data", "radbert").folder)
+    assert fetched.kind == "labeller"
+    text = "There is no nodule."
+    assert labeller.tokenizer(text)["input_ids"] == read_labeller_tokenizer(radbert)(text)["input_ids"]
 
 
 def test_model_that_may_not_be_had_says_what_to_do(published, tmp_path, monkeypatch):

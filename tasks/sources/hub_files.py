@@ -10,16 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from httpcore2._sync.http11 import HTTP11Connection
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from ctclip_model.errors import DownloadError, HubError
+from ctclip_model.errors import DownloadError, HubError, HubUnavailableError
 from tasks.records import sha256_of
 from tasks.settings import LIMITS, Limits, hub_endpoint
 from tasks.sources.hub_access import Repository, ask
 
+HTTP11Connection.READ_NUM_BYTES = 1 << 20  # of its own 64 KiB, the parsing is most of a fast download's time
 PARTIAL_FOLDER = ".partial"  # beside what was fetched; each file named by the hash of its whole content
 
 
@@ -140,7 +142,7 @@ def fetch(
     meter = meter or Meter()
     for is_last in (False, True):
         try:
-            ask(repository, lambda: _fill(repository, file, partial, meter), limits=limits, sleep=meter.sleep)
+            _fill_patiently(repository, file, partial, meter, limits)
             if not file.is_at(partial):
                 raise DownloadError(file.path, "wrong_hash", f"has another hash than {file.content_id}")
         except DownloadError:
@@ -151,6 +153,19 @@ def fetch(
             break
     partial.replace(target)  # not synced to the disk: whoever uses it later checks its hash
     return True
+
+
+def _fill_patiently(repository: Repository, file: HubFile, partial: Path, meter: Meter, limits: Limits) -> None:
+    """Fetches what a partial file lacks; attempts are counted anew as long as some of it comes."""
+    while True:
+        have = partial.stat().st_size if partial.exists() else 0
+        try:
+            ask(repository, lambda: _fill(repository, file, partial, meter), limits=limits, sleep=meter.sleep)
+        except HubUnavailableError:
+            if partial.stat().st_size <= have:
+                raise
+        else:
+            return
 
 
 def _fill(repository: Repository, file: HubFile, partial: Path, meter: Meter) -> None:

@@ -21,11 +21,13 @@ class Blob:
     git_sha1: str
     is_lfs: bool
 
-    def describe(self, path: str) -> dict[str, object]:
+    def describe(self, path: str, is_xet: bool = False) -> dict[str, object]:
         """As the Hub lists it."""
         described: dict[str, object] = {"type": "file", "path": path, "size": self.size, "oid": self.git_sha1}
         if self.is_lfs:
             described["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": 134}
+            if is_xet:
+                described["xetHash"] = self.sha256
         return described
 
 
@@ -37,6 +39,7 @@ class HubRepository:
     repo_id: str
     store: Path
     is_gated: bool = False
+    is_xet: bool = False  # large files stand in Xet's chunks, which a bridge makes files of for plain HTTP
     commits: dict[str, Mapping[str, Blob]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
 

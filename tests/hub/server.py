@@ -50,9 +50,11 @@ class LoopbackHub:
             ]
         )
 
-    def repository(self, repo_id: str, kind: str = "datasets", is_gated: bool = False) -> HubRepository:
+    def repository(
+        self, repo_id: str, kind: str = "datasets", is_gated: bool = False, is_xet: bool = False
+    ) -> HubRepository:
         """A new repository, empty."""
-        made = HubRepository(kind, repo_id, self.store, is_gated)
+        made = HubRepository(kind, repo_id, self.store, is_gated, is_xet)
         self.repositories[kind, repo_id] = made
         return made
 
@@ -92,7 +94,7 @@ class LoopbackHub:
         if len(asked) > MOST_PATHS:
             return Response("too many parameters", 413)
         files = repository.commits[commit]
-        found = [files[path].describe(path) for path in asked if path in files]
+        found = [files[path].describe(path, repository.is_xet) for path in asked if path in files]
         if self.faults.take(request.url.path, ("traversal",)):
             found.append(found[0] | {"path": "../" + asked[0]})
         return JSONResponse(found)
@@ -115,6 +117,9 @@ class LoopbackHub:
             return Response(status_code=302, headers={"Location": f"{self.content_origin}/elsewhere"})
         if not blob.is_lfs:
             return BodyResponse(self, blob, headers | {"ETag": f'"{blob.git_sha1}"'})
+        if repository.is_xet:
+            token_route = f"{self.endpoint}/api/{repository.kind}/{repository.repo_id}/xet-read-token/{commit}"
+            headers |= {"X-Xet-Hash": blob.sha256, "Link": f'<{token_route}>; rel="xet-auth"'}
         return Response(
             status_code=302,
             headers=headers | {
@@ -197,7 +202,7 @@ class BodyResponse(Response):
             return
         middle = start + (size - start) // 2
         end = middle if kind in ("reset", "stall", "truncated") else size
-        await self._send(send, start, end, is_wrong=kind == "wrong_bytes")
+        await self._send(scope["transport"], send, start, end, is_wrong=kind == "wrong_bytes")
         if kind == "reset":
             reset(scope["transport"])
         elif kind == "stall":
@@ -205,10 +210,10 @@ class BodyResponse(Response):
         elif kind != "truncated":
             await send({"type": "http.response.body", "body": b""})
 
-    async def _send(self, send: Send, start: int, end: int, is_wrong: bool) -> None:
+    async def _send(self, transport: asyncio.Transport, send: Send, start: int, end: int, is_wrong: bool) -> None:
         with (self.hub.store / self.blob.sha256).open("rb") as file:
             file.seek(start)
-            while start < end:
+            while start < end and not transport.is_closing():  # nobody takes what is sent after that
                 chunk = file.read(min(self.hub.chunk_bytes, end - start))
                 start += len(chunk)
                 if is_wrong:
