@@ -171,6 +171,7 @@ def test_ingest_records_the_commit_and_asks_for_the_same_revision_again(reposito
 
 
 @pytest.mark.usefixtures("prefect_server")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Prefect's, to its server
 def test_token_of_a_prefect_secret_opens_the_hub_and_is_recorded_nowhere(repository, tmp_path, monkeypatch):
     from flows.ingest import ingest
 
