@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo test test-slow test-browser lint bench clean
+.PHONY: install demo test test-slow test-browser test-orchestration lint bench clean
 
 install: $(INSTALLED)
 
@@ -19,7 +19,7 @@ demo: $(INSTALLED)          ## phantoms to report page, in minutes, on two cores
 	$(BIN)/ctclip demo
 
 test: $(INSTALLED)          ## the test suite: no network, no GPU, nothing beside the clone
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(BIN)/python -m pytest -m "not slow and not browser and not orchestration"
 
 test-slow: $(INSTALLED)     ## what takes minutes: the demo's learning, three seeds
 	$(BIN)/python -m pytest -m slow
@@ -27,6 +27,9 @@ test-slow: $(INSTALLED)     ## what takes minutes: the demo's learning, three se
 test-browser: $(INSTALLED)  ## the report page in a real Chromium, which it installs where Debian's packages may be
 	command -v chromium >/dev/null || (apt-get update && apt-get install -y --no-install-recommends chromium)
 	$(BIN)/python -m pytest -m browser -rs
+
+test-orchestration: $(INSTALLED)  ## a Prefect server, a worker a pool, data that changes, workers that die
+	$(BIN)/python -m pytest -m orchestration -rs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

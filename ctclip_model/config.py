@@ -297,7 +297,27 @@ def tiny() -> Preset:
     )
 
 
-PRESETS = {"published": published, "small_gpu": small_gpu, "tiny": tiny}
+def smoke() -> Preset:
+    """The tiny preset, too small and too short to learn: every stage runs for real, in seconds, to try a machine."""
+    base = tiny()
+    depth, image_size, _ = base.recipe.shape
+    vision = VisionConfig(
+        dim=16, codebook_size=32, image_size=image_size, patch_size=image_size // 2, depth=depth,
+        temporal_patch_size=depth // 2, spatial_layers=1, temporal_layers=1, dim_head=8, heads=2,
+    )  # fmt: skip
+    text = dataclasses.replace(base.model.text, vocab_size=512, hidden_size=32, layers=1, heads=2, intermediate_size=64)
+    labeller = dataclasses.replace(
+        base.labeller, hidden_size=32, layers=1, heads=2, intermediate_size=64, vocab_size=512, epochs=1
+    )
+    training: TrainingConfig = dataclasses.replace(base.training, batch_size=8, samples=64, text_pretraining_samples=64)
+    return dataclasses.replace(
+        base, name="smoke", model=dataclasses.replace(base.model, vision=vision, text=text, latent_dim=16),
+        training=training, vocabfine=VocabFineConfig(batch_size=4, epochs=1, warm_up_steps=1, steps_per_checkpoint=1),
+        lipro=LiProConfig(batch_size=8, epochs=2), labeller=labeller,
+    )  # fmt: skip
+
+
+PRESETS = {"published": published, "small_gpu": small_gpu, "tiny": tiny, "smoke": smoke}
 
 
 def fingerprint(*parts: Any) -> str:

@@ -24,6 +24,7 @@ from tasks.finetuning import check_kinds, find_finetuned
 from tasks.models import find_model
 from tasks.presets import find_preset
 from tasks.settings import DATA_ROOT, DOWNLOAD_THREADS, FINETUNE, LABELLER, PRESET, RAW_CACHE_GB, STAGES
+from tasks.stages.deployed import run_deployed
 from tasks.training import config_fingerprint, find_trained
 
 FLOWS: dict[str, Flow[..., Any]] = {
@@ -56,10 +57,13 @@ def rebuild(
     keep_raw: bool = False,
     download_threads: int = DOWNLOAD_THREADS,
     max_mb_per_s: float | None = None,
+    deployed: bool = False,
 ) -> list[dict[str, Any]]:
     """Run the stages from `from_stage` to `to_stage`; without a `source`, the one that was ingested last.
 
     With a `model`, such as an imported one, it is that which is embedded and evaluated, and nothing is trained.
+    `deployed` runs each stage as its deployment, on a worker of that one's pool, in place of this process; unless it
+    is given, each finds the data root by its own CTCLIP_DATA_ROOT.
     """
     given = locals()
     check_kinds(finetune_kinds)
@@ -84,12 +88,18 @@ def choose_stages(first: str, last: str, *, is_training: bool = True) -> tuple[s
 
 
 def run_stage(stage: str, given: dict[str, Any]) -> list[dict[str, Any]]:
-    """Runs one stage in this process, as often as a rebuild needs it, with the given parameters that it takes."""
+    """Runs one stage as often as a rebuild needs it, with the given parameters that it takes."""
     function = FLOWS[stage]
     summaries: list[dict[str, Any]] = []
     for particular in list_calls(stage, given):
         parameters = given | particular
-        result = function(**{name: parameters[name] for name in function.parameters.properties if name in parameters})
+        taken = {name: parameters[name] for name in function.parameters.properties if name in parameters}
+        if given["deployed"]:
+            if given["data_root"] == DATA_ROOT:
+                del taken["data_root"]
+            result = run_deployed(given["data_root"], stage, taken)
+        else:
+            result = function(**taken)
         summaries += result if isinstance(result, list) else [result]
     return summaries
 

@@ -27,6 +27,9 @@ PUBLISHED_MODELS = {
     "radbert": "models/RadBertClassifier.pth",
 }
 
+DEPLOYED_POLL_S = 2.0  # between two questions after a stage that runs elsewhere
+DEPLOYED_ATTEMPTS = 3  # at a stage whose worker dies
+
 DEMO_PATIENTS = (2000, 300)  # train, valid
 
 
@@ -46,6 +49,7 @@ class Limits:
     worker_memory_bytes: int = 4_000_000_000
     jobs_in_flight_per_worker: int = 2
     worker_deaths: int = 3  # that one job may cause before it is split, or rejected
+    abandoned_s: float = 30 * 24 * 3600.0  # without a write, after which a training that is not done is given up
     hub_attempts: int = 8  # at one request of the Hub
     hub_wait_s: float = 1.0  # before the second attempt; then ever longer
     hub_longest_wait_s: float = 300.0  # the window in which the Hub counts requests

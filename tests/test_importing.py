@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import smoke
 from golden_files import golden
 from hub import LoopbackHub
 from test_labeller import radbert  # noqa: F401  a fixture
 
-from ctclip_model.config import PRESETS
+from ctclip_model.config import PRESETS, smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
 from ctclip_model.models.catalogue import find_model, open_model

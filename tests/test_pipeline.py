@@ -11,9 +11,8 @@ import duckdb
 import numpy as np
 import pytest
 import torch
-from conftest import smoke
 
-from ctclip_model.config import Recipe
+from ctclip_model.config import Recipe, smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.phantom import ANOMALIES, PhantomConfig, make_phantoms
 from ctclip_model.device import Precision

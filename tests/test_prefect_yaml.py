@@ -1,20 +1,74 @@
-"""prefect.yaml names flows that exist, one deployment each, with the parameters they take."""
+"""prefect.yaml and automations.yaml hold nothing that Prefect would pass over, nor a flow or parameter not there."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
+from prefect.cli.deploy._models import ConcurrencyLimitSpec, DeploymentConfig, PrefectYamlModel, WorkPoolConfig
+from prefect.cli.deploy._triggers import DeploymentTriggerAdapter
+from prefect.events.schemas.automations import AutomationCore
 from prefect.flows import Flow, load_flow_from_entrypoint
+from pydantic import BaseModel
+
+from tasks.settings import STAGES
+from tasks.stages.shown import DATA_CHANGED
 
 ROOT = Path(__file__).parent.parent
+CONFIGURATION: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+DEPLOYMENTS: dict[str, dict[str, Any]] = {one["name"]: one for one in CONFIGURATION["deployments"]}
+ON_REQUEST = {"download", "train-labeller", "rebuild"}
 
 
-def test_every_deployment_loads_the_flow_of_its_name():
-    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    for deployment in deployments:
-        path, _, function = deployment["entrypoint"].partition(":")
-        flow = load_flow_from_entrypoint(f"{ROOT / path}:{function}")
-        assert isinstance(flow, Flow)
-        assert flow.name == deployment["name"]
-        assert set(deployment.get("parameters", {})) <= set(flow.parameters.properties)
-    names = [deployment["name"] for deployment in deployments]
-    assert len(names) == len(set(names))
+def unknown_keys(model: type[BaseModel], given: dict[str, Any]) -> set[str]:
+    """What Prefect would pass over without a word."""
+    aliases = {str(field.alias) for field in model.model_fields.values() if field.alias}
+    return set(given) - set(model.model_fields) - aliases
+
+
+def test_prefect_knows_every_key():
+    PrefectYamlModel.model_validate(CONFIGURATION)
+    assert unknown_keys(PrefectYamlModel, CONFIGURATION) == {"definitions"}  # YAML anchors alone
+    for deployment in DEPLOYMENTS.values():
+        assert not unknown_keys(DeploymentConfig, deployment)
+        assert not unknown_keys(WorkPoolConfig, deployment["work_pool"])
+        assert not unknown_keys(ConcurrencyLimitSpec, deployment["concurrency_limit"])
+        for trigger in deployment.get("triggers", ()):
+            read = DeploymentTriggerAdapter.validate_python(trigger)
+            assert not unknown_keys(type(read), trigger)
+
+
+def test_every_stage_has_its_deployment():
+    assert set(DEPLOYMENTS) == {*STAGES, *ON_REQUEST}
+    assert len(DEPLOYMENTS) == len(CONFIGURATION["deployments"])
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_deployment_loads_the_flow_of_its_name_with_parameters_that_it_takes(name):
+    deployment = DEPLOYMENTS[name]
+    path, _, function = deployment["entrypoint"].partition(":")
+    flow = load_flow_from_entrypoint(f"{ROOT / path}:{function}")
+    assert isinstance(flow, Flow)
+    assert flow.name == name
+    assert name in deployment["tags"]
+    given = [deployment, *deployment.get("schedules", ()), *deployment.get("triggers", ())]
+    for parameters in (one.get("parameters", {}) for one in given):
+        assert set(parameters) <= set(flow.parameters.properties)
+        flow.validate_parameters(parameters)
+    assert not any(schedule["active"] for schedule in deployment.get("schedules", ()))
+
+
+def test_changed_data_runs_one_rebuild():
+    waiting = [(name, trigger) for name, one in DEPLOYMENTS.items() for trigger in one.get("triggers", ())]
+    assert [(name, trigger["expect"]) for name, trigger in waiting] == [("rebuild", [DATA_CHANGED])]
+
+
+def test_automations_are_whole_and_disabled():
+    given = yaml.safe_load((ROOT / "automations.yaml").read_text())["automations"]
+    for automation in given:
+        read = AutomationCore.model_validate(automation)
+        assert not unknown_keys(AutomationCore, automation)
+        assert not unknown_keys(type(read.trigger), automation["trigger"])
+        for action, raw in zip(read.actions, automation["actions"], strict=True):
+            assert not unknown_keys(type(action), raw)
+        assert not read.enabled

@@ -254,6 +254,9 @@ def rebuild(
     keep_raw: KeepRaw = False,
     download_threads: DownloadThreads = DOWNLOAD_THREADS,
     max_mb_per_s: MaxRate = None,
+    deployed: Annotated[
+        bool, typer.Option("--deployed", help="Each stage as its deployment, on a worker of its pool.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Every stage in turn, each doing only what is pending."""
@@ -263,5 +266,5 @@ def rebuild(
         finetune_kinds=() if finetune_kinds == "none" else tuple(finetune_kinds.split(",")), seed=seed,
         retrain=retrain, force=force, retry_rejects=retry_rejects, dask_address=dask_address, device=device,
         dtype=dtype, revision=revision, raw_cache_gb=raw_cache_gb, keep_raw=keep_raw, download_threads=download_threads,
-        max_mb_per_s=max_mb_per_s,
+        max_mb_per_s=max_mb_per_s, deployed=deployed,
     )  # fmt: skip

@@ -29,6 +29,40 @@ def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
     _print_query(data_root, STATUS, as_json)
     for (line,) in run_query(data_root, STALE, [])[1]:
         console.print(line)
+    _print_next_runs()
+
+
+def _print_next_runs() -> None:
+    from tasks.schedules import next_runs
+
+    try:
+        runs = next_runs()
+    except OSError as error:
+        console.print(f"next runs: the Prefect server does not answer ({error})")
+        return
+    if runs:
+        console.print("next: " + ", ".join(f"{name} at {at:%m-%d %H:%M} UTC" for name, at in runs))
+
+
+@app.command()
+def gc(
+    data_root: DataRoot = DATA_ROOT,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it, too.")] = False,
+    keep_raw: Annotated[bool, typer.Option("--keep-raw", help="Leave the raw files of converted volumes.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the files that nothing needs any more; they go with --delete."""
+    from tasks.collecting import collect_garbage
+
+    found = collect_garbage(data_root, delete=delete, keep_raw=keep_raw)
+    root = data_root.resolve()
+    rows = [(str(one.path.relative_to(root)), one.size_bytes, one.why) for one in found]
+    if as_json or rows:
+        print_rows(("path", "bytes", "why"), rows, as_json)
+    if not as_json:
+        total = sum(size for _, size, _ in rows) / 1e9
+        state = "deleted" if delete else "could go: --delete deletes it"
+        console.print(f"{total:.3g} GB in {len(rows)} files and folders {state}" if rows else "nothing to collect")
 
 
 @app.command()

@@ -10,7 +10,9 @@ from typing import Any, TypeVar, cast
 from prefect import runtime
 from prefect.utilities.annotations import opaque
 
+from tasks.progress import REPORTER, LogReporter
 from tasks.runs import StageRun, open_run
+from tasks.stages.shown import ProgressArtifact, show_end
 
 T = TypeVar("T")
 
@@ -22,8 +24,15 @@ def whole(plan: T) -> T:
 
 @contextmanager
 def stage_run(data_root: Path, stage: str, variant: str = "") -> Iterator[StageRun]:
-    """A run of a stage, with the identity and the parameters of the flow run around it."""
-    with open_run(
-        data_root, stage, variant, parameters=runtime.flow_run.parameters, flow_run_id=runtime.flow_run.id
-    ) as run:
-        yield run
+    """A run of a stage, with the identity and the parameters of the flow run around it, which shows what it did."""
+    token = REPORTER.set(ProgressArtifact(REPORTER.get() or LogReporter()))
+    run = None
+    try:
+        with open_run(
+            data_root, stage, variant, parameters=runtime.flow_run.parameters, flow_run_id=runtime.flow_run.id
+        ) as run:
+            yield run
+    finally:
+        REPORTER.reset(token)
+        if run is not None and run.is_announced:
+            show_end(run)

@@ -23,6 +23,7 @@ from tasks.sources.hub import HubSource
 from tasks.sources.local import LocalSource
 from tasks.sources.rad_chestct import RadChestSource
 from tasks.stages.hub_token import load_hub_token
+from tasks.stages.shown import announce_changes
 from warehouse import store
 
 Source: TypeAlias = LocalSource | HubSource
@@ -80,6 +81,7 @@ def record_changes(run: StageRun, source: Source, revision: str, catalogue: Cata
     if run.is_announced:
         publish(run.data_root)
         declare_downstream(run)
+    announce_changes(run, source.name, revision, changes)
     create_markdown_artifact(changes.to_markdown(source.name, revision), key="ingest", description=run.detail)
     get_run_logger().info("%s", run.detail)
     return changes

@@ -9,6 +9,7 @@ from tasks.models import ModelReference
 from tasks.pages import Page, list_pages, make_page
 from tasks.planning import plan_items
 from tasks.runs import StageRun
+from tasks.stages.shown import show_page
 
 
 @task(cache_policy=NO_CACHE)
@@ -22,4 +23,6 @@ def plan_pages(run: StageRun, model: ModelReference, force: bool) -> list[Page]:
 @task(cache_policy=NO_CACHE)
 def write_page(run: StageRun, model: ModelReference, page: Page) -> None:
     """Writes it."""
-    get_run_logger().info("%s", make_page(run, model, page))
+    path = make_page(run, model, page)
+    show_page(path)
+    get_run_logger().info("%s", path)

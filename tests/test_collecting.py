@@ -1,0 +1,59 @@
+"""What `ctclip gc` lists and deletes, and what it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_conversion import RECIPE, assert_whole, convert, converted, count_volumes, data_root, ingest, source  # noqa: F401
+
+from ctclip_model.data.phantom import PhantomConfig, make_phantoms
+from ctclip_model.errors import ConfigurationError
+from tasks.collecting import collect_garbage
+from tasks.lease import hold_lease
+
+
+def paths(data_root: Path, **options: bool) -> dict[str, str]:  # noqa: F811
+    root = data_root.resolve()
+    return {str(one.path.relative_to(root)): one.why for one in collect_garbage(data_root, **options)}
+
+
+def test_superseded_shards_go_on_request_alone_and_what_is_read_stays(data_root, source, tmp_path):  # noqa: F811
+    convert(data_root)
+    before = {path for path, _ in converted(data_root).values()}
+    assert paths(data_root) == {}
+    make_phantoms(tmp_path / "other", PhantomConfig(seed=2, train_patients=6, valid_patients=6), processes=1)
+    ingest(tmp_path / "other", data_root)  # the same names, other volumes
+    convert(data_root)
+    superseded = before - {path for path, _ in converted(data_root).values()}
+    assert superseded
+    assert paths(data_root) == dict.fromkeys(superseded, "every volume has a newer row")
+    assert all((data_root / path).exists() for path in superseded)
+    assert set(paths(data_root, delete=True)) == superseded
+    assert not any((data_root / path).exists() for path in superseded)
+    assert_whole(data_root)
+    assert paths(data_root) == {}
+
+
+def test_halves_and_what_no_row_knows_are_listed_by_their_reason(data_root):  # noqa: F811
+    convert(data_root)
+    left = {
+        f"shards/{RECIPE.recipe_id}/unknown.arrow": "left by a run that died",
+        "models/unknown/model.safetensors": "no row of models refers to it",
+        "raw/.partial/0123": "half of a file that nobody awaits",
+        "records/runs/.half.parquet.1.tmp": "half of a record",
+    }
+    for path in left:
+        (data_root / path).parent.mkdir(parents=True, exist_ok=True)
+        (data_root / path).write_bytes(b"half")
+    (data_root / "models/young.work").mkdir()  # of a training that may go on
+    found = paths(data_root, delete=True)
+    assert {path.removesuffix("/model.safetensors"): why for path, why in left.items()} == found
+    assert not any((data_root / path).exists() for path in left)
+    assert (data_root / "models/young.work").exists()
+    assert len(converted(data_root)) == count_volumes(data_root)
+
+
+def test_nothing_is_collected_while_a_stage_runs(data_root):  # noqa: F811
+    with hold_lease(data_root, "convert", "other"), pytest.raises(ConfigurationError, match="convert: gave up"):
+        collect_garbage(data_root, delete=True)

@@ -1,0 +1,274 @@
+"""The deployments on a real Prefect server with a worker a pool: a rebuild, data that changes, workers that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import edit_report, query, volume_path
+
+from ctclip_model.data.phantom import PhantomConfig, make_phantoms
+from tasks.settings import STAGES
+
+pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parent.parent
+POOLS = ("cpu", "gpu", "rebuild")
+PREFECT = Path(sys.executable).with_name("prefect")
+CANARY = "hf_canary_that_must_stand_nowhere"
+REBUILD = {"preset": "smoke", "labeller": "tfidf", "finetune_kinds": ["lipro"], "deployed": True}
+
+
+class Installation:
+    """A server, the deployments on it, and a worker of each pool, that of the GPUs with another path to the data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data_root = folder, folder / "data"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.environment = os.environ | {
+            "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": self.api, "HF_TOKEN": CANARY,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1",
+            "CTCLIP_DATA_ROOT": str(self.data_root), "PREFECT_WORKER_QUERY_SECONDS": "2",
+        }  # fmt: skip
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, *command: str, **environment: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [str(PREFECT), *command], cwd=ROOT, env=self.environment | environment, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def start_server(self) -> None:
+        self.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        wait_for(lambda: self.ask("GET", "/health"), 120)
+
+    def start_worker(self, pool: str) -> None:
+        other = {"CTCLIP_DATA_ROOT": str(self.folder / "mounted")} if pool == "gpu" else {}
+        self.start(pool, "worker", "start", "--pool", pool, "--type", "process", **other)
+
+    def kill(self, name: str) -> None:
+        """Kills a process and all that it has started, as the loss of its machine would."""
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def prefect(self, *command: str) -> str:
+        done = subprocess.run(
+            [str(PREFECT), "--no-prompt", *command], cwd=ROOT, env=self.environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def ctclip(self, *command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", *command], cwd=ROOT, env=self.environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.api + path, content, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return json.load(answer)
+        except OSError:
+            return None
+
+    def run(self, deployment: str, parameters: dict[str, Any]) -> str:
+        """Creates a flow run of a deployment, and returns its id."""
+        found = self.ask("GET", f"/deployments/name/{deployment}/{deployment}")
+        made = self.ask("POST", f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+        return str(made["id"])
+
+    def flow_runs(self, deployment: str) -> list[dict[str, Any]]:
+        asked = {"deployments": {"name": {"any_": [deployment]}}, "sort": "START_TIME_ASC"}
+        return list(self.ask("POST", "/flow_runs/filter", asked) or [])
+
+    def state(self, flow_run: str) -> str:
+        return str((self.ask("GET", f"/flow_runs/{flow_run}") or {}).get("state_type"))
+
+    def wait(self, flow_run: str, timeout_s: float = 400) -> None:
+        wait_for(lambda: self.state(flow_run) in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"), timeout_s)
+        assert self.state(flow_run) == "COMPLETED", self.ask("GET", f"/flow_runs/{flow_run}")["state"]
+
+
+def wait_for(condition: Callable[[], Any], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come about in time"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    make_phantoms(folder, PhantomConfig(seed=3, train_patients=16, valid_patients=8), processes=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installation(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """With everything rebuilt once, by deployments."""
+    made = Installation(tmp_path_factory.mktemp("installation"))
+    made.data_root.mkdir()
+    (made.folder / "mounted").symlink_to(made.data_root)
+    try:
+        made.start_server()
+        for pool in POOLS:
+            made.prefect("work-pool", "create", pool, "--type", "process")
+        made.prefect("deploy", "--all")
+        rebuild = made.ask("GET", "/deployments/name/rebuild/rebuild")
+        made.ask("PATCH", f"/deployments/{rebuild['id']}", {"parameters": REBUILD})
+        made.ctclip("ingest", "--source", str(source))
+        made.ctclip("train-labeller", "--preset", "smoke", "--kind", "tfidf")
+        for pool in POOLS:
+            made.start_worker(pool)
+        wait_for(lambda: made.flow_runs("rebuild"), 60)  # of the event that the ingest has emitted
+        made.wait(made.flow_runs("rebuild")[0]["id"])
+        yield made
+    finally:
+        for name in list(made.processes):
+            made.kill(name)
+
+
+def made_since(installation: Installation, run_id: str) -> dict[str, int]:
+    """What each stage has made in runs after that one."""
+    rows = query(
+        installation.data_root,
+        "select stage, sum(count_done)::integer from runs where status = 'completed' and count_done > 0 "
+        f"and run_id > '{run_id}' group by stage",
+    )
+    return dict(rows)
+
+
+def last_run(installation: Installation) -> str:
+    return str(query(installation.data_root, "select max(run_id) from runs")[0][0])
+
+
+def test_every_stage_ran_as_its_deployment_in_its_pool(installation):
+    assert {stage for (stage,) in query(installation.data_root, "select distinct stage from runs")} >= set(STAGES)
+    for stage, pool in (("convert", "cpu"), ("train", "gpu"), ("embed", "gpu"), ("evaluate", "cpu")):
+        runs = [run for run in installation.flow_runs(stage) if run["state_type"] == "COMPLETED"]
+        assert runs, stage
+        assert {run["work_pool_name"] for run in runs} == {pool}
+
+
+def test_pages_of_a_run_show_summary_and_what_was_made_of_what(installation):
+    keys = {one["key"] for one in installation.ask("POST", "/artifacts/latest/filter", {"limit": 200})}
+    assert keys >= {"convert-summary", "train-summary", "evaluate-summary", "report-page"}
+    asked = {"filter": {"event": {"prefix": ["prefect.asset.materialization"]}}, "limit": 50}
+    made = {
+        event["resource"]["prefect.resource.id"]
+        for event in installation.ask("POST", "/events/filter", asked)["events"]
+    }
+    root = installation.data_root.resolve()
+    assert made >= {f"file://{root}/shards", f"duckdb://{root}/warehouse.duckdb/metrics", f"file://{root}/reports"}
+
+
+def test_token_stands_nowhere(installation):
+    wrong = [
+        path
+        for path in [*installation.folder.rglob("*"), *installation.data_root.rglob("*")]
+        if path.is_file() and CANARY.encode() in path.read_bytes()
+    ]
+    assert not wrong
+
+
+def test_changed_data_is_rebuilt_by_its_event_and_nothing_else_is(installation, source, tmp_path):
+    changed = Path(shutil.copytree(source, tmp_path / "source"))
+    scan = edit_report(changed, "There is a new nodule.")
+    converted = query(
+        installation.data_root,
+        "select volume_name from converted_volumes where starts_with(volume_name, 'train') order by 1",
+    )
+    replaced, withdrawn = converted[0][0], converted[-1][0]
+    shutil.copy(volume_path(changed, converted[1][0]), volume_path(changed, replaced))
+    for table in changed.glob("dataset/*/*.csv"):
+        lines = table.read_text().splitlines(keepends=True)
+        table.write_text("".join(line for line in lines if not line.startswith(f"{withdrawn}.nii.gz")))
+    volume_path(changed, withdrawn).unlink()
+    before, known = last_run(installation), [one["id"] for one in installation.flow_runs("rebuild")]
+    models = query(installation.data_root, "select count(*) from current_models")
+    shutil.rmtree(source)
+    changed.rename(source)
+    installation.wait(installation.run("ingest", {}))
+    wait_for(lambda: len(installation.flow_runs("rebuild")) == len(known) + 1, 60)
+    (triggered,) = [one for one in installation.flow_runs("rebuild") if one["id"] not in known]
+    assert triggered["parameters"]["from_stage"] == "convert"
+    installation.wait(triggered["id"])
+    made = made_since(installation, before)
+    assert made["convert"] == 1, made
+    assert made["label"] == 1, (made, scan)
+    assert "train" not in made
+    assert query(installation.data_root, "select count(*) from current_models") == models
+    assert query(installation.data_root, "select bool_or(is_stale) from stale_models") == [(True,)]
+    assert made["evaluate"] > 0
+    gone = query(installation.data_root, f"select count(*) from converted_volumes where volume_name = '{withdrawn}'")
+    assert gone == [(0,)]
+    history = query(installation.data_root, f"select count(*) from shard_volumes where volume_name = '{withdrawn}'")
+    assert history[0][0] > 0
+
+
+def test_worker_killed_midway_and_server_restarted_are_survived(installation):
+    before = last_run(installation)
+    flow_run = installation.run("convert", {"preset": "smoke", "force": True})
+    wait_for(lambda: installation.state(flow_run) == "RUNNING", 60)
+    wait_for(lambda: (installation.data_root / "locks/convert.json").exists(), 60)
+    installation.kill("cpu")
+    installation.kill("server")
+    installation.start_server()
+    installation.start_worker("cpu")
+    body = {"state": {"type": "CRASHED", "message": "no heartbeat"}, "force": True}  # as the automation does, later
+    installation.ask("POST", f"/flow_runs/{flow_run}/set_state", body)
+    installation.wait(installation.run("rebuild", REBUILD | {"from_stage": "convert", "to_stage": "convert"}))
+    doubled = query(
+        installation.data_root,
+        "select volume_name from current_shard_volumes group by 1, recipe_id having count(*) > 1",
+    )
+    assert doubled == []
+    assert query(installation.data_root, "select count(*) from pending where stage = 'convert'") == [(0,)]
+    assert query(
+        installation.data_root, f"select count(*) from runs where run_id > '{before}' and status = 'died'"
+    ) != [(0,)]
+
+
+def test_two_rebuilds_at_once_do_the_work_once(installation):
+    before = last_run(installation)
+    flow_run = installation.run("rebuild", REBUILD | {"from_stage": "convert", "force": False})
+    installation.ctclip(
+        "rebuild", "--preset", "smoke", "--labeller", "tfidf", "--finetune", "lipro", "--from", "convert"
+    )
+    installation.wait(flow_run)
+    assert made_since(installation, before) == {}
+
+
+def test_status_tells_the_next_run(installation):
+    found = installation.ask("GET", "/deployments/name/ingest/ingest")
+    schedule = found["schedules"][0]["id"]
+    installation.ask("PATCH", f"/deployments/{found['id']}/schedules/{schedule}", {"active": True})
+    wait_for(lambda: "ingest at" in installation.ctclip("status"), 120)
+
+
+def test_automations_can_be_created(installation):
+    installation.prefect("automation", "create", "--from-file", "automations.yaml")
+    made = installation.ask("POST", "/automations/filter", {})
+    assert {one["name"] for one in made} >= {"ctclip tells of failed runs", "ctclip calls silent runs crashed"}
+    assert not [one["name"] for one in made if one["enabled"] and "changed" not in one["name"]]
