@@ -88,7 +88,7 @@ class Installation:
         request = urllib.request.Request(self.api + path, content, {"Content-Type": "application/json"}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:
-                return json.load(answer)
+                return json.loads(answer.read() or b"{}")
         except OSError:
             return None
 
