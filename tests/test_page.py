@@ -16,8 +16,8 @@ LABEL = {
     "weighted_f1": 0.8, "accuracy": 0.75, "precision": 0.3, "n_positive": 12, "n": 40,
 }  # fmt: skip
 BOARD = {
-    "model": "x", "dataset": "d", "protocol": "p", "auroc": 0.5, "auroc_ci_low": 0.4, "auroc_ci_high": None,
-    "weighted_f1": None, "accuracy": None, "n": 3,
+    "model": "x", "dataset": "d", "protocol": "p", "unit": "scan", "auroc": 0.5, "auroc_ci_low": 0.4,
+    "auroc_ci_high": None, "weighted_f1": None, "accuracy": None, "n": 3,
 }  # fmt: skip
 FOUND = Found("v", 1, 0.5, True, [("axial", "data:,")])
 
@@ -56,7 +56,7 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes():
 
 def test_our_rows_stand_out_from_the_published():
     rows = [BOARD | {"is_published": True}, BOARD | {"model": "ours", "is_published": False}]
-    html = render_page(PageFacts("t", [], leaderboard=rows))
+    html = render_page(PageFacts("t", [], published=rows))
     assert re.findall(r'<tr class="ours">\s*<td>(\w+)', html) == ["ours"]
 
 

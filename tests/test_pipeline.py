@@ -98,7 +98,8 @@ def volume_path(source: Path, name: str) -> Path:
 def test_rebuild_fills_the_warehouse(built):
     for table in (
         "volumes", "reports", "published_labels", "exclusions", "shards", "shard_volumes", "labels", "models",
-        "model_samples", "training_steps", "latents", "predictions", "metrics", "retrieval", "curves", "pages", "runs",
+        "model_samples", "training_steps", "latents", "predictions", "metrics", "retrieval", "curves", "comparisons",
+        "pages", "runs",
     ):  # fmt: skip
         assert query(built, f"select count(*) from {table}")[0][0] > 0, table
     assert query(built, "select * from patient_overlap") == []
@@ -148,7 +149,7 @@ def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(dat
     ]
     assert query(data_root, f"select * from training_samples where volume_name = '{name}'") == []
     done = rebuild_all(data_root, source)
-    assert counts(done) == {"convert": 1, "embed": 2, "evaluate": 3, "report": 3}
+    assert counts(done) == {"convert": 1, "embed": 2, "evaluate": 6, "report": 3}
     assert "stale: 1 samples moved" in done["train"]["detail"]
     stale = query(data_root, "select kind from stale_models join current_models using (model_id) where is_stale")
     assert {kind for (kind,) in stale} == {"ct-clip", "lipro", "vocabfine"}
@@ -242,7 +243,7 @@ def test_rebuild_fine_tunes_and_scores_each_kind_by_its_own_protocol(built):
 def test_rebuild_fine_tunes_what_it_is_asked_to(data_root, phantoms):
     done = rebuild_all(data_root, phantoms, finetune_kinds=(), seed=1)
     assert counts(done).keys() == {"train", "embed", "evaluate", "report"}
-    assert counts(done)["evaluate"] == 2
+    assert counts(done)["evaluate"] == 2 + 3  # and compared with the models of the first rebuild
     with pytest.raises(ConfigurationError, match="no fine-tuning 'lora'"):
         rebuild_all(data_root, phantoms, finetune_kinds=("lora",))
 
@@ -288,7 +289,7 @@ def test_changed_label_leaves_the_fine_tuned_models_stale_and_the_others_not(dat
         writer.writeheader()
         writer.writerows(rows)
     done = rebuild_all(data_root, source, labeller=labeller_of(data_root))
-    assert counts(done) == {"ingest": 18, "evaluate": 3, "report": 3}
+    assert counts(done) == {"ingest": 18, "evaluate": 6, "report": 3}
     assert "samples moved" in done["finetune"]["detail"]
     assert done["train"]["detail"] == ""
     stale = query(data_root, "select kind from stale_models join current_models using (model_id) where is_stale")
@@ -308,7 +309,7 @@ def test_lipro_without_a_parent_is_scored_on_the_latents_of_its_own_trunk(data_r
             run.record("models", table.to_arrow_table())
     assert embed(data_root, "smoke", lipro)["done"] == 0
     assert embed(data_root, "smoke", "orphan")["variant"] == "orphan"
-    assert evaluate(data_root, "smoke", "orphan")["done"] == 2
+    assert evaluate(data_root, "smoke", "orphan")["done"] == 2 + 3
     scores = {
         model_id: query(data_root, f"select * exclude (model_id, fingerprint, run_id) from current_predictions "
                                    f"where model_id = '{model_id}' order by all")
@@ -369,7 +370,7 @@ def edit_report(source: Path, findings: str, impression: str | None = None) -> s
 def test_changed_report_redoes_what_depends_on_it(data_root, source):
     rebuild_all(data_root, source)
     edit_report(source, "The heart is large.")
-    assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 2, "evaluate": 6, "report": 3}
+    assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 2, "evaluate": 9, "report": 3}
 
 
 @pytest.mark.slow

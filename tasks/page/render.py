@@ -28,7 +28,9 @@ class PageFacts:
 
     title: str
     headline: Sequence[tuple[str, str]]  # (figure, what it is)
-    leaderboard: Sequence[Row] = ()
+    leaderboard: Sequence[Row] = ()  # ours, each by its own protocol
+    published: Sequence[Row] = ()  # ours by the published protocol, and the printed ones
+    comparisons: Sequence[Row] = ()  # with each other model
     labels: Sequence[Row] = ()  # a row an abnormality
     curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)  # by a key of AXES and abnormality
     training: Mapping[str, Points] = field(default_factory=dict)  # by phase: (samples, loss)
@@ -48,9 +50,10 @@ def render_page(facts: PageFacts) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["number"] = _number
+    names = dict.fromkeys(name for lines in facts.curves.values() for name in lines)
     charts = {
-        kind: {name: _curve_chart(kind, name, points) for name, points in lines.items()}
-        for kind, lines in facts.curves.items()
+        name: {kind: _curve_chart(kind, name, lines[name]) for kind, lines in facts.curves.items() if name in lines}
+        for name in names
     }
     losses = {phase: _loss_chart(phase, points) for phase, points in facts.training.items() if points}
     return environment.get_template("page.html").render(
