@@ -40,6 +40,7 @@ def collect_facts(
         retrieval=retrieval,
         examples=find_examples(connection, data_root, model, dataset, split) if retrieval else (),
         projection=connection.execute(_PROJECTION, key).fetchall(),
+        labellers=_rows(connection, "select * from labeller_scores", {}),
         agreement=_rows(connection, "select * from label_agreement where split = $split", {"split": split}),
         quality=_rows(connection, "select problem, count(*) as n from data_quality group by all order by all", {}),
         rejects=_rows(connection, _REJECTS, {}),

@@ -37,6 +37,7 @@ class PageFacts:
     retrieval: Sequence[Row] = ()
     examples: Sequence[Example] = ()
     projection: Sequence[tuple[float, float, float]] = ()  # x, y, number of labels
+    labellers: Sequence[Row] = ()  # a row an abnormality, against hand labels
     agreement: Sequence[Row] = ()
     quality: Sequence[Row] = ()
     rejects: Sequence[Row] = ()
