@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ KINDS = {"base": "zero-shot", "tuned": "vocabfine", "probe": "lipro"}
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "CONFIG", EvaluationConfig(resamples=100))
+    monkeypatch.setattr(comparing, "CONFIG", EvaluationConfig(resamples=50, jackknife_groups=5))
 
 
-@pytest.fixture
-def data_root(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three models, made in this order and all scored; the last has not seen the last patient's scans."""
+    data_root = tmp_path_factory.mktemp("data")
     write_run(
-        tmp_path, 0, "ingest",
+        data_root, 0, "ingest",
         volumes=[
             {"volume_name": f"{scan}_1", "scan_id": scan, "patient_id": scan[:-2], "split": "valid"} for scan in SCANS
         ],
@@ -46,10 +48,15 @@ def data_root(tmp_path: Path) -> Path:
         ],
     )  # fmt: skip
     for run, model_id in enumerate(KINDS, start=1):
-        write_run(tmp_path, run, "train", models=[{"model_id": model_id, "fingerprint": model_id}])
-        write_scores(tmp_path, run + 3, model_id, count=58 if model_id == "probe" else 60)
-    store.publish(tmp_path)
-    return tmp_path
+        write_run(data_root, run, "train", models=[{"model_id": model_id, "fingerprint": model_id}])
+        write_scores(data_root, run + 3, model_id, count=58 if model_id == "probe" else 60)
+    store.publish(data_root)
+    return data_root
+
+
+@pytest.fixture
+def data_root(scored: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(scored, tmp_path / "data"))
 
 
 def draw(model_id: str, fingerprint: str) -> np.ndarray:

@@ -436,6 +436,13 @@ def test_tfidf_labeller_is_trained_where_there_is_none_and_kept_until_another_is
     assert (again["variant"], again["done"]) == (first["variant"], 1)
 
     hand_labels = write_hand_labels(data_root, tmp_path / "hand.csv")
+    scored = label(data_root, first["variant"], hand_labels=hand_labels)["hand_labels"]
+    assert (scored["stage"], scored["done"]) == ("evaluate", 1)
+    unseen = "select count(distinct scan_id) from current_labels where labeller_id = '{}' and not is_training"
+    assert query(data_root, unseen.format(first["variant"])) == query(
+        data_root, "select n from labeller_scores where abnormality = 'Emphysema'"
+    )
+    assert label(data_root, first["variant"], hand_labels=hand_labels)["hand_labels"]["done"] == 0
     newer = train_labeller(data_root, kind="tfidf", hand_labels=hand_labels)["labeller_id"]
     count = query(data_root, f"select count_samples from current_models where model_id = '{newer}'")[0][0]
     assert count == len(list(csv.reader(hand_labels.read_text().splitlines()))) - 1
@@ -449,8 +456,9 @@ def write_hand_labels(data_root: Path, path: Path) -> Path:
     """The published labels of the ingested reports, as a file of hand labels."""
     rows = query(
         data_root,
-        "select scan_id, findings, labels_wide.* exclude (scan_id, split, labeller_id) from labels_wide "
-        "join current_reports using (scan_id) where labeller_id = 'published' and findings is not null",
+        "select scan_id, concat(findings, impression), labels_wide.* exclude (scan_id, split, labeller_id) "
+        "from labels_wide join current_reports using (scan_id) "
+        "where labeller_id = 'published' and findings is not null",
     )
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("AccessionNo", "report_text", *ABNORMALITIES), *rows])
