@@ -51,10 +51,9 @@ def render_page(facts: PageFacts) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["number"] = _number
-    names = dict.fromkeys(name for lines in facts.curves.values() for name in lines)
     charts = {
         name: {kind: _curve_chart(kind, name, lines[name]) for kind, lines in facts.curves.items() if name in lines}
-        for name in names
+        for name in facts.curves.get("ROC", {})  # a label of one class has none, and nothing to calibrate
     }
     losses = {phase: _loss_chart(phase, points) for phase, points in facts.training.items() if points}
     return environment.get_template("page.html").render(
