@@ -20,7 +20,7 @@ VERSIONS = {
     "finetune": 1,
     "embed": 1,
     "evaluate": 2,
-    "report": 1,
+    "report": 2,
     "import-model": 1,
 }
 

@@ -1,4 +1,4 @@
-"""Evaluate a model from its latents: predictions, metrics, retrieval and curves."""
+"""Evaluate a model from its latents: predictions, metrics, retrieval and curves; and compare it with others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prefect import flow
 from tasks.models import find_model
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages import stage_run
-from tasks.stages.evaluate import evaluate_model, plan_evaluation
+from tasks.stages.evaluate import compare_models, evaluate_model, plan_comparisons, plan_evaluation
 
 
 @flow(name="evaluate")
@@ -24,9 +24,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score classification and retrieval on a split, by default on all that were not trained on.
 
-    `unit` is `scan`, reconstructions averaged, or `volume`; the `published` protocol comes beside the model's own."""
+    `unit` is `scan`, reconstructions averaged, or `volume`; the `published` protocol comes beside the model's own. Then
+    the model is compared with every one made before it that is scored alike.
+    """
     chosen = find_model(data_root, preset, model)
     with stage_run(data_root, "evaluate", chosen.model_id) as run:
         for evaluation in plan_evaluation(run, chosen, split, unit, force):
             evaluate_model(run, chosen, evaluation)
+        for comparison in plan_comparisons(run, chosen, force):
+            compare_models(run, chosen, comparison)
     return run.summary()

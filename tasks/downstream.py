@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctclip_model.config import PRESETS
 from ctclip_model.device import Precision
 from tasks.conversion import read_volumes
-from tasks.labelling import read_reports, wanted_labels
+from tasks.labelling import read_reports, read_trained_on, wanted_labels
 from tasks.planning import declare_wanted
 from tasks.runs import StageRun
 from warehouse import store
@@ -22,8 +22,8 @@ def declare_downstream(run: StageRun) -> None:
             volumes = read_volumes(run.data_root, recipes[variant], None)
             declare_wanted(run, variant, {name: one.fingerprint for name, one in volumes.items()}, stage=stage)
         if stage == "label":
-            texts = read_reports(run)
-            wanted = [wanted_labels(texts, variant, dtype) for dtype in Precision]
+            texts, trained_on = read_reports(run), read_trained_on(run.data_root, variant)
+            wanted = [wanted_labels(texts, variant, dtype, trained_on) for dtype in Precision]
             # as they were asked for last: in the precision in which most reports are known already
             declare_wanted(run, variant, max(wanted, key=lambda one: len(known & set(one.values()))), stage=stage)
 

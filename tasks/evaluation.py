@@ -28,6 +28,7 @@ PROTOCOLS = {"ct-clip": "zero-shot", "vocabfine": "vocabfine", "lipro": "lipro"}
 PUBLISHED = "published"  # every reconstruction a row, excluded ones too, thresholds chosen on the labels they score
 LABEL_SOURCE = "published"
 THRESHOLD_SPLIT = "train"
+UNDECIDED = "patients who are not decided"  # chose the thresholds, where no train split could
 HELD_OUT = ("valid", EXTERNAL)
 CONFIG = EvaluationConfig()
 
@@ -100,7 +101,7 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
     with store.read(data_root) as connection:
         samples = _load_samples(connection, model, evaluation)
         predict = _load_classifier(connection, model)
-        labels = _load_labels(connection)
+        labels = load_labels(connection)
         texts = _load_latents(connection, model, "report") if model.kind != "lipro" else {}
         train = _load_train(connection, model, evaluation)
     items, scored = _score_items(evaluation, samples, predict, labels, train)
@@ -141,7 +142,7 @@ def _score_items(
         else:
             items, scans, patients = samples.volumes, samples.scans, samples.patients
             probabilities = predict(samples.latents)
-        return items, patients, wanted.merge(_labels_of(labels, scans)), wanted.merge(probabilities)
+        return items, patients, wanted.merge(labels_of(labels, scans)), wanted.merge(probabilities)
 
     items, patients, truth, probabilities = of(samples, evaluation.unit)
     is_decided = None
@@ -154,7 +155,7 @@ def _score_items(
     else:
         choosers = metrics.draw_choosers(patients, CONFIG)
         thresholds = metrics.choose_thresholds(truth[choosers], probabilities[choosers])
-        is_decided, source = ~choosers, f"{evaluation.dataset} {evaluation.split}, patients who are not decided"
+        is_decided, source = ~choosers, f"{evaluation.dataset} {evaluation.split}, {UNDECIDED}"
     return items, metrics.Scored(wanted.names, truth, probabilities, thresholds, source, patients, is_decided)
 
 
@@ -172,7 +173,7 @@ def _retrieval_rows(
     scans = [names[row] for row in kept]
     reports = np.stack([texts[scan] for scan in scans])
     return retrieval.retrieval_rows(
-        latents[kept], reports, _labels_of(labels, scans), leave_query_out=evaluation.protocol != PUBLISHED
+        latents[kept], reports, labels_of(labels, scans), leave_query_out=evaluation.protocol != PUBLISHED
     )
 
 
@@ -209,7 +210,7 @@ def _stamped(stamp: dict[str, Any], rows: Sequence[Any]) -> Rows:
     return [stamp | dataclasses.asdict(row) for row in rows]
 
 
-def _labels_of(labels: dict[str, NDArray[np.float64]], scans: Sequence[str]) -> NDArray[np.float64]:
+def labels_of(labels: dict[str, NDArray[np.float64]], scans: Sequence[str]) -> NDArray[np.float64]:
     """(scans, abnormalities) in {0, 1}, nan where a scan has no label."""
     unknown = np.full(len(ABNORMALITIES), np.nan)
     return np.stack([labels.get(scan, unknown) for scan in scans])
@@ -265,7 +266,7 @@ def _load_prompts(connection: duckdb.DuckDBPyConnection, model: ModelReference) 
     return np.stack([np.stack([latents[f"present:{name}"], latents[f"absent:{name}"]]) for name in ABNORMALITIES])
 
 
-def _load_labels(connection: duckdb.DuckDBPyConnection) -> dict[str, NDArray[np.float64]]:
+def load_labels(connection: duckdb.DuckDBPyConnection) -> dict[str, NDArray[np.float64]]:
     """(18,) of each scan that has a published label, nan where one is unknown."""
     rows = connection.execute(
         "select scan_id, map(list(abnormality), list(value)) from current_published_labels group by scan_id"

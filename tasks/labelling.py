@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ctclip_model.config import VERSIONS, LabellerConfig, Preset, TfidfConfig, fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.data.reports import SECTIONS, clean_report
+from ctclip_model.data.names import EXTERNAL, split_of
+from ctclip_model.data.reports import SECTIONS, clean_report, report_sha256
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ConfigurationError, MissingInputError, ReportError
 from tasks.planning import Selection, plan_items
@@ -23,7 +24,7 @@ from tasks.progress import show_progress
 from tasks.publish import publish
 from tasks.records import sha256_of
 from tasks.runs import StageRun, code_version
-from tasks.settings import LABELLER_KINDS
+from tasks.settings import HAND, LABELLER_KINDS
 from warehouse import store
 
 if TYPE_CHECKING:
@@ -100,9 +101,22 @@ def read_reports(run: StageRun) -> dict[str, str]:
     return {scan: clean_report(findings, impression, SECTIONS) for scan, findings, impression in rows}
 
 
-def wanted_labels(texts: Mapping[str, str], labeller_id: str, dtype: Precision) -> dict[str, str]:
-    """The fingerprint of every report's labels, by scan."""
-    return {scan: fingerprint(labeller_id, VERSIONS["label"], text, *dtype.mark) for scan, text in texts.items()}
+def wanted_labels(
+    texts: Mapping[str, str], labeller_id: str, dtype: Precision, trained_on: Collection[str] | None
+) -> dict[str, str]:
+    """The fingerprint of every report's labels, by scan; another one for what the labeller was trained on."""
+    trained = {scan for scan, text in texts.items() if trained_on and report_sha256(text) in trained_on}
+    marks = {scan: (*dtype.mark, *(("trained on",) if scan in trained else ())) for scan in texts}
+    return {scan: fingerprint(labeller_id, VERSIONS["label"], text, *marks[scan]) for scan, text in texts.items()}
+
+
+def read_trained_on(data_root: Path, labeller_id: str) -> frozenset[str] | None:
+    """The SHA-256 of each report that a labeller was trained on; None where nobody has recorded that."""
+    with store.read(data_root) as connection:
+        rows = connection.execute(
+            "select fingerprint from current_model_samples where model_id = ?", [labeller_id]
+        ).fetchall()
+    return frozenset(mark for (mark,) in rows) or None
 
 
 def plan_labels(
@@ -110,7 +124,7 @@ def plan_labels(
 ) -> dict[str, tuple[str, str]]:
     """The reports to label, {scan: (text, fingerprint)}; an empty one is a reject."""
     texts = read_reports(run)
-    wanted = wanted_labels(texts, labeller_id, dtype)
+    wanted = wanted_labels(texts, labeller_id, dtype, read_trained_on(run.data_root, labeller_id))
     pending = plan_items(run, labeller_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
     empty = [scan for scan in pending if not texts[scan]]
     if empty:
@@ -129,20 +143,23 @@ def record_labels(
     from ctclip_model.training.labeller import load_labeller
 
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))
+    trained_on = read_trained_on(run.data_root, reference.labeller_id)
     scans = list(reports)
     with show_progress("label", len(scans), "reports") as progress:
         for start in range(0, len(scans), run.limits.label_batch):
             chunk = scans[start : start + run.limits.label_batch]
-            probabilities = labeller.label([reports[scan][0] for scan in chunk], dtype=dtype.autocast)
+            texts = [reports[scan][0] for scan in chunk]
+            probabilities = labeller.label(texts, dtype=dtype.autocast)
+            is_training = [None if trained_on is None else report_sha256(text) in trained_on for text in texts]
             run.record(
                 "labels",
                 [
                     {
                         "scan_id": scan, "abnormality": name, "labeller_id": reference.labeller_id,
                         "fingerprint": reports[scan][1], "probability": float(value),
-                        "value": int(value >= threshold), "threshold": float(threshold),
+                        "value": int(value >= threshold), "threshold": float(threshold), "is_training": seen,
                     }
-                    for scan, row in zip(chunk, probabilities, strict=True)
+                    for scan, seen, row in zip(chunk, is_training, probabilities, strict=True)
                     for name, value, threshold in zip(ABNORMALITIES, row, labeller.thresholds, strict=True)
                 ],
             )  # fmt: skip
@@ -183,6 +200,23 @@ class LabelledReports:
         return LabelledReports(
             [self.scans[place] for place in places], [self.texts[place] for place in places], self.labels[places]
         )
+
+    def without(self, sha256s: Collection[str]) -> LabelledReports:
+        """Those whose text is none of these."""
+        kept = [place for place, text in enumerate(self.texts) if report_sha256(text) not in sha256s]
+        return LabelledReports(
+            [self.scans[place] for place in kept], [self.texts[place] for place in kept], self.labels[kept]
+        )
+
+    def sample_rows(self, labeller_id: str) -> list[dict[str, str]]:
+        """The rows of `model_samples` of a labeller that was trained on them."""
+        return [
+            {
+                "model_id": labeller_id, "sample_id": scan, "fingerprint": report_sha256(text),
+                "split": EXTERNAL if scan.startswith(f"{HAND}:") else split_of(scan),
+            }
+            for scan, text in zip(self.scans, self.texts, strict=True)
+        ]  # fmt: skip
 
     def fingerprint(self, training: LabellerTraining) -> str:
         """Of a labeller trained on them."""
@@ -237,6 +271,7 @@ def run_labeller_training(
             }
         ],
     )  # fmt: skip
+    run.record("model_samples", reports.sample_rows(labeller_id))
     run.count_done = 1
 
 

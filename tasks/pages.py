@@ -29,13 +29,9 @@ class Page:
 
 
 def list_pages(data_root: Path, model: ModelReference) -> dict[str, Page]:
-    """The pages that a model can have, by key; a page is due again when any of its evaluation's rows moved."""
+    """The pages that a model can have, by key; a page is due again when any of its rows moved."""
     with store.read(data_root) as connection:
-        rows = connection.execute(
-            "select dataset, split, string_agg(distinct fingerprint, ',' order by fingerprint) from current_metrics "
-            "where model_id = ? group by dataset, split",
-            [model.model_id],
-        ).fetchall()
+        rows = connection.execute(_MARKS, [model.model_id]).fetchall()
     pages = [Page(dataset, split, fingerprint(VERSIONS["report"], marks)) for dataset, split, marks in rows]
     return {page.key: page for page in pages}
 
@@ -65,3 +61,20 @@ def make_page(run: StageRun, model: ModelReference, page: Page) -> Path:
     )  # fmt: skip
     run.count_done += 1
     return path
+
+
+_MARKS = """
+with shown as (
+    select model_id, dataset, split, fingerprint from current_metrics
+    union
+    select model_id, dataset, split, fingerprint from model_comparisons
+    union
+    select model_id, dataset, split, hand.fingerprint
+    from current_metrics
+    cross join (select distinct fingerprint from current_metrics where label_source = 'hand') as hand
+)
+select dataset, split, string_agg(fingerprint, ',' order by fingerprint)
+from shown
+where model_id = ?
+group by dataset, split
+"""

@@ -17,6 +17,7 @@ LABELLER_KINDS = ("roberta", "tfidf")  # that can be trained
 
 STAGES = ("ingest", "convert", "label", "train", "embed", "finetune", "evaluate", "report")  # in a rebuild's order
 FINETUNE = ("lipro", "vocabfine")  # the kinds of fine-tuning, in a rebuild's order
+HAND = "hand"  # the source of labels that people gave
 PUBLISHED_LABELS = "published"  # the labeller that CT-RATE's own labels stand under
 
 CT_RATE = "ibrahimhamamci/CT-RATE"  # a data set's repository on the Hub, which holds the published models too

@@ -21,7 +21,7 @@ def test_reports_are_read_in_any_usual_encoding_with_breaks_inside(tmp_path, enc
     text = 'Nodule of 5 mm².\r\nSe\rcond\n\x0bline, "quoted"'
     path = write(tmp_path / "a.csv", [["x", text, *[1] * 18], ["y", " ", *[0] * 18]], encoding=encoding)
     reports = read_hand_labels(path)
-    assert reports.scans == ["x"]
+    assert reports.scans == ["hand:x"]
     assert reports.texts == [text.replace('"', "")]
     assert reports.labels.tolist() == [[1] * 18]
 
@@ -31,8 +31,8 @@ def test_so_many_reports_are_drawn_with_their_labels(tmp_path):
     reports = read_hand_labels(write(tmp_path / "a.csv", rows))
     drawn = reports.draw(5, seed=0)
     assert len(set(drawn.scans)) == 5
-    assert drawn.texts == [f"Report {n}." for n in drawn.scans]
-    assert drawn.labels[:, 0].tolist() == [int(n) % 2 for n in drawn.scans]
+    assert drawn.texts == [f"Report {n.removeprefix('hand:')}." for n in drawn.scans]
+    assert drawn.labels[:, 0].tolist() == [int(n.removeprefix("hand:")) % 2 for n in drawn.scans]
     assert drawn.scans != reports.draw(5, seed=1).scans
     assert reports.draw(99, seed=0).texts == reports.texts
 

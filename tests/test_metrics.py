@@ -165,6 +165,7 @@ def test_a_model_does_not_differ_from_itself_and_a_better_one_does(scored):
     expected = 1 - sklearn_metrics.roc_auc_score(scored.labels[:, 0], scored.probabilities[:, 0])
     assert row.difference == pytest.approx(expected)
     assert (row.p_value, row.p_value_holm) == pytest.approx((2 / 201, 4 / 201))
+    assert (row.n, row.count_patients) == (60, 30)
     with pytest.raises(ValueError, match="same items"):
         metrics.compare(better, dataclasses.replace(scored, patients=np.arange(60)), CONFIG)
 

@@ -6,18 +6,23 @@ import re
 
 import numpy as np
 from PIL import Image
+from warehouse_records import write_run
 
 from ctclip_model.config import Recipe
+from tasks.models import ModelReference
 from tasks.page import PageFacts, render_page
 from tasks.page.examples import Example, Found, draw_slices
+from tasks.page.facts import collect_facts
+from tasks.page.render import AXES
+from warehouse import store
 
 LABEL = {
     "abnormality": "Emphysema", "auroc": 0.91234, "ci_low": 0.85, "ci_high": None, "average_precision": 0.5, "f1": 0.4,
     "weighted_f1": 0.8, "accuracy": 0.75, "precision": 0.3, "n_positive": 12, "n": 40,
 }  # fmt: skip
 BOARD = {
-    "model": "x", "dataset": "d", "protocol": "p", "auroc": 0.5, "auroc_ci_low": 0.4, "auroc_ci_high": None,
-    "weighted_f1": None, "accuracy": None, "n": 3,
+    "model": "x", "dataset": "d", "protocol": "p", "unit": "scan", "auroc": 0.5, "auroc_ci_low": 0.4,
+    "auroc_ci_high": None, "weighted_f1": None, "accuracy": None, "n": 3,
 }  # fmt: skip
 FOUND = Found("v", 1, 0.5, True, [("axial", "data:,")])
 
@@ -56,8 +61,35 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes():
 
 def test_our_rows_stand_out_from_the_published():
     rows = [BOARD | {"is_published": True}, BOARD | {"model": "ours", "is_published": False}]
-    html = render_page(PageFacts("t", [], leaderboard=rows))
+    html = render_page(PageFacts("t", [], published=rows))
     assert re.findall(r'<tr class="ours">\s*<td>(\w+)', html) == ["ours"]
+
+
+def test_what_is_printed_stands_beside_our_rows_of_the_published_protocol_alone(tmp_path):
+    scored = {"model_id": "m", "dataset": "ct-rate", "split": "valid", "label_source": "published", "metric": "auroc"}
+    scored |= {"abnormality": "macro", "value": 0.7}
+    write_run(
+        tmp_path, 0, "evaluate", models=[{"model_id": "m"}],
+        metrics=[scored | {"protocol": protocol, "unit": "scan"} for protocol in ("zero-shot", "published")],
+    )  # fmt: skip
+    store.publish(tmp_path)
+    model = ModelReference("m", "ct-clip", "tiny", tmp_path, "r", 1.0, "f", "w", "m")
+    with store.read(tmp_path) as connection:
+        facts = collect_facts(connection, tmp_path, model, "ct-rate", "valid")
+    assert [(row["model"], row["protocol"]) for row in facts.leaderboard] == [("m", "zero-shot")]
+    assert ("m", "published", False) in {
+        (row["model"], row["protocol"], row["is_published"]) for row in facts.published
+    }
+    assert {row["protocol"] for row in facts.published} == {"published"}
+    assert len(facts.published) == 1 + 10
+
+
+def test_comparison_shows_the_difference_and_how_many_labels_differ():
+    row = {"other_model_id": "x", "other_protocol": "lipro", "difference": 0.1234, "ci_low": -0.01, "ci_high": 0.2}
+    row |= {"p_value": 0.04, "count_better": 5, "count_worse": 1, "count_patients": 99}
+    html = render_page(PageFacts("t", [], comparisons=[row]))
+    for cell in ("x", "lipro", "0.123", "-0.010", "0.200", "0.040", "5", "1", "99"):
+        assert f"<td>{cell}</td>" in html
 
 
 def test_every_chart_says_what_it_shows():
@@ -66,6 +98,30 @@ def test_every_chart_says_what_it_shows():
     )
     charts = re.findall(r'<svg[^>]*role="img" aria-label="([^"]+)"', html)
     assert charts == ["ROC curve of Emphysema", "loss of the text phase, 2.000 at first, 1.000 at last"]
+
+
+def test_curves_of_an_abnormality_stand_side_by_side():
+    curves = {kind: {name: [(0, 0), (1, 1)] for name in ("Emphysema", "Atelectasis")} for kind in AXES}
+    html = render_page(PageFacts("t", [], curves=curves))
+    figures = re.findall(r"<figure>\s*<figcaption>(\w+)</figcaption>(.*?)</figure>", html, re.DOTALL)
+    assert [(name, re.findall(r'aria-label="([\w ]+) curve of (\w+)"', inside)) for name, inside in figures] == [
+        (name, [(kind, name) for kind in AXES]) for name in ("Emphysema", "Atelectasis")
+    ]
+
+
+def test_page_of_a_whole_evaluation_is_below_5_mb():
+    line = [(point / 200, point / 200) for point in range(200)]
+    names = [f"abnormality {number}" for number in range(18)]
+    volume = np.random.default_rng(0).integers(-1000, 400, (240, 480, 480), np.int16)
+    found = Found("v", 1, 0.5, True, draw_slices(volume, Recipe()))  # of noise, which no PNG makes smaller
+    html = render_page(
+        PageFacts(
+            "t", [], labels=[LABEL | {"abnormality": name} for name in names], leaderboard=[BOARD] * 50,
+            curves={kind: dict.fromkeys(names, line) for kind in AXES}, training={"contrastive": line},
+            examples=[Example("s", "x" * 700, 1, 1, [found] * 3)] * 3, projection=[(0.123456, 1.2, 3)] * 1500,
+        )
+    )  # fmt: skip
+    assert len(html) < 2_500_000
 
 
 def test_page_without_any_result_is_still_a_page():

@@ -97,7 +97,8 @@ def volume_path(source: Path, name: str) -> Path:
 def test_rebuild_fills_the_warehouse(built):
     for table in (
         "volumes", "reports", "published_labels", "exclusions", "shards", "shard_volumes", "labels", "models",
-        "model_samples", "training_steps", "latents", "predictions", "metrics", "retrieval", "curves", "pages", "runs",
+        "model_samples", "training_steps", "latents", "predictions", "metrics", "retrieval", "curves", "comparisons",
+        "pages", "runs",
     ):  # fmt: skip
         assert query(built, f"select count(*) from {table}")[0][0] > 0, table
     assert query(built, "select * from patient_overlap") == []
@@ -147,7 +148,7 @@ def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(dat
     ]
     assert query(data_root, f"select * from training_samples where volume_name = '{name}'") == []
     done = rebuild_all(data_root, source)
-    assert counts(done) == {"convert": 1, "embed": 2, "evaluate": 3, "report": 3}
+    assert counts(done) == {"convert": 1, "embed": 2, "evaluate": 6, "report": 3}
     assert "stale: 1 samples moved" in done["train"]["detail"]
     stale = query(data_root, "select kind from stale_models join current_models using (model_id) where is_stale")
     assert {kind for (kind,) in stale} == {"ct-clip", "lipro", "vocabfine"}
@@ -241,7 +242,7 @@ def test_rebuild_fine_tunes_and_scores_each_kind_by_its_own_protocol(built):
 def test_rebuild_fine_tunes_what_it_is_asked_to(data_root, phantoms):
     done = rebuild_all(data_root, phantoms, finetune_kinds=(), seed=1)
     assert counts(done).keys() == {"train", "embed", "evaluate", "report"}
-    assert counts(done)["evaluate"] == 2
+    assert counts(done)["evaluate"] == 2 + 3  # and compared with the models of the first rebuild
     with pytest.raises(ConfigurationError, match="no fine-tuning 'lora'"):
         rebuild_all(data_root, phantoms, finetune_kinds=("lora",))
 
@@ -287,7 +288,7 @@ def test_changed_label_leaves_the_fine_tuned_models_stale_and_the_others_not(dat
         writer.writeheader()
         writer.writerows(rows)
     done = rebuild_all(data_root, source, labeller=labeller_of(data_root))
-    assert counts(done) == {"ingest": 18, "evaluate": 3, "report": 3}
+    assert counts(done) == {"ingest": 18, "evaluate": 6, "report": 3}
     assert "samples moved" in done["finetune"]["detail"]
     assert done["train"]["detail"] == ""
     stale = query(data_root, "select kind from stale_models join current_models using (model_id) where is_stale")
@@ -307,7 +308,7 @@ def test_lipro_without_a_parent_is_scored_on_the_latents_of_its_own_trunk(data_r
             run.record("models", table.to_arrow_table())
     assert embed(data_root, "smoke", lipro)["done"] == 0
     assert embed(data_root, "smoke", "orphan")["variant"] == "orphan"
-    assert evaluate(data_root, "smoke", "orphan")["done"] == 2
+    assert evaluate(data_root, "smoke", "orphan")["done"] == 2 + 3
     scores = {
         model_id: query(data_root, f"select * exclude (model_id, fingerprint, run_id) from current_predictions "
                                    f"where model_id = '{model_id}' order by all")
@@ -368,7 +369,7 @@ def edit_report(source: Path, findings: str, impression: str | None = None) -> s
 def test_changed_report_redoes_what_depends_on_it(data_root, source):
     rebuild_all(data_root, source)
     edit_report(source, "The heart is large.")
-    assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 2, "evaluate": 6, "report": 3}
+    assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 2, "evaluate": 9, "report": 3}
 
 
 @pytest.mark.slow
@@ -434,21 +435,29 @@ def test_tfidf_labeller_is_trained_where_there_is_none_and_kept_until_another_is
     assert (again["variant"], again["done"]) == (first["variant"], 1)
 
     hand_labels = write_hand_labels(data_root, tmp_path / "hand.csv")
+    scored = label(data_root, first["variant"], hand_labels=hand_labels)["hand_labels"]
+    assert (scored["stage"], scored["done"]) == ("evaluate", 1)
+    unseen = "select count(distinct scan_id) from current_labels where labeller_id = '{}' and not is_training"
+    assert query(data_root, unseen.format(first["variant"])) == query(
+        data_root, "select n from labeller_scores where abnormality = 'Emphysema'"
+    )
+    assert label(data_root, first["variant"], hand_labels=hand_labels)["hand_labels"]["done"] == 0
     newer = train_labeller(data_root, kind="tfidf", hand_labels=hand_labels)["labeller_id"]
     count = query(data_root, f"select count_samples from current_models where model_id = '{newer}'")[0][0]
     assert count == len(list(csv.reader(hand_labels.read_text().splitlines()))) - 1
     assert label(data_root, "tfidf")["variant"] == newer != first["variant"]
     assert query(data_root, "select * from current_labels where value <> (probability >= threshold)::int") == []
     labellers = "select count(distinct labeller_id), min(agreement) >= 0 from label_agreement where n > 0"
-    assert query(data_root, labellers) == [(3, True)]  # the one of the rebuild, and two of tf-idf
+    assert query(data_root, labellers) == [(2, True)]  # the rebuild's and the first of tf-idf; the newer has seen all
 
 
 def write_hand_labels(data_root: Path, path: Path) -> Path:
     """The published labels of the ingested reports, as a file of hand labels."""
     rows = query(
         data_root,
-        "select scan_id, findings, labels_wide.* exclude (scan_id, split, labeller_id) from labels_wide "
-        "join current_reports using (scan_id) where labeller_id = 'published' and findings is not null",
+        "select scan_id, concat(findings, impression), labels_wide.* exclude (scan_id, split, labeller_id) "
+        "from labels_wide join current_reports using (scan_id) "
+        "where labeller_id = 'published' and findings is not null",
     )
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("AccessionNo", "report_text", *ABNORMALITIES), *rows])

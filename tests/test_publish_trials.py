@@ -31,6 +31,18 @@ while not (root / "stop").exists():
     count, seen = count + 1, now
 print(count)
 """
+# holds one connection and asks it again and again until the file `stop` appears; prints how long, and what it saw
+HOLD = """
+import sys, pathlib, time, duckdb
+root, seen, started = pathlib.Path(sys.argv[1]), set(), time.monotonic()
+with duckdb.connect(str(root / "warehouse.duckdb"), read_only=True) as connection:
+    (root / "open").touch()
+    while not (root / "stop").exists():
+        seen |= set(connection.execute("select count(*), bit_xor(hash(volumes)) from volumes").fetchall())
+        time.sleep(0.1)
+print(time.monotonic() - started, len(seen))
+"""
+HELD_S = 20.0
 
 
 def start(program: str, *arguments: str | Path, **options: object) -> subprocess.Popen[str]:
@@ -177,3 +189,28 @@ def test_reader_that_holds_its_connection_delays_no_publish(tmp_path):
             assert store.publish(tmp_path, lock_timeout_s=1).is_changed
         assert held.execute("select count(*) from volumes").fetchall() == [(1,)]
     assert query(tmp_path, "select count(*) from volumes") == [(3,)]
+
+
+@pytest.mark.slow
+def test_reader_that_holds_its_connection_sees_its_file_to_the_end_while_publishes_go_on(tmp_path):
+    write_volumes(tmp_path, 0, 20_000)
+    store.publish(tmp_path)
+    reader = start(HOLD, tmp_path)
+    while not (tmp_path / "open").exists():
+        assert reader.poll() is None
+        time.sleep(0.01)
+    started, run = time.monotonic(), 0
+    while (elapsed := time.monotonic() - started) < HELD_S:
+        if run < 9 and elapsed > run * HELD_S / 9:
+            run += 1
+            write_volumes(tmp_path, run, 20_000)
+            assert store.publish(tmp_path, lock_timeout_s=1).is_changed
+        assert query(tmp_path, "select count(*) from volumes") == [((run + 1) * 20_000,)]
+        time.sleep(0.1)
+    (tmp_path / "stop").touch()
+    output, error = reader.communicate(timeout=60)
+    assert reader.returncode == 0, error
+    held_s, count_answers = output.split()
+    assert (float(held_s) >= HELD_S, count_answers) == (True, "1")
+    assert run == 9
+    assert [path.name for path in tmp_path.glob("warehouse*")] == [store.WAREHOUSE_FILE]

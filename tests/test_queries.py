@@ -69,8 +69,17 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         metrics=[
             SCORED | {"model_id": model, "label_source": "published", "abnormality": "Emphysema", "metric": "auroc"}
-            | {"value": value}
+            | {"value": value, "fingerprint": "e"}
             for model, value in (("m", 0.7), ("better", 0.8))
+        ],
+    )  # fmt: skip
+    write_run(
+        folder, 4, "evaluate",
+        comparisons=[
+            SCORED | {"model_id": "better", "other_model_id": "m", "other_protocol": "zero-shot", "metric": "auroc"}
+            | {"abnormality": name, "difference": 0.1, "ci_low": -0.05, "ci_high": 0.2, "p_value": 0.3}
+            | {"scored_as": "e", "other_scored_as": "e"}
+            for name in ("Emphysema", "macro")
         ],
     )  # fmt: skip
     store.publish(folder)
@@ -85,6 +94,17 @@ def ask(data_root: Path, name: str, **parameters: str) -> list[dict[str, Any]]:
 def test_best_model_by_label_is_the_one_of_the_greatest_auroc(data_root):
     (row,) = ask(data_root, "best_model_by_label", dataset="ct-rate", split="valid")
     assert (row["abnormality"], row["model_id"], row["auroc"]) == ("Emphysema", "better", 0.8)
+
+
+def test_model_is_compared_with_each_other_macro_first_whichever_of_the_two_is_asked(data_root):
+    rows = ask(data_root, "compare", model_id="m", dataset="ct-rate", split="valid")
+    assert [(row["other_model_id"], row["abnormality"]) for row in rows] == [
+        ("better", "macro"),
+        ("better", "Emphysema"),
+    ]
+    assert [rows[0][name] for name in ("difference", "ci_low", "ci_high", "p_value")] == [-0.1, -0.2, 0.05, 0.3]
+    (row, _) = ask(data_root, "compare", model_id="better", dataset="ct-rate", split="valid")
+    assert (row["other_model_id"], row["difference"]) == ("m", 0.1)
 
 
 def test_prevalence_counts_a_scan_once_however_many_reconstructions_it_has(data_root):
@@ -123,7 +143,7 @@ def test_costs_count_finished_runs_by_stage(data_root):
     assert {row["stage"]: row["count_runs"] for row in ask(data_root, "run_costs")} == {
         "ingest": 2,
         "embed": 1,
-        "evaluate": 1,
+        "evaluate": 2,
     }
 
 

@@ -64,6 +64,12 @@ TABLES: tuple[Table, ...] = (
         (*SCORED, "task", "k"),
         (*SCORED, "task"),
     ),
+    Table(
+        "comparisons",
+        "model x other model x data set x split x both protocols x unit x label source x abnormality x metric",
+        (*SCORED, "other_model_id", "other_protocol", "label_source", "abnormality", "metric"),
+        (*SCORED, "other_model_id", "other_protocol", "label_source"),
+    ),
     Table("projections", "model x data set x split x protocol x unit x item", (*SCORED, "item"), SCORED),
     Table(
         "curves",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 
 DROPPED_CHARACTERS = str.maketrans("", "", "\"'()")
@@ -17,3 +19,8 @@ def clean_report(findings: str | None, impression: str | None, sections: Sequenc
     parts = {"findings": findings, "impression": impression}
     text = "".join(parts[section] or "" for section in sections)
     return text.replace("Not given.", "").translate(DROPPED_CHARACTERS).strip()
+
+
+def report_sha256(text: str) -> str:
+    """By which copies of a report are known, whatever became of their spaces, marks and capitals on the way."""
+    return hashlib.sha256(re.sub("[^a-z0-9]+", "", text.lower()).encode()).hexdigest()

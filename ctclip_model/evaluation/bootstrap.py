@@ -32,7 +32,7 @@ class Resamples:
         count, rng = len(names), np.random.default_rng(config.seed)
         drawn = np.zeros((config.resamples, count), np.int32)
         for row in drawn:
-            row += np.bincount(rng.integers(count, size=count), minlength=count)
+            row += np.bincount(rng.integers(max(1, count), size=count), minlength=count)
         groups = min(count, config.jackknife_groups)
         left_out = (rng.permutation(count) % max(1, groups) != np.arange(groups)[:, None]).astype(np.int32)
         return Resamples(columns, np.ones((1, count), np.int32), drawn, left_out, config.confidence)

@@ -38,12 +38,19 @@ def embed_volumes(
     Volumes are (B, 1, depth, height, width), int16 HU as shards keep them, or floats in [-1, 1]. With a `dtype` such
     as bfloat16 the model runs in autocast; the latents are float32 all the same.
     """
-    model.eval()
-    device = model.temperature.device
-    for names, volumes in batches:
-        with torch.inference_mode(), autocast_to(device, dtype):
-            latents = model.encode_image(_scaled(volumes.to(device, non_blocking=True)))
+    for names, latents in _encode(model, model.encode_image, batches, dtype):
         yield names, _unit(latents)
+
+
+def encode_tokens(
+    model: CTCLIP, batches: Iterable[tuple[Sequence[str], Tensor]], *, dtype: torch.dtype | None = None
+) -> Iterator[tuple[Sequence[str], Tensor]]:
+    """The names and the image encoder's tokens before pooling, (B, depth, height, width, dim) of the patch grid.
+
+    Takes what `embed_volumes` takes. The tokens are on the CPU, in `dtype` where there is one, else float32.
+    """
+    for names, tokens in _encode(model, model.image_tokens, batches, dtype):
+        yield names, tokens.to("cpu", dtype or torch.float32)
 
 
 def embed_texts(
@@ -117,6 +124,20 @@ def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[li
         end = start + max(1, tokens_per_batch // max(1, lengths[longest_first[start]]))
         yield longest_first[start:end]
         start = end
+
+
+def _encode(
+    model: CTCLIP,
+    function: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Sequence[str], Tensor]],
+    dtype: torch.dtype | None,
+) -> Iterator[tuple[Sequence[str], Tensor]]:
+    """`function` of each batch of volumes, scaled, where the model is."""
+    model.eval()
+    device = model.temperature.device
+    for names, volumes in batches:
+        with torch.inference_mode(), autocast_to(device, dtype):
+            yield names, function(_scaled(volumes.to(device, non_blocking=True)))
 
 
 def _scaled(volumes: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class ComparisonRow:
     p_value: float | None
     p_value_holm: float | None  # corrected for the number of abnormalities; None for macro and micro
     n: int
+    count_patients: int
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ def compare(one: Scored, other: Scored, config: EvaluationConfig) -> list[Compar
             p_value=optional(p_values[row, column]),
             p_value_holm=optional(corrected[row, column]),
             n=_counts(one, name, row, metric in DECISION_METRICS)[0],
+            count_patients=_count_patients(one, row, metric in DECISION_METRICS),
         )
         for row, name in enumerate([*one.names, MACRO, MICRO])
         for column, metric in enumerate(METRICS)
@@ -214,6 +216,13 @@ def _counts(scored: Scored, name: str, row: int, is_decision: bool) -> tuple[int
         known = known & [{0.0, 1.0} <= set(column) for column in scored.labels.T]
         return int(known.sum()), int((scored.labels[known] == 1).sum())
     return int(known[:, row].sum()), int((scored.labels[known[:, row], row] == 1).sum())
+
+
+def _count_patients(scored: Scored, row: int, is_decision: bool) -> int:
+    """Patients with an item that counts for a label, or, macro and micro, for any."""
+    known = scored.decided if is_decision else ~np.isnan(scored.labels)
+    items = known[:, row] if row < len(scored.names) else known.any(axis=1)
+    return len(np.unique(np.asarray(scored.patients)[items]))
 
 
 def check_values(labels: Floats, probabilities: Floats) -> None:

@@ -122,12 +122,18 @@ def label(
     retry_rejects: RetryRejects = False,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
+    hand_labels: Annotated[
+        Path | None, typer.Option(help="Score the labeller on this CSV: AccessionNo, report_text and the 18 labels.")
+    ] = None,
+    trained_on: Annotated[
+        Path | None, typer.Option(help="A CSV of the reports that an imported labeller was trained on.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Label reports, once a scan."""
     run_flow(
         "label", as_json, data_root=data_root, labeller=labeller, split=split, limit=limit, force=force,
-        retry_rejects=retry_rejects, device=device, dtype=dtype,
+        retry_rejects=retry_rejects, device=device, dtype=dtype, hand_labels=hand_labels, trained_on=trained_on,
     )  # fmt: skip
 
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ctclip_model.device import Precision
+from ctclip_model.errors import ConfigurationError
 from flows.commands import app
 from flows.commands.options import (
     DataRoot,
+    Device,
+    Dtype,
     FormatChoice,
     Json,
+    Limit,
+    Split,
     StageName,
+    Volumes,
 )
 from flows.display import console, print_json, print_rows
 from tasks.settings import DATA_ROOT
+
+if TYPE_CHECKING:
+    from tasks.planning import Selection
 
 
 @app.command()
@@ -103,13 +113,62 @@ def export(
     data_root: DataRoot = DATA_ROOT,
     file_format: Annotated[FormatChoice, typer.Option("--format")] = FormatChoice.parquet,
     output: Annotated[Path | None, typer.Option("--output", help="Default: ./<table>.<format>.")] = None,
+    model: Annotated[str | None, typer.Option(help="Whose latents; default: every model's.")] = None,
+    encoded_tokens: Annotated[
+        bool, typer.Option("--encoded-tokens", help="The image encoder's tokens in place of latents.")
+    ] = False,
+    split: Split = None,
+    volumes: Volumes = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
 ) -> None:
-    """Write a table or view of the warehouse to a file."""
+    """Write a table or view of the warehouse to a file.
+
+    Of `latents` the volumes' present ones: name, model, vector. With --encoded-tokens the tokens before pooling, which
+    are computed: a safetensors file a volume in the folder --output; a rerun goes on where the last one ended.
+    """
+    from tasks.planning import Selection
     from tasks.reading import export_table
 
+    selection = Selection(split, volumes, limit)
+    if table == "latents":
+        _export_latents(data_root, model, selection, output, encoded_tokens, file_format, device, dtype)
+        return
+    if model or encoded_tokens or selection != Selection():
+        raise ConfigurationError(
+            "--model, --encoded-tokens, --split, --volumes and --limit are for `ctclip export latents`"
+        )
     path = output or Path(f"{table}.{file_format.value}")
     rows = export_table(data_root, table, path, file_format.value)
     console.print(f"{rows} rows in {path}")
+
+
+def _export_latents(
+    data_root: Path,
+    model: str | None,
+    selection: Selection,
+    output: Path | None,
+    encoded_tokens: bool,
+    file_format: FormatChoice,
+    device: str,
+    dtype: Precision,
+) -> None:
+    from flows.commands.running import showing_progress
+    from tasks.exporting import export_latents, export_tokens
+
+    if file_format is not FormatChoice.parquet:
+        raise ConfigurationError("latents are written as Parquet, and tokens as safetensors")
+    if not encoded_tokens:
+        path = output or Path("latents.parquet")
+        console.print(f"{export_latents(data_root, model, selection, path)} rows in {path}")
+        return
+    if model is None:
+        raise ConfigurationError("--encoded-tokens are of one model: name it with --model")
+    folder = output or Path("encoded-tokens")
+    with showing_progress():
+        made, kept = export_tokens(data_root, model, selection, folder, device, dtype)
+    console.print(f"{made} files written in {folder}, {kept} were there")
 
 
 @app.command()

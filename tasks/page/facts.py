@@ -27,7 +27,9 @@ def collect_facts(
     return PageFacts(
         title=f"{model.model_id} on {dataset}, {split}",
         headline=[*_headline(macro), (str(max((row["n"] for row in labels), default=0)), "scans scored")],
-        leaderboard=_rows(connection, "select * from model_leaderboard where dataset in ($dataset, 'ct-rate')", key),
+        leaderboard=_rows(connection, _LEADERBOARD, key | {"protocols": "own"}),
+        published=_rows(connection, _LEADERBOARD, key | {"protocols": "published"}),
+        comparisons=_rows(connection, _COMPARISONS, key),
         labels=by_label,
         curves={
             "ROC": _series(connection, _CURVE, key | {"curve": "roc"}),
@@ -38,6 +40,7 @@ def collect_facts(
         retrieval=retrieval,
         examples=find_examples(connection, data_root, model, dataset, split) if retrieval else (),
         projection=connection.execute(_PROJECTION, key).fetchall(),
+        labellers=_rows(connection, "select * from labeller_scores", {}),
         agreement=_rows(connection, "select * from label_agreement where split = $split", {"split": split}),
         quality=_rows(connection, "select problem, count(*) as n from data_quality group by all order by all", {}),
         rejects=_rows(connection, _REJECTS, {}),
@@ -94,6 +97,24 @@ on metric in ('auroc', 'average_precision', 'f1', 'weighted_f1', 'accuracy', 'pr
 using max(value)
 group by abnormality, n, n_positive, ci_low, ci_high
 order by auroc desc nulls last
+"""
+# only what the published way scored stands beside what is printed
+_LEADERBOARD = """
+select *
+from model_leaderboard
+where dataset in ($dataset, 'ct-rate') and (protocol = 'published') = ($protocols = 'published')
+"""
+_COMPARISONS = """
+select
+    other_model_id, other_protocol, max(difference) filter (abnormality = 'macro') as difference,
+    max(ci_low) filter (abnormality = 'macro') as ci_low, max(ci_high) filter (abnormality = 'macro') as ci_high,
+    max(p_value) filter (abnormality = 'macro') as p_value,
+    count(*) filter (p_value_holm < 0.05 and difference > 0) as count_better,
+    count(*) filter (p_value_holm < 0.05 and difference < 0) as count_worse, max(count_patients) as count_patients
+from model_comparisons
+where model_id = $model_id and dataset = $dataset and split = $split and unit = 'scan' and metric = 'auroc'
+group by other_model_id, other_protocol
+order by difference
 """
 _CURVE = """
 select abnormality, x, y

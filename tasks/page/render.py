@@ -28,13 +28,16 @@ class PageFacts:
 
     title: str
     headline: Sequence[tuple[str, str]]  # (figure, what it is)
-    leaderboard: Sequence[Row] = ()
+    leaderboard: Sequence[Row] = ()  # ours, each by its own protocol
+    published: Sequence[Row] = ()  # ours by the published protocol, and the printed ones
+    comparisons: Sequence[Row] = ()  # with each other model
     labels: Sequence[Row] = ()  # a row an abnormality
     curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)  # by a key of AXES and abnormality
     training: Mapping[str, Points] = field(default_factory=dict)  # by phase: (samples, loss)
     retrieval: Sequence[Row] = ()
     examples: Sequence[Example] = ()
     projection: Sequence[tuple[float, float, float]] = ()  # x, y, number of labels
+    labellers: Sequence[Row] = ()  # a row an abnormality, against hand labels
     agreement: Sequence[Row] = ()
     quality: Sequence[Row] = ()
     rejects: Sequence[Row] = ()
@@ -49,8 +52,8 @@ def render_page(facts: PageFacts) -> str:
     )  # fmt: skip
     environment.filters["number"] = _number
     charts = {
-        kind: {name: _curve_chart(kind, name, points) for name, points in lines.items()}
-        for kind, lines in facts.curves.items()
+        name: {kind: _curve_chart(kind, name, lines[name]) for kind, lines in facts.curves.items() if name in lines}
+        for name in facts.curves.get("ROC", {})  # a label of one class has none, and nothing to calibrate
     }
     losses = {phase: _loss_chart(phase, points) for phase, points in facts.training.items() if points}
     return environment.get_template("page.html").render(

@@ -1,13 +1,15 @@
-"""Evaluate: predictions, metrics, curves and retrieval of a model, from latents alone."""
+"""Evaluate: predictions, metrics, curves and retrieval of a model, from latents alone; and comparisons with others."""
 
 from __future__ import annotations
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.comparing import Comparison, list_comparisons, score_comparison
 from tasks.evaluation import Evaluation, list_evaluations, score_evaluation
 from tasks.models import ModelReference
 from tasks.planning import plan_items
+from tasks.publish import publish
 from tasks.runs import StageRun
 
 
@@ -30,3 +32,21 @@ def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation)
         run.record(table, table_rows)
     run.count_done += 1
     get_run_logger().info("%s: %s", evaluation.key, {table: len(table_rows) for table, table_rows in rows.items()})
+
+
+@task(cache_policy=NO_CACHE)
+def plan_comparisons(run: StageRun, model: ModelReference, force: bool) -> list[Comparison]:
+    """The comparisons of which either side has been scored anew."""
+    publish(run.data_root)
+    comparisons = list_comparisons(run.data_root, model)
+    wanted = {key: one.fingerprint for key, one in comparisons.items()}
+    pending = plan_items(run, model.model_id, wanted, force=force, is_whole=False)
+    return [comparisons[key] for key in pending]
+
+
+@task(cache_policy=NO_CACHE)
+def compare_models(run: StageRun, model: ModelReference, comparison: Comparison) -> None:
+    """Compares the model with one other and records the differences."""
+    run.record("comparisons", score_comparison(run.data_root, model, comparison))
+    run.count_done += 1
+    get_run_logger().info("%s", comparison.key)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.device import Precision
+from tasks.labeller_scores import HandScoring, plan_scoring, record_trained_on, score_labeller
 from tasks.labelling import LabellerReference, plan_labels, record_labels
 from tasks.planning import Selection
 from tasks.runs import StageRun
+
+
+@task(cache_policy=NO_CACHE)
+def note_training_reports(run: StageRun, labeller: LabellerReference, trained_on: Path) -> None:
+    """Records what an imported labeller was trained on."""
+    record_trained_on(run, labeller.labeller_id, trained_on)
 
 
 @task(cache_policy=NO_CACHE)
@@ -32,3 +41,21 @@ def label_reports(
     if reports:
         record_labels(run, labeller, reports, device, dtype)
         get_run_logger().info("%d reports labelled by %s", len(reports), labeller.labeller_id)
+
+
+@task(cache_policy=NO_CACHE)
+def plan_hand_scoring(
+    run: StageRun, labeller: LabellerReference, hand_labels: Path, dtype: Precision, force: bool
+) -> HandScoring | None:
+    """The hand-labelled reports that score the labeller, if anything about them or it is new."""
+    return plan_scoring(run, labeller.labeller_id, hand_labels, dtype, force=force)
+
+
+@task(cache_policy=NO_CACHE)
+def score_on_hand_labels(
+    run: StageRun, labeller: LabellerReference, scoring: HandScoring | None, device: str, dtype: Precision
+) -> None:
+    """Scores it."""
+    if scoring is not None:
+        score_labeller(run, labeller, scoring, device, dtype)
+        get_run_logger().info("%s scored on %d reports", labeller.labeller_id, len(scoring.reports.texts))

@@ -17,6 +17,7 @@ with records as (
     union all select distinct 'metrics', run_id from metrics
     union all select distinct 'retrieval', run_id from retrieval
     union all select distinct 'curves', run_id from curves
+    union all select distinct 'comparisons', run_id from comparisons
     union all select distinct 'projections', run_id from projections
     union all select distinct 'pages', run_id from pages
     union all select distinct 'wanted', run_id from wanted

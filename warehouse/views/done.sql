@@ -13,4 +13,9 @@ select distinct 'embed', model_id, kind || ':' || item, fingerprint from current
 union all
 select distinct 'evaluate', model_id, concat_ws('/', dataset, split, protocol, unit), fingerprint from current_metrics
 union all
+select distinct
+    'evaluate', model_id,
+    concat_ws('/', dataset, split, protocol, unit) || ' against ' || concat_ws('/', other_model_id, other_protocol), fingerprint
+from current_comparisons
+union all
 select distinct 'report', model_id, concat_ws('/', dataset, split), fingerprint from current_pages

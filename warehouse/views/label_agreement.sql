@@ -1,4 +1,4 @@
--- labeller x split x abnormality, against the published labels of the same scans; kappa is Cohen's
+-- labeller x split x abnormality, against the published labels of the same scans, but of those whose reports it was trained on; kappa is Cohen's
 with pairs as (
     select
         labeller_id, split, abnormality, count(*) as n,
@@ -10,6 +10,7 @@ with pairs as (
     from all_labels as ours
     join current_published_labels as published using (scan_id, abnormality)
     where labeller_id <> 'published' and ours.value is not null and published.value is not null
+        and is_training is not true
     group by labeller_id, split, abnormality
 ),
 chance as (

@@ -9,7 +9,7 @@ with macros as (
         max(value) filter (metric = 'accuracy') as accuracy,
         max(n) as n
     from current_metrics
-    where abnormality = 'macro'
+    where abnormality = 'macro' and label_source <> 'hand'
     group by all
 ),
 printed as (

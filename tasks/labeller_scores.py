@@ -1,0 +1,123 @@
+"""How well a labeller reads the reports of a file of hand labels, without those that it was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctclip_model.config import VERSIONS, EvaluationConfig, fingerprint
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.names import EXTERNAL
+from ctclip_model.data.reports import report_sha256
+from ctclip_model.device import Precision, choose_device
+from ctclip_model.errors import ConfigurationError
+from ctclip_model.evaluation import metrics
+from tasks.labelling import LabelledReports, LabellerReference, read_reports, read_trained_on
+from tasks.planning import plan_items
+from tasks.publish import publish
+from tasks.runs import StageRun
+from tasks.settings import HAND
+from tasks.sources.hand_labels import read_hand_labels
+from warehouse import store
+
+CONFIG = EvaluationConfig()
+SCORED = {"dataset": "hand-labels", "split": EXTERNAL, "protocol": "labeller", "unit": "report"}
+
+
+@dataclass(frozen=True)
+class HandScoring:
+    """The reports that score a labeller, none of which it was trained on."""
+
+    reports: LabelledReports
+    fingerprint: str
+
+
+def record_trained_on(run: StageRun, labeller_id: str, path: Path) -> None:
+    """Records what an imported labeller was trained on, from a file of those reports, in addition to what is known."""
+    with store.read(run.data_root) as connection:
+        rows = connection.sql(
+            "select model_id, sample_id, fingerprint, split from current_model_samples where model_id = $id",
+            params={"id": labeller_id},
+        ).to_arrow_table()
+    known = set(rows["fingerprint"].to_pylist())
+    new = read_hand_labels(path).without(known).sample_rows(labeller_id)
+    if new:
+        by_name = {row["sample_id"]: row for row in (*rows.to_pylist(), *new)}
+        run.record("model_samples", list(by_name.values()))
+        publish(run.data_root)
+
+
+def plan_scoring(run: StageRun, labeller_id: str, path: Path, dtype: Precision, *, force: bool) -> HandScoring | None:
+    """What is to be scored; None where neither the labeller nor a report or label of the file has changed.
+
+    Raises `ConfigurationError` where it is not known what the labeller was trained on, or nothing else is in the file.
+    """
+    trained_on = read_trained_on(run.data_root, labeller_id)
+    if trained_on is None:
+        raise ConfigurationError(
+            f"it is not recorded what reports {labeller_id} was trained on, which must not score it: name the file of "
+            "them with --trained-on"
+        )
+    everything = read_hand_labels(path)
+    _record_hand_labels(run, everything, path)
+    reports = everything.without(trained_on)
+    if not reports.texts:
+        raise ConfigurationError(f"--hand-labels {path}: {labeller_id} was trained on every report of it")
+    mark = fingerprint(
+        labeller_id, VERSIONS["label"], VERSIONS["evaluate"], CONFIG, reports.scans, reports.texts,
+        reports.labels.tolist(), *dtype.mark,
+    )  # fmt: skip
+    key = "/".join(SCORED.values())
+    return HandScoring(reports, mark) if plan_items(run, labeller_id, {key: mark}, force=force) else None
+
+
+def score_labeller(
+    run: StageRun, reference: LabellerReference, scoring: HandScoring, device: str, dtype: Precision
+) -> None:
+    """Reads the reports and records what the labeller said of each, and its metrics at its own thresholds.
+
+    Intervals draw texts, so that the copies of a report stand or fall together.
+    """
+    from ctclip_model.training.labeller import load_labeller
+
+    labeller = load_labeller(reference.folder, device=str(choose_device(device)))
+    reports = scoring.reports
+    probabilities = labeller.label(reports.texts, dtype=dtype.autocast).astype(float)
+    scored = metrics.Scored(
+        ABNORMALITIES, reports.labels.astype(float), probabilities, labeller.thresholds, "the labeller's own",
+        [report_sha256(text) for text in reports.texts],
+    )  # fmt: skip
+    stamp: dict[str, Any] = {"model_id": reference.labeller_id, "fingerprint": scoring.fingerprint} | SCORED
+    run.record(
+        "predictions",
+        [
+            stamp | {"item": report, "abnormality": name, "probability": float(value)}
+            for report, row in zip(reports.scans, probabilities, strict=True)
+            for name, value in zip(ABNORMALITIES, row, strict=True)
+        ],
+    )
+    rows = metrics.score(scored, CONFIG)
+    run.record("metrics", [stamp | {"label_source": HAND} | dataclasses.asdict(row) for row in rows])
+    run.count_done += 1
+
+
+def _record_hand_labels(run: StageRun, reports: LabelledReports, path: Path) -> None:
+    """Records the hand labels that are new or changed, with the scan whose report has the same text."""
+    scans = {report_sha256(text): scan for scan, text in reversed(read_reports(run).items())}
+    with store.read(run.data_root) as connection:
+        known = set(connection.execute("select report_id, fingerprint from current_hand_labels").fetchall())
+    rows = []
+    for report_id, text, values in zip(reports.scans, reports.texts, reports.labels.tolist(), strict=True):
+        sha256 = report_sha256(text)
+        row = {
+            "report_id": report_id, "text_sha256": sha256, "scan_id": scans.get(sha256),
+            "fingerprint": fingerprint(sha256, scans.get(sha256), values), "source": path.name,
+        }  # fmt: skip
+        if (report_id, row["fingerprint"]) not in known:
+            rows += [
+                row | {"abnormality": name, "value": value} for name, value in zip(ABNORMALITIES, values, strict=True)
+            ]
+    if rows:
+        run.record("hand_labels", rows)

@@ -1,0 +1,182 @@
+"""Comparisons: each pair once, paired on what both predicted, and again only when one of the two is scored anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from warehouse_records import query, write_run
+
+from ctclip_model.config import EvaluationConfig
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.evaluation import metrics
+from tasks import comparing
+from tasks.comparing import list_comparisons, score_comparison
+from tasks.evaluation import UNDECIDED
+from tasks.models import ModelReference
+from tasks.planning import plan_items
+from tasks.runs import open_run
+from warehouse import store
+
+SCANS = [f"valid_{number // 2 + 1}_{'ab'[number % 2]}" for number in range(60)]  # two of each patient
+TRUTH = (np.random.default_rng(0).random((60, 18)) < 0.4).astype(float)
+KINDS = {"base": "zero-shot", "tuned": "vocabfine", "probe": "lipro"}
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "CONFIG", EvaluationConfig(resamples=50, jackknife_groups=5))
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three models, made in this order and all scored; the last has not seen the last patient's scans."""
+    data_root = tmp_path_factory.mktemp("data")
+    write_run(
+        data_root, 0, "ingest",
+        volumes=[
+            {"volume_name": f"{scan}_1", "scan_id": scan, "patient_id": scan[:-2], "split": "valid"} for scan in SCANS
+        ],
+        published_labels=[
+            {"scan_id": scan, "abnormality": name, "value": int(value)}
+            for scan, row in zip(SCANS, TRUTH, strict=True) for name, value in zip(ABNORMALITIES, row, strict=True)
+        ],
+    )  # fmt: skip
+    for run, model_id in enumerate(KINDS, start=1):
+        write_run(data_root, run, "train", models=[{"model_id": model_id, "fingerprint": model_id}])
+        write_scores(data_root, run + 3, model_id, count=58 if model_id == "probe" else 60)
+    store.publish(data_root)
+    return data_root
+
+
+@pytest.fixture
+def data_root(scored: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(scored, tmp_path / "data"))
+
+
+def draw(model_id: str, fingerprint: str) -> np.ndarray:
+    """Probabilities (scans, 18), the better the later the model."""
+    noise = np.random.default_rng([len(model_id), len(fingerprint)]).random(TRUTH.shape)
+    return 0.1 * (1 + list(KINDS).index(model_id)) * TRUTH + 0.7 * noise
+
+
+def write_scores(
+    data_root: Path, run: int, model_id: str, count: int = 60, fingerprint: str = "e", source: str = "ct-rate train"
+) -> None:
+    """What `evaluate` records of a model: predictions, and metrics with the thresholds."""
+    stamp = {"model_id": model_id, "dataset": "ct-rate", "split": "valid", "unit": "scan", "fingerprint": fingerprint}
+    stamp |= {"protocol": KINDS[model_id]}
+    probabilities = draw(model_id, fingerprint)[:count]
+    scored = metrics.Scored(ABNORMALITIES, TRUTH[:count], probabilities, np.full(18, 0.4), source, SCANS[:count])
+    rows = metrics.score(scored, EvaluationConfig(resamples=0))
+    predictions = [
+        {"item": scan, "abnormality": name, "probability": float(value)}
+        for scan, row in zip(SCANS, probabilities, strict=False) for name, value in zip(ABNORMALITIES, row, strict=True)
+    ]  # fmt: skip
+    published = {"protocol": "published", "unit": "volume"}  # which is compared with nothing
+    scores = [stamp | {"label_source": "published"} | dataclasses.asdict(row) for row in rows]
+    write_run(
+        data_root, run, "evaluate", predictions=[stamp | row for row in predictions],
+        metrics=[*scores, *(row | published | {"n": 0, "n_positive": 0} for row in scores[:1])],
+    )  # fmt: skip
+
+
+def reference(model_id: str) -> ModelReference:
+    return ModelReference(model_id, "ct-clip", "tiny", Path(), "r", 1.0, model_id, "w", model_id)
+
+
+def compare(data_root: Path, model_id: str) -> list[str]:
+    """Makes the pending comparisons of a model, and returns which they were."""
+    model = reference(model_id)
+    with open_run(data_root, "evaluate", model_id) as run:
+        comparisons = list_comparisons(data_root, model)
+        wanted = {key: one.fingerprint for key, one in comparisons.items()}
+        pending = plan_items(run, model_id, wanted, is_whole=False)
+        for key in pending:
+            run.record("comparisons", score_comparison(data_root, model, comparisons[key]))
+    return list(pending)
+
+
+def current(data_root: Path, model_id: str, other: str) -> dict[str, Any]:
+    """AUROC differences by abnormality, as the view has them."""
+    rows = query(
+        data_root,
+        "select abnormality, difference from model_comparisons where metric = 'auroc' "
+        f"and model_id = '{model_id}' and other_model_id = '{other}'",
+    )
+    return dict(rows)
+
+
+def auroc(model_id: str, column: int, count: int = 60, fingerprint: str = "e") -> float:
+    return roc_auc_score(TRUTH[:count, column], draw(model_id, fingerprint)[:count, column])
+
+
+def test_each_pair_is_compared_once_by_the_model_made_later(data_root):
+    assert compare(data_root, "base") == []
+    assert compare(data_root, "tuned") == ["ct-rate/valid/vocabfine/scan against base/zero-shot"]
+    assert compare(data_root, "probe") == [
+        f"ct-rate/valid/lipro/scan against {other}" for other in ("base/zero-shot", "tuned/vocabfine")
+    ]
+    assert [compare(data_root, model_id) for model_id in KINDS] == [[], [], []]
+
+
+def test_differences_are_of_the_scans_that_both_predicted(data_root):
+    compare(data_root, "probe")
+    found = current(data_root, "probe", "base")
+    for column, name in enumerate(ABNORMALITIES):
+        assert found[name] == pytest.approx(auroc("probe", column, 58) - auroc("base", column, 58), abs=1e-12)
+    assert found["macro"] == pytest.approx(np.mean([found[name] for name in ABNORMALITIES]))
+    assert current(data_root, "base", "probe") == pytest.approx({name: -value for name, value in found.items()})
+    counts = "select distinct n, count_patients from comparisons where abnormality <> 'micro' and model_id = 'probe'"
+    assert query(data_root, counts) == [(58, 29)]
+    assert query(data_root, "select count(p_value_holm) from current_comparisons where abnormality = 'macro'") == [(0,)]
+
+
+@pytest.mark.parametrize("moved", ["base", "tuned"])
+def test_comparison_is_superseded_once_either_side_is_scored_anew(data_root, moved):
+    compare(data_root, "tuned")
+    write_scores(data_root, 7, moved, fingerprint="another")
+    store.publish(data_root)
+    assert current(data_root, "tuned", "base") == {}  # it is of scores that stand no more
+    assert compare(data_root, "tuned") == ["ct-rate/valid/vocabfine/scan against base/zero-shot"]
+    marks = {model_id: "another" if model_id == moved else "e" for model_id in ("base", "tuned")}
+    expected = auroc("tuned", 0, fingerprint=marks["tuned"]) - auroc("base", 0, fingerprint=marks["base"])
+    assert current(data_root, "tuned", "base")[ABNORMALITIES[0]] == pytest.approx(expected)
+    assert query(data_root, "select count(distinct run_id), count(distinct superseded_by_run) from comparisons") == [
+        (2, 1)
+    ]
+
+
+def test_patients_who_chose_the_thresholds_of_one_are_decided_for_neither(data_root):
+    write_scores(data_root, 7, "base", fingerprint="own", source=f"ct-rate valid, {UNDECIDED}")
+    store.publish(data_root)
+    compare(data_root, "tuned")
+    counts = query(
+        data_root,
+        "select metric, any_value(count_patients) from current_comparisons where abnormality = 'Emphysema' "
+        "and metric in ('auroc', 'accuracy') group by all order by 1",
+    )
+    assert counts == [("accuracy", 15), ("auroc", 30)]
+
+
+def test_models_without_a_common_scan_have_no_difference(data_root):
+    with store.read(data_root) as connection:
+        comparison = list_comparisons(data_root, reference("tuned")).popitem()[1]
+        side = comparing._load_side(connection, comparison, "base", "zero-shot")
+    nothing = side.restrict(set(), set(), np.zeros(18, bool))
+    rows = metrics.compare(nothing, nothing, comparing.CONFIG)
+    assert {(row.difference, row.p_value, row.n, row.count_patients) for row in rows} == {(None, None, 0, 0)}
+
+
+def test_pages_of_both_models_are_due_again_after_a_comparison(data_root):
+    from tasks.pages import list_pages
+
+    before = {model_id: list_pages(data_root, reference(model_id)) for model_id in KINDS}
+    compare(data_root, "tuned")
+    moved = {model_id for model_id in KINDS if list_pages(data_root, reference(model_id)) != before[model_id]}
+    assert moved == {"base", "tuned"}

@@ -1,0 +1,165 @@
+"""Exports of a model: latents and tokens come back from their files as the model gives them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import smoke
+from safetensors import safe_open
+from safetensors.torch import load_file
+from test_cli import ctclip
+from test_loader import FACTS
+from warehouse_records import query, write_run
+
+from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
+from ctclip_model.data.shards import ShardVolume, read_volume, write_shard
+from ctclip_model.data.volume import ConvertedVolume
+from ctclip_model.device import Precision
+from ctclip_model.evaluation.embed import embed_volumes
+from ctclip_model.models.checkpoint import save_model_folder
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.text import train_tokenizer
+from tasks.embedding import embed_volumes as embed_converted
+from tasks.embedding import plan_work
+from tasks.exporting import export_tokens
+from tasks.models import find_model
+from tasks.planning import Selection, plan_items
+from tasks.runs import open_run
+
+MODEL = "smoke-own"
+NAMES = ("valid_2_a_1", "train_1_a_2", "train_10_a_1", "train_1_a_1", "valid_1_a_1")  # as they lie in the shard
+
+
+@pytest.fixture(scope="module")
+def model() -> CTCLIP:
+    torch.manual_seed(0)
+    return CTCLIP(smoke().model).eval()
+
+
+@pytest.fixture(scope="module")
+def data_root(model: CTCLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five converted volumes, and their latents by a model of random weights."""
+    data_root = tmp_path_factory.mktemp("data")
+    recipe, rng = smoke().recipe, np.random.default_rng(0)
+    converted = [
+        ShardVolume(name, "", ConvertedVolume(rng.integers(-1000, 1000, recipe.shape, np.int16), *FACTS))
+        for name in NAMES
+    ]
+    write_shard(data_root / "shards/a.arrow", recipe, converted)
+    place = {"recipe_id": recipe.recipe_id, "shard_path": "shards/a.arrow", "fingerprint": "f"}
+    write_run(
+        data_root, 0, "convert", volumes=[{"volume_name": name} for name in NAMES],
+        shard_volumes=[place | {"volume_name": name, "row_index": row} for row, name in enumerate(NAMES)],
+        wanted=[
+            {"stage": "convert", "variant": recipe.recipe_id, "item": name, "fingerprint": "f"} for name in NAMES
+        ],
+    )  # fmt: skip
+    tokenizer = train_tokenizer([prompt for name in ABNORMALITIES for prompt in prompt_pair(name)] * 2, 200)
+    save_model_folder(data_root / "models" / MODEL, model, tokenizer, extra={"preset": "smoke"})
+    row = {"model_id": MODEL, "kind": "ct-clip", "preset": "smoke", "path": f"models/{MODEL}", "fingerprint": "f"}
+    write_run(
+        data_root, 1, "train",
+        models=[row | {"recipe_id": recipe.recipe_id, "logit_scale": 1.0, "weights_sha256": "w"}],
+    )  # fmt: skip
+    reference = find_model(data_root, "smoke", MODEL)
+    work = plan_work(data_root, reference, Precision.float32)
+    with open_run(data_root, "embed", MODEL) as run:
+        plan_items(run, MODEL, work.fingerprints)
+        embed_converted(run, reference, work, "cpu")
+    return data_root
+
+
+def shards(data_root: Path) -> dict[str, tuple[str, int]]:
+    rows = query(data_root, "select volume_name, shard_path, row_index from converted_volumes order by 1")
+    return {name: (path, row) for name, path, row in rows}
+
+
+def volume(data_root: Path, name: str) -> torch.Tensor:
+    """int16 HU (1, 1, depth, height, width)"""
+    path, row = shards(data_root)[name]
+    return torch.from_numpy(read_volume(data_root / path, row))[None, None]
+
+
+def test_latents_come_back_in_the_order_of_the_volumes_as_the_model_gives_them(data_root, model, tmp_path):
+    path = tmp_path / "latents.parquet"
+    result = ctclip("export", "latents", "--model", MODEL, "--output", path, "--data-root", data_root)
+    assert result.returncode == 0, result.stderr
+    table = pq.read_table(path)
+    assert table.schema.names == ["volume_name", "model_id", "latent"]
+    assert table.schema.field("latent").type == pa.list_(pa.float32())
+    names = table["volume_name"].to_pylist()
+    assert names == list(shards(data_root))
+    assert set(table["model_id"].to_pylist()) == {MODEL}
+    expected = [next(embed_volumes(model, [([name], volume(data_root, name))]))[1][0] for name in names]
+    assert np.array(table["latent"].to_pylist()) == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_tokens_come_back_as_the_model_gives_them_and_pool_to_the_latent(data_root, model, tmp_path):
+    command = (
+        "export",
+        "latents",
+        "--encoded-tokens",
+        "--model",
+        MODEL,
+        "--output",
+        tmp_path,
+        "--data-root",
+        data_root,
+    )
+    result = ctclip(*command, "--split", "valid")
+    assert result.returncode == 0, result.stderr
+    names = [name for name in shards(data_root) if name.startswith("valid")]
+    assert f"{len(names)} files written in" in result.stdout
+    assert sorted(path.stem for path in tmp_path.iterdir()) == names
+    latents = dict(query(data_root, "select item, latent from latents where kind = 'volume'"))
+    for name in names:
+        with safe_open(tmp_path / f"{name}.safetensors", "pt") as file:
+            assert list(file.keys()) == ["tokens"]
+            assert (file.metadata()["volume_name"], file.metadata()["model_id"]) == (name, MODEL)
+            tokens = file.get_tensor("tokens")
+        with torch.inference_mode():
+            assert torch.equal(tokens, model.image_tokens(volume(data_root, name).float() / 1000)[0])
+            pooled = model.to_visual_latent(tokens[None].mean(dim=1).flatten(1))
+        latent = torch.nn.functional.normalize(pooled, dim=-1)[0]
+        assert latent.tolist() == pytest.approx(latents[name], abs=1e-5)
+
+
+def test_second_export_of_tokens_makes_only_what_is_missing_damaged_or_of_another_precision(data_root, tmp_path):
+    folder, count = tmp_path / "tokens", len(shards(data_root))
+    assert export_tokens(data_root, MODEL, Selection(limit=2), folder, "cpu", Precision.float32) == (2, 0)
+    assert export_tokens(data_root, MODEL, Selection(), folder, "cpu", Precision.float32) == (count - 2, 2)
+    first, second, *_ = sorted(folder.iterdir())
+    untouched, tokens = second.stat().st_mtime_ns, load_file(first)["tokens"].clone()
+    first.write_bytes(first.read_bytes()[:-100])
+    assert export_tokens(data_root, MODEL, Selection(), folder, "cpu", Precision.float32) == (1, count - 1)
+    assert torch.equal(load_file(first)["tokens"], tokens)
+    assert second.stat().st_mtime_ns == untouched
+    assert export_tokens(data_root, MODEL, Selection(limit=1), folder, "cpu", Precision.bfloat16) == (1, 0)
+    types = [load_file(path)["tokens"].dtype for path in folder.iterdir()]
+    assert sorted(map(str, types)) == ["torch.bfloat16", *["torch.float32"] * (count - 1)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["latents", "--model", "absent"], "there is no model 'absent'"),
+        (["latents", "--format", "csv"], "written as Parquet"),
+        (["latents", "--encoded-tokens"], "name it with --model"),
+        (["latents", "--volumes", "valid_99*"], "ctclip embed"),
+        (["latents", "--encoded-tokens", "--model", MODEL, "--volumes", "valid_99*"], "ctclip convert"),
+        (["current_latents", "--model", MODEL], "are for `ctclip export latents`"),
+    ],
+)
+def test_mistake_is_one_clear_line_and_leaves_no_file(data_root, tmp_path, arguments, line):
+    output = tmp_path / "output"
+    result = ctclip("export", *arguments, "--output", output, "--data-root", data_root)
+    assert result.returncode == 1
+    assert line in re.sub(r"\s+", " ", result.stderr)
+    assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,138 @@
+"""An evaluation's rows from latents to the published warehouse: RAD-ChestCT's 16 labels, and latents on a plane."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from warehouse_records import query, write_run
+
+from ctclip_model.config import EvaluationConfig
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.evaluation.zero_shot import zero_shot
+from tasks import evaluation
+from tasks.evaluation import list_evaluations, score_evaluation
+from tasks.models import ModelReference
+from tasks.runs import open_run
+
+SCANS = [f"trn{number:05}" for number in range(24)]
+RNG = np.random.default_rng(0)
+CALCIFICATIONS = [place for place, name in enumerate(ABNORMALITIES) if name.endswith("wall calcification")]
+MOSAIC = ABNORMALITIES.index("Mosaic attenuation pattern")
+MODEL = ModelReference("m", "ct-clip", "tiny", Path(), "r", 5.0, "f", "w", "m")
+
+
+def unit(latents: np.ndarray) -> np.ndarray:
+    return (latents / np.linalg.norm(latents, axis=-1, keepdims=True)).astype(np.float32)
+
+
+LATENTS = unit(RNG.standard_normal((len(SCANS), 8)))
+PROMPTS = unit(RNG.standard_normal((18, 2, 8)))
+LABELS = (RNG.random((len(SCANS), 18)) < 0.5).astype(int)
+LABELS[:, CALCIFICATIONS] = LABELS[:, CALCIFICATIONS[:1]]  # copies of one, as in the real file
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 scans of RAD-ChestCT with their labels, embedded, and the prompts."""
+    data_root = tmp_path_factory.mktemp("data")
+    write_run(
+        data_root, 0, "ingest", sources=[{"source": "rad", "kind": "rad-chestct", "fingerprint": "f"}],
+        volumes=[
+            {"volume_name": scan, "scan_id": scan, "patient_id": scan, "split": "external", "source": "rad"}
+            for scan in SCANS
+        ],
+        published_labels=[
+            {"scan_id": scan, "abnormality": name, "value": int(value), "fingerprint": "f"}
+            for scan, row in zip(SCANS, LABELS, strict=True) for name, value in zip(ABNORMALITIES, row, strict=True)
+            if name != ABNORMALITIES[MOSAIC]
+        ],
+    )  # fmt: skip
+    sides = ("present", "absent")
+    items = {("volume", scan): latent for scan, latent in zip(SCANS, LATENTS, strict=True)} | {
+        ("prompt", f"{side}:{name}"): PROMPTS[row, place]
+        for row, name in enumerate(ABNORMALITIES) for place, side in enumerate(sides)
+    }  # fmt: skip
+    write_run(
+        data_root, 1, "embed",
+        latents=[
+            {"model_id": "m", "kind": kind, "item": item, "fingerprint": "l", "latent": latent.tolist()}
+            for (kind, item), latent in items.items()
+        ],
+        wanted=[
+            {"stage": "embed", "variant": "m", "item": f"{kind}:{item}", "fingerprint": "l"} for kind, item in items
+        ],
+    )  # fmt: skip
+    with open_run(data_root, "embed", "m"):
+        pass  # publishes
+    return data_root
+
+
+@pytest.fixture
+def data_root(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    config = EvaluationConfig(resamples=20, jackknife_groups=5, projection_steps=250)
+    monkeypatch.setattr(evaluation, "CONFIG", config)
+    return Path(shutil.copytree(embedded, tmp_path / "data"))
+
+
+def evaluate(data_root: Path, model: ModelReference = MODEL) -> None:
+    """Scores everything and publishes it, so that the warehouse's checks have their say."""
+    with open_run(data_root, "evaluate", model.model_id) as run:
+        for one in list_evaluations(data_root, model).values():
+            for table, rows in score_evaluation(data_root, model, one).items():
+                run.record(table, rows)
+
+
+def rows_of(data_root: Path, sql: str) -> dict[Any, Any]:
+    return dict(query(data_root, sql))
+
+
+def test_rad_chestct_is_scored_on_16_labels_with_the_larger_calcification(data_root):
+    evaluate(data_root)
+    probabilities = zero_shot(LATENTS, PROMPTS, MODEL.logit_scale)
+    kept = [place for place in range(18) if place not in (*CALCIFICATIONS, MOSAIC)]
+    expected = {ABNORMALITIES[place]: roc_auc_score(LABELS[:, place], probabilities[:, place]) for place in kept}
+    larger = probabilities[:, CALCIFICATIONS].max(axis=1)
+    expected["Calcification"] = roc_auc_score(LABELS[:, CALCIFICATIONS[0]], larger)
+    assert len(expected) == 16
+    found = "select abnormality, value from current_metrics where metric = 'auroc' and abnormality <> 'micro'"
+    for protocol in ("zero-shot", "published"):
+        by_label = rows_of(data_root, f"{found} and protocol = '{protocol}'")
+        assert by_label.pop("macro") == pytest.approx(np.mean(list(expected.values())))
+        assert by_label == pytest.approx(expected, abs=1e-6)
+    predicted = rows_of(
+        data_root,
+        "select item, probability from current_predictions "
+        "where abnormality = 'Calcification' and protocol = 'zero-shot'",
+    )
+    assert predicted == pytest.approx(dict(zip(SCANS, larger.tolist(), strict=True)), abs=1e-6)
+    assert query(data_root, "select distinct dataset, split from current_metrics") == [("rad-chestct", "external")]
+    assert query(
+        data_root, "select dataset, n from model_leaderboard where not is_published and protocol <> 'published'"
+    ) == [("rad-chestct", 24)]
+
+
+def test_latents_are_projected_once_for_a_model_and_the_same_again(data_root):
+    evaluate(data_root)
+    points = query(data_root, "select protocol, unit, item, count_items, count_all, x, y from current_projections")
+    assert {row[:2] for row in points} == {("zero-shot", "scan")}  # the published protocol has the same latents
+    assert sorted(row[2] for row in points) == SCANS
+    assert {row[3:5] for row in points} == {(24, 24)}
+    assert np.isfinite([row[5:] for row in points]).all()
+    assert len({row[5:] for row in points}) == 24
+    evaluate(data_root)
+    again = query(data_root, "select protocol, unit, item, count_items, count_all, x, y from current_projections")
+    assert sorted(again) == sorted(points)
+
+
+def test_of_many_latents_as_many_as_the_configuration_says_are_projected(data_root, monkeypatch):
+    monkeypatch.setattr(evaluation, "CONFIG", dataclasses.replace(evaluation.CONFIG, projection_items=10))
+    evaluate(data_root)
+    points = query(data_root, "select item, count_items, count_all from current_projections")
+    assert len(points) == 10
+    assert {row[1:] for row in points} == {(10, 24)}

@@ -1,0 +1,6 @@
+-- a comparison of a model with itself, or whose interval, p-value or counts cannot be
+select model_id, other_model_id, dataset, split, protocol, abnormality, metric, difference, ci_low, ci_high, p_value, p_value_holm, n
+from current_comparisons
+where
+    model_id = other_model_id or not difference between -1 and 1 or ci_low > ci_high or bca_low > bca_high
+    or not p_value between 0 and 1 or not p_value_holm between p_value and 1 or n < 0
