@@ -10,7 +10,7 @@ from prefect import flow
 from ctclip_model.data.names import Storage
 from tasks.settings import DATA_ROOT
 from tasks.stages import stage_run, whole
-from tasks.stages.ingest import open_source, read_source, record_changes, refuse_unreadable
+from tasks.stages.ingest import has_moved, open_source, read_source, record_changes, refuse_unreadable
 
 
 @flow(name="ingest")
@@ -29,7 +29,8 @@ def ingest(
     """
     opened = open_source(source, data_root, storage, orientation, revision)
     with stage_run(data_root, "ingest", opened.name) as run:
-        revision, catalogue = read_source(opened)
-        record_changes(run, opened, revision, whole(catalogue), force)
-        refuse_unreadable(catalogue)
+        if force or has_moved(run, opened):
+            revision, catalogue = read_source(opened)
+            record_changes(run, opened, revision, whole(catalogue), force)
+            refuse_unreadable(catalogue)
     return run.summary()

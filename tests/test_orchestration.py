@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ class Installation:
             "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": self.api, "HF_TOKEN": CANARY,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1",
             "CTCLIP_DATA_ROOT": str(self.data_root), "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         }  # fmt: skip
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -84,18 +87,26 @@ class Installation:
         return done.stdout
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """The server's answer, asked for again while its SQLite is locked; None where there is no server."""
         content = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.api + path, content, {"Content-Type": "application/json"}, method=method)
-        try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                return json.loads(answer.read() or b"{}")
-        except OSError:
-            return None
+        for _ in range(20):
+            try:
+                with urllib.request.urlopen(request, timeout=20) as answer:
+                    return json.loads(answer.read() or b"{}")
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    raise
+                time.sleep(1)
+            except OSError:
+                break
+        return None
 
     def run(self, deployment: str, parameters: dict[str, Any]) -> str:
         """Creates a flow run of a deployment, and returns its id."""
         found = self.ask("GET", f"/deployments/name/{deployment}/{deployment}")
-        made = self.ask("POST", f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
+        body = {"parameters": parameters, "idempotency_key": str(uuid.uuid4())}
+        made = self.ask("POST", f"/deployments/{found['id']}/create_flow_run", body)
         return str(made["id"])
 
     def flow_runs(self, deployment: str) -> list[dict[str, Any]]:

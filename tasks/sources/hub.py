@@ -40,6 +40,11 @@ class HubSource:
         contents = {path: self._content(tables.get(path)) for path in paths}
         return self.repository.revision, build_catalogue(contents, self._facts, self.storage)
 
+    def unmoved_revision(self) -> str | None:
+        """The commit that the revision is now; a commit does not change."""
+        self.repository = resolve(self.repository, self.limits)
+        return self.repository.revision
+
     def _content(self, file: HubFile | None) -> bytes | None:
         if file is None:
             return None

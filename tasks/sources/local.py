@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISREG
@@ -16,6 +19,7 @@ from ctclip_model.config import fingerprint
 from ctclip_model.data.names import RadName, Storage, VolumeName
 from ctclip_model.data.phantom import MARKER
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.files import whole_file
 from tasks.records import sha256_of, write_parquet
 from tasks.settings import count_workers
 from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
@@ -40,6 +44,8 @@ class LocalSource:
         self.folder = folder.resolve()
         self.storage = storage  # how voxels are stored
         self.cache_path = data_root / "raw" / f"files-{fingerprint(str(self.folder))[:8]}.parquet"
+        self.seen_path = self.cache_path.with_suffix(".json")
+        self.absent: list[str] = []  # of the files that tables name
 
     @property
     def name(self) -> str:
@@ -57,7 +63,36 @@ class LocalSource:
         catalogue = build_catalogue(contents, self._facts, "v1" if self.storage == "v1" else "v2")
         hashes = [[path, hashlib.sha256(content or b"-").hexdigest()] for path, content in contents.items()]
         files = [[row["path"], row["sha256"]] for row in catalogue.volumes]
-        return fingerprint(self.storage, hashes, files), catalogue
+        revision = fingerprint(self.storage, hashes, files)
+        self._remember(revision, tables)
+        return revision, catalogue
+
+    def unmoved_revision(self) -> str | None:
+        """The revision that was read last, if no table and no file has come, gone or changed since; else None."""
+        try:
+            seen = json.loads(self.seen_path.read_text())
+        except (OSError, ValueError):
+            return None
+        is_same = seen["mark"] == self._mark(seen["tables"], seen["absent"])
+        return str(seen["revision"]) if is_same else None
+
+    def _remember(self, revision: str, tables: Sequence[str]) -> None:
+        seen = {"revision": revision, "tables": tables, "absent": self.absent, "mark": self._mark(tables, self.absent)}
+        self.seen_path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(self.seen_path) as file:
+            file.write(json.dumps(seen).encode())
+
+    def _mark(self, tables: Sequence[str], absent: Sequence[str]) -> str:
+        """Of the size and time of change of tables, of files, and of those that were absent."""
+        stats: list[tuple[int, int] | None] = []
+        for path in itertools.chain(tables, self._load_cache(), absent):
+            try:
+                found = os.stat(f"{self.folder}/{path}")  # noqa: PTH116  a Path takes longer than the call
+            except OSError:
+                stats.append(None)
+            else:
+                stats.append((found.st_size, found.st_mtime_ns))
+        return fingerprint(self.storage, stats)
 
     def _content(self, path: str) -> bytes | None:
         try:
@@ -68,7 +103,7 @@ class LocalSource:
             raise ConfigurationError(f"{self.folder / path} cannot be read: {error.strerror}") from error
 
     def _facts(self, names: list[Name]) -> Mapping[Name, FileFacts]:
-        cache = self._load_cache()
+        cache, self.absent = self._load_cache(), []
         stats: dict[str, tuple[int, int]] = {}
         paths = {}
         for name in names:
@@ -76,8 +111,10 @@ class LocalSource:
             try:
                 found = (self.folder / path).stat()
             except OSError:
+                self.absent.append(path)
                 continue
             if not S_ISREG(found.st_mode):
+                self.absent.append(path)
                 continue
             stats[path], paths[name] = (found.st_size, found.st_mtime_ns), path
         unknown = [path for path, known in stats.items() if cache.get(path, (None,))[:2] != known]
