@@ -21,13 +21,14 @@ from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.shards import ShardVolume, read_volume, write_shard
 from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.device import Precision
+from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation.embed import embed_volumes
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
 from tasks.embedding import embed_volumes as embed_converted
 from tasks.embedding import plan_work
-from tasks.exporting import export_tokens
+from tasks.exporting import export_latents, export_tokens
 from tasks.models import find_model
 from tasks.planning import Selection, plan_items
 from tasks.runs import open_run
@@ -148,11 +149,8 @@ def test_second_export_of_tokens_makes_only_what_is_missing_damaged_or_of_anothe
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["latents", "--model", "absent"], "there is no model 'absent'"),
         (["latents", "--format", "csv"], "written as Parquet"),
         (["latents", "--encoded-tokens"], "name it with --model"),
-        (["latents", "--volumes", "valid_99*"], "ctclip embed"),
-        (["latents", "--encoded-tokens", "--model", MODEL, "--volumes", "valid_99*"], "ctclip convert"),
         (["current_latents", "--model", MODEL], "are for `ctclip export latents`"),
     ],
 )
@@ -162,4 +160,15 @@ def test_mistake_is_one_clear_line_and_leaves_no_file(data_root, tmp_path, argum
     assert result.returncode == 1
     assert line in re.sub(r"\s+", " ", result.stderr)
     assert len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_export_is_said_and_leaves_no_file(data_root, tmp_path):
+    nothing, path = Selection(volumes="valid_99*"), tmp_path / "output"
+    with pytest.raises(ConfigurationError, match="there is no model 'absent'"):
+        export_latents(data_root, "absent", Selection(), path)
+    with pytest.raises(MissingInputError, match="ctclip embed"):
+        export_latents(data_root, MODEL, nothing, path)
+    with pytest.raises(MissingInputError, match="ctclip convert"):
+        export_tokens(data_root, MODEL, nothing, path, "cpu", Precision.float32)
     assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,7 @@ float32 = Precision.float32
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labeller_scores, "CONFIG", EvaluationConfig(resamples=50))
+    monkeypatch.setattr(labeller_scores, "CONFIG", EvaluationConfig(resamples=20, jackknife_groups=5))
 
 
 @pytest.fixture(scope="module")

@@ -178,6 +178,13 @@ def test_reader_keeps_its_file_through_a_publish_and_the_next_reader_sees_the_ne
                 "predictions": [SCORED | {"item": "valid_1_a", "probability": 0.5}],
             },
         ),
+        ("comparison_range", {"comparisons": [{"model_id": "m", "other_model_id": "m"}]}),
+        ("comparison_range", {"comparisons": [{"model_id": "m", "other_model_id": "o", "difference": 1.5}]}),
+        (
+            "comparison_range",
+            {"comparisons": [{"model_id": "m", "other_model_id": "o", "p_value": 0.2, "p_value_holm": 0.1}]},
+        ),
+        ("hand_report_ids", {"predictions": [SCORED | {"unit": "report", "item": "train_1", "probability": 0.5}]}),
         (
             "patient_in_two_splits",
             {
