@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 # Raised by hand whenever the stage's result changes for the same inputs and configuration: everything it made is then
@@ -137,11 +138,20 @@ class TfidfConfig:
     seed: int = 0
 
 
+class Negatives(StrEnum):
+    """What a sample's right partner is told from."""
+
+    whole = "whole"  # the batch of all processes
+    local = "local"  # the process's own share of it, as published
+    sigmoid = "sigmoid"  # the batch of all processes, each pair on its own (SigLIP)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Contrastive training of CT-CLIP."""
 
-    batch_size: int = 8
+    batch_size: int = 8  # of all processes together
+    negatives: Negatives = Negatives.whole
     samples: int = 800_008  # seen in all; the published run takes 100,001 steps of 8
     learning_rate: float = 1.25e-6
     betas: tuple[float, float] = (0.9, 0.99)

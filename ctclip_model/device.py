@@ -71,6 +71,7 @@ class Compute:
     precision: Precision = Precision.float32
     recompute: bool = False  # the image encoder in a quarter of the memory, for the time of a forward more
     compile: bool = False  # the image encoder's layers, by PyTorch's compiler: worth its minute in a long run
+    encoded_at_once: int | None = None  # samples a process; the loss is of the whole batch all the same (GradCache)
 
 
 @contextmanager

@@ -20,7 +20,13 @@ from ctclip_model.errors import DivergedError, MissingInputError
 from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
-from ctclip_model.training.contrastive import BatchOrder, shift_volumes, start_codebook, train_contrastive
+from ctclip_model.training.contrastive import (
+    BatchOrder,
+    draw_shifts,
+    shift_volumes,
+    start_codebook,
+    train_contrastive,
+)
 from ctclip_model.training.loop import Run, StepRecord, rate_at, run_steps
 from ctclip_model.training.text_pretraining import pretrain_text
 from ctclip_model.training.texts import split_sentences, vary_report
@@ -136,7 +142,7 @@ def test_a_batch_holds_a_scan_once_and_epochs_reach_every_volume() -> None:
 
 def test_shifted_volumes_move_whole_and_leave_air() -> None:
     volumes = torch.arange(1, 1 + 2 * 8 * 10 * 10, dtype=torch.int16).view(2, 8, 10, 10)
-    shifted = shift_volumes(volumes, np.random.default_rng(1))
+    shifted = shift_volumes(volumes, draw_shifts(2, (8, 10, 10), np.random.default_rng(1)))
     assert shifted.shape == volumes.shape
     for before, after in zip(volumes, shifted, strict=True):
         places = [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,14 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import Preset, TrainingConfig
 from ctclip_model.data.loader import ScanSampler, VolumeDataset, read_samples, to_model_input
-from ctclip_model.device import Compute, Precision, autocast_to, choose_device
+from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.errors import MissingInputError
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize, train_tokenizer
+from ctclip_model.training.distributed import gather, rank, share, sum_over_processes, world_size
 from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
+from ctclip_model.training.losses import Latents, backward_in_parts, batch_loss
 from ctclip_model.training.text_pretraining import pretrain_text
 from ctclip_model.training.texts import report_sentences, vary_report
 
@@ -88,7 +91,7 @@ def train_contrastive(
         tokenizer,
         data,
         preset.training,
-        precision=compute.precision,
+        compute=compute,
         checkpoint=work / "contrastive.checkpoint",
         on_step=record,
     )
@@ -156,19 +159,29 @@ def teach_text(
         pretrain_text(model, tokenizer, reports, data.labels[usable], config, checkpoint=checkpoint, on_step=on_step)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """This process's share of a step's samples."""
+
+    volumes: Tensor  # int16 HU (B, depth, height, width)
+    tokens: dict[str, Tensor]
+    seed: int  # of dropout, where that must not be another's
+
+
 def teach_contrast(
     model: CTCLIP,
     tokenizer: PreTrainedTokenizerFast,
     data: TrainingData,
     config: TrainingConfig,
     *,
-    precision: Precision = Precision.float32,
+    compute: Compute = Compute(),
     checkpoint: Path | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> int:
     """Trains both encoders, or the image encoder alone where the text rate is 0; returns the number of steps."""
     device = model.temperature.device
     order = BatchOrder(data.scan_ids, config.batch_size, config.seed)
+    rows = share(order.batch_size)
     steps = config.samples // order.batch_size
     is_text_fixed = config.text_learning_rate == 0
     model.text_transformer.requires_grad_(not is_text_fixed)
@@ -176,32 +189,42 @@ def teach_contrast(
     with torch.no_grad():
         model.temperature.fill_(config.first_temperature)
 
-    def batch_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def batch_of(step: int) -> Batch:
+        # Random numbers are drawn for the whole batch, so that a sample has the same on however many processes.
         rng = np.random.default_rng([config.seed, 2, step])
         indices = order.batch(step)
-        volumes = data.volumes(indices)
+        volumes = data.volumes(indices[rows])
         if config.varies_samples:
-            volumes = shift_volumes(volumes, rng)
+            volumes = shift_volumes(volumes, draw_shifts(len(indices), volumes.shape[1:], rng)[rows])
         short_share = config.short_text_share if config.varies_samples else 0.0
-        texts = [_text(data.reports[index], config, short_share, rng) for index in indices]
-        return volumes, tokenize(tokenizer, texts, model.config.text.max_length)
+        texts = [_text(data.reports[index], config, short_share, rng) for index in indices][rows]
+        seed = int(np.random.default_rng([config.seed, 4, step, rank()]).integers(2**31))
+        return Batch(volumes, tokenize(tokenizer, texts, model.config.text.max_length), seed)
 
-    def loss_of(batch: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
-        volumes, tokens = batch
-        images = to_model_input(volumes, device)
-        if config.varies_samples:
-            images = change_brightness(images)
+    def loss_of(batch: Batch) -> Tensor:
         if is_text_fixed:
             model.text_transformer.eval()
+        changes = draw_brightness(order.batch_size, device)[:, rows] if config.varies_samples else None
         if config.codes_from_data and not model.visual_transformer.vq._codebook.cluster_size.any():
-            start_codebook(model, images)
-        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
-        with autocast_to(device, precision.autocast):
-            loss: Tensor = model(images, ids, mask)
-        return loss
+            start_codebook(model, _images(batch.volumes, device, changes))
+        at_once = compute.encoded_at_once or len(batch.volumes)
+        starts = range(0, len(batch.volumes), at_once)
+        is_alone = world_size() == len(starts) == 1
+
+        def encode(start: int) -> Latents:
+            part = slice(start, start + at_once)
+            images = _images(batch.volumes[part], device, None if changes is None else changes[:, part])
+            ids, mask = (batch.tokens[name][part].to(device) for name in ("input_ids", "attention_mask"))
+            seed = None if is_alone else batch.seed + start
+            with _dropout_of(seed, device), autocast_to(device, compute.precision.autocast):
+                return model.encode_image(images), model.encode_text(ids, mask)
+
+        if len(starts) == 1:
+            return batch_loss(*encode(0), model.temperature, config.negatives)
+        return backward_in_parts([partial(encode, start) for start in starts], model.temperature, config.negatives)
 
     def after_step() -> None:
-        model.update_codebook()
+        move_codebook(model)
         if config.max_temperature is not None:
             with torch.no_grad():
                 model.temperature.clamp_(max=config.max_temperature)
@@ -218,6 +241,7 @@ def teach_contrast(
             warm_up_share=config.warm_up_share,
             final_rate=config.final_rate,
             max_gradient_norm=config.max_gradient_norm,
+            adds_gradients=(compute.encoded_at_once or rows.stop) < rows.stop - rows.start,
             after_step=after_step,
             checkpoint=checkpoint,
             steps_per_checkpoint=config.steps_per_checkpoint,
@@ -225,6 +249,28 @@ def teach_contrast(
         )
     )
     return steps
+
+
+def move_codebook(model: CTCLIP) -> None:
+    """Moves the codes by the tokens that all processes have seen since they moved last."""
+    sum_over_processes(model.visual_transformer.vq.statistics or ())
+    model.update_codebook()
+
+
+def _images(volumes: Tensor, device: torch.device, changes: Tensor | None) -> Tensor:
+    images = to_model_input(volumes, device)
+    return images if changes is None else change_brightness(images, changes)
+
+
+@contextmanager
+def _dropout_of(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers of that seed, the same each time; None goes on with those that are in use."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class BatchOrder:
@@ -248,31 +294,45 @@ class BatchOrder:
         return list(self.sampler)
 
 
-def shift_volumes(volumes: Tensor, rng: Generator) -> Tensor:
-    """Each volume of int16 HU (B, depth, height, width) moved a little along each axis; air fills what it leaves."""
+def draw_shifts(count: int, sizes: Sequence[int], rng: Generator) -> list[list[int]]:
+    """How far each of `count` volumes of those sizes moves along each axis, in voxels from the farthest."""
+    return [[int(rng.integers(0, 2 * extent + 1)) for extent in _most_shift(sizes)] for _ in range(count)]
+
+
+def _most_shift(sizes: Sequence[int]) -> list[int]:
+    return [max(1, round(size * SHIFT_SHARE)) for size in sizes]
+
+
+def shift_volumes(volumes: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
+    """Each volume of int16 HU (B, depth, height, width) moved as `draw_shifts` has drawn; air fills what it leaves."""
     sizes = volumes.shape[1:]
-    most = [max(1, round(size * SHIFT_SHARE)) for size in sizes]
+    most = _most_shift(sizes)
     padded = F.pad(volumes, [side for extent in reversed(most) for side in (extent, extent)], value=PADDING_HU)
     shifted = torch.empty_like(volumes)
-    for index, volume in enumerate(padded):
-        starts = [int(rng.integers(0, 2 * extent + 1)) for extent in most]
+    for index, (volume, starts) in enumerate(zip(padded, shifts, strict=True)):
         depth, height, width = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
         shifted[index] = volume[depth, height, width]
     return shifted
 
 
-def change_brightness(images: Tensor) -> Tensor:
-    """Each image (B, 1, depth, height, width) with a little more or less contrast and brightness."""
-    shape = (len(images), 1, 1, 1, 1)
-    gain = 1 + GAIN * torch.randn(shape, device=images.device)
-    return (images * gain + OFFSET * torch.randn(shape, device=images.device)).clamp_(-1, 1)
+def draw_brightness(count: int, device: torch.device) -> Tensor:
+    """Factors and summands, (2, count), that change brightness a little."""
+    factors = 1 + GAIN * torch.randn((count, 1, 1, 1, 1), device=device)
+    summands = OFFSET * torch.randn((count, 1, 1, 1, 1), device=device)
+    return torch.stack([factors, summands]).flatten(1)
+
+
+def change_brightness(images: Tensor, changes: Tensor) -> Tensor:
+    """Each image (B, 1, depth, height, width) with the contrast and brightness of `draw_brightness` (2, B)."""
+    factors, summands = changes.view(2, -1, 1, 1, 1, 1)
+    return (images * factors + summands).clamp_(-1, 1)
 
 
 @torch.no_grad()
 def start_codebook(model: CTCLIP, images: Tensor) -> None:
     """Puts the codes where tokens are: on some that the images have, drawn at random, before the first step."""
     encoder = model.visual_transformer
-    tokens = encoder.encode(encoder.embed(images)).flatten(0, -2)
+    tokens = gather(encoder.encode(encoder.embed(images)).flatten(0, -2))
     codes = encoder.vq._codebook.embed[0]
     chosen = torch.randint(len(tokens), (len(codes),), device=tokens.device)
     codes.copy_(F.normalize(tokens[chosen], dim=-1))

@@ -26,6 +26,8 @@ from ctclip_model.training.contrastive import (
     TrainingData,
     TrainingResult,
     change_brightness,
+    draw_brightness,
+    draw_shifts,
     prepare_model,
     read_training_data,
     shift_volumes,
@@ -94,14 +96,15 @@ def teach_prompts(
         indices = order.batch(step)
         volumes = data.volumes(indices)
         if config.varies_samples:
-            volumes = shift_volumes(volumes, np.random.default_rng([config.seed, 3, step]))
+            rng = np.random.default_rng([config.seed, 3, step])
+            volumes = shift_volumes(volumes, draw_shifts(len(volumes), volumes.shape[1:], rng))
         return volumes, data.labels[indices]
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         volumes, labels = batch
         images = to_model_input(volumes, device)
         if config.varies_samples:
-            images = change_brightness(images)
+            images = change_brightness(images, draw_brightness(len(images), device))
         with autocast_to(device, precision.autocast):
             latents, prompt_latents = model.encode_image(images), model.encode_text(ids, mask)
         return vocabfine_losses(latents, prompt_latents, labels.to(device), model.temperature).sum()

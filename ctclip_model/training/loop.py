@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ctclip_model.errors import DivergedError
+from ctclip_model.training.distributed import average_gradients, rank, sum_over_processes, world_size
 
 Batch = TypeVar("Batch")
 
@@ -42,7 +43,8 @@ class StepRecord:
 class Run(Generic[Batch]):
     """A phase of training.
 
-    `batch_of` makes the batch of a step, in a thread of its own, from the step's number; `loss_of` gives its loss;
+    `batch_of` makes the batch of a step, in a thread of its own, from the step's number; `loss_of` gives its loss, or,
+    with `adds_gradients`, adds the gradients too. Of several processes, each has its share of a batch and its loss;
     `after_step` is for what moves without gradients. With a `checkpoint` path the run goes on from there.
     """
 
@@ -56,6 +58,7 @@ class Run(Generic[Batch]):
     warm_up_share: float = 0.0  # of the steps; the rate then falls along a cosine to `final_rate`
     final_rate: float = 1.0  # of the optimizer's rates
     max_gradient_norm: float = 1.0
+    adds_gradients: bool = False
     after_step: Callable[[], None] | None = None
     checkpoint: Path | None = None
     steps_per_checkpoint: int = 200
@@ -75,17 +78,21 @@ def run_steps(run: Run[Any]) -> None:
         factor = rate_at(step, run.steps, run.warm_up_share, run.final_rate)
         for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
+        run.optimizer.zero_grad(set_to_none=True)
         loss = run.loss_of(batch)
+        if not run.adds_gradients:
+            loss.backward()
+        loss = loss.detach() / world_size()
+        sum_over_processes([loss])  # before it is judged, so that all processes stop or none
         if not loss.isfinite():
             raise DivergedError(f"{run.phase}: the loss is {loss.item()} at step {step + 1} of {run.steps}")
-        run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        average_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, run.max_gradient_norm)
         run.optimizer.step()
         if run.after_step is not None:
             run.after_step()
         is_last = step + 1 == run.steps
-        if run.checkpoint is not None and (is_last or (step + 1) % run.steps_per_checkpoint == 0):
+        if run.checkpoint is not None and rank() == 0 and (is_last or (step + 1) % run.steps_per_checkpoint == 0):
             _save(run, step + 1)
         if run.on_step is not None:
             duration_s = time.monotonic() - started
