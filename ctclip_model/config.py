@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_type_hints
 
 # Raised by hand whenever the stage's result changes for the same inputs and configuration: everything it made is then
 # pending again. The commit is recorded beside results and never decides this.
@@ -169,6 +169,10 @@ class TrainingConfig:
     text_pretraining_samples: int = 0  # reports seen while the text encoder learns the train split's labels first
     text_pretraining_batch_size: int = 32
     text_pretraining_learning_rate: float = 1e-3
+    average_decay: float | None = None  # of the moving average of the weights, which the model then is; no average
+    skipped_steps: int = 3  # in a row without a finite loss, after which training stops
+    steps_per_validation: int = 0  # 0: never, and every sample is trained on
+    validation_scans: int = 200  # held out of the train split where there is validation, with all of their patients'
     steps_per_checkpoint: int = 200
     seed: int = 0
 
@@ -185,6 +189,7 @@ class VocabFineConfig:
     final_rate: float = 0.0  # of the learning rate, reached along a cosine
     max_gradient_norm: float = 1.0
     varies_samples: bool = False  # small shifts and changes of brightness
+    skipped_steps: int = 3  # in a row without a finite loss, after which training stops
     steps_per_checkpoint: int = 200
     seed: int = 0
 
@@ -308,6 +313,19 @@ def tiny() -> Preset:
 
 
 PRESETS = {"published": published, "small_gpu": small_gpu, "tiny": tiny}
+
+
+def from_plain(kind: Any, value: Any) -> Any:
+    """The configuration that JSON holds, of that dataclass or type: `from_plain(Preset, asdict(preset)) == preset`.
+
+    Raises `TypeError` or `ValueError` for what is none.
+    """
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        kinds = get_type_hints(kind)
+        return kind(**{name: from_plain(kinds.get(name), part) for name, part in value.items()})
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def fingerprint(*parts: Any) -> str:

@@ -20,14 +20,9 @@ from ctclip_model.errors import DivergedError, MissingInputError
 from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
-from ctclip_model.training.contrastive import (
-    BatchOrder,
-    draw_shifts,
-    shift_volumes,
-    start_codebook,
-    train_contrastive,
-)
+from ctclip_model.training.contrastive import start_codebook, train_contrastive
 from ctclip_model.training.loop import Run, StepRecord, rate_at, run_steps
+from ctclip_model.training.samples import BatchOrder, draw_shifts, shift_volumes
 from ctclip_model.training.text_pretraining import pretrain_text
 from ctclip_model.training.texts import split_sentences, vary_report
 

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,25 +14,28 @@ import torch
 import torch.distributed as dist
 from conftest import smoke
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from ctclip_model.config import Negatives, Preset
 from ctclip_model.device import Compute
 from ctclip_model.models.clip import CTCLIP, contrastive_loss
 from ctclip_model.models.text import train_tokenizer
-from ctclip_model.training.contrastive import TrainingData, teach_contrast
+from ctclip_model.training.checkpoint import WHOLE
+from ctclip_model.training.contrastive import teach_contrast
 from ctclip_model.training.losses import backward_in_parts, batch_loss, sigmoid_loss
+from ctclip_model.training.samples import TrainingData
 
 BATCH, STEPS = 8, 4
 
 
 def learn(
-    negatives: Negatives = Negatives.whole, encoded_at_once: int | None = None
+    negatives: Negatives = Negatives.whole, encoded_at_once: int | None = None, sharded: bool = False, **settings: Any
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The losses of a few steps, in float32 and without dropout, and the weights after them."""
     preset: Preset = smoke()
     config = dataclasses.replace(
         preset.training, batch_size=BATCH, samples=BATCH * STEPS, negatives=negatives, text_learning_rate=None,
-        learning_rate=1e-3,
+        learning_rate=1e-3, **settings,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     volumes = torch.from_numpy(rng.integers(-1000, 1000, (20, *preset.recipe.shape), np.int16))
@@ -48,15 +52,24 @@ def learn(
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     losses: list[float] = []
-    compute = Compute("cpu", encoded_at_once=encoded_at_once)
+    compute = Compute("cpu", encoded_at_once=encoded_at_once, sharded=sharded)
     teach_contrast(model, tokenizer, data, config, compute=compute, on_step=lambda step: losses.append(step.loss))
-    return losses, model.state_dict()
+    return losses, cast(dict[str, torch.Tensor], get_model_state_dict(model, options=WHOLE))
 
 
 def learn_as_one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save([learn(), learn(Negatives.sigmoid), learn(encoded_at_once=2)], folder / f"{rank}.pt")
+    torch.save(
+        [
+            learn(),
+            learn(Negatives.sigmoid),
+            learn(encoded_at_once=2),
+            learn(sharded=True),
+            learn(sharded=True, encoded_at_once=2, average_decay=0.5),
+        ],
+        folder / f"{rank}.pt",
+    )
     dist.destroy_process_group()
 
 
@@ -76,6 +89,8 @@ def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None
     assert_same(first[0], whole)
     assert_same(first[1], sigmoid)
     assert_same(first[2], whole)
+    assert_same(first[3], whole)
+    assert_same(first[4], learn(average_decay=0.5))
     for ours, theirs in zip(first, second, strict=True):
         assert ours[0] == theirs[0]
         assert all(torch.equal(value, theirs[1][name]) for name, value in ours[1].items())

@@ -248,6 +248,10 @@ class VectorQuantizer(nn.Module):
         counts += indices.bincount(minlength=len(counts))
         sums.index_add_(0, indices, units)
 
+    def forget(self) -> None:
+        """Drops what has been recorded since the last update: the codes will not move by it."""
+        self.statistics = None
+
     @torch.no_grad()
     def update(self) -> None:
         """Moves each code towards the mean direction of the tokens recorded for it since the last update."""

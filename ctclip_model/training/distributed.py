@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ctclip_model.errors import ConfigurationError
 
@@ -23,6 +24,12 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number among them."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait_for_all() -> None:
+    """Until every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def share(batch_size: int) -> slice:
@@ -56,6 +63,24 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     sum_over_processes(gradients)
     for gradient in gradients if world_size() > 1 else ():
         gradient.div_(world_size())
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> float:
+    """Scales gradients down to a norm of `most`, of all of them together, and returns the norm that they had.
+
+    Of a gradient that is shared out over the processes (FSDP2), each holds and scales a part.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    parts = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    own = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    norm = nn.utils.get_total_norm(own)
+    if parts:
+        of_parts = nn.utils.get_total_norm(parts)
+        assert isinstance(of_parts, DTensor)
+        norm = torch.hypot(norm.to(of_parts.device), of_parts.full_tensor())
+        torch._foreach_mul_(list[Tensor](parts), (most / (norm + 1e-6)).clamp(max=1.0).item())
+    torch._foreach_mul_(own, (most / (norm + 1e-6)).clamp(max=1.0))
+    return norm.item()
 
 
 class _Gather(torch.autograd.Function):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,11 +49,17 @@ def sigmoid_loss(images: Tensor, all_texts: Tensor, logit_scale: Tensor) -> Tens
     return -F.logsigmoid(signs * logits).sum() / len(images)
 
 
-def backward_in_parts(parts: Sequence[Encode], logit_scale: Tensor, negatives: Negatives) -> Tensor:
+def backward_in_parts(
+    parts: Sequence[Encode],
+    logit_scale: Tensor,
+    negatives: Negatives,
+    accumulating: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
     """Adds the gradients of the loss over all parts, of which one is in memory at a time (GradCache, arXiv 2101.06983).
 
     Each part is encoded twice, and must give the same latents both times: once without gradients, for the loss and
-    its gradient by the latents, and once with, to carry that gradient on. Returns the loss.
+    its gradient by the latents, and once with, to carry that gradient on; `accumulating` is around all but the last
+    of these. Returns the loss.
     """
     with torch.no_grad():
         encoded = [encode() for encode in parts]
@@ -61,9 +69,9 @@ def backward_in_parts(parts: Sequence[Encode], logit_scale: Tensor, negatives: N
     assert images.grad is not None
     assert texts.grad is not None
     sizes = [len(latents) for latents, _ in encoded]
-    for encode, *gradients in zip(parts, images.grad.split(sizes), texts.grad.split(sizes), strict=True):
-        outputs = [
-            (latents, gradient) for latents, gradient in zip(encode(), gradients, strict=True) if latents.requires_grad
-        ]
-        torch.autograd.backward([latents for latents, _ in outputs], [gradient for _, gradient in outputs])
+    for part, gradients in enumerate(zip(images.grad.split(sizes), texts.grad.split(sizes), strict=True)):
+        with accumulating() if part + 1 < len(parts) else nullcontext():
+            latents = parts[part]()
+            outputs = [pair for pair in zip(latents, gradients, strict=True) if pair[0].requires_grad]
+            torch.autograd.backward([output for output, _ in outputs], [gradient for _, gradient in outputs])
     return loss.detach()
