@@ -161,7 +161,7 @@ def _step(run: Run[Any], batch: Any, request: StopRequest) -> tuple[float, float
 
 def _describe_divergence(run: Run[Any], step: int, loss: float, skipped: int) -> str:
     what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
-    in_a_row = f", the {skipped}th in a row" if skipped > 1 else ""
+    in_a_row = f", after {skipped - 1} skipped" if skipped > 1 else ""
     names = f"; its samples: {', '.join(run.names_of(step))}" if run.names_of is not None else ""
     return f"{run.phase}: {what} at step {step + 1} of {run.steps}{in_a_row}{names}"
 
