@@ -10,6 +10,7 @@ Usage: python benchmarks/bench_learning.py FOLDER               all runs that ar
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import statistics
@@ -17,14 +18,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from measure import machine
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import Negatives, TrainingConfig, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.loader import HU_PER_UNIT
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.data.phantom.dataset import VISIBLE_ABNORMALITIES
 from ctclip_model.data.volume import load_volume
@@ -127,37 +129,34 @@ def read_phantoms(folder: Path, sections: tuple[str, ...]) -> tuple[TrainingData
     return train_data, held_out
 
 
-def read_split(folder: Path, split: str) -> dict[str, object]:
-    import pandas
-
+def read_split(folder: Path, split: str) -> dict[str, Any]:
+    """Plain values, as `torch.load` takes them."""
     name = {"train": "train", "valid": "validation"}[split]
-    reports = pandas.read_csv(folder / f"dataset/radiology_text_reports/{name}_reports.csv")
-    labels = pandas.read_csv(folder / f"dataset/multi_abnormality_labels/{split}_predicted_labels.csv")
-    names = [volume.removesuffix(".nii.gz") for volume in reports["VolumeName"]]
-    paths = {path.name.removesuffix(".nii.gz"): path for path in folder.rglob("*.nii.gz")}
-    voxels = [np.rint(load_volume(paths[volume], recipe=PRESET.recipe)[0] * 1000).astype(np.int16) for volume in names]
-    in_order = labels.set_index("VolumeName").loc[reports["VolumeName"], list(ABNORMALITIES)]
+    reports = read_rows(folder / f"dataset/radiology_text_reports/{name}_reports.csv")
+    labels = read_rows(folder / f"dataset/multi_abnormality_labels/{split}_predicted_labels.csv")
+    paths = {path.name: path for path in folder.rglob("*.nii.gz")}
+    voxels = [load_volume(paths[volume], recipe=PRESET.recipe)[0].mul(HU_PER_UNIT).round() for volume in reports]
     return {
-        "names": names,
-        "volumes": torch.from_numpy(np.stack(voxels)),
-        "findings": reports["Findings_EN"].fillna("").tolist(),
-        "impression": reports["Impressions_EN"].fillna("").tolist(),
-        "labels": torch.from_numpy(in_order.to_numpy(np.float32)),
+        "names": [volume.removesuffix(".nii.gz") for volume in reports],
+        "volumes": torch.stack(voxels).to(torch.int16),
+        "texts": [(row["Findings_EN"], row["Impressions_EN"]) for row in reports.values()],
+        "labels": torch.tensor([[float(labels[volume][label]) for label in ABNORMALITIES] for volume in reports]),
     }
 
 
-def as_data(split: dict[str, object], sections: tuple[str, ...]) -> TrainingData:
-    volumes, names = split["volumes"], split["names"]
-    assert isinstance(volumes, torch.Tensor)
-    assert isinstance(names, list)
-    texts = zip(split["findings"], split["impression"], strict=True)  # type: ignore[call-overload]
+def read_rows(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(newline="") as file:
+        return {row["VolumeName"]: row for row in csv.DictReader(file)}
+
+
+def as_data(split: dict[str, Any], sections: tuple[str, ...]) -> TrainingData:
     return TrainingData(
-        volumes=lambda rows: volumes[torch.as_tensor(list(rows))],
-        scan_ids=[name.rsplit("_", 1)[0] for name in names],
-        reports=[report_sentences(findings, impression, sections) for findings, impression in texts],
-        labels=split["labels"],  # type: ignore[arg-type]
-        names=names,
-        patient_ids=[name.rsplit("_", 2)[0] for name in names],
+        volumes=lambda rows: split["volumes"][torch.as_tensor(list(rows))],
+        scan_ids=[name.rsplit("_", 1)[0] for name in split["names"]],
+        reports=[report_sentences(findings, impression, sections) for findings, impression in split["texts"]],
+        labels=split["labels"],
+        names=split["names"],
+        patient_ids=[name.rsplit("_", 2)[0] for name in split["names"]],
     )
 
 
@@ -169,7 +168,7 @@ def curve(folder: Path, seed: int, recipe: str) -> list[tuple[int, float]]:
 def report(folder: Path, best: str) -> None:
     """Prints the curves' means over the seeds, and when ours has first come to where the published recipe ends."""
     print(
-        f"held-out macro AUROC of {len(VISIBLE_ABNORMALITIES)} abnormalities, mean (least to most) of {len(SEEDS)} seeds"
+        f"held-out macro AUROC of {len(VISIBLE_ABNORMALITIES)} abnormalities, mean (least-most) of {len(SEEDS)} seeds"
     )
     for recipe in (best, "ours"):
         for points in zip(*(curve(folder, seed, recipe) for seed in SEEDS), strict=True):

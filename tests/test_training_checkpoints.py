@@ -114,7 +114,8 @@ def diverging(bad_steps: set[int], tolerated: int) -> tuple[nn.Linear, Run[torch
     run = Run(
         phase="test", model=layer, optimizer=torch.optim.SGD(layer.parameters(), lr=0.1),
         batch_of=lambda step: torch.tensor([torch.nan if step in bad_steps else 1.0]),
-        loss_of=lambda batch: layer(batch).sum(), steps=6, batch_size=1, tolerated_skips=tolerated, max_gradient_norm=10.0,
+        loss_of=lambda batch: layer(batch).sum(), steps=6, batch_size=1, max_gradient_norm=10.0,
+        tolerated_skips=tolerated,
         names_of=lambda step: [f"train_{step}_a_1"], on_step=records.append,
     )  # fmt: skip
     return layer, run, records
