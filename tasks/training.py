@@ -134,8 +134,10 @@ def run_training(
                 told.append(time.monotonic())
                 on_share(progress.done / total)
 
-        result = _train(run.data_root, preset, manifest, compute, launch, on_step)
-    steps.flush()
+        try:
+            result = _train(run.data_root, preset, manifest, compute, launch, on_step)
+        finally:
+            steps.flush()  # what a rerun does not do again
     record_model(
         run, manifest, result, kind="ct-clip", preset=preset.name, config=asdict(preset) | {"compute": asdict(compute)},
         recipe_id=preset.recipe.recipe_id, duration_s=time.monotonic() - started,

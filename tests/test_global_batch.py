@@ -20,8 +20,10 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from ctclip_model.config import Negatives, Preset
 from ctclip_model.device import Compute
+from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.clip import CTCLIP, contrastive_loss
 from ctclip_model.models.text import train_tokenizer
+from ctclip_model.training import distributed
 from ctclip_model.training.checkpoint import WHOLE, Checkpoints
 from ctclip_model.training.contrastive import teach_contrast
 from ctclip_model.training.loop import StepRecord
@@ -168,3 +170,15 @@ def test_the_sigmoid_loss_judges_each_pair_alone() -> None:
     right, wrong = math.e, 0.0  # exp(1) times the similarities; the bias of two columns is 0
     expected = math.log1p(math.exp(-right)) + math.log1p(math.exp(wrong))
     assert sigmoid_loss(images, texts, torch.tensor(1.0)).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_a_batch_without_overlap_or_loss(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    rows: list[int] = []
+    for number in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        rows += range(8)[distributed.share(8)]
+    assert rows == list(range(8))
+    with pytest.raises(ConfigurationError, match="9 does not divide"):
+        distributed.share(9)

@@ -162,3 +162,12 @@ def test_processes_share_an_epoch_evenly():
     shares = [list(ScanSampler(SCANS, seed=1, rank=rank, world_size=3)) for rank in range(3)]
     assert {len(share) for share in shares} == {4}
     assert {SCANS[index] for share in shares for index in share} == set(SCANS)
+
+
+def test_threads_read_the_same_batch_and_raise_what_is_wrong(tmp_path, samples):
+    dataset = VolumeDataset(samples, tmp_path)
+    order = [5, 0, 11, 3, 3]
+    assert torch.equal(dataset.read_batch(order, threads=3), dataset.read_batch(order))
+    samples[3] = SampleRef("train_99_a_1", samples[3].shard_path, samples[3].row_index)
+    with pytest.raises(ShardError, match="train_99_a_1"):
+        dataset.read_batch(order, threads=3)

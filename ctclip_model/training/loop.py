@@ -93,7 +93,7 @@ def _run_steps(run: Run[Any], request: StopRequest) -> None:
     done = _resume(run)
     skipped = 0
     run.model.train()
-    for step, batch, wait_s, started in _read_ahead(run.batch_of, done, run.steps):
+    for step, batch, wait_s, started in read_ahead(run.batch_of, done, run.steps):
         factor = rate_at(step, run.steps, run.warm_up_share, run.final_rate)
         for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
@@ -184,7 +184,7 @@ def split_decay(parameters: Iterable[nn.Parameter], rate: float, weight_decay: f
     ]
 
 
-def _read_ahead(batch_of: Callable[[int], Batch], first: int, steps: int) -> Iterator[tuple[int, Batch, float, float]]:
+def read_ahead(batch_of: Callable[[int], Batch], first: int, steps: int) -> Iterator[tuple[int, Batch, float, float]]:
     """Step, its batch, the seconds that it was waited for, and when the step began; the next is made meanwhile."""
     with ThreadPoolExecutor(1) as ahead:
         waiting = ahead.submit(batch_of, first) if first < steps else None
