@@ -23,13 +23,13 @@ from plain import load_volume_plainly
 from volumes import write_volume
 
 from ctclip_model.config import Recipe
-from ctclip_model.data.loader import SampleRef, VolumeDataset
+from ctclip_model.data.loader import BatchReader, SampleRef, VolumeDataset
 from ctclip_model.data.shards import ShardReader, ShardVolume, write_shard
 from ctclip_model.data.volume import convert_volume
 from ctclip_model.training.loop import read_ahead
 from ctclip_model.training.samples import READING_THREADS, BatchOrder
 
-VOLUMES, BATCH, RUNS = 16, 4, 3
+VOLUMES, BATCH, EPOCHS, RUNS = 16, 4, 3, 3
 RECIPE = Recipe()
 
 
@@ -44,20 +44,21 @@ def main() -> None:
         rows = write_shard(folder / "0.arrow", RECIPE, copies)
         samples = [SampleRef(row.name, "0.arrow", row.row_index, row.name[:-2]) for row in rows]
         dataset, reader = VolumeDataset(samples, folder), ShardReader(folder / "0.arrow")
+        read = BatchReader(dataset, threads=READING_THREADS)
         order = BatchOrder([sample.scan_id for sample in samples], BATCH, seed=0)
         buffers = [np.empty(RECIPE.shape, np.int16) for _ in range(READING_THREADS)]
 
         def feed() -> None:
             def batch_of(step: int) -> torch.Tensor:
-                return dataset.read_batch(order.batch(step), threads=READING_THREADS)
+                return read(order.batch(step))
 
-            for _, batch, _, _ in read_ahead(batch_of, 0, VOLUMES // BATCH):
+            for _, batch, _, _ in read_ahead(batch_of, 0, EPOCHS * order.batches):
                 touch(batch.numpy())
 
         def decode() -> None:
             def every(first: int) -> None:
-                for row in range(first, VOLUMES, READING_THREADS):
-                    touch(reader.read(row, buffers[first]))
+                for row in range(first, EPOCHS * VOLUMES, READING_THREADS):
+                    touch(reader.read(row % VOLUMES, buffers[first]))
 
             with ThreadPoolExecutor(READING_THREADS) as pool:
                 list(pool.map(every, range(READING_THREADS)))
@@ -65,10 +66,12 @@ def main() -> None:
         seconds = in_turn({"decode": decode, "feed": feed}, RUNS)
         nifti = in_turn({"plain": lambda: load_volume_plainly(source, RECIPE)}, RUNS)["plain"]
         print(f"volumes of {' x '.join(map(str, RECIPE.shape))}, batches of {BATCH}, {machine()}, medians of {RUNS}")
-        print(f"  shards, decoded and dropped  {VOLUMES / seconds['decode']:7.2f} volumes/s")
+        print(f"  shards, decoded and dropped  {EPOCHS * VOLUMES / seconds['decode']:7.2f} volumes/s")
         share = seconds["decode"] / seconds["feed"]
-        print(f"  the feed of a training       {VOLUMES / seconds['feed']:7.2f} volumes/s, {share:.0%} of that")
-        ratio = nifti * VOLUMES / seconds["feed"]
+        print(
+            f"  the feed of a training       {EPOCHS * VOLUMES / seconds['feed']:7.2f} volumes/s, {share:.0%} of that"
+        )
+        ratio = nifti * EPOCHS * VOLUMES / seconds["feed"]
         print(f"  NIfTI decoded in the loop    {1 / nifti:7.2f} volumes/s, of which the feed is {ratio:.1f} x")
 
 

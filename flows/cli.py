@@ -15,9 +15,9 @@ import typer
 from typer.exceptions import TyperException
 
 from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
-from flows.commands import app, models, stages, transfers, volumes, warehouse
+from flows.commands import app, doctor, models, stages, transfers, volumes, warehouse
 
-COMMANDS = (stages, transfers, models, volumes, warehouse)  # in the order in which `--help` lists them
+COMMANDS = (stages, transfers, models, volumes, warehouse, doctor)  # in the order in which `--help` lists them
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import Preset, TrainingConfig
-from ctclip_model.data.loader import pinned, to_model_input
+from ctclip_model.data.loader import to_model_input
 from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
@@ -220,7 +220,7 @@ class Steps:
         texts = [_text(self.data.reports[index], config, short_share, rng) for index in indices][rows]
         seed = int(np.random.default_rng([config.seed, 4, step, rank()]).integers(2**31))
         tokens = tokenize(self.tokenizer, texts, self.model.config.text.max_length)
-        return Batch(pinned(volumes, self.device), tokens, seed)
+        return Batch(volumes, tokens, seed)
 
     def loss_of(self, batch: Batch) -> Tensor:
         model, device, at_once = self.model, self.device, self.at_once

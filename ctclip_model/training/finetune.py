@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import LiProConfig, TrainingConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
-from ctclip_model.data.loader import pinned, to_model_input
+from ctclip_model.data.loader import to_model_input
 from ctclip_model.device import Compute, Precision, autocast_to
 from ctclip_model.errors import MissingInputError
 from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
@@ -101,7 +101,7 @@ def teach_prompts(
         if config.varies_samples:
             rng = np.random.default_rng([config.seed, 3, step])
             volumes = shift_volumes(volumes, draw_shifts(len(indices), volumes.shape[1:], rng)[rows])
-        return pinned(volumes, device), data.labels[indices]
+        return volumes, data.labels[indices]
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         volumes, labels = batch  # this process's share, and the labels of all

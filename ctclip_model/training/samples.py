@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from ctclip_model.config import TrainingConfig
-from ctclip_model.data.loader import ScanSampler, VolumeDataset, read_samples
+from ctclip_model.data.loader import BatchReader, ScanSampler, VolumeDataset, read_samples
 from ctclip_model.errors import MissingInputError
 from ctclip_model.training.texts import report_sentences
 
@@ -30,7 +30,8 @@ GAIN, OFFSET = 0.05, 0.03  # standard deviations of the change of contrast and b
 class TrainingData:
     """What a manifest holds for training: volumes, and beside each its report's sentences and labels."""
 
-    volumes: Callable[[Sequence[int]], Tensor]  # int16 HU (B, depth, height, width) of sample indices
+    # int16 HU (B, depth, height, width) of sample indices; the second call after may overwrite them (`BatchReader`)
+    volumes: Callable[[Sequence[int]], Tensor]
     scan_ids: list[str]
     reports: list[list[list[str]]]  # by sample, by section, sentences
     labels: Tensor  # (samples, 18), NaN where unknown
@@ -60,9 +61,11 @@ def read_training_data(manifest: Path, data_root: Path, sections: Sequence[str])
     dataset = VolumeDataset([samples[index] for index, _ in rows], data_root)
     unknown = [None] * 18
     labels = [[np.nan if label is None else label for label in row["labels"] or unknown] for _, row in rows]
-    read: Callable[[Sequence[int]], Tensor] = partial(dataset.read_batch, threads=READING_THREADS)
+    read: Callable[[Sequence[int]], Tensor] = BatchReader(
+        dataset, threads=READING_THREADS, pinned=torch.cuda.is_available()
+    )
     if len(rows) * 2 * int(np.prod(dataset.shape)) <= PRELOADED_BYTES:
-        kept = read(range(len(rows)))
+        kept = dataset.read_batch(range(len(rows)), threads=READING_THREADS)
         read = lambda indices: kept[torch.as_tensor(indices)]  # noqa: E731
 
     return TrainingData(
