@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LAST_WORDS = 20  # lines of a process that died, of which the error gives the last
+C_LIBRARY = ctypes.CDLL(None)  # found before a fork, after which little is safe
 PR_SET_PDEATHSIG = 1  # of Linux: a signal to this process when its parent dies
 
 
@@ -133,4 +134,5 @@ def _events(process: subprocess.Popen[str], is_asked_to_stop: Callable[[], bool]
 
 def _end_with_parent() -> None:
     """Were this process killed, its children would train on, beside those of its rerun."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux":
+        C_LIBRARY.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -192,3 +192,21 @@ def test_the_flow_tries_again_and_records_how_well_the_model_does(tmp_path: Path
     card = (data_root / path / "README.md").read_text()
     assert "macro zero-shot AUROC on held-out scans" in card
     shutil.rmtree(data_root / path)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_preempted_flow_run_of_a_worker_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect import flow
+
+    from tasks.stages import await_retry
+
+    @flow
+    def preempted() -> Any:
+        return await_retry(PreemptedError("saved after step 4 of 12"))
+
+    with pytest.raises(PreemptedError):  # from a shell: nobody would run it again
+        preempted()
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment's")
+    state = preempted(return_state=True)
+    assert (state.name, state.is_scheduled()) == ("AwaitingRetry", True)
+    assert state.message == "saved after step 4 of 12"
