@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum
+from typing import Any, get_type_hints
 
 # Raised by hand whenever the stage's result changes for the same inputs and configuration: everything it made is then
 # pending again. The commit is recorded beside results and never decides this.
@@ -137,11 +138,20 @@ class TfidfConfig:
     seed: int = 0
 
 
+class Negatives(StrEnum):
+    """What a sample's right partner is told from."""
+
+    whole = "whole"  # the batch of all processes
+    local = "local"  # the process's own share of it, as published
+    sigmoid = "sigmoid"  # the batch of all processes, each pair on its own (SigLIP)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Contrastive training of CT-CLIP."""
 
-    batch_size: int = 8
+    batch_size: int = 8  # of all processes together
+    negatives: Negatives = Negatives.whole
     samples: int = 800_008  # seen in all; the published run takes 100,001 steps of 8
     learning_rate: float = 1.25e-6
     betas: tuple[float, float] = (0.9, 0.99)
@@ -159,6 +169,10 @@ class TrainingConfig:
     text_pretraining_samples: int = 0  # reports seen while the text encoder learns the train split's labels first
     text_pretraining_batch_size: int = 32
     text_pretraining_learning_rate: float = 1e-3
+    average_decay: float | None = None  # of the moving average of the weights, which the model then is; no average
+    skipped_steps: int = 3  # in a row without a finite loss, after which training stops
+    steps_per_validation: int = 0  # 0: never, and every sample is trained on
+    validation_scans: int = 200  # held out of the train split where there is validation, with all of their patients'
     steps_per_checkpoint: int = 200
     seed: int = 0
 
@@ -175,6 +189,7 @@ class VocabFineConfig:
     final_rate: float = 0.0  # of the learning rate, reached along a cosine
     max_gradient_norm: float = 1.0
     varies_samples: bool = False  # small shifts and changes of brightness
+    skipped_steps: int = 3  # in a row without a finite loss, after which training stops
     steps_per_checkpoint: int = 200
     seed: int = 0
 
@@ -318,6 +333,19 @@ def smoke() -> Preset:
 
 
 PRESETS = {"published": published, "small_gpu": small_gpu, "tiny": tiny, "smoke": smoke}
+
+
+def from_plain(kind: Any, value: Any) -> Any:
+    """The configuration that JSON holds, of that dataclass or type: `from_plain(Preset, asdict(preset)) == preset`.
+
+    Raises `TypeError` or `ValueError` for what is none.
+    """
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        kinds = get_type_hints(kind)
+        return kind(**{name: from_plain(kinds.get(name), part) for name, part in value.items()})
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def fingerprint(*parts: Any) -> str:

@@ -71,6 +71,10 @@ class Compute:
     precision: Precision = Precision.float32
     recompute: bool = False  # the image encoder in a quarter of the memory, for the time of a forward more
     compile: bool = False  # the image encoder's layers, by PyTorch's compiler: worth its minute in a long run
+    encoded_at_once: int | None = None  # samples a process; the loss is of the whole batch all the same (GradCache)
+    sharded: bool = False  # weights, gradients and optimizer shared out over the processes (FSDP2), not on each (DDP)
+    checkpoints_kept: int = 3  # the last ones, beside the best
+    tensorboard: bool = False  # event files beside the checkpoints
 
 
 @contextmanager

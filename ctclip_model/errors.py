@@ -12,6 +12,8 @@ CTCLIPError
 ├── CheckpointError           a weights file is missing, damaged or of another model
 ├── MissingInputError         a stage's input is not there yet; the message says which stage makes it
 ├── DivergedError             training's loss is no longer a finite number
+├── PreemptedError            training was asked to end, and has saved its state; the same call goes on from there
+├── WorkerDiedError           a training's process ended without a word; the same call goes on from its checkpoint
 ├── StageFailedError          too many of a stage's items were rejected
 ├── HubError                  the Hugging Face Hub does not give what was asked for; the message says what to do
 │   ├── HubAccessError        it wants a token, another one, or its terms accepted
@@ -81,6 +83,14 @@ class MissingInputError(CTCLIPError):
 
 class DivergedError(CTCLIPError):
     """Training's loss is no longer a finite number; the checkpoint of before stays."""
+
+
+class PreemptedError(CTCLIPError):
+    """Training was asked to end (SIGTERM), and has saved its state; the same call goes on from there."""
+
+
+class WorkerDiedError(CTCLIPError):
+    """A training's process ended without a word (a crash, out of memory); the same call goes on from its checkpoint."""
 
 
 class StageFailedError(CTCLIPError):

@@ -6,6 +6,7 @@ Commands that run no stage (`status`, `sql`, `predict`, `--help` and so on) neve
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,17 +14,19 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-from ctclip_model.errors import ConfigurationError, CTCLIPError
-from flows.commands import app, models, stages, transfers, volumes, warehouse
+from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
+from flows.commands import app, doctor, models, stages, transfers, volumes, warehouse
 
-COMMANDS = (stages, transfers, models, volumes, warehouse)  # in the order in which `--help` lists them
+COMMANDS = (stages, transfers, models, volumes, warehouse, doctor)  # in the order in which `--help` lists them
 
 
 def main() -> None:
-    """Runs the command line: exit code 0, or 1 with one clear line on stderr."""
+    """Runs the command line: exit code 0, or 1 with one clear line on stderr; 143 where SIGTERM ended a training."""
     run: Callable[..., Any] = app
     try:
         sys.exit(run(standalone_mode=False))
+    except PreemptedError as error:
+        _fail(error, code=128 + signal.SIGTERM)
     except CTCLIPError as error:
         _fail(error)
     except TyperException as error:
@@ -37,13 +40,13 @@ def main() -> None:
         _fail(error, f"{type(error).__name__}: ")
 
 
-def _fail(error: Exception, prefix: str = "") -> None:
+def _fail(error: Exception, prefix: str = "", code: int = 1) -> None:
     if os.environ.get("CTCLIP_DEBUG"):
         raise error
     text = " ".join(str(error).split())
     hint = " (--debug shows the traceback)" if prefix else ""
     print(f"ctclip: {prefix}{text}{hint}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tasks.training import Manifest, StepRecorder, find_trained, record_model, w
 from warehouse import store
 
 if TYPE_CHECKING:
-    from ctclip_model.training.contrastive import TrainingResult
+    from ctclip_model.training.log import TrainingResult
     from ctclip_model.training.loop import StepRecord
 
 

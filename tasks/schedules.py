@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
-import urllib.error
 import urllib.request
 from datetime import UTC, datetime
+from typing import Any
 
 TIMEOUT_S = 0.5
 
@@ -17,23 +17,25 @@ def next_runs() -> list[tuple[str, datetime]]:
 
     Raises `OSError` where the server does not answer in time, or refuses.
     """
-    address = os.environ.get("PREFECT_API_URL")
-    if not address:
+    if not os.environ.get("PREFECT_API_URL"):
         return []
     asked = {
         "flow_runs": {"tags": {"all_": ["ctclip"]}, "state": {"type": {"any_": ["SCHEDULED"]}}},
         "sort": "EXPECTED_START_TIME_ASC", "limit": 200,
     }  # fmt: skip
-    request = urllib.request.Request(
-        f"{address.rstrip('/')}/flow_runs/filter", json.dumps(asked).encode(), _headers(), method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        runs = json.load(answer)
     soonest: dict[str, datetime] = {}
-    for run in runs:
+    for run in ask_server("flow_runs/filter", asked):
         name = next((tag for tag in run["tags"] if tag != "ctclip"), run["name"])
         soonest.setdefault(name, datetime.fromisoformat(run["expected_start_time"]).astimezone(UTC))
     return sorted(soonest.items(), key=lambda pair: pair[1])
+
+
+def ask_server(path: str, body: dict[str, Any]) -> Any:
+    """The answer of the Prefect server to a POST. Raises `OSError`."""
+    address = f"{os.environ['PREFECT_API_URL'].rstrip('/')}/{path}"
+    request = urllib.request.Request(address, json.dumps(body).encode(), _headers(), method="POST")
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        return json.load(answer)
 
 
 def _headers() -> dict[str, str]:

@@ -51,6 +51,10 @@ class Limits:
     jobs_in_flight_per_worker: int = 2
     worker_deaths: int = 3  # that one job may cause before it is split, or rejected
     abandoned_s: float = 30 * 24 * 3600.0  # without a write, after which a training that is not done is given up
+    training_retries: int = 3  # of a training whose processes have died; each goes on from the last checkpoint
+    training_retry_delay_s: float = 10.0
+    training_stop_s: float = 40.0  # that processes have to save their state: torchrun gives them 30
+    training_progress_s: float = 10.0  # between two updates of Prefect's progress artifact
     hub_attempts: int = 8  # at one request of the Hub
     hub_wait_s: float = 1.0  # before the second attempt; then ever longer
     hub_longest_wait_s: float = 300.0  # the window in which the Hub counts requests

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +17,16 @@ from ctclip_model.config import VERSIONS, Preset, fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, limit_cpu_threads
 from ctclip_model.errors import MissingInputError
+from tasks.labelling import find_labeller
+from tasks.launching import Launch, train_apart
 from tasks.progress import show_progress
 from tasks.records import sha256_of, write_parquet
 from tasks.runs import StageRun, code_version
+from tasks.settings import PUBLISHED_LABELS
 from warehouse import store
 
 if TYPE_CHECKING:
-    from ctclip_model.training.contrastive import TrainingResult
+    from ctclip_model.training.log import TrainingResult
     from ctclip_model.training.loop import StepRecord
 
 STEPS_PER_RECORD = 50
@@ -87,6 +90,13 @@ def make_manifest(run: StageRun, preset: Preset, labeller_id: str | None) -> Man
     return write_manifest(run.data_root, table, preset.name, config_fingerprint(preset))
 
 
+def choose_labels(data_root: Path, preset: Preset, labeller: str) -> str | None:
+    """Whose labels a training reads: the labeller's to teach the text encoder, the published ones to validate alone."""
+    if preset.training.text_pretraining_samples > 0:
+        return find_labeller(data_root, labeller).labeller_id
+    return PUBLISHED_LABELS if preset.training.steps_per_validation else None
+
+
 def write_manifest(data_root: Path, table: pa.Table, name: str, config: str) -> Manifest:
     """Writes the samples of a training of that configuration; its model is called after `name` and what it learns."""
     content = fingerprint(*(table[column].to_pylist() for column in ("volume_name", "fingerprint", "labels")))
@@ -100,28 +110,59 @@ def write_manifest(data_root: Path, table: pa.Table, name: str, config: str) -> 
     return Manifest(path, model_id, content, config, table.num_rows, source, revision)
 
 
-def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute) -> None:
-    """Trains, and records the model, its samples and its steps."""
-    from ctclip_model.training.contrastive import train_contrastive
-
-    folder = run.data_root / "models" / manifest.model_id
+def run_training(
+    run: StageRun,
+    preset: Preset,
+    manifest: Manifest,
+    compute: Compute,
+    launch: Launch,
+    on_share: Callable[[float], None] | None = None,
+) -> None:
+    """Trains, and records the model, its samples and its steps; `on_share` hears now and then how much is done."""
     started = time.monotonic()
     steps = StepRecorder(run, manifest)
     total = preset.training.text_pretraining_samples + preset.training.samples
     seen: dict[str, int] = {}
+    told = [started]
     with show_progress("train", total, "samples") as progress, limit_cpu_threads(preset.cpu_threads):
 
         def on_step(record: StepRecord) -> None:
             steps.add(record)
             seen[record.phase] = record.samples
             progress.advance(sum(seen.values()) - progress.done, f"{record.phase}, loss {record.loss:.3f}")
+            if on_share is not None and time.monotonic() - told[-1] > run.limits.training_progress_s:
+                told.append(time.monotonic())
+                on_share(progress.done / total)
 
-        result = train_contrastive(manifest.path, run.data_root, preset, folder, compute=compute, on_step=on_step)
-    steps.flush()
+        try:
+            result = _train(run.data_root, preset, manifest, compute, launch, on_step)
+        finally:
+            steps.flush()  # what a rerun does not do again
     record_model(
         run, manifest, result, kind="ct-clip", preset=preset.name, config=asdict(preset) | {"compute": asdict(compute)},
         recipe_id=preset.recipe.recipe_id, duration_s=time.monotonic() - started,
     )  # fmt: skip
+
+
+def _train(
+    data_root: Path,
+    preset: Preset,
+    manifest: Manifest,
+    compute: Compute,
+    launch: Launch,
+    on_step: Callable[[StepRecord], None],
+) -> TrainingResult:
+    from ctclip_model.training.contrastive import train_contrastive
+    from ctclip_model.training.worker import Job
+
+    origin = {"source": manifest.source, "revision": manifest.revision, "count_samples": f"{manifest.count_samples:,}"}
+    folder = Path("models") / manifest.model_id
+    if launch.is_apart(compute):
+        job = Job(str(manifest.path.relative_to(data_root)), str(folder), preset, compute, origin)
+        return train_apart(job, data_root, launch, on_step)
+    return train_contrastive(
+        manifest.path, data_root, preset, data_root / folder, compute=compute, origin=origin, on_step=on_step
+    )
 
 
 def record_model(
@@ -185,7 +226,7 @@ def _sample_rows(manifest: Manifest) -> pa.Table:
 _MANIFEST = """
 with labelled as (
     select scan_id, list(value order by list_position($1, abnormality)) as labels
-    from current_labels
+    from all_labels
     where labeller_id = $2
     group by scan_id
 )

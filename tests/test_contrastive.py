@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from ctclip_model.config import PRESETS, Preset, Recipe
+from ctclip_model.config import PRESETS, Preset, Recipe, TrainingConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.shards import ShardVolume, write_shard
 from ctclip_model.data.volume import ConvertedVolume
-from ctclip_model.errors import DivergedError, MissingInputError
+from ctclip_model.device import Compute
+from ctclip_model.errors import ConfigurationError, DivergedError, MissingInputError
 from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
-from ctclip_model.training.contrastive import BatchOrder, shift_volumes, start_codebook, train_contrastive
-from ctclip_model.training.loop import Run, StepRecord, rate_at, run_steps
+from ctclip_model.training.contrastive import start_codebook, train_contrastive
+from ctclip_model.training.loop import Run, StepRecord, rate_at, run_steps, split_decay
+from ctclip_model.training.samples import BatchOrder, TrainingData, draw_shifts, hold_out, shift_volumes
 from ctclip_model.training.text_pretraining import pretrain_text
 from ctclip_model.training.texts import split_sentences, vary_report
 
@@ -136,7 +139,7 @@ def test_a_batch_holds_a_scan_once_and_epochs_reach_every_volume() -> None:
 
 def test_shifted_volumes_move_whole_and_leave_air() -> None:
     volumes = torch.arange(1, 1 + 2 * 8 * 10 * 10, dtype=torch.int16).view(2, 8, 10, 10)
-    shifted = shift_volumes(volumes, np.random.default_rng(1))
+    shifted = shift_volumes(volumes, draw_shifts(2, (8, 10, 10), np.random.default_rng(1)))
     assert shifted.shape == volumes.shape
     for before, after in zip(volumes, shifted, strict=True):
         places = [
@@ -204,3 +207,59 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     )  # fmt: skip
     with pytest.raises(DivergedError, match="step 4 of 5"):
         run_steps(run)
+
+
+def test_matrices_decay_and_scales_do_not(preset: Preset) -> None:
+    model = CTCLIP(preset.model)
+    groups = split_decay(model.parameters(), 1e-3, 0.1)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    names = {id(parameter): name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    decayed, free = ({names[id(parameter)] for parameter in group["params"]} for group in groups)
+    assert decayed | free == set(names.values())
+    layer = "visual_transformer.enc_spatial_transformer.layers.0"
+    assert {"temperature", f"{layer}.1.q_scale", f"{layer}.1.norm.gamma", f"{layer}.0.dsconv.bias"} <= free
+    assert {"to_visual_latent.weight", f"{layer}.1.to_q.weight", f"{layer}.3.1.weight"} <= decayed
+    assert not any(name.endswith(("bias", "LayerNorm.weight")) for name in decayed)
+
+
+def test_the_model_is_the_average_of_its_weights_where_asked(tmp_path: Path, manifest: Path, preset: Preset) -> None:
+    averaged = dataclasses.replace(preset, training=dataclasses.replace(preset.training, average_decay=1.0))
+    train_contrastive(manifest, tmp_path, averaged, tmp_path / "averaged")
+    train_contrastive(manifest, tmp_path, preset, tmp_path / "last")
+    ours, last = weights(tmp_path / "averaged"), weights(tmp_path / "last")
+    torch.manual_seed(preset.training.seed)
+    first = CTCLIP(preset.model).state_dict()
+    assert torch.equal(ours["to_visual_latent.weight"], first["to_visual_latent.weight"])  # of which all is kept
+    assert not torch.equal(last["to_visual_latent.weight"], first["to_visual_latent.weight"])
+    codes = "visual_transformer.vq._codebook.embed"
+    assert torch.equal(ours[codes], last[codes])  # the same training, and a code book that is an average already
+
+
+def test_scans_held_out_for_validation_are_of_patients_that_training_never_sees() -> None:
+    labels = torch.ones(30, 18)
+    labels[20:] = torch.nan
+    scans = [f"train_{index // 3}_{'ab'[index % 2]}" for index in range(30)]
+    data = TrainingData(
+        lambda rows: torch.tensor(list(rows)), scans, [[[scan]] for scan in scans], labels,
+        [f"{scan}_1" for scan in scans], [scan[:-2] for scan in scans],
+    )  # fmt: skip
+    config = TrainingConfig(steps_per_validation=1, validation_scans=4)
+    train, held = hold_out(data, config)
+    assert held is not None
+    assert {*train.patient_ids}.isdisjoint(held.patient_ids)
+    assert {*train.patient_ids, *held.patient_ids} == {*data.patient_ids}
+    assert len(held.scan_ids) == len({*held.scan_ids}) >= 4
+    assert not held.labels.isnan().any()
+    assert held.volumes([0]).item() == scans.index(held.scan_ids[0])
+    assert hold_out(data, TrainingConfig()) == (data, None)
+    with pytest.raises(MissingInputError, match="too few"):
+        hold_out(data.take([25, 26]), config)  # whose labels are not known
+
+
+def test_event_files_need_their_package(tmp_path: Path, manifest: Path, preset: Preset) -> None:
+    if importlib.util.find_spec("tensorboard"):
+        train_contrastive(manifest, tmp_path, preset, tmp_path / "model", compute=Compute(tensorboard=True))
+        assert list((tmp_path / "model.work/tensorboard").iterdir())
+        return
+    with pytest.raises(ConfigurationError, match="pip install tensorboard"):
+        train_contrastive(manifest, tmp_path, preset, tmp_path / "model", compute=Compute(tensorboard=True))

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ctclip_model.config import Recipe
 from ctclip_model.data import loader
 from ctclip_model.data.loader import (
+    BatchReader,
     SampleRef,
     ScanSampler,
     VolumeDataset,
@@ -162,3 +163,23 @@ def test_processes_share_an_epoch_evenly():
     shares = [list(ScanSampler(SCANS, seed=1, rank=rank, world_size=3)) for rank in range(3)]
     assert {len(share) for share in shares} == {4}
     assert {SCANS[index] for share in shares for index in share} == set(SCANS)
+
+
+def test_threads_read_the_same_batch_and_raise_what_is_wrong(tmp_path, samples):
+    dataset = VolumeDataset(samples, tmp_path)
+    order = [5, 0, 11, 3, 3]
+    assert torch.equal(dataset.read_batch(order, threads=3), dataset.read_batch(order))
+    samples[3] = SampleRef("train_99_a_1", samples[3].shard_path, samples[3].row_index)
+    with pytest.raises(ShardError, match="train_99_a_1"):
+        dataset.read_batch(order, threads=3)
+
+
+def test_a_reader_overwrites_a_batch_only_with_the_second_after_it(tmp_path, samples):
+    read = BatchReader(VolumeDataset(samples, tmp_path), threads=2)
+    found = [read([0, 1, 2]), read([3, 4, 5])]
+    assert [batch[:, 0, 0, 0].tolist() for batch in found] == [expected(samples)[:3], expected(samples)[3:6]]
+    third = read([6, 7])
+    assert third.data_ptr() == found[0].data_ptr()
+    assert third[:, 0, 0, 0].tolist() == expected(samples)[6:8]
+    assert found[1][:, 0, 0, 0].tolist() == expected(samples)[3:6]
+    assert read(range(12))[:, 0, 0, 0].tolist() == expected(samples)

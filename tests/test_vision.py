@@ -70,7 +70,7 @@ def test_codes_are_given_as_stored_and_gradients_pass_straight_through(seeded):
 def test_one_update_after_two_forwards_equals_one_after_both_together(seeded):
     apart, together = VectorQuantizer(6, 8), VectorQuantizer(6, 8)
     together.load_state_dict(apart.state_dict())
-    tokens = torch.randn(20, 8)
+    tokens = torch.randn(20, 8, requires_grad=True)
     for part in tokens.split(9):
         apart(part)
     together(tokens)
@@ -91,3 +91,11 @@ def test_codes_stay_where_they_are_in_evaluation_mode_and_without_an_update(seed
     quantizer(tokens)
     quantizer.update()
     torch.testing.assert_close(quantizer.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_forward_without_gradients_leaves_the_codes_alone() -> None:
+    quantizer = VectorQuantizer(6, 8).train()
+    before = quantizer._codebook.embed.clone()
+    quantizer(torch.randn(20, 8))
+    quantizer.update()
+    assert torch.equal(before, quantizer._codebook.embed)

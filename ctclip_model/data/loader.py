@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import Any, TypeVar
 
 import numpy as np
@@ -75,12 +75,14 @@ class VolumeDataset(Dataset[Tensor]):
         self._read(index, out.numpy())
         return out
 
-    def read_batch(self, indices: Sequence[int]) -> Tensor:
-        """Several volumes (or all), int16 (B, depth, height, width), each decoded right into its place."""
-        batch = np.empty((len(indices), *self.shape), np.int16)
-        for position in sorted(range(len(indices)), key=lambda position: self._place(indices[position])):
-            self._read(indices[position], batch[position])
-        return torch.from_numpy(batch)
+    def read_batch(self, indices: Sequence[int], *, threads: int = 1, out: Tensor | None = None) -> Tensor:
+        """Several volumes, int16 (B, depth, height, width), each decoded right into its place, of `out` where given."""
+        batch = np.empty((len(indices), *self.shape), np.int16) if out is None else out.numpy()
+        in_file_order = sorted(range(len(indices)), key=lambda position: self._place(indices[position]))
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(lambda position: self._read(indices[position], batch[position]), in_file_order):
+                pass  # but raise what reading raises
+        return torch.from_numpy(batch) if out is None else out
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -119,6 +121,28 @@ class VolumeDataset(Dataset[Tensor]):
             found = reader.names[sample.row_index]
             raise ShardError(f"{reader.path}: row {sample.row_index} holds {found}, not {sample.name}")
         return volume
+
+
+class BatchReader:
+    """Batches in memory that is used again and again: fresh memory takes as long as decoding does.
+
+    A batch is overwritten by the second one that the same thread asks for after it: while one is in use, the next can
+    be read. With `pinned` a GPU copies from there by itself.
+    """
+
+    def __init__(self, dataset: VolumeDataset, *, threads: int, pinned: bool = False) -> None:
+        self.dataset, self.threads, self.pinned = dataset, threads, pinned
+        self._of_thread = local()
+
+    def __call__(self, indices: Sequence[int]) -> Tensor:
+        buffers = self._of_thread.__dict__.setdefault("buffers", [])
+        if len(buffers) < 2 or len(buffers[0]) < len(indices):
+            shape = (len(indices), *self.dataset.shape)
+            buffers.append(torch.empty(shape, dtype=torch.int16, pin_memory=self.pinned))
+        else:
+            buffers.append(buffers[0])
+        del buffers[:-2]
+        return self.dataset.read_batch(indices, threads=self.threads, out=buffers[-1][: len(indices)])
 
 
 def iterate_batches(

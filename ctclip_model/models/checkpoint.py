@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, overload
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -158,10 +160,13 @@ def save_model_folder(
     *,
     extra: Mapping[str, Any] | None = None,
     card: str | None = None,
+    weights: Mapping[str, Any] | None = None,
+    metrics: pa.Table | None = None,
 ) -> None:
     """Writes a whole model folder, or none: beside it first, then in its place. `extra` must be fit for JSON.
 
-    `card` is for a person to read; a model that reads no text needs no tokenizer.
+    `card` is for a person to read; a model that reads no text needs no tokenizer. `weights` are given where the model
+    itself holds but a share of them, `metrics` where it was trained here.
     """
     folder = Path(folder)
     kind = next(name for name, model_type in KINDS.items() if isinstance(model, model_type))
@@ -172,11 +177,13 @@ def save_model_folder(
         "info": dict(extra or {}),
     }
     with replace_folder(folder) as temporary:
-        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors")
+        whole = {key: value.detach().cpu().contiguous() for key, value in (weights or model.state_dict()).items()}
+        save_file(whole, temporary / "model.safetensors")
         (temporary / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
         if tokenizer is not None:
             (temporary / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
+        if metrics is not None:
+            pq.write_table(metrics, temporary / "metrics.parquet")
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
         (temporary / "config.json").write_text(json.dumps(description, indent=2))

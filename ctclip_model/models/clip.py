@@ -44,6 +44,10 @@ class CTCLIP(nn.Module):
         """The image encoder's quantized tokens, (B, depth, height, width, dim) of the patch grid."""
         return self.visual_transformer(volume)
 
+    def unquantized_tokens(self, volume: Tensor) -> Tensor:
+        """The same before the code book sees them."""
+        return self.visual_transformer.encode(self.visual_transformer.embed(volume))
+
     def encode_image(self, volume: Tensor) -> Tensor:
         """Unit latents (B, latent) of volumes (B, 1, depth, height, width) in [-1, 1]."""
         slab = self.image_tokens(volume).mean(dim=1)  # (B, height, width, dim)

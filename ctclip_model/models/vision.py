@@ -213,8 +213,8 @@ class Codebook(nn.Module):
 class VectorQuantizer(nn.Module):
     """Puts the nearest code, by cosine similarity, in each token's place (arXiv 2110.04627).
 
-    In training mode a forward records which tokens fell to which code; `update` then moves the codes, once, after the
-    backward pass. No gradient reaches the codes; the tokens receive theirs straight through.
+    In training mode a forward with gradients records which tokens fell to which code; `update` then moves the codes,
+    once, after the backward pass. No gradient reaches the codes; the tokens receive theirs straight through.
     """
 
     def __init__(self, codes: int, dim: int) -> None:
@@ -227,7 +227,7 @@ class VectorQuantizer(nn.Module):
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             units = F.normalize(tokens.detach().float().flatten(0, -2), dim=-1)
             indices = self.search(units)
-            if self.training:
+            if self.training and tokens.requires_grad:
                 self.record(units, indices)
             codes = self._codebook.embed[0].index_select(0, indices).view(tokens.shape)
         if tokens.requires_grad:
@@ -247,6 +247,10 @@ class VectorQuantizer(nn.Module):
         counts, sums = self.statistics
         counts += indices.bincount(minlength=len(counts))
         sums.index_add_(0, indices, units)
+
+    def forget(self) -> None:
+        """Drops what has been recorded since the last update: the codes will not move by it."""
+        self.statistics = None
 
     @torch.no_grad()
     def update(self) -> None:

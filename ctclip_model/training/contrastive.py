@@ -3,55 +3,45 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from numpy.random import Generator
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import Preset, TrainingConfig
-from ctclip_model.data.loader import ScanSampler, VolumeDataset, read_samples, to_model_input
-from ctclip_model.device import Compute, Precision, autocast_to, choose_device
-from ctclip_model.errors import MissingInputError
+from ctclip_model.data.loader import to_model_input
+from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize, train_tokenizer
+from ctclip_model.training.checkpoint import WHOLE, Checkpoints, WeightAverage
+from ctclip_model.training.distributed import gather, rank, share, sum_over_processes, wait_for_all, world_size
+from ctclip_model.training.log import RunLog, TrainingResult, last_loss, write_card
 from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
+from ctclip_model.training.losses import Latents, backward_in_parts, batch_loss
+from ctclip_model.training.parallel import spread
+from ctclip_model.training.samples import (
+    BatchOrder,
+    TrainingData,
+    change_brightness,
+    draw_brightness,
+    draw_shifts,
+    hold_out,
+    read_training_data,
+    shift_volumes,
+)
 from ctclip_model.training.text_pretraining import pretrain_text
-from ctclip_model.training.texts import report_sentences, vary_report
-
-PADDING_HU = -1000
-PRELOADED_BYTES = 2**30  # volumes that take less are decoded once and kept
-SHIFT_SHARE = 0.05  # of the volume's size, at most, along each axis
-GAIN, OFFSET = 0.05, 0.03  # standard deviations of the change of contrast and brightness
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished run says about its model."""
-
-    folder: Path
-    count_parameters: int
-    logit_scale: float  # exp(temperature)
-    steps: int
-    loss: float  # mean of the last 50 steps
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a manifest holds for training: volumes, and beside each its report's sentences and labels."""
-
-    volumes: Callable[[Sequence[int]], Tensor]  # int16 HU (B, depth, height, width) of sample indices
-    scan_ids: list[str]
-    reports: list[list[list[str]]]  # by sample, by section, sentences
-    labels: Tensor  # (samples, 18), NaN where unknown
+from ctclip_model.training.texts import vary_report
+from ctclip_model.training.validation import validate
 
 
 def train_contrastive(
@@ -61,45 +51,50 @@ def train_contrastive(
     folder: Path,
     *,
     compute: Compute = Compute(),
+    origin: Mapping[str, str] | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> TrainingResult:
     """Trains CT-CLIP from random weights on the manifest's train samples and writes the model folder.
 
     Where the preset says so, the text encoder first learns the labels of the train split's reports (it stands for the
     published system's pretrained CXR-BERT). A killed run goes on from its checkpoints, beside the folder in
-    `<folder>.work`. Raises `MissingInputError` without a train sample.
+    `<folder>.work`; of several processes the first writes. `origin` is what the model card says of the data. Raises
+    `MissingInputError` without a train sample.
     """
-    data = read_training_data(manifest, data_root, preset.training)
+    config = preset.training
+    data, held_out = hold_out(read_training_data(manifest, data_root, config.report_sections), config)
     work = folder.with_name(f"{folder.name}.work")
     work.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(preset.training.seed)
+    torch.manual_seed(config.seed)
     tokenizer = _make_tokenizer(data, preset, work / "tokenizer")
     model = prepare_model(CTCLIP(preset.model), compute)
-    losses: list[float] = []
-
-    def record(step: StepRecord) -> None:
-        losses.append(step.loss)
-        if on_step is not None:
-            on_step(step)
-
-    teach_text(model, tokenizer, data, preset.training, checkpoint=work / "text.checkpoint", on_step=on_step)
+    log = RunLog(work, on_step, tensorboard=compute.tensorboard)
+    phases = {name: Checkpoints(work / name, compute.checkpoints_kept) for name in ("text", "checkpoints")}
+    teach_text(model, tokenizer, data, config, checkpoints=phases["text"], on_step=on_step)
     steps = teach_contrast(
-        model,
-        tokenizer,
-        data,
-        preset.training,
-        precision=compute.precision,
-        checkpoint=work / "contrastive.checkpoint",
-        on_step=record,
-    )
-    loss = float(np.mean(losses[-50:])) if losses else float("nan")
-    info = {"preset": preset.name, "recipe": asdict(preset.recipe), "steps": steps}  # the recipe that its volumes need
-    save_model_folder(folder, model.eval(), tokenizer, extra=info)
-    for name in ("text.checkpoint", "contrastive.checkpoint"):
-        (work / name).unlink(missing_ok=True)
-    shutil.rmtree(work / "tokenizer", ignore_errors=True)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return TrainingResult(folder, parameters, model.temperature.exp().item(), steps, loss)
+        model, tokenizer, data, config, held_out=held_out, compute=compute, checkpoints=phases["checkpoints"],
+        on_step=log.add,
+    )  # fmt: skip
+    weights = get_model_state_dict(model, options=WHOLE)
+    curve = log.curve()
+    count_parameters = sum(parameter.numel() for parameter in model.parameters())
+    temperature = model.temperature.exp().item()
+    result = TrainingResult(folder, count_parameters, temperature, steps, last_loss(curve))
+    if rank() == 0:
+        save_model_folder(
+            folder,
+            model.eval(),
+            tokenizer,
+            extra={"preset": preset.name, "recipe": asdict(preset.recipe), "steps": steps},  # what its volumes need
+            card=write_card(folder.name, preset, result, curve, origin or {}),
+            weights=weights,
+            metrics=curve,
+        )
+        for checkpoints in phases.values():
+            checkpoints.remove()
+        shutil.rmtree(work / "tokenizer", ignore_errors=True)
+        log.close()
+    return result
 
 
 def prepare_model(model: CTCLIP, compute: Compute) -> CTCLIP:
@@ -110,38 +105,13 @@ def prepare_model(model: CTCLIP, compute: Compute) -> CTCLIP:
     return model.to(choose_device(compute.device))
 
 
-def read_training_data(manifest: Path, data_root: Path, config: TrainingConfig) -> TrainingData:
-    """The train split of a manifest; volumes are kept in memory where they fit."""
-    table = pq.read_table(manifest, columns=["split", "scan_id", "findings", "impression", "labels"])
-    rows = [(index, row) for index, row in enumerate(table.to_pylist()) if row["split"] == "train"]
-    if not rows:
-        raise MissingInputError(f"{manifest}: holds no sample of the train split: run convert")
-    samples = read_samples(manifest)
-    dataset = VolumeDataset([samples[index] for index, _ in rows], data_root)
-    unknown = [None] * 18
-    labels = [[np.nan if label is None else label for label in row["labels"] or unknown] for _, row in rows]
-    read = dataset.read_batch
-    if len(rows) * 2 * int(np.prod(dataset.shape)) <= PRELOADED_BYTES:
-        kept = dataset.read_batch(range(len(rows)))
-
-        def read(indices: Sequence[int]) -> Tensor:
-            return kept[torch.as_tensor(indices)]
-
-    return TrainingData(
-        volumes=read,
-        scan_ids=[row["scan_id"] for _, row in rows],
-        reports=[report_sentences(row["findings"], row["impression"], config.report_sections) for _, row in rows],
-        labels=torch.tensor(labels, dtype=torch.float32),
-    )
-
-
 def teach_text(
     model: CTCLIP,
     tokenizer: PreTrainedTokenizerFast,
     data: TrainingData,
     config: TrainingConfig,
     *,
-    checkpoint: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> None:
     """Pretrains the text encoder on the scans whose labels are known, if the configuration asks for it."""
@@ -153,7 +123,16 @@ def teach_text(
     ]
     if config.text_pretraining_samples and usable:
         reports = [data.reports[index] for index in usable]
-        pretrain_text(model, tokenizer, reports, data.labels[usable], config, checkpoint=checkpoint, on_step=on_step)
+        pretrain_text(model, tokenizer, reports, data.labels[usable], config, checkpoints=checkpoints, on_step=on_step)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's share of a step's samples."""
+
+    volumes: Tensor  # int16 HU (B, depth, height, width)
+    tokens: dict[str, Tensor]
+    seed: int  # of dropout, where that must not be another's
 
 
 def teach_contrast(
@@ -162,118 +141,143 @@ def teach_contrast(
     data: TrainingData,
     config: TrainingConfig,
     *,
-    precision: Precision = Precision.float32,
-    checkpoint: Path | None = None,
+    held_out: TrainingData | None = None,
+    compute: Compute = Compute(),
+    checkpoints: Checkpoints | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> int:
-    """Trains both encoders, or the image encoder alone where the text rate is 0; returns the number of steps."""
-    device = model.temperature.device
-    order = BatchOrder(data.scan_ids, config.batch_size, config.seed)
-    steps = config.samples // order.batch_size
-    is_text_fixed = config.text_learning_rate == 0
-    model.text_transformer.requires_grad_(not is_text_fixed)
-    model.text_transformer.pooler.requires_grad_(False)
-    with torch.no_grad():
-        model.temperature.fill_(config.first_temperature)
+    """Trains both encoders, or the image encoder alone where the text rate is 0; returns the number of steps.
 
-    def batch_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        rng = np.random.default_rng([config.seed, 2, step])
-        indices = order.batch(step)
-        volumes = data.volumes(indices)
-        if config.varies_samples:
-            volumes = shift_volumes(volumes, rng)
-        short_share = config.short_text_share if config.varies_samples else 0.0
-        texts = [_text(data.reports[index], config, short_share, rng) for index in indices]
-        return volumes, tokenize(tokenizer, texts, model.config.text.max_length)
-
-    def loss_of(batch: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
-        volumes, tokens = batch
-        images = to_model_input(volumes, device)
-        if config.varies_samples:
-            images = change_brightness(images)
-        if is_text_fixed:
-            model.text_transformer.eval()
-        if config.codes_from_data and not model.visual_transformer.vq._codebook.cluster_size.any():
-            start_codebook(model, images)
-        ids, mask = tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
-        with autocast_to(device, precision.autocast):
-            loss: Tensor = model(images, ids, mask)
-        return loss
-
-    def after_step() -> None:
-        model.update_codebook()
-        if config.max_temperature is not None:
-            with torch.no_grad():
-                model.temperature.clamp_(max=config.max_temperature)
-
-    run_steps(
-        Run(
-            phase="contrastive",
-            model=model,
-            optimizer=_make_optimizer(model, config),
-            batch_of=batch_of,
-            loss_of=loss_of,
-            steps=steps,
-            batch_size=order.batch_size,
-            warm_up_share=config.warm_up_share,
-            final_rate=config.final_rate,
-            max_gradient_norm=config.max_gradient_norm,
-            after_step=after_step,
-            checkpoint=checkpoint,
-            steps_per_checkpoint=config.steps_per_checkpoint,
-            on_step=on_step,
-        )
-    )
-    return steps
-
-
-class BatchOrder:
-    """Which samples a step sees, from its number alone: a scan once an epoch, by one of its reconstructions.
-
-    An epoch is of whole batches, so that no batch holds a scan twice; what is left over differs each time.
+    With `average_decay` the model then is the average of its weights.
     """
+    steps = Steps(model, tokenizer, data, config, compute)
+    average = WeightAverage(model, config.average_decay) if config.average_decay is not None else None
 
-    def __init__(self, scan_ids: Sequence[str], batch_size: int, seed: int) -> None:
-        self.sampler = ScanSampler(scan_ids, seed=seed)
-        self.batch_size = min(batch_size, len(self.sampler))
-        self.batches = len(self.sampler) // self.batch_size
-        self._epoch = lru_cache(maxsize=2)(self._draw)
+    def validate_now() -> float:
+        assert held_out is not None
+        return validate(model, tokenizer, held_out, dtype=compute.precision.autocast)
 
-    def batch(self, step: int) -> list[int]:
-        epoch, place = divmod(step, self.batches)
-        return self._epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+    run = Run(
+        phase="contrastive",
+        model=model,
+        optimizer=_make_optimizer(model, config),
+        batch_of=steps.batch_of,
+        loss_of=steps.loss_of,
+        steps=config.samples // steps.order.batch_size,
+        batch_size=steps.order.batch_size,
+        warm_up_share=config.warm_up_share,
+        final_rate=config.final_rate,
+        max_gradient_norm=config.max_gradient_norm,
+        adds_gradients=steps.is_in_parts,
+        averaged=steps.spread.averaged,
+        after_step=steps.after_step,
+        after_skip=model.visual_transformer.vq.forget,
+        tolerated_skips=config.skipped_steps,
+        names_of=lambda step: [data.names[index] for index in steps.order.batch(step)],
+        average=average,
+        checkpoints=checkpoints,
+        steps_per_checkpoint=config.steps_per_checkpoint,
+        validate=validate_now if held_out is not None else None,
+        steps_per_validation=config.steps_per_validation,
+        on_step=on_step,
+    )
+    run_steps(run)
+    if average is not None:
+        average.apply()
+    return run.steps
 
-    def _draw(self, epoch: int) -> list[int]:
-        self.sampler.set_epoch(epoch)
-        return list(self.sampler)
+
+class Steps:
+    """The batch and the loss of each step, on this process."""
+
+    def __init__(
+        self, model: CTCLIP, tokenizer: PreTrainedTokenizerFast, data: TrainingData, config: TrainingConfig,
+        compute: Compute,
+    ) -> None:  # fmt: skip
+        self.model, self.tokenizer, self.data, self.config, self.compute = model, tokenizer, data, config, compute
+        self.device = model.temperature.device
+        self.order = BatchOrder(data.scan_ids, config.batch_size, config.seed)
+        self.rows = share(self.order.batch_size)
+        count = self.rows.stop - self.rows.start
+        self.at_once = min(count, compute.encoded_at_once or count)
+        self.is_in_parts = self.at_once < count
+        self.is_text_fixed = config.text_learning_rate == 0
+        model.text_transformer.requires_grad_(not self.is_text_fixed)
+        model.text_transformer.pooler.requires_grad_(False)
+        with torch.no_grad():
+            model.temperature.fill_(config.first_temperature)
+        self.spread = spread(model, sharded=compute.sharded)
+
+    def batch_of(self, step: int) -> Batch:
+        # Random numbers are drawn for the whole batch, so that a sample has the same on however many processes.
+        config, rows = self.config, self.rows
+        rng = np.random.default_rng([config.seed, 2, step])
+        indices = self.order.batch(step)
+        volumes = self.data.volumes(indices[rows])
+        if config.varies_samples:
+            volumes = shift_volumes(volumes, draw_shifts(len(indices), volumes.shape[1:], rng)[rows])
+        short_share = config.short_text_share if config.varies_samples else 0.0
+        texts = [_text(self.data.reports[index], config, short_share, rng) for index in indices][rows]
+        seed = int(np.random.default_rng([config.seed, 4, step, rank()]).integers(2**31))
+        tokens = tokenize(self.tokenizer, texts, self.model.config.text.max_length)
+        return Batch(volumes, tokens, seed)
+
+    def loss_of(self, batch: Batch) -> Tensor:
+        model, device, at_once = self.model, self.device, self.at_once
+        if self.is_text_fixed:
+            model.text_transformer.eval()
+        changes = draw_brightness(self.order.batch_size, device)[:, self.rows] if self.config.varies_samples else None
+        if self.config.codes_from_data and not model.visual_transformer.vq._codebook.cluster_size.any():
+            start_codebook(model, _images(batch.volumes, device, changes))
+        is_alone = world_size() == 1 and not self.is_in_parts
+
+        def encode(start: int) -> Latents:
+            part = slice(start, start + at_once)
+            images = _images(batch.volumes[part], device, None if changes is None else changes[:, part])
+            ids, mask = (batch.tokens[name][part].to(device) for name in ("input_ids", "attention_mask"))
+            seed = None if is_alone else batch.seed + start
+            with _dropout_of(seed, device), autocast_to(device, self.compute.precision.autocast):
+                return self.spread.encode(images, ids, mask)
+
+        if not self.is_in_parts:
+            return batch_loss(*encode(0), model.temperature, self.config.negatives)
+        parts = [partial(encode, start) for start in range(0, len(batch.volumes), at_once)]
+        return backward_in_parts(parts, model.temperature, self.config.negatives, self.spread.accumulating)
+
+    def after_step(self) -> None:
+        move_codebook(self.model)
+        if self.config.max_temperature is not None:
+            with torch.no_grad():
+                self.model.temperature.clamp_(max=self.config.max_temperature)
 
 
-def shift_volumes(volumes: Tensor, rng: Generator) -> Tensor:
-    """Each volume of int16 HU (B, depth, height, width) moved a little along each axis; air fills what it leaves."""
-    sizes = volumes.shape[1:]
-    most = [max(1, round(size * SHIFT_SHARE)) for size in sizes]
-    padded = F.pad(volumes, [side for extent in reversed(most) for side in (extent, extent)], value=PADDING_HU)
-    shifted = torch.empty_like(volumes)
-    for index, volume in enumerate(padded):
-        starts = [int(rng.integers(0, 2 * extent + 1)) for extent in most]
-        depth, height, width = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
-        shifted[index] = volume[depth, height, width]
-    return shifted
+def move_codebook(model: CTCLIP) -> None:
+    """Moves the codes by the tokens that all processes have seen since they moved last."""
+    sum_over_processes(model.visual_transformer.vq.statistics or ())
+    model.update_codebook()
 
 
-def change_brightness(images: Tensor) -> Tensor:
-    """Each image (B, 1, depth, height, width) with a little more or less contrast and brightness."""
-    shape = (len(images), 1, 1, 1, 1)
-    gain = 1 + GAIN * torch.randn(shape, device=images.device)
-    return (images * gain + OFFSET * torch.randn(shape, device=images.device)).clamp_(-1, 1)
+def _images(volumes: Tensor, device: torch.device, changes: Tensor | None) -> Tensor:
+    images = to_model_input(volumes, device)
+    return images if changes is None else change_brightness(images, changes)
+
+
+@contextmanager
+def _dropout_of(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers of that seed, the same each time; None goes on with those that are in use."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 @torch.no_grad()
 def start_codebook(model: CTCLIP, images: Tensor) -> None:
     """Puts the codes where tokens are: on some that the images have, drawn at random, before the first step."""
-    encoder = model.visual_transformer
-    tokens = encoder.encode(encoder.embed(images)).flatten(0, -2)
-    codes = encoder.vq._codebook.embed[0]
+    tokens = gather(model.unquantized_tokens(images).flatten(0, -2))
+    codes = model.visual_transformer.vq._codebook.embed[0]
     chosen = torch.randint(len(tokens), (len(codes),), device=tokens.device)
     codes.copy_(F.normalize(tokens[chosen], dim=-1))
 
@@ -285,22 +289,25 @@ def _text(sections: list[list[str]], config: TrainingConfig, short_share: float,
 
 
 def _make_optimizer(model: CTCLIP, config: TrainingConfig) -> torch.optim.Optimizer:
-    text = set(model.text_transformer.parameters())
-    rest = (parameter for parameter in model.parameters() if parameter not in text)
+    # The temperature is a group of its own: where the others are shared out, it is not, and no kernel takes both.
+    apart = {model.temperature, *model.text_transformer.parameters()}
+    rest = (parameter for parameter in model.parameters() if parameter not in apart)
     groups = split_decay(rest, config.learning_rate, config.weight_decay)
+    groups += split_decay([model.temperature], config.learning_rate, config.weight_decay)
     text_rate = config.learning_rate if config.text_learning_rate is None else config.text_learning_rate
     if text_rate:
         groups += split_decay(model.text_transformer.parameters(), text_rate, config.weight_decay)
-    return torch.optim.AdamW(groups, betas=config.betas)
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=config.betas)
 
 
 def _make_tokenizer(data: TrainingData, preset: Preset, folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of the train reports; a run that goes on takes the one that it began with."""
-    if not (folder / "tokenizer.json").exists():
+    if rank() == 0 and not (folder / "tokenizer.json").exists():
         texts = [" ".join(sentence for section in report for sentence in section) for report in data.reports]
         tokenizer = train_tokenizer(texts, preset.model.text.vocab_size)
         temporary = folder.with_suffix(".tmp")
         tokenizer.save_pretrained(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
+    wait_for_all()
     return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -21,16 +21,20 @@ from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.text import tokenize
-from ctclip_model.training.contrastive import (
+from ctclip_model.training.checkpoint import Checkpoints
+from ctclip_model.training.contrastive import move_codebook, prepare_model
+from ctclip_model.training.distributed import rank, share, world_size
+from ctclip_model.training.log import TrainingResult
+from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
+from ctclip_model.training.samples import (
     BatchOrder,
     TrainingData,
-    TrainingResult,
     change_brightness,
-    prepare_model,
+    draw_brightness,
+    draw_shifts,
     read_training_data,
     shift_volumes,
 )
-from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
 
 PROMPTS = [prompt for name in ABNORMALITIES for prompt in prompt_pair(name)]
 GROUP = 6  # abnormalities; each group has a loss of its own
@@ -52,19 +56,19 @@ def train_vocabfine(
     A killed run goes on from its checkpoint, beside the folder in `<folder>.work`. Raises `MissingInputError` where
     no label is known.
     """
-    data = read_training_data(manifest, data_root, TrainingConfig())
+    data = read_training_data(manifest, data_root, TrainingConfig().report_sections)
     _require_labels(data.labels, manifest)
     loaded = load_model_folder(parent, CTCLIP)
     model = prepare_model(loaded.model, compute)
-    checkpoint = folder.with_name(f"{folder.name}.work") / "vocabfine.checkpoint"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(folder.with_name(f"{folder.name}.work") / "checkpoints", compute.checkpoints_kept)
     losses = Losses(on_step)
     steps = teach_prompts(
-        model, loaded.tokenizer, data, config, precision=compute.precision, checkpoint=checkpoint, on_step=losses.add
+        model, loaded.tokenizer, data, config, precision=compute.precision, checkpoints=checkpoints, on_step=losses.add
     )
     extra = loaded.info | {"parent": parent.name, "kind": "vocabfine", "steps": steps}
-    save_model_folder(folder, model.eval(), loaded.tokenizer, extra=extra)
-    checkpoint.unlink(missing_ok=True)
+    if rank() == 0:
+        save_model_folder(folder, model.eval(), loaded.tokenizer, extra=extra)
+        checkpoints.remove()
     return _result(folder, model, model.temperature, steps, losses)
 
 
@@ -75,7 +79,7 @@ def teach_prompts(
     config: VocabFineConfig,
     *,
     precision: Precision = Precision.float32,
-    checkpoint: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> int:
     """Trains both encoders on the right one of each pair of prompts; returns the number of steps.
@@ -87,24 +91,28 @@ def teach_prompts(
     prompts = tokenize(tokenizer, PROMPTS, model.config.text.max_length)
     ids, mask = prompts["input_ids"].to(device), prompts["attention_mask"].to(device)
     order = BatchOrder(data.scan_ids, config.batch_size, config.seed)
+    rows = share(order.batch_size)
     steps = config.epochs * order.batches
     torch.manual_seed(config.seed)
 
     def batch_of(step: int) -> tuple[Tensor, Tensor]:
         indices = order.batch(step)
-        volumes = data.volumes(indices)
+        volumes = data.volumes(indices[rows])
         if config.varies_samples:
-            volumes = shift_volumes(volumes, np.random.default_rng([config.seed, 3, step]))
+            rng = np.random.default_rng([config.seed, 3, step])
+            volumes = shift_volumes(volumes, draw_shifts(len(indices), volumes.shape[1:], rng)[rows])
         return volumes, data.labels[indices]
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
-        volumes, labels = batch
+        volumes, labels = batch  # this process's share, and the labels of all
         images = to_model_input(volumes, device)
         if config.varies_samples:
-            images = change_brightness(images)
+            images = change_brightness(images, draw_brightness(len(labels), device)[:, rows])
         with autocast_to(device, precision.autocast):
             latents, prompt_latents = model.encode_image(images), model.encode_text(ids, mask)
-        return vocabfine_losses(latents, prompt_latents, labels.to(device), model.temperature).sum()
+        labels = labels.to(device)
+        losses = vocabfine_losses(latents, prompt_latents, labels[rows], model.temperature, known_in=labels)
+        return world_size() * losses.sum()  # of which the mean over the processes is that of the whole batch
 
     run_steps(
         Run(
@@ -118,8 +126,11 @@ def teach_prompts(
             warm_up_share=min(1.0, config.warm_up_steps / steps),
             final_rate=config.final_rate,
             max_gradient_norm=config.max_gradient_norm,
-            after_step=model.update_codebook,
-            checkpoint=checkpoint,
+            after_step=lambda: move_codebook(model),
+            after_skip=model.visual_transformer.vq.forget,
+            tolerated_skips=config.skipped_steps,
+            names_of=lambda step: [data.names[index] for index in order.batch(step)],
+            checkpoints=checkpoints,
             steps_per_checkpoint=config.steps_per_checkpoint,
             on_step=on_step,
         )
@@ -193,12 +204,20 @@ def fit_head(
     return head.eval()
 
 
-def vocabfine_losses(image_latents: Tensor, prompt_latents: Tensor, labels: Tensor, logit_scale: Tensor) -> Tensor:
+def vocabfine_losses(
+    image_latents: Tensor,
+    prompt_latents: Tensor,
+    labels: Tensor,
+    logit_scale: Tensor,
+    *,
+    known_in: Tensor | None = None,
+) -> Tensor:
     """The published loss of each group of six abnormalities, (3,): the mean squared error between the softmax over an
     abnormality's (right, wrong) prompts and (1, 0).
 
     `image_latents` (B, latent); `prompt_latents` (36, latent), of "present" and "not present" in turn; `labels`
-    (B, 18) say which of the two is right, and where they are NaN, a pair counts for nothing.
+    (B, 18) say which of the two is right, and where they are NaN, a pair counts for nothing. The mean is over the
+    known labels of these samples, or of the batch `known_in` (N, 18) that they are a share of.
     """
     scores = similarity(image_latents, prompt_latents, logit_scale).unflatten(1, (-1, 2))  # (B, 18, 2)
     known = ~labels.isnan()
@@ -206,7 +225,8 @@ def vocabfine_losses(image_latents: Tensor, prompt_latents: Tensor, labels: Tens
     wrong = torch.where(is_present[..., None], scores, scores.flip(-1)).softmax(-1)[..., 1]  # (B, 18)
     # The right prompt misses 1 by what the wrong one exceeds 0, so that the mean of their squares is either's.
     errors = wrong.square().where(known, 0.0).unflatten(1, (-1, GROUP))  # (B, 3, 6)
-    return errors.sum((0, 2)) / known.unflatten(1, (-1, GROUP)).sum((0, 2)).clamp(min=1)
+    counted = known if known_in is None else ~known_in.isnan()
+    return errors.sum((0, 2)) / counted.unflatten(1, (-1, GROUP)).sum((0, 2)).clamp(min=1)
 
 
 def lipro_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor) -> Tensor:

@@ -6,19 +6,20 @@ A batch is a function of its step's number alone, so that a killed run goes on a
 from __future__ import annotations
 
 import math
-import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ctclip_model.errors import DivergedError
+from ctclip_model.errors import DivergedError, PreemptedError
+from ctclip_model.training.checkpoint import Checkpoints, WeightAverage, capture, restore
+from ctclip_model.training.distributed import average_gradients, clip_gradients, rank, sum_over_processes, world_size
+from ctclip_model.training.preemption import StopRequest, heeding_sigterm
 
 Batch = TypeVar("Batch")
 
@@ -30,20 +31,23 @@ class StepRecord:
     phase: str
     step: int  # counted from 1
     samples: int  # seen so far, in this phase
-    loss: float
+    loss: float  # not finite where the step was skipped
     learning_rate: float
     gradient_norm: float  # before clipping
     volumes_per_s: float
     data_wait_share: float  # of the step's time
     memory_bytes: int  # the most that was ever held
+    validation_auroc: float | None = None  # after the step, where it was measured
 
 
 @dataclass(frozen=True)
 class Run(Generic[Batch]):
     """A phase of training.
 
-    `batch_of` makes the batch of a step, in a thread of its own, from the step's number; `loss_of` gives its loss;
-    `after_step` is for what moves without gradients. With a `checkpoint` path the run goes on from there.
+    `batch_of` makes the batch of a step, in a thread of its own, from the step's number; `loss_of` gives its loss, or,
+    with `adds_gradients`, adds the gradients too. Of several processes, each has its share of a batch and its loss.
+    `after_step` is for what moves without gradients, `after_skip` forgets what a step that counts for nothing has
+    left. With `checkpoints` the run goes on from the newest.
     """
 
     phase: str
@@ -52,41 +56,58 @@ class Run(Generic[Batch]):
     batch_of: Callable[[int], Batch]
     loss_of: Callable[[Batch], Tensor]
     steps: int
-    batch_size: int
+    batch_size: int  # of all processes together
     warm_up_share: float = 0.0  # of the steps; the rate then falls along a cosine to `final_rate`
     final_rate: float = 1.0  # of the optimizer's rates
     max_gradient_norm: float = 1.0
+    adds_gradients: bool = False
+    averaged: Sequence[nn.Parameter] | None = None  # whose gradients are not the processes' mean already; None: all
     after_step: Callable[[], None] | None = None
-    checkpoint: Path | None = None
+    after_skip: Callable[[], None] | None = None
+    tolerated_skips: int = 0  # steps in a row without a finite loss
+    names_of: Callable[[int], Sequence[str]] | None = None  # the samples of a step, for a person to look at
+    average: WeightAverage | None = None
+    checkpoints: Checkpoints | None = None
     steps_per_checkpoint: int = 200
+    validate: Callable[[], float] | None = None  # the macro AUROC on held-out samples
+    steps_per_validation: int = 0  # 0: never
     on_step: Callable[[StepRecord], None] | None = None
 
 
 def run_steps(run: Run[Any]) -> None:
     """Trains for the steps that are left, and leaves a checkpoint of the last.
 
-    Raises `DivergedError` on a loss that is not finite: the checkpoint of before stays.
+    Raises `DivergedError` after more losses in a row that are not finite than the run tolerates: the checkpoint of
+    before stays. Raises `PreemptedError` after SIGTERM, when the step is done and the state saved.
     """
-    done = _resume(run)
+    with heeding_sigterm() as request:
+        try:
+            _run_steps(run, request)
+        finally:
+            if run.checkpoints is not None:
+                run.checkpoints.wait()
+
+
+def _run_steps(run: Run[Any], request: StopRequest) -> None:
     rates = [group.setdefault("initial_lr", group["lr"]) for group in run.optimizer.param_groups]
-    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    done = _resume(run)
+    skipped = 0
     run.model.train()
-    for step, batch, wait_s, started in _read_ahead(run.batch_of, done, run.steps):
+    for step, batch, wait_s, started in read_ahead(run.batch_of, done, run.steps):
         factor = rate_at(step, run.steps, run.warm_up_share, run.final_rate)
         for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        loss = run.loss_of(batch)
-        if not loss.isfinite():
-            raise DivergedError(f"{run.phase}: the loss is {loss.item()} at step {step + 1} of {run.steps}")
-        run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, run.max_gradient_norm)
-        run.optimizer.step()
-        if run.after_step is not None:
-            run.after_step()
-        is_last = step + 1 == run.steps
-        if run.checkpoint is not None and (is_last or (step + 1) % run.steps_per_checkpoint == 0):
-            _save(run, step + 1)
+        loss, norm, is_asked_to_stop = _step(run, batch, request)
+        skipped = 0 if math.isfinite(loss) and math.isfinite(norm) else skipped + 1
+        if skipped > run.tolerated_skips:
+            raise DivergedError(_describe_divergence(run, step, loss, skipped))
+        auroc = None
+        if run.validate is not None and run.steps_per_validation and (step + 1) % run.steps_per_validation == 0:
+            auroc = run.validate()
+            run.model.train()
+        is_due = (step + 1) % run.steps_per_checkpoint == 0 or step + 1 == run.steps
+        if run.checkpoints is not None and (is_due or is_asked_to_stop or auroc is not None):
+            _save(run, run.checkpoints, step + 1, auroc)
         if run.on_step is not None:
             duration_s = time.monotonic() - started
             run.on_step(
@@ -94,14 +115,55 @@ def run_steps(run: Run[Any]) -> None:
                     phase=run.phase,
                     step=step + 1,
                     samples=(step + 1) * run.batch_size,
-                    loss=loss.item(),
+                    loss=loss,
                     learning_rate=rates[0] * factor,
-                    gradient_norm=norm.item(),
+                    gradient_norm=norm,
                     volumes_per_s=run.batch_size / duration_s,
                     data_wait_share=wait_s / duration_s,
                     memory_bytes=_peak_memory_bytes(),
+                    validation_auroc=auroc,
                 )
             )
+        if is_asked_to_stop:
+            saved = f"is saved after step {step + 1}" if run.checkpoints is not None else "is lost"
+            raise PreemptedError(f"{run.phase}: stopped on request (SIGTERM); the training {saved} of {run.steps}")
+
+
+def _step(run: Run[Any], batch: Any, request: StopRequest) -> tuple[float, float, bool]:
+    """One step of the optimizer: its loss, the norm of its gradient, and whether any process was asked to stop.
+
+    Where loss or norm is not finite, nothing is changed.
+    """
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    run.optimizer.zero_grad(set_to_none=True)
+    loss = run.loss_of(batch)
+    if not run.adds_gradients:
+        loss.backward()
+    # Judged when it is the whole batch's, so that all processes go on, skip or stop together.
+    verdict = torch.stack([loss.detach().float() / world_size(), loss.new_tensor(float(request.is_made)).float()])
+    sum_over_processes([verdict])
+    total, stops = verdict.tolist()
+    norm = math.nan
+    if math.isfinite(total):
+        average_gradients(parameters if run.averaged is None else run.averaged)
+        norm = clip_gradients(parameters, run.max_gradient_norm)
+    if not math.isfinite(norm):
+        if run.after_skip is not None:
+            run.after_skip()
+        return total, norm, stops > 0
+    run.optimizer.step()
+    if run.after_step is not None:
+        run.after_step()
+    if run.average is not None:
+        run.average.update()
+    return total, norm, stops > 0
+
+
+def _describe_divergence(run: Run[Any], step: int, loss: float, skipped: int) -> str:
+    what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
+    in_a_row = f", after {skipped - 1} skipped" if skipped > 1 else ""
+    names = f"; its samples: {', '.join(run.names_of(step))}" if run.names_of is not None else ""
+    return f"{run.phase}: {what} at step {step + 1} of {run.steps}{in_a_row}{names}"
 
 
 def rate_at(step: int, steps: int, warm_up_share: float, final_rate: float) -> float:
@@ -113,7 +175,7 @@ def rate_at(step: int, steps: int, warm_up_share: float, final_rate: float) -> f
     return final_rate + (1 - final_rate) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def split_decay(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) -> list[dict[str, Any]]:
+def split_decay(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups: matrices decay; biases, norms, scales and temperatures, of one dimension or none, do not."""
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     return [
@@ -122,7 +184,7 @@ def split_decay(parameters: Iterator[nn.Parameter], rate: float, weight_decay: f
     ]
 
 
-def _read_ahead(batch_of: Callable[[int], Batch], first: int, steps: int) -> Iterator[tuple[int, Batch, float, float]]:
+def read_ahead(batch_of: Callable[[int], Batch], first: int, steps: int) -> Iterator[tuple[int, Batch, float, float]]:
     """Step, its batch, the seconds that it was waited for, and when the step began; the next is made meanwhile."""
     with ThreadPoolExecutor(1) as ahead:
         waiting = ahead.submit(batch_of, first) if first < steps else None
@@ -136,32 +198,18 @@ def _read_ahead(batch_of: Callable[[int], Batch], first: int, steps: int) -> Ite
 
 def _resume(run: Run[Any]) -> int:
     """The steps that a checkpoint of this phase has behind it, after loading it; 0 without one."""
-    if run.checkpoint is None or not run.checkpoint.exists():
+    found = run.checkpoints.load() if run.checkpoints is not None else None
+    if found is None:
         return 0
-    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-    run.model.load_state_dict(state["model"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random_state"])
-    if state["cuda_random_states"]:
-        torch.cuda.set_rng_state_all(state["cuda_random_states"])
-    return int(state["step"])
+    _, snapshot = found
+    restore(snapshot, run.model, run.optimizer, run.average)
+    return snapshot.samples // run.batch_size
 
 
-def _save(run: Run[Any], step: int) -> None:
-    assert run.checkpoint is not None
-    state = {
-        "step": step,
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "random_state": torch.get_rng_state(),
-        "cuda_random_states": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    temporary = run.checkpoint.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(run.checkpoint)
+def _save(run: Run[Any], checkpoints: Checkpoints, step: int, score: float | None) -> None:
+    snapshot = capture(run.model, run.optimizer, run.average, step * run.batch_size, score)
+    if rank() == 0:
+        checkpoints.save(step, snapshot)
 
 
 def _peak_memory_bytes() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from ctclip_model.config import TrainingConfig
 from ctclip_model.models.bert import first_token
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize
+from ctclip_model.training.checkpoint import Checkpoints
 from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
 from ctclip_model.training.texts import vary_report
 
@@ -59,7 +59,7 @@ def pretrain_text(
     labels: Tensor,
     config: TrainingConfig,
     *,
-    checkpoint: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> None:
     """Teaches the text encoder the labels (reports, labels), NaN where unknown, of reports given as sentences."""
@@ -110,7 +110,7 @@ def pretrain_text(
             batch_size=batch_size,
             warm_up_share=0.1,
             final_rate=0.0,
-            checkpoint=checkpoint,
+            checkpoints=checkpoints,
             steps_per_checkpoint=config.steps_per_checkpoint,
             on_step=on_step,
         )

@@ -165,12 +165,29 @@ def train(
     dtype: Dtype = Precision.float32,
     recompute: Recompute = None,
     compile_layers: Annotated[bool, typer.Option("--compile", help="Use PyTorch's compiler.")] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="On this machine; default: one a GPU, or this one alone.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines that make this same call.")] = 1,
+    rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT at which several nodes meet.")] = None,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Share the weights out over the processes (FSDP2).")
+    ] = False,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Volumes encoded at once by a process; default: its share of the batch.")
+    ] = None,
+    validate_every: Annotated[
+        int, typer.Option(min=0, help="Steps between two zero-shot scores on scans held out for it; 0: never.")
+    ] = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train CT-CLIP."""
     run_flow(
         "train", as_json, data_root=data_root, preset=preset, labeller=labeller, seed=seed, retrain=retrain,
-        device=device, dtype=dtype, recompute=recompute, compile=compile_layers,
+        device=device, dtype=dtype, recompute=recompute, compile=compile_layers, processes=processes, nodes=nodes,
+        rendezvous=rendezvous, sharded=sharded, encoded_at_once=at_once, validate_every=validate_every,
+        tensorboard=tensorboard,
     )  # fmt: skip
 
 

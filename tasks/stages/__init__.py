@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from prefect import runtime
+from prefect import State, runtime
+from prefect.states import AwaitingRetry
 from prefect.utilities.annotations import opaque
 
+from ctclip_model.errors import PreemptedError
 from tasks.progress import REPORTER, LogReporter
 from tasks.runs import StageRun, open_run
+from tasks.settings import LIMITS
 from tasks.stages.shown import ProgressArtifact, show_end
 
 T = TypeVar("T")
@@ -20,6 +24,17 @@ T = TypeVar("T")
 def whole(plan: T) -> T:
     """Marks a large argument of a task, which Prefect would otherwise walk through item by item, for a minute."""
     return cast(T, cast(Any, opaque)(plan))
+
+
+def await_retry(error: PreemptedError) -> State[Any]:
+    """The end of a flow run that was asked to make room: where a worker runs it, it is to be run again.
+
+    Anywhere else nobody would; there it raises the error.
+    """
+    if runtime.deployment.id is None:
+        raise error
+    due = datetime.now(UTC) + timedelta(seconds=LIMITS.training_retry_delay_s)
+    return AwaitingRetry(message=str(error), scheduled_time=due)
 
 
 @contextmanager

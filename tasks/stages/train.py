@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from prefect import get_run_logger, task
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import State, Task, get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
 
 from ctclip_model.config import Preset
 from ctclip_model.device import Compute
-from tasks.labelling import find_labeller
+from ctclip_model.errors import WorkerDiedError
+from tasks.launching import Launch
 from tasks.planning import plan_items
 from tasks.runs import StageRun
-from tasks.training import Manifest, config_fingerprint, describe_stale, make_manifest, run_training
+from tasks.settings import LIMITS
+from tasks.training import (
+    Manifest,
+    choose_labels,
+    config_fingerprint,
+    describe_stale,
+    make_manifest,
+    run_training,
+)
 
 
 @task(cache_policy=NO_CACHE)
@@ -28,15 +42,30 @@ def plan_training(run: StageRun, preset: Preset, retrain: bool) -> bool:
 @task(cache_policy=NO_CACHE)
 def prepare_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
     """Writes down what the training reads."""
-    needs_labels = preset.training.text_pretraining_samples > 0
-    labeller_id = find_labeller(run.data_root, labeller).labeller_id if needs_labels else None
+    labeller_id = choose_labels(run.data_root, preset, labeller)
     manifest = make_manifest(run, preset, labeller_id)
     get_run_logger().info("%s: %d samples", manifest.model_id, manifest.count_samples)
     return manifest
 
 
-@task(cache_policy=NO_CACHE)
-def train_model(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute) -> None:
+def has_lost_its_processes(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Whether another attempt may help: a wrong configuration, or a loss that diverges, would fail as before."""
+    return isinstance(state.result(raise_on_failure=False), WorkerDiedError)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    retries=LIMITS.training_retries,
+    retry_delay_seconds=LIMITS.training_retry_delay_s,
+    retry_condition_fn=has_lost_its_processes,
+)
+def train_model(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch) -> None:
     """Trains; killed midway, the same call goes on from the last checkpoint."""
-    run_training(run, preset, manifest, compute)
+    artifact = cast(UUID, create_progress_artifact(0.0, key="training", description=manifest.model_id))
+
+    def show(share: float) -> None:
+        update_progress_artifact(artifact, 100 * share)
+
+    run_training(run, preset, manifest, compute, launch, on_share=show)
+    show(1.0)
     get_run_logger().info("%s is trained", manifest.model_id)

@@ -1,0 +1,93 @@
+"""What a training step takes of memory, found without taking it: the real step on tensors that have shapes alone."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from ctclip_model.config import Preset
+from ctclip_model.device import Compute, autocast_to
+from ctclip_model.models.clip import CTCLIP, contrastive_loss
+
+ADAM_BYTES = 8  # a learned weight: two moments in float32
+SHARE_USED = 0.9  # of what is free; the rest is for the allocator's gaps, and libraries
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that a step holds at its peak."""
+
+    fixed: int  # weights, their gradients and the optimizer's moments, and what does not grow with the volumes
+    per_volume: int  # of those encoded at once, each with the longest report
+
+    def count_fitting(self, free_bytes: int) -> int:
+        """How many volumes can be encoded at once; 0 where not even one can."""
+        return max(0, int(free_bytes * SHARE_USED - self.fixed) // self.per_volume)
+
+
+def estimate_step(preset: Preset, compute: Compute) -> StepMemory:
+    """The memory of a contrastive step of the preset, from two steps, of one volume and of two."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the kernels, and so their scratch, differ
+    one, two = (_peak_bytes(preset, compute, device, count) for count in (1, 2))
+    return StepMemory(fixed=2 * one - two, per_volume=two - one)
+
+
+def _peak_bytes(preset: Preset, compute: Compute, device: torch.device, count: int) -> int:
+    with FakeTensorMode(), device:
+        model = CTCLIP(preset.model).train()
+        vision = model.visual_transformer
+        vision.vq.eval()  # whose counts depend on values, of which there are none
+        vision.recompute = compute.recompute
+        model.text_transformer.requires_grad_(preset.training.text_learning_rate != 0)
+        volumes = torch.empty(count, 1, *preset.recipe.shape)
+        ids = torch.zeros(count, preset.model.text.max_length, dtype=torch.int64)
+        learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        held = sum(tensor.nbytes for tensor in model.state_dict().values())
+        with _Peak() as peak:
+            with autocast_to(device, compute.precision.autocast):
+                latents = model.encode_image(volumes), model.encode_text(ids, torch.ones_like(ids))
+            contrastive_loss(*latents, model.temperature).backward()
+    return held + ADAM_BYTES * learned + volumes.nbytes + peak.most
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made meanwhile and still live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.live: set[int] = set()
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        given = {_key(tensor) for tensor in _tensors((args, kwargs))}
+        for tensor in _tensors(found):
+            if _key(tensor) not in given | self.live:  # a view has its storage from elsewhere
+                storage = tensor.untyped_storage()
+                self.live.add(_key(tensor))
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._free, _key(tensor), storage.nbytes())
+        return found
+
+    def _free(self, key: int, size: int) -> None:
+        self.live.discard(key)
+        self.now -= size
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    tree_map_only(Tensor, found.append, tree)
+    return found

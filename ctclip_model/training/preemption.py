@@ -1,0 +1,35 @@
+"""SIGTERM, by which schedulers and torchrun ask a training to end: it is noted, and acted on between two steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class StopRequest:
+    """Whether this process has been asked to end; `then` is called when it is."""
+
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self.is_made, self.then = False, then
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.is_made = True
+        if self.then is not None:
+            self.then()
+
+
+@contextmanager
+def heeding_sigterm(then: Callable[[], None] | None = None) -> Iterator[StopRequest]:
+    """Notes SIGTERM meanwhile; in a thread other than the main one, where no signal can be received, it notes none."""
+    request = StopRequest(then)
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = signal.signal(signal.SIGTERM, request.note)
+    try:
+        yield request
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,46 @@
+"""How well the model in training tells abnormalities, zero-shot, on scans that it is not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import MissingInputError
+from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_volumes
+from ctclip_model.evaluation.zero_shot import zero_shot
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.training.samples import TrainingData
+
+
+def validate(
+    model: CTCLIP, tokenizer: PreTrainedTokenizerFast, held_out: TrainingData, *, dtype: torch.dtype | None = None
+) -> float:
+    """The macro AUROC over the abnormalities of which the held-out samples have both kinds.
+
+    Random numbers are left as they were. Raises `MissingInputError` where no abnormality has both.
+    """
+    prompts = embed_prompts(model, tokenizer, ABNORMALITIES, dtype=dtype)
+    found = np.concatenate([latents for _, latents in embed_volumes(model, _batches(model, held_out), dtype=dtype)])
+    probabilities = zero_shot(found, prompts, model.temperature.exp().item())
+    labels = held_out.labels.numpy()
+    scores = []
+    for column in range(labels.shape[1]):
+        known = ~np.isnan(labels[:, column])
+        if len(np.unique(labels[known, column])) == 2:
+            scores.append(roc_auc_score(labels[known, column], probabilities[known, column]))
+    if not scores:
+        raise MissingInputError("no abnormality is both present and absent among the scans held out for validation")
+    return float(np.mean(scores))
+
+
+def _batches(model: CTCLIP, data: TrainingData) -> Iterator[tuple[list[str], Tensor]]:
+    size = batch_size(model.config)
+    for start in range(0, len(data.scan_ids), size):
+        rows = range(start, min(start + size, len(data.scan_ids)))
+        yield [data.scan_ids[row] for row in rows], data.volumes(rows).unsqueeze(1)

@@ -1,0 +1,100 @@
+"""One process of a contrastive training, alone or under torchrun, on a machine that has nothing but the data root.
+
+Usage: python -m torch.distributed.run --nproc-per-node=N -m ctclip_model.training.worker JOB DATA_ROOT
+
+Says what happens as JSON lines, each an object with an `event`: `step` with a step's record, `result` with what the
+model is, `error` with what went wrong. Exit code 0, 1 after an error, 143 where SIGTERM ended it, its state saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ctclip_model.config import Preset, from_plain
+from ctclip_model.device import Compute, limit_cpu_threads
+from ctclip_model.errors import CTCLIPError, PreemptedError
+from ctclip_model.files import whole_file
+from ctclip_model.training.contrastive import train_contrastive
+from ctclip_model.training.distributed import rank
+
+PREEMPTED = 128 + 15  # the exit code of what SIGTERM has ended
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to do; paths are relative to the data root, which may lie elsewhere on each machine."""
+
+    manifest: str
+    folder: str
+    preset: Preset
+    compute: Compute
+    origin: dict[str, str]  # what the model card says of the data
+
+    def write(self, path: Path) -> None:
+        with whole_file(path) as file:
+            file.write(json.dumps(asdict(self), indent=2).encode())
+
+    @staticmethod
+    def read(path: Path) -> Job:
+        job: Job = from_plain(Job, json.loads(path.read_text()))
+        return job
+
+
+def main() -> None:
+    """Runs the job that the command line names."""
+    path, data_root = map(Path, sys.argv[1:])
+    try:
+        with processes_joined():
+            _train(Job.read(path), data_root)
+    except CTCLIPError as error:
+        _tell("error", kind=type(error).__name__, text=str(error))
+        sys.exit(PREEMPTED if isinstance(error, PreemptedError) else 1)
+
+
+def _train(job: Job, data_root: Path) -> None:
+    def on_step(record: Any) -> None:
+        if rank() == 0:
+            _tell("step", **asdict(record))
+
+    with limit_cpu_threads(job.preset.cpu_threads):
+        result = train_contrastive(
+            data_root / job.manifest, data_root, job.preset, data_root / job.folder,
+            compute=job.compute, origin=job.origin, on_step=on_step,
+        )  # fmt: skip
+    if rank() == 0:
+        _tell("result", **asdict(result) | {"folder": job.folder})
+
+
+@contextmanager
+def processes_joined() -> Iterator[None]:
+    """Joins the processes that torchrun has started, each with a GPU of its own where there are any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _tell(event: str, **facts: Any) -> None:
+    print(json.dumps({"event": event} | facts), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Training in processes of its own, started by torchrun: a crash or a kill of theirs is an error here, and no more."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctclip_model import errors
+from ctclip_model.device import Compute, choose_device
+from ctclip_model.errors import ConfigurationError, PreemptedError, WorkerDiedError
+from tasks.settings import LIMITS
+
+if TYPE_CHECKING:
+    from ctclip_model.training.log import TrainingResult
+    from ctclip_model.training.loop import StepRecord
+    from ctclip_model.training.worker import Job
+
+logger = logging.getLogger(__name__)
+
+LAST_WORDS = 20  # lines of a process that died, of which the error gives the last
+C_LIBRARY = ctypes.CDLL(None)  # found before a fork, after which little is safe
+PR_SET_PDEATHSIG = 1  # of Linux: a signal to this process when its parent dies
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where a training's processes run. Several nodes each make the same call, and meet at `rendezvous`."""
+
+    processes: int | None = None  # a node; one a GPU when None, and without a GPU this very process
+    nodes: int = 1
+    rendezvous: str | None = None  # host:port that every node reaches
+
+    def __post_init__(self) -> None:
+        if self.nodes > 1 and self.rendezvous is None:
+            raise ConfigurationError(f"{self.nodes} nodes need a rendezvous, the host:port at which they meet")
+        if self.nodes < 1 or (self.processes is not None and self.processes < 1):
+            raise ConfigurationError(f"{self.processes} processes on {self.nodes} nodes are too few to train")
+
+    def is_apart(self, compute: Compute) -> bool:
+        """Whether processes are started: on a GPU always, so that running out of its memory ends them alone."""
+        return self.nodes > 1 or self.processes is not None or choose_device(compute.device).type == "cuda"
+
+    def command(self, job: Path, data_root: Path) -> list[str]:
+        """What starts them, by torchrun."""
+        meeting = ["--standalone"]
+        if self.nodes > 1:
+            meeting = [f"--nnodes={self.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={self.rendezvous}"]
+            meeting.append(f"--rdzv-id={job.parent.name}")
+        return [
+            sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={self.processes or 'gpu'}",
+            "--module", "ctclip_model.training.worker", str(job), str(data_root),
+        ]  # fmt: skip
+
+
+def train_apart(job: Job, data_root: Path, launch: Launch, on_step: Callable[[StepRecord], None]) -> TrainingResult:
+    """Trains in processes that need nothing but the data root, and passes on each step as it comes.
+
+    Raises the worker's own error, `PreemptedError` where this process was asked to end (SIGTERM, which it hands on and
+    then waits for the state to be saved), and `WorkerDiedError` where they ended otherwise.
+    """
+    from ctclip_model.training.log import TrainingResult
+    from ctclip_model.training.loop import StepRecord
+
+    path = data_root / f"{job.folder}.work" / "job.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    job.write(path)
+    with _running(launch.command(path, data_root)) as lines:
+        for event in lines:
+            kind = event.pop("event")
+            if kind == "step":
+                on_step(StepRecord(**event))
+            elif kind == "result":
+                return TrainingResult(**event | {"folder": data_root / job.folder})
+            else:
+                raise _error(**event)
+    raise AssertionError("processes that tell no result have failed")
+
+
+def _error(kind: str, text: str) -> errors.CTCLIPError:
+    found = getattr(errors, kind)
+    error: errors.CTCLIPError = found(text) if not issubclass(found, errors.BadItemError) else errors.CTCLIPError(text)
+    return error
+
+
+@contextmanager
+def _running(command: list[str]) -> Iterator[Iterator[dict[str, Any]]]:
+    """The JSON lines of a command, which is ended with the context, and is given time to save its state."""
+    from ctclip_model.training.preemption import heeding_sigterm
+
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_end_with_parent
+    )
+    try:
+        with heeding_sigterm(then=process.terminate) as request:
+            yield _events(process, lambda: request.is_made)
+            process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(LIMITS.training_stop_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _events(process: subprocess.Popen[str], is_asked_to_stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    assert process.stdout is not None
+    last: deque[str] = deque(maxlen=LAST_WORDS)
+    for line in process.stdout:
+        logger.info("%s", line.rstrip())
+        if line.startswith('{"event"'):
+            yield json.loads(line)
+        elif line.strip():
+            last.append(line.rstrip())
+    code = process.wait()
+    if is_asked_to_stop():
+        raise PreemptedError("training: stopped on request (SIGTERM); the same call goes on from its last checkpoint")
+    words = " / ".join(list(last)[-3:])
+    raise WorkerDiedError(f"training: its processes ended with exit code {code} ({words}); the same call goes on")
+
+
+def _end_with_parent() -> None:
+    """Were this process killed, its children would train on, beside those of its rerun."""
+    if sys.platform == "linux":
+        C_LIBRARY.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,184 @@
+"""The loss is of the whole batch, however it is computed: on two processes, or a few samples at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import smoke
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+from ctclip_model.config import Negatives, Preset
+from ctclip_model.device import Compute
+from ctclip_model.errors import ConfigurationError
+from ctclip_model.models.clip import CTCLIP, contrastive_loss
+from ctclip_model.models.text import train_tokenizer
+from ctclip_model.training import distributed
+from ctclip_model.training.checkpoint import WHOLE, Checkpoints
+from ctclip_model.training.contrastive import teach_contrast
+from ctclip_model.training.loop import StepRecord
+from ctclip_model.training.losses import backward_in_parts, batch_loss, sigmoid_loss
+from ctclip_model.training.samples import TrainingData
+
+BATCH, STEPS = 8, 4
+
+
+def learn(
+    negatives: Negatives = Negatives.whole,
+    encoded_at_once: int | None = None,
+    sharded: bool = False,
+    checkpoints: Checkpoints | None = None,
+    stop_after: int | None = None,
+    **settings: Any,
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The losses of a few steps, in float32 and without dropout, and the weights after them (on the first process)."""
+    preset: Preset = smoke()
+    config = dataclasses.replace(
+        preset.training, batch_size=BATCH, samples=BATCH * STEPS, negatives=negatives, text_learning_rate=None,
+        learning_rate=1e-3, **settings,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    volumes = torch.from_numpy(rng.integers(-1000, 1000, (20, *preset.recipe.shape), np.int16))
+    reports = [[[f"Finding {index} is seen.", "The rest is normal."], [f"Number {index}."]] for index in range(20)]
+    data = TrainingData(
+        lambda rows: volumes[torch.as_tensor(rows)], [str(i) for i in range(20)], reports, torch.empty(0)
+    )
+    tokenizer = train_tokenizer(
+        [" ".join(sentence for section in report for sentence in section) for report in reports], 200
+    )
+    torch.manual_seed(0)
+    model = CTCLIP(preset.model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    losses: list[float] = []
+
+    def on_step(step: StepRecord) -> None:
+        losses.append(step.loss)
+        if step.step == stop_after:
+            raise InterruptedError
+
+    compute = Compute("cpu", encoded_at_once=encoded_at_once, sharded=sharded)
+    with contextlib.suppress(InterruptedError):
+        teach_contrast(model, tokenizer, data, config, compute=compute, checkpoints=checkpoints, on_step=on_step)
+    return losses, cast(dict[str, torch.Tensor], get_model_state_dict(model, options=WHOLE))
+
+
+def learn_sharded_and_go_on(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Stopped after two steps, and gone on with by a model that is shared out anew."""
+    settings: dict[str, Any] = {"sharded": True, "encoded_at_once": 2, "average_decay": 0.5, "steps_per_checkpoint": 1}
+    before, _ = learn(checkpoints=Checkpoints(folder / "checkpoints", 2), stop_after=2, **settings)
+    dist.barrier()  # until the first has written
+    after, weights = learn(checkpoints=Checkpoints(folder / "checkpoints", 2), **settings)
+    return before + after, weights
+
+
+USUAL: dict[str, Callable[[Path], Any]] = {
+    "copies": lambda _: learn(),
+    "copies, in parts": lambda _: learn(encoded_at_once=2),
+}
+OTHERS: dict[str, Callable[[Path], Any]] = {
+    "sigmoid": lambda _: learn(Negatives.sigmoid),
+    "local": lambda _: learn(Negatives.local),
+    "shares": lambda _: learn(sharded=True),
+    "shares, gone on": learn_sharded_and_go_on,
+}
+
+
+def learn_as_one_of_two(rank: int, folder: Path, names: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save({name: (USUAL | OTHERS)[name](folder) for name in names}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def learn_on_two(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """What the first process has learned; the other had the same losses."""
+    torch.multiprocessing.spawn(learn_as_one_of_two, (folder, names), nprocs=2)
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name in names:
+        assert first[name][0] == second[name][0], name
+        assert all(torch.equal(value, first[name][1][key]) for key, value in second[name][1].items()), name
+    return cast(dict[str, Any], first)
+
+
+def assert_same(found: tuple[list[float], dict], expected: tuple[list[float], dict]) -> None:
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
+    codes = "visual_transformer.vq._codebook."
+    for name in (f"{codes}embed", f"{codes}cluster_size", "to_visual_latent.weight", "temperature"):
+        torch.testing.assert_close(found[1][name], expected[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    found, whole = learn_on_two(tmp_path, list(USUAL)), learn()
+    assert_same(found["copies"], whole)
+    assert_same(found["copies, in parts"], whole)
+
+
+@pytest.mark.slow
+def test_other_ways_of_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    found = learn_on_two(tmp_path, list(OTHERS))
+    assert_same(found["sigmoid"], learn(Negatives.sigmoid))
+    assert_same(found["shares"], learn())
+    assert_same(found["shares, gone on"], learn(average_decay=0.5))
+    assert found["local"][0] != pytest.approx(learn(Negatives.local)[0], rel=1e-2)  # half the negatives
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_few_samples_at_a_time_learn_as_the_whole_batch(at_once: int) -> None:
+    assert_same(learn(encoded_at_once=at_once), learn())
+
+
+@pytest.mark.parametrize("negatives", list(Negatives))
+def test_gradients_in_parts_are_those_of_the_whole(negatives: Negatives) -> None:
+    torch.manual_seed(0)
+    inputs, scale = torch.randn(6, 5), nn.Parameter(torch.tensor(1.0))
+    encoder = nn.Linear(5, 8)
+    other, other_scale = copy.deepcopy(encoder), copy.deepcopy(scale)
+
+    def encode(layer: nn.Linear, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images, texts = nn.functional.normalize(layer(rows), dim=-1).chunk(2, dim=-1)
+        return images, texts
+
+    loss = batch_loss(*encode(encoder, inputs), scale, negatives)
+    loss.backward()
+    parts = [lambda part=part: encode(other, part) for part in inputs.split(4)]
+    torch.testing.assert_close(backward_in_parts(parts, other_scale, negatives), loss.detach())
+    for found, expected in ((other.weight, encoder.weight), (other.bias, encoder.bias), (other_scale, scale)):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_the_whole_batch_of_one_process_has_the_published_loss() -> None:
+    torch.manual_seed(0)
+    images, texts = nn.functional.normalize(torch.randn(2, 6, 4), dim=-1)
+    scale = torch.tensor(2.0)
+    assert torch.equal(batch_loss(images, texts, scale, Negatives.whole), contrastive_loss(images, texts, scale))
+
+
+def test_the_sigmoid_loss_judges_each_pair_alone() -> None:
+    images, texts = torch.eye(2), torch.eye(2)
+    right, wrong = math.e, 0.0  # exp(1) times the similarities; the bias of two columns is 0
+    expected = math.log1p(math.exp(-right)) + math.log1p(math.exp(wrong))
+    assert sigmoid_loss(images, texts, torch.tensor(1.0)).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_a_batch_without_overlap_or_loss(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    rows: list[int] = []
+    for number in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        rows += range(8)[distributed.share(8)]
+    assert rows == list(range(8))
+    with pytest.raises(ConfigurationError, match="9 does not divide"):
+        distributed.share(9)

@@ -1,0 +1,212 @@
+"""Training in processes of its own: what they need, what they tell, and what becomes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from training_runs import ROOT, curve_of, events, short_preset, write_job, write_samples
+
+from ctclip_model.config import PRESETS, Preset
+from ctclip_model.data.phantom import PhantomConfig, make_phantoms
+from ctclip_model.device import Compute
+from ctclip_model.errors import ConfigurationError, MissingInputError, PreemptedError, WorkerDiedError
+from tasks.launching import Launch, train_apart
+from tasks.progress import REPORTER, LogReporter
+from tasks.runs import open_run
+from tasks.training import Manifest, run_training
+from warehouse import store
+
+
+def query(data_root: Path, sql: str) -> list[tuple[Any, ...]]:
+    with store.read(data_root) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def test_one_node_stands_alone_and_several_meet() -> None:
+    job = Path("/data/models/m.work/job.json")
+    assert "--standalone" in Launch(2).command(job, Path("/data"))
+    several = Launch(8, nodes=4, rendezvous="head:29500").command(job, Path("/data"))
+    assert {"--nnodes=4", "--rdzv-endpoint=head:29500", "--rdzv-id=m.work", "--nproc-per-node=8"} <= set(several)
+    assert "--nproc-per-node=gpu" in Launch().command(job, Path("/data"))
+
+
+def test_nodes_without_a_place_to_meet_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="4 nodes need a rendezvous"):
+        Launch(nodes=4)
+
+
+def test_a_cpu_trains_in_this_process_unless_asked_otherwise() -> None:
+    assert not Launch().is_apart(Compute("cpu"))
+    assert Launch(processes=1).is_apart(Compute("cpu"))
+
+
+def test_a_worker_needs_the_data_root_alone_wherever_it_is(tmp_path: Path) -> None:
+    preset = short_preset(samples=32)
+    (tmp_path / "here").mkdir()
+    write_samples(tmp_path / "here", preset.recipe)
+    write_job(tmp_path / "here", preset)
+    (tmp_path / "here/warehouse.duckdb").write_text("not for a worker")
+    (tmp_path / "here").rename(tmp_path / "elsewhere")
+    (tmp_path / "mounted").symlink_to(tmp_path / "elsewhere")
+    code = (
+        "import sys; from ctclip_model.training import worker; worker.main(); "
+        "sys.exit(bool({'duckdb', 'prefect', 'dask'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "mounted/job.json"), str(tmp_path / "mounted")],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = events(done.stdout)
+    assert [event["event"] for event in told] == ["step"] * 4 + ["result"]
+    assert told[-1]["folder"] == "models/model"
+    folder = tmp_path / "elsewhere/models/model"
+    names = {"README.md", "config.json", "metrics.parquet", "model.safetensors", "tokenizer.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert [loss for _, loss in curve_of(folder)] == [event["loss"] for event in told[:4]]
+    assert "- Data: here, revision 1" in (folder / "README.md").read_text()
+
+
+class Killer(LogReporter):
+    """Ends the training's processes at a step, once."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def update(self, stage: str, done: int, note: str) -> None:
+        if done == self.at:
+            self.at = -1
+            for child in psutil.Process().children(recursive=True):
+                if "ctclip_model.training.worker" in child.cmdline() and "torch.distributed.run" not in child.cmdline():
+                    child.kill()
+
+
+@pytest.fixture
+def killer() -> Iterator[Killer]:
+    killer = Killer(at=40)
+    token = REPORTER.set(killer)
+    yield killer
+    REPORTER.reset(token)
+
+
+@pytest.mark.slow
+def test_processes_that_die_are_an_error_and_the_rerun_goes_on(tmp_path: Path, killer: Killer) -> None:
+    preset = short_preset(steps_per_checkpoint=1)
+    samples = write_samples(tmp_path, preset.recipe)
+    manifest = Manifest(samples, "model", "data", "config", 36, "here", "1")
+    with open_run(tmp_path, "train") as run:
+        with pytest.raises(WorkerDiedError, match="exit code"):
+            run_training(run, preset, manifest, Compute("cpu"), Launch(processes=2))
+        first = {record["step"] for record in steps_of(tmp_path)}
+        run_training(run, preset, manifest, Compute("cpu"), Launch(processes=2))
+    assert {5} <= first < set(range(1, 13))
+    assert {record["step"] for record in steps_of(tmp_path)} == set(range(1, 13))
+    assert query(tmp_path, "select count(*), count(distinct step) from current_training_steps")[0][1] == 12
+    assert query(tmp_path, "select model_id from current_models") == [("model",)]
+
+
+def steps_of(data_root: Path) -> list[dict[str, Any]]:
+    paths = sorted((data_root / "records/training_steps").glob("*.parquet"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+@pytest.mark.slow
+def test_an_error_of_a_worker_is_raised_as_what_it_is(tmp_path: Path) -> None:
+    from ctclip_model.training.worker import Job
+
+    preset = short_preset()
+    table = pq.read_table(write_samples(tmp_path, preset.recipe))
+    pq.write_table(table.slice(0, 0), tmp_path / "manifest.parquet")
+    job = Job("manifest.parquet", "models/model", preset, Compute("cpu"), {})
+    with pytest.raises(MissingInputError, match="no sample of the train split"):
+        train_apart(job, tmp_path, Launch(processes=1), lambda step: None)
+
+
+@pytest.mark.slow
+def test_sigterm_is_handed_on_and_the_state_saved(tmp_path: Path) -> None:
+    from ctclip_model.training.worker import Job
+
+    preset = short_preset(samples=8 * 10_000, steps_per_checkpoint=10_000)
+    write_samples(tmp_path, preset.recipe)
+    job = Job("manifest.parquet", "models/model", preset, Compute("cpu"), {})
+    stop = threading.Event()
+    threading.Thread(target=lambda: (stop.wait(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+    started = []
+
+    def on_step(record: Any) -> None:
+        started.append(time.monotonic())
+        stop.set()
+
+    with pytest.raises(PreemptedError):
+        train_apart(job, tmp_path, Launch(processes=2), on_step)
+    assert time.monotonic() - started[0] < 25
+    assert len(list((tmp_path / "models/model.work/checkpoints").glob("step-*"))) == 1
+
+
+@pytest.fixture
+def short(request: pytest.FixtureRequest) -> Iterator[Preset]:
+    PRESETS["short"] = lambda: dataclasses.replace(
+        short_preset(samples=48, batch_size=4, validation_scans=6), name="short"
+    )
+    yield PRESETS["short"]()
+    del PRESETS["short"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("prefect_server", "short")
+def test_the_flow_tries_again_and_records_how_well_the_model_does(tmp_path: Path) -> None:
+    from flows.convert import convert
+    from flows.ingest import ingest
+    from flows.train import train
+
+    make_phantoms(tmp_path / "source", PhantomConfig(seed=1, train_patients=16, valid_patients=1), processes=1)
+    data_root = tmp_path / "data"
+    ingest(str(tmp_path / "source"), data_root)
+    convert(data_root, "short")
+    token = REPORTER.set(Killer(at=24))
+    try:
+        done = train(data_root, "short", processes=2, validate_every=4)
+    finally:
+        REPORTER.reset(token)
+    assert done["done"] == 1
+    steps = query(data_root, "select step, validation_auroc from current_training_steps order by step")
+    assert [step for step, _ in steps] == list(range(1, 13))
+    assert [step for step, auroc in steps if auroc is not None] == [4, 8, 12]
+    assert all(0 <= auroc <= 1 for _, auroc in steps if auroc is not None)
+    (path,) = query(data_root, "select path from current_models")[0]
+    card = (data_root / path / "README.md").read_text()
+    assert "macro zero-shot AUROC on held-out scans" in card
+    shutil.rmtree(data_root / path)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_preempted_flow_run_of_a_worker_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect import flow
+
+    from tasks.stages import await_retry
+
+    @flow
+    def preempted() -> Any:
+        return await_retry(PreemptedError("saved after step 4 of 12"))
+
+    with pytest.raises(PreemptedError):  # from a shell: nobody would run it again
+        preempted()
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "a deployment's")
+    state = preempted(return_state=True)
+    assert (state.name, state.is_scheduled()) == ("AwaitingRetry", True)
+    assert state.message == "saved after step 4 of 12"

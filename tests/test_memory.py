@@ -1,0 +1,58 @@
+"""The memory that a training step takes, said before it is taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from measure import peak_bytes
+from typer.testing import CliRunner
+
+from ctclip_model.config import Preset, tiny
+from ctclip_model.device import Compute
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.training.memory import StepMemory, estimate_step
+
+
+def real_peak(preset: Preset, count: int) -> int:
+    model = CTCLIP(preset.model).train()
+    volumes = torch.rand(count, 1, *preset.recipe.shape)
+    ids = torch.zeros(count, preset.model.text.max_length, dtype=torch.int64)
+
+    def step() -> None:
+        model(volumes, ids, torch.ones_like(ids)).backward()
+        model.zero_grad(set_to_none=True)
+
+    step()
+    return peak_bytes(step)
+
+
+def test_the_estimate_is_what_a_step_takes() -> None:
+    base = tiny()
+    preset = dataclasses.replace(base, training=dataclasses.replace(base.training, text_learning_rate=None))
+    estimate = estimate_step(preset, Compute("cpu"))
+    per_volume = (real_peak(preset, 96) - real_peak(preset, 32)) / 64
+    assert per_volume + 4 * 24 * 40 * 40 == pytest.approx(estimate.per_volume, rel=0.25)  # and the volume itself
+
+
+def test_recomputing_takes_less_for_each_volume() -> None:
+    plain, recomputed = (estimate_step(tiny(), Compute("cpu", recompute=recompute)) for recompute in (False, True))
+    assert recomputed.per_volume < plain.per_volume
+
+
+def test_what_fits_leaves_a_tenth_free() -> None:
+    memory = StepMemory(fixed=40, per_volume=10)
+    assert memory.count_fitting(100) == 5
+    assert memory.count_fitting(50) == memory.count_fitting(0) == 0
+
+
+def test_doctor_says_what_batch_fits() -> None:
+    from flows.commands import app, doctor  # noqa: F401  which adds its command
+
+    result = CliRunner().invoke(app, ["doctor", "--train", "--preset", "tiny", "--json"])
+    assert result.exit_code == 0, result.output
+    texts = [finding["text"] for finding in json.loads(result.output)]
+    assert [" volumes at once" in text for text in texts] == [True, True, False]
+    assert texts[-1] == "the preset's 96 fits one process"

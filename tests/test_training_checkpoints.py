@@ -1,0 +1,207 @@
+"""Checkpoints of a training: whole or absent, of any number of processes, and gone on from as if nothing had been."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from training_runs import curve_of, events, short_preset, start_worker, write_job, write_samples
+
+from ctclip_model.device import Compute
+from ctclip_model.errors import DivergedError, PreemptedError
+from ctclip_model.training.checkpoint import REST, WEIGHTS, Checkpoints, Snapshot
+from ctclip_model.training.contrastive import train_contrastive
+from ctclip_model.training.loop import Run, StepRecord, run_steps
+
+
+def snapshot(value: float, score: float | None = None) -> Snapshot:
+    return Snapshot(int(value), {"weight": torch.full((2,), value)}, {}, {"cpu": torch.get_rng_state()}, {}, score)
+
+
+def steps_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, kept=2)
+    for step, score in enumerate((0.5, 0.9, None, 0.7, None, None), start=1):
+        checkpoints.save(step, snapshot(step, score))
+    checkpoints.wait()
+    assert steps_in(tmp_path) == ["step-000002", "step-000005", "step-000006"]
+    again = Checkpoints(tmp_path, kept=2)
+    assert (again.load() or (0,))[0] == 6
+    again.save(7, snapshot(7, 0.8))
+    again.wait()
+    assert steps_in(tmp_path) == ["step-000002", "step-000006", "step-000007"]
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, REST])
+@pytest.mark.parametrize("bytes_left", [0, 40, None])
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, name: str, bytes_left: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(tmp_path, kept=2)
+    for step in (1, 2):
+        checkpoints.save(step, snapshot(step))
+    checkpoints.wait()
+    path = tmp_path / "step-000002" / name
+    if bytes_left is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:bytes_left])
+    with caplog.at_level(logging.WARNING):
+        step, found = checkpoints.load() or (0, snapshot(0))
+    assert (step, found.samples, found.weights["weight"].tolist()) == (1, 1, [1, 1])
+    assert "step-000002 is damaged" in caplog.text
+
+
+def test_what_a_killed_writer_leaves_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / ".step-000009.killed").mkdir()
+    checkpoints = Checkpoints(tmp_path, kept=2)
+    assert checkpoints.load() is None
+    checkpoints.save(1, snapshot(1))
+    checkpoints.wait()
+    assert steps_in(tmp_path) == ["step-000001"]
+
+
+def test_a_checkpoint_holds_weights_under_their_published_names(tmp_path: Path) -> None:
+    preset = short_preset(samples=16)
+    manifest = write_samples(tmp_path, preset.recipe)
+
+    def look(record: StepRecord) -> None:
+        if record.step == 2:
+            time.sleep(0.5)  # it is being written
+            found.update(load_file(tmp_path / "model.work/checkpoints/step-000002" / WEIGHTS))
+
+    found: dict[str, torch.Tensor] = {}
+    train_contrastive(manifest, tmp_path, preset, tmp_path / "model", on_step=look)
+    assert found.keys() == load_file(tmp_path / "model/model.safetensors").keys()
+    assert "visual_transformer.enc_spatial_transformer.layers.0.1.to_q.weight" in found
+    assert not (tmp_path / "model.work/checkpoints").exists()
+
+
+def test_sigterm_saves_at_the_end_of_the_step_and_the_rerun_goes_on(tmp_path: Path) -> None:
+    preset = short_preset(steps_per_checkpoint=100, average_decay=0.9)
+    manifest = write_samples(tmp_path, preset.recipe)
+    steps: list[int] = []
+
+    def ask_to_stop(record: StepRecord) -> None:
+        steps.append(record.step)
+        if record.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    train_contrastive(manifest, tmp_path, preset, tmp_path / "whole")
+    with pytest.raises(PreemptedError, match="saved after step 4 of 12"):
+        train_contrastive(manifest, tmp_path, preset, tmp_path / "stopped", on_step=ask_to_stop)
+    train_contrastive(manifest, tmp_path, preset, tmp_path / "stopped", on_step=lambda step: steps.append(step.step))
+    assert steps == list(range(1, 13))
+    assert curve_of(tmp_path / "stopped") == curve_of(tmp_path / "whole")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("stopped", "whole"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def diverging(bad_steps: set[int], tolerated: int) -> tuple[nn.Linear, Run[torch.Tensor], list[StepRecord]]:
+    layer, records = nn.Linear(1, 1), list[StepRecord]()
+    run = Run(
+        phase="test", model=layer, optimizer=torch.optim.SGD(layer.parameters(), lr=0.1),
+        batch_of=lambda step: torch.tensor([torch.nan if step in bad_steps else 1.0]),
+        loss_of=lambda batch: layer(batch).sum(), steps=6, batch_size=1, max_gradient_norm=10.0,
+        tolerated_skips=tolerated,
+        names_of=lambda step: [f"train_{step}_a_1"], on_step=records.append,
+    )  # fmt: skip
+    return layer, run, records
+
+
+def test_a_step_without_a_finite_loss_changes_nothing() -> None:
+    layer, run, records = diverging({1, 2, 4}, tolerated=2)
+    before = layer.weight.item()
+    run_steps(run)
+    assert layer.weight.item() == pytest.approx(before - 3 * 0.1)  # of six steps, three
+    assert [step.step for step in records if step.loss != step.loss] == [2, 3, 5]
+
+
+def test_too_many_losses_in_a_row_that_are_not_finite_stop_the_run_and_name_the_samples() -> None:
+    layer, run, _ = diverging({1, 2, 3}, tolerated=2)
+    with pytest.raises(DivergedError, match=r"nan at step 4 of 6, after 2 skipped; its samples: train_3_a_1"):
+        run_steps(run)
+    assert layer.weight.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_twenty_moments_the_curve_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    preset = short_preset(samples=8 * 60)
+    roots = [tmp_path / name for name in ("whole", "killed")]
+    for root in roots:
+        root.mkdir()
+        write_samples(root, preset.recipe)
+        write_job(root, preset)
+    output, errors = start_worker(roots[0]).communicate()
+    assert events(output)[-1]["event"] == "result", errors
+    rng = random.Random(0)
+    for _ in range(20):
+        worker = start_worker(roots[1])
+        assert worker.stdout is not None
+        for _ in range(rng.randrange(1, 6)):
+            worker.stdout.readline()
+        time.sleep(rng.random() * 0.1)
+        worker.kill()
+        worker.communicate()
+    assert not (roots[1] / "models/model").exists()  # or all kills came too late to tell
+    worker = start_worker(roots[1])
+    output, errors = worker.communicate()
+    assert worker.returncode == 0, errors
+    assert "damaged" not in errors
+    assert curve_of(roots[1] / "models/model") == curve_of(roots[0] / "models/model")
+    ours, theirs = (load_file(root / "models/model/model.safetensors") for root in roots)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_of_four_processes_goes_on_with_two_and_one(tmp_path: Path) -> None:
+    preset = short_preset(samples=8 * 12, text_learning_rate=0.0, steps_per_checkpoint=1)  # and so without dropout
+    manifest = write_samples(tmp_path, preset.recipe)
+    write_job(tmp_path, preset)
+    train_contrastive(manifest, tmp_path, preset, tmp_path / "whole", compute=Compute("cpu"))
+    for processes, lines in ((4, 3), (2, 2)):
+        worker = start_worker(tmp_path, processes=processes)
+        assert worker.stdout is not None
+        seen = [worker.stdout.readline() for _ in range(lines)]
+        worker.send_signal(signal.SIGTERM)
+        output, errors = worker.communicate(timeout=60)
+        assert worker.returncode != 0
+        told = events("".join(seen) + output)
+        assert {event.get("kind") for event in told if event["event"] == "error"} == {"PreemptedError"}, errors
+    worker = start_worker(tmp_path)
+    output, errors = worker.communicate()
+    assert worker.returncode == 0, errors
+    assert events(output)[0]["step"] > 5
+    found, expected = curve_of(tmp_path / "models/model"), curve_of(tmp_path / "whole")
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_worker_with_its_own_exit_code_and_one_line(tmp_path: Path) -> None:
+    preset = short_preset(samples=8 * 1000, steps_per_checkpoint=10_000)
+    write_samples(tmp_path, preset.recipe)
+    write_job(tmp_path, dataclasses.replace(preset, name="long"))
+    worker = start_worker(tmp_path)
+    assert worker.stdout is not None
+    worker.stdout.readline()
+    started = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
+    output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 143
+    assert time.monotonic() - started < 25
+    assert "stopped on request (SIGTERM); the training is saved after step" in events(output)[-1]["text"]
+    assert len(steps_in(tmp_path / "models/model.work/checkpoints")) == 1
