@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 TIMEOUT_S = 0.5
+NO_NAMES = ("ctclip", "auto-scheduled")  # a deployment's other tag is its name
 
 
 def next_runs() -> list[tuple[str, datetime]]:
@@ -25,7 +26,7 @@ def next_runs() -> list[tuple[str, datetime]]:
     }  # fmt: skip
     soonest: dict[str, datetime] = {}
     for run in ask_server("flow_runs/filter", asked):
-        name = next((tag for tag in run["tags"] if tag != "ctclip"), run["name"])
+        name = next((tag for tag in run["tags"] if tag not in NO_NAMES), run["name"])
         soonest.setdefault(name, datetime.fromisoformat(run["expected_start_time"]).astimezone(UTC))
     return sorted(soonest.items(), key=lambda pair: pair[1])
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from test_pipeline import edit_report, query, volume_path
 
@@ -67,7 +68,10 @@ class Installation:
     def kill(self, name: str) -> None:
         """Kills a process and all that it has started, as the loss of its machine would."""
         process = self.processes.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
         process.wait()
 
     def prefect(self, *command: str) -> str:
@@ -121,11 +125,11 @@ class Installation:
         assert self.state(flow_run) == "COMPLETED", self.ask("GET", f"/flow_runs/{flow_run}")["state"]
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float) -> None:
+def wait_for(condition: Callable[[], Any], timeout_s: float, interval_s: float = 0.5) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it has not come about in time"
-        time.sleep(0.5)
+        time.sleep(interval_s)
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +245,8 @@ def test_changed_data_is_rebuilt_by_its_event_and_nothing_else_is(installation, 
 def test_worker_killed_midway_and_server_restarted_are_survived(installation):
     before = last_run(installation)
     flow_run = installation.run("convert", {"preset": "smoke", "force": True})
-    wait_for(lambda: installation.state(flow_run) == "RUNNING", 60)
-    wait_for(lambda: (installation.data_root / "locks/convert.json").exists(), 60)
+    known = set(installation.data_root.glob("records/shard_volumes/*"))
+    wait_for(lambda: set(installation.data_root.glob("records/shard_volumes/*")) - known, 60, interval_s=0.01)
     installation.kill("cpu")
     installation.kill("server")
     installation.start_server()
