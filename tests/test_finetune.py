@@ -99,6 +99,16 @@ def test_an_unknown_label_counts_for_nothing_in_vocabfine():
     assert nothing.tolist() == [0, 0, 0]
 
 
+def test_shares_of_a_batch_have_the_loss_of_the_whole_however_many_labels_each_knows():
+    torch.manual_seed(0)
+    images, prompts = F.normalize(torch.randn(4, 8), dim=-1), F.normalize(torch.randn(36, 8), dim=-1)
+    labels = (torch.rand(4, 18) < 0.5).float()
+    labels[:3, ::2] = torch.nan
+    scale = torch.tensor(1.0)
+    parts = [vocabfine_losses(images[rows], prompts, labels[rows], scale, known_in=labels) for rows in ([0, 1], [2, 3])]
+    torch.testing.assert_close(parts[0] + parts[1], vocabfine_losses(images, prompts, labels, scale))
+
+
 def test_lipro_loss_is_the_published_one():
     loss = lipro_loss(OUTPUTS["lipro_logits"], LABELS, PUBLISHED_POSITIVE_WEIGHTS)
     torch.testing.assert_close(loss, OUTPUTS["lipro_loss"], rtol=0, atol=1e-5)
