@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import smoke
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_cli import ctclip
 from test_loader import FACTS
 from warehouse_records import query, write_run
 
+from ctclip_model.config import smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.shards import ShardVolume, read_volume, write_shard
 from ctclip_model.data.volume import ConvertedVolume

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import smoke
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-from ctclip_model.config import Negatives, Preset
+from ctclip_model.config import Negatives, Preset, smoke
 from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.clip import CTCLIP, contrastive_loss

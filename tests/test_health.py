@@ -80,7 +80,8 @@ def test_next_run_of_each_deployment_is_its_soonest(answers):
     answers["/api/flow_runs/filter"] = [
         {"tags": tags, "name": "x", "expected_start_time": time}
         for tags, time in (
-            (["auto-scheduled", "ctclip", "ingest"], "2026-11-25T01:30:00Z"), (["ctclip", "rebuild"], "2026-11-28T02:00:00Z"),
+            (["auto-scheduled", "ctclip", "ingest"], "2026-11-25T01:30:00Z"),
+            (["ctclip", "rebuild"], "2026-11-28T02:00:00Z"),
             (["auto-scheduled", "ingest", "ctclip"], "2026-11-26T01:30:00Z"),
         )
     ]  # fmt: skip

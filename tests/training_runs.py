@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import smoke
 
-from ctclip_model.config import Preset, Recipe
+from ctclip_model.config import Preset, Recipe, smoke
 from ctclip_model.data.shards import ShardVolume, write_shard
 from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.device import Compute
