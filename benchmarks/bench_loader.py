@@ -29,7 +29,7 @@ from ctclip_model.data.volume import convert_volume
 from ctclip_model.training.loop import read_ahead
 from ctclip_model.training.samples import READING_THREADS, BatchOrder
 
-VOLUMES, BATCH, EPOCHS, RUNS = 16, 4, 3, 3
+VOLUMES, BATCH, EPOCHS, RUNS = 16, 8, 3, 3
 RECIPE = Recipe()
 
 
