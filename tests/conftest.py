@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hub import LoopbackHub
 from hub.server import ACCEPTED
 from huggingface_hub import close_session
@@ -47,3 +48,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"SKIPPED LOUDLY: no real data in {folder}")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch computes on one thread: sums of more come in another order, and a code of the code book may flip."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)

