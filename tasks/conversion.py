@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from ctclip_model.data.npz import ORIENTATION
 from ctclip_model.data.shards import ShardRow, ShardVolume, write_shard
 from ctclip_model.data.slabs import Encoding
 from ctclip_model.data.volume import compile_kernels, convert_volume
-from ctclip_model.errors import BadItemError, CTCLIPError, VolumeError
+from ctclip_model.errors import BadItemError, ConfigurationError, CTCLIPError, VolumeError
 from tasks.downloads import Downloader
 from tasks.fanout import fan_out
 from tasks.progress import show_progress
@@ -113,6 +114,17 @@ def make_jobs(
         ConversionJob(recipe, folder / f"{run.run_id}-{number:06d}.arrow", part, code_version(), encoding)
         for number, part in enumerate(parts)
     ]
+
+
+def check_room(data_root: Path, count: int, recipe: Recipe, encoding: Encoding) -> None:
+    """Raises `ConfigurationError` where the shards of so many volumes would not fit on the disk."""
+    needed = count * math.prod(recipe.shape) * SHARD_BYTES_A_VOXEL[encoding]
+    free = shutil.disk_usage(data_root).free
+    if needed > free:
+        raise ConfigurationError(
+            f"{count} volumes make shards of about {needed / 1e9:.3g} GB; {data_root} has {free / 1e9:.3g} GB free: "
+            "make room (`ctclip gc` lists what nothing needs), or convert a part of it by --limit or --split"
+        )
 
 
 def _split(volumes: Sequence[VolumeFile], count: int, room: float) -> Iterator[tuple[VolumeFile, ...]]:

@@ -20,8 +20,9 @@ from ctclip_model.config import Recipe
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.data.shards import ShardReader, read_volume
 from ctclip_model.data.slabs import Encoding
+from ctclip_model.errors import ConfigurationError
 from tasks.changes import INGESTED, compare
-from tasks.conversion import make_jobs, read_volumes, run_jobs
+from tasks.conversion import check_room, make_jobs, read_volumes, run_jobs
 from tasks.planning import plan_items
 from tasks.progress import REPORTER, LogReporter
 from tasks.runs import open_run
@@ -116,6 +117,12 @@ def test_killed_conversion_goes_on_where_it_stopped(data_root, delay_s):
     (records / f".{run_id}-000099.parquet.1.tmp").write_bytes(b"half")
     assert convert(data_root)["done"] < count_volumes(data_root)
     assert_whole(data_root)
+
+
+def test_shards_that_would_not_fit_are_refused(tmp_path):
+    check_room(tmp_path, 10, RECIPE, "delta-zstd")
+    with pytest.raises(ConfigurationError, match=r"make shards of about .* GB; .* GB free: make room"):
+        check_room(tmp_path, 10**12, RECIPE, "delta-zstd")
 
 
 @pytest.mark.slow

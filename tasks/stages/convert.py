@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.slabs import Encoding
-from tasks.conversion import ConversionJob, make_jobs, read_volumes, run_jobs
+from tasks.conversion import ConversionJob, check_room, make_jobs, read_volumes, run_jobs
 from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes
 from tasks.planning import Selection, plan_items
 from tasks.runs import StageRun
@@ -29,6 +29,7 @@ def plan_conversion(
     volumes = read_volumes(run.data_root, recipe, source)
     wanted = {name: volume.fingerprint for name, volume in volumes.items()}
     pending = plan_items(run, recipe.recipe_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
+    check_room(run.data_root, len(pending), recipe, encoding)
     return make_jobs(run, recipe, [volumes[name] for name in pending], encoding, downloads.bound_bytes)
 
 
