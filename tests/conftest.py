@@ -6,12 +6,14 @@ import os
 
 # The Hub's client reads these when it is imported: nobody is logged in, and a connection that stalls is soon given up.
 os.environ |= {"HF_TOKEN_PATH": "/nonexistent", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+# PyTorch reads this, in workers too: models this small wait for a second thread longer than it works for them, and sums
+# of two threads come in another order, so that a code of the code book may flip.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hub import LoopbackHub
 from hub.server import ACCEPTED
 from huggingface_hub import close_session
@@ -48,12 +50,3 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"SKIPPED LOUDLY: no real data in {folder}")
     return folder
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """PyTorch computes on one thread: sums of more come in another order, and a code of the code book may flip."""
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(count)

@@ -29,8 +29,6 @@ from ctclip_model.training.loop import StepRecord
 from ctclip_model.training.losses import backward_in_parts, batch_loss, sigmoid_loss
 from ctclip_model.training.samples import TrainingData
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 BATCH, STEPS = 8, 4
 
 

@@ -29,7 +29,7 @@ def real_peak(preset: Preset, count: int) -> int:
     return peak_bytes(step)
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_the_estimate_is_what_a_step_takes() -> None:
     base = tiny()
     preset = dataclasses.replace(base, training=dataclasses.replace(base.training, text_learning_rate=None))
