@@ -10,6 +10,7 @@ Usage: python benchmarks/bench_bootstrap.py [resamples of the loop]
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 from measure import in_turn, machine, seconds
@@ -83,16 +84,20 @@ def loop_metrics(scored: metrics.Scored, label: int, repeats: NDArray[np.int32])
     truth, scores = scored.labels[:, label].repeat(repeats), scored.probabilities[:, label].repeat(repeats)
     if len(set(truth)) < 2:
         return [np.nan] * len(COMPARED)
-    decided = (scores >= scored.thresholds[label]).astype(float)
+    return plain_metrics(truth, scores, (scores >= scored.thresholds[label]).astype(float))
+
+
+def plain_metrics(truth: NDArray[Any], scores: NDArray[Any], decisions: NDArray[Any]) -> list[float]:
+    """What scikit-learn says of one label, in the order of COMPARED."""
     return [
         sklearn_metrics.roc_auc_score(truth, scores),
         sklearn_metrics.average_precision_score(truth, scores),
-        sklearn_metrics.f1_score(truth, decided, zero_division=0),
-        sklearn_metrics.f1_score(truth, decided, average="weighted", zero_division=0),
-        sklearn_metrics.accuracy_score(truth, decided),
-        sklearn_metrics.precision_score(truth, decided, zero_division=0),
-        sklearn_metrics.recall_score(truth, decided),
-        sklearn_metrics.recall_score(truth, decided, pos_label=0),
+        sklearn_metrics.f1_score(truth, decisions, zero_division=0),
+        sklearn_metrics.f1_score(truth, decisions, average="weighted", zero_division=0),
+        sklearn_metrics.accuracy_score(truth, decisions),
+        sklearn_metrics.precision_score(truth, decisions, zero_division=0),
+        sklearn_metrics.recall_score(truth, decisions),
+        sklearn_metrics.recall_score(truth, decisions, pos_label=0),
         sklearn_metrics.brier_score_loss(truth, scores),
     ]
 

@@ -60,10 +60,9 @@ def _find(data_root: Path, keep_raw: bool) -> Iterator[Garbage]:
         elif name not in current:
             yield _garbage(path, "every volume has a newer row")
     for path in sorted((data_root / "models").glob("*")):
-        if str(path.relative_to(data_root)).removesuffix(".work") not in models and path.is_dir():
-            is_work = path.name.endswith(".work")
-            if not is_work or _is_old(path):  # of a training that was broken off and may go on
-                yield _garbage(path, "a training that was given up" if is_work else "no row of models refers to it")
+        is_known = str(path.relative_to(data_root)).removesuffix(".work") in models
+        if not is_known and path.is_dir() and _is_old(path):  # a younger one's training may yet go on from there
+            yield _garbage(path, "no row of models refers to it")
     for path in sorted((data_root / "raw" / "dataset").rglob("*.nii.gz")):
         if str(path.relative_to(data_root / "raw")) in converted and not keep_raw:
             yield _garbage(path, "converted")

@@ -54,7 +54,7 @@ def explain_plan(data_root: Path, stage: str, limit: int) -> dict[str, Any]:
     with store.read(data_root) as connection:
         wanted = connection.execute("select count(*) from work_items where stage = ?", [stage]).fetchone()
         items = connection.execute(_WHY, {"stage": stage}).fetchall()
-        downloads = _list_downloads(connection, data_root, [item for _, item, _ in items]) if stage == "convert" else {}
+        downloads = _list_downloads(connection, data_root) if stage == "convert" else {}
     return {
         "stage": stage,
         "wanted": wanted[0] if wanted else 0,
@@ -65,14 +65,14 @@ def explain_plan(data_root: Path, stage: str, limit: int) -> dict[str, Any]:
     }
 
 
-def _list_downloads(connection: Any, data_root: Path, names: Sequence[str]) -> dict[str, int]:
-    """Of the named volumes those of the Hub that are not in `raw/`, and their sizes in bytes."""
+def _list_downloads(connection: Any, data_root: Path) -> dict[str, int]:
+    """Of the volumes that wait for conversion those of the Hub that are not in `raw/`, and their sizes in bytes."""
     from tasks.downloads import list_raw_files  # and with it the Hub's client, which no other question needs
 
     rows = connection.execute(
-        "select path, size_bytes from current_volumes "
-        "where starts_with(source, 'hf://') and list_contains($names, volume_name)",
-        {"names": list(set(names))},
+        "select path, size_bytes from current_volumes as volumes "
+        "semi join pending on pending.stage = 'convert' and pending.item = volumes.volume_name "
+        "where starts_with(source, 'hf://')"
     ).fetchall()
     folder = data_root.resolve() / "raw"
     there = list_raw_files(folder)

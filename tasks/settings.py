@@ -54,7 +54,6 @@ class Limits:
     training_retries: int = 3  # of a training whose processes have died; each goes on from the last checkpoint
     training_retry_delay_s: float = 10.0
     training_stop_s: float = 40.0  # that processes have to save their state: torchrun gives them 30
-    training_progress_s: float = 10.0  # between two updates of Prefect's progress artifact
     hub_attempts: int = 8  # at one request of the Hub
     hub_wait_s: float = 1.0  # before the second attempt; then ever longer
     hub_longest_wait_s: float = 300.0  # the window in which the Hub counts requests

@@ -110,29 +110,18 @@ def write_manifest(data_root: Path, table: pa.Table, name: str, config: str) -> 
     return Manifest(path, model_id, content, config, table.num_rows, source, revision)
 
 
-def run_training(
-    run: StageRun,
-    preset: Preset,
-    manifest: Manifest,
-    compute: Compute,
-    launch: Launch,
-    on_share: Callable[[float], None] | None = None,
-) -> None:
-    """Trains, and records the model, its samples and its steps; `on_share` hears now and then how much is done."""
+def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch) -> None:
+    """Trains, and records the model, its samples and its steps."""
     started = time.monotonic()
     steps = StepRecorder(run, manifest)
     total = preset.training.text_pretraining_samples + preset.training.samples
     seen: dict[str, int] = {}
-    told = [started]
     with show_progress("train", total, "samples") as progress, limit_cpu_threads(preset.cpu_threads):
 
         def on_step(record: StepRecord) -> None:
             steps.add(record)
             seen[record.phase] = record.samples
             progress.advance(sum(seen.values()) - progress.done, f"{record.phase}, loss {record.loss:.3f}")
-            if on_share is not None and time.monotonic() - told[-1] > run.limits.training_progress_s:
-                told.append(time.monotonic())
-                on_share(progress.done / total)
 
         try:
             result = _train(run.data_root, preset, manifest, compute, launch, on_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,8 @@ def test_halves_and_what_no_row_knows_are_listed_by_their_reason(data_root):  # 
     for path in left:
         (data_root / path).parent.mkdir(parents=True, exist_ok=True)
         (data_root / path).write_bytes(b"half")
+    for path in (data_root / "models/unknown", data_root / "models/unknown/model.safetensors"):
+        os.utime(path, times=(0, 0))
     (data_root / "models/young.work").mkdir()  # of a training that may go on
     found = paths(data_root, delete=True)
     assert {path.removesuffix("/model.safetensors"): why for path, why in left.items()} == found

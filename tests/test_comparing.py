@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from warehouse_records import query, write_run
+from warehouse_records import label_rows, query, write_run
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -42,10 +42,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         volumes=[
             {"volume_name": f"{scan}_1", "scan_id": scan, "patient_id": scan[:-2], "split": "valid"} for scan in SCANS
         ],
-        published_labels=[
-            {"scan_id": scan, "abnormality": name, "value": int(value)}
-            for scan, row in zip(SCANS, TRUTH, strict=True) for name, value in zip(ABNORMALITIES, row, strict=True)
-        ],
+        published_labels=label_rows(SCANS, TRUTH),
     )  # fmt: skip
     for run, model_id in enumerate(KINDS, start=1):
         write_run(data_root, run, "train", models=[{"model_id": model_id, "fingerprint": model_id}])

@@ -11,7 +11,7 @@ import pytest
 from labelled_reports import COLUMNS, write_reports
 from sklearn.metrics import cohen_kappa_score, f1_score
 from test_hand_labels import write
-from warehouse_records import query, write_run
+from warehouse_records import label_rows, query, write_run
 
 from ctclip_model.config import EvaluationConfig, TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -56,10 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reports=[
             {"scan_id": scan, "findings": text, "fingerprint": text} for scan, text in zip(SCANS, TEXTS, strict=True)
         ],
-        published_labels=[
-            {"scan_id": scan, "abnormality": name, "value": int(value)}
-            for scan, row in zip(SCANS, LABELS, strict=True) for name, value in zip(ABNORMALITIES, row, strict=True)
-        ],
+        published_labels=label_rows(SCANS, LABELS),
     )  # fmt: skip
     with open_run(data_root, "train-labeller", "tfidf") as run:
         training = LabellerTraining("tfidf", TfidfConfig(min_reports=2, folds=2), None)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench_bootstrap import plain_metrics
 from scipy.stats import bootstrap
 from sklearn import metrics as sklearn_metrics
 
@@ -47,21 +48,6 @@ def test_published_metrics_are_reproduced():
         assert thresholds[index] == pytest.approx(expected.pop("threshold"), abs=1e-12)
         found = {metric: value_of(rows, str(index), metric) for metric in expected}
         assert found == pytest.approx(expected, abs=1e-12)
-
-
-def plain_metrics(truth, scores, decisions):
-    """What scikit-learn says of one label, in the order of METRICS, without the calibration error."""
-    return [
-        sklearn_metrics.roc_auc_score(truth, scores),
-        sklearn_metrics.average_precision_score(truth, scores),
-        sklearn_metrics.f1_score(truth, decisions, zero_division=0),
-        sklearn_metrics.f1_score(truth, decisions, average="weighted", zero_division=0),
-        sklearn_metrics.accuracy_score(truth, decisions),
-        sklearn_metrics.precision_score(truth, decisions, zero_division=0),
-        sklearn_metrics.recall_score(truth, decisions),
-        sklearn_metrics.recall_score(truth, decisions, pos_label=0),
-        sklearn_metrics.brier_score_loss(truth, scores),
-    ]
 
 
 @pytest.mark.parametrize("digits", [1, 9], ids=["ties", "no ties"])

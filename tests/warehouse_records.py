@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ctclip_model.data.abnormalities import ABNORMALITIES
 from tasks.records import RecordWriter
 from warehouse import store
 
@@ -28,6 +32,15 @@ def write_run(
         writer.write(table, rows)
     if status:
         writer.write("runs", [_status_row(run, status, stage, variant)])
+
+
+def label_rows(scans: Sequence[str], labels: np.ndarray) -> list[dict[str, Any]]:
+    """Rows of `published_labels` of (scans, 18) zeros and ones."""
+    return [
+        {"scan_id": scan, "abnormality": name, "value": int(value)}
+        for scan, row in zip(scans, labels, strict=True)
+        for name, value in zip(ABNORMALITIES, row, strict=True)
+    ]
 
 
 def query(data_root: Path, sql: str) -> list[tuple[Any, ...]]:

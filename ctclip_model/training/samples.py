@@ -15,6 +15,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from ctclip_model.config import TrainingConfig
+from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.loader import BatchReader, ScanSampler, VolumeDataset, read_samples
 from ctclip_model.errors import MissingInputError
 from ctclip_model.training.texts import report_sentences
@@ -59,7 +60,7 @@ def read_training_data(manifest: Path, data_root: Path, sections: Sequence[str])
         raise MissingInputError(f"{manifest}: holds no sample of the train split: run convert")
     samples = read_samples(manifest)
     dataset = VolumeDataset([samples[index] for index, _ in rows], data_root)
-    unknown = [None] * 18
+    unknown = [None] * len(ABNORMALITIES)
     labels = [[np.nan if label is None else label for label in row["labels"] or unknown] for _, row in rows]
     read: Callable[[Sequence[int]], Tensor] = BatchReader(
         dataset, threads=READING_THREADS, pinned=torch.cuda.is_available()

@@ -16,7 +16,7 @@ from ctclip_model.errors import PreemptedError
 from tasks.progress import REPORTER, LogReporter
 from tasks.runs import StageRun, open_run
 from tasks.settings import LIMITS
-from tasks.stages.shown import ProgressArtifact, show_end
+from tasks.stages.shown import ProgressArtifact, show_end, with_server
 
 T = TypeVar("T")
 
@@ -50,4 +50,4 @@ def stage_run(data_root: Path, stage: str, variant: str = "") -> Iterator[StageR
     finally:
         REPORTER.reset(token)
         if run is not None and run.is_announced:
-            show_end(run)
+            with_server(show_end, run)

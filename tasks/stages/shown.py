@@ -93,11 +93,11 @@ def with_server(tell: Callable[..., Any], *arguments: Any, **named: Any) -> None
 
 def show_end(run: StageRun) -> None:
     """A markdown artifact of what the run did, a table of why items are rejected, and the assets that it made."""
-    with_server(create_markdown_artifact, _describe(run), key=f"{run.stage}-summary", description=run.detail)
+    create_markdown_artifact(_describe(run), key=f"{run.stage}-summary", description=run.detail)
     if reasons := _count_reasons(run):
-        with_server(create_table_artifact, reasons, key=f"{run.stage}-rejects", description="items rejected, by reason")
+        create_table_artifact(reasons, key=f"{run.stage}-rejects", description="items rejected, by reason")
     if run.stage in LINEAGE and run.count_done:
-        with_server(_materialize, run)
+        _materialize(run)
 
 
 def show_page(path: Path) -> None:

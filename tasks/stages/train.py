@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-from uuid import UUID
+from typing import Any
 
 from prefect import State, Task, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 
@@ -61,11 +59,5 @@ def has_lost_its_processes(task: Task[..., Any], task_run: TaskRun, state: State
 )
 def train_model(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch) -> None:
     """Trains; killed midway, the same call goes on from the last checkpoint."""
-    artifact = cast(UUID, create_progress_artifact(0.0, key="training", description=manifest.model_id))
-
-    def show(share: float) -> None:
-        update_progress_artifact(artifact, 100 * share)
-
-    run_training(run, preset, manifest, compute, launch, on_share=show)
-    show(1.0)
+    run_training(run, preset, manifest, compute, launch)
     get_run_logger().info("%s is trained", manifest.model_id)
