@@ -5,6 +5,7 @@ Commands that run no stage (`status`, `sql`, `predict`, `--help` and so on) neve
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,9 @@ from typer.exceptions import TyperException
 
 from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
 from flows.commands import app, doctor, models, stages, transfers, volumes, warehouse
+from tasks.logs import is_asked_for
+
+logger = logging.getLogger(__name__)
 
 COMMANDS = (stages, transfers, models, volumes, warehouse, doctor)  # in the order in which `--help` lists them
 
@@ -45,7 +49,10 @@ def _fail(error: Exception, prefix: str = "", code: int = 1) -> None:
         raise error
     text = " ".join(str(error).split())
     hint = " (--debug shows the traceback)" if prefix else ""
-    print(f"ctclip: {prefix}{text}{hint}", file=sys.stderr)
+    if is_asked_for():
+        logger.error("%s%s", prefix, text, exc_info=error if prefix else None)
+    else:
+        print(f"ctclip: {prefix}{text}{hint}", file=sys.stderr)
     sys.exit(code)
 
 

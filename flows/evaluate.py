@@ -8,12 +8,12 @@ from typing import Any
 from prefect import flow
 
 from tasks.models import find_model
-from tasks.settings import DATA_ROOT, PRESET
+from tasks.settings import DATA_ROOT, LIMITS, PRESET
 from tasks.stages import stage_run
 from tasks.stages.evaluate import compare_models, evaluate_model, plan_comparisons, plan_evaluation
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", timeout_seconds=LIMITS.stage_timeout_s)
 def evaluate(
     data_root: Path = DATA_ROOT,
     preset: str = PRESET,

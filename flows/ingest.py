@@ -8,12 +8,12 @@ from typing import Any
 from prefect import flow
 
 from ctclip_model.data.names import Storage
-from tasks.settings import DATA_ROOT
+from tasks.settings import DATA_ROOT, LIMITS
 from tasks.stages import stage_run, whole
 from tasks.stages.ingest import has_moved, open_source, read_source, record_changes, refuse_unreadable
 
 
-@flow(name="ingest")
+@flow(name="ingest", timeout_seconds=LIMITS.stage_timeout_s)
 def ingest(
     source: str | None = None,
     data_root: Path = DATA_ROOT,

@@ -14,7 +14,7 @@ from ctclip_model.device import Precision
 from flows.train_labeller import train_labeller
 from tasks.labelling import TFIDF, find_labeller, find_newest
 from tasks.planning import Selection
-from tasks.settings import DATA_ROOT, LABELLER
+from tasks.settings import DATA_ROOT, LABELLER, LIMITS
 from tasks.stages import stage_run, whole
 from tasks.stages.label import (
     label_reports,
@@ -25,7 +25,7 @@ from tasks.stages.label import (
 )
 
 
-@flow(name="label")
+@flow(name="label", timeout_seconds=LIMITS.stage_timeout_s)
 def label(
     data_root: Path = DATA_ROOT,
     labeller: str = LABELLER,

@@ -8,12 +8,12 @@ from typing import Any
 from prefect import flow
 
 from tasks.models import find_model
-from tasks.settings import DATA_ROOT, PRESET
+from tasks.settings import DATA_ROOT, LIMITS, PRESET
 from tasks.stages import stage_run
 from tasks.stages.report import plan_pages, write_page
 
 
-@flow(name="report")
+@flow(name="report", timeout_seconds=LIMITS.stage_timeout_s)
 def report(
     data_root: Path = DATA_ROOT, preset: str = PRESET, model: str | None = None, force: bool = False
 ) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from ctclip_model.data.shards import ShardRow, ShardVolume, write_shard
 from ctclip_model.data.slabs import Encoding
 from ctclip_model.data.volume import compile_kernels, convert_volume
 from ctclip_model.errors import BadItemError, ConfigurationError, CTCLIPError, VolumeError
+from tasks.deadline import within
 from tasks.downloads import Downloader
 from tasks.fanout import fan_out
+from tasks.logs import log_context
 from tasks.marks import VERSION, Mark
 from tasks.progress import show_progress
 from tasks.runs import StageRun, code_version
-from tasks.settings import count_workers
+from tasks.settings import LIMITS, count_workers
 from tasks.sources.address import parse_address
 from warehouse import store
 
@@ -54,6 +57,7 @@ class ConversionJob:
     volumes: tuple[VolumeFile, ...]
     code_version: str
     encoding: Encoding = "delta-zstd"
+    volume_timeout_s: float = LIMITS.volume_timeout_s
 
 
 @dataclass
@@ -115,9 +119,12 @@ def make_jobs(
     room = raw_bytes / (run.limits.jobs_in_flight_per_worker * count_workers() + 1)
     parts = list(_split(volumes, size, room))
     return [
-        ConversionJob(recipe, folder / f"{run.run_id}-{number:06d}.arrow", part, code_version(), encoding)
+        ConversionJob(
+            recipe, folder / f"{run.run_id}-{number:06d}.arrow", part, code_version(), encoding,
+            run.limits.volume_timeout_s,
+        )
         for number, part in enumerate(parts)
-    ]
+    ]  # fmt: skip
 
 
 def check_room(data_root: Path, count: int, recipe: Recipe, encoding: Encoding) -> None:
@@ -201,7 +208,11 @@ def convert_job(job: ConversionJob) -> ConversionResult:
 def _converted(job: ConversionJob, result: ConversionResult) -> Iterator[ShardVolume]:
     for volume in job.volumes:
         try:
-            yield convert_file(volume, job.recipe)
+            with log_context(item=volume.volume_name):
+                converted = within(job.volume_timeout_s, partial(convert_file, volume, job.recipe))
+            yield converted
+        except TimeoutError as error:
+            result.rejects.append(VolumeError(volume.volume_name, "timed_out", f"{volume.path}: {error}"))
         except BadItemError as error:
             result.rejects.append(VolumeError(volume.volume_name, error.reason, error.detail))
 
@@ -249,7 +260,7 @@ def record_result(run: StageRun, job: ConversionJob, result: ConversionResult) -
     path = str(job.path.relative_to(run.data_root))
     recipe_id = job.recipe.recipe_id
     if result.rejects:
-        temporary = {"changed_since_ingest", "missing_file"}  # mended by the next ingest, not by another file
+        temporary = {"changed_since_ingest", "missing_file", "timed_out"}  # mended otherwise than by another file
         for is_permanent in (True, False):
             errors = [(e, marks[e.item]) for e in result.rejects if (e.reason not in temporary) is is_permanent]
             if errors:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
+from ctclip_model.errors import StageFailedError
+from tasks.logs import InContext
 from tasks.settings import LIMITS, Limits, count_workers
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ def fan_out(
     A job whose worker dies is done again elsewhere, `worker_deaths` times. At most a few jobs a worker are in flight,
     so neither the scheduler nor the results grow with the number of jobs. They are drawn in a thread of their own,
     which may wait for one while others run; what drawing them raises is raised here, once those that run have ended.
+    Raises `StageFailedError` where no job at all ends for `fan_out_stall_s`. What jobs log is about the same run.
     """
     count = workers or count_workers()
     if isinstance(jobs, Sized):
@@ -38,7 +41,7 @@ def fan_out(
     if not count:
         return
     with _connect(address, count, limits) as client:
-        yield from _stream(client, function, jobs, limits)
+        yield from _stream(client, InContext(function), jobs, limits)
 
 
 def _stream(client, function, jobs, limits):  # type: ignore[no-untyped-def]
@@ -49,7 +52,7 @@ def _stream(client, function, jobs, limits):  # type: ignore[no-untyped-def]
     thread = threading.Thread(target=feed.run, args=(jobs,), daemon=True)
     thread.start()
     try:
-        for job, future in feed.ended():
+        for job, future in feed.ended(limits.fan_out_stall_s):
             if isinstance(future.exception(), KilledWorker):
                 suspects.append(job)  # or a job that waited on the same workers as one that kills them
             else:
@@ -88,16 +91,27 @@ class _Feed:
         finally:
             self.queue.put(None)
 
-    def ended(self) -> Iterator[tuple]:
+    def ended(self, stall_s: float) -> Iterator[tuple]:
         is_fed = False
         while not is_fed or self.in_flight:
-            item = self.queue.get()
+            try:
+                item = self.queue.get(timeout=stall_s)
+            except queue.Empty:
+                if self.in_flight:
+                    raise self._stalled(stall_s) from None
+                continue
             if item is None:
                 is_fed = True
                 continue
             self.in_flight.discard(item[1])
             self.room.release()
             yield item
+
+    def _stalled(self, stall_s: float) -> StageFailedError:
+        workers = len(self.client.scheduler_info()["workers"])
+        return StageFailedError(
+            f"no job of {len(self.in_flight)} has ended for {stall_s:g} s, on {workers} Dask workers"
+        )
 
     def close(self) -> None:
         self.is_closed = True

@@ -17,6 +17,7 @@ from typing import Any
 
 from ctclip_model.errors import BadItemError, StageFailedError
 from tasks.lease import hold_lease
+from tasks.logs import log_context
 from tasks.publish import PeriodicPublisher, publish
 from tasks.records import RecordWriter, Rows, new_run_id
 from tasks.settings import LIMITS, Limits
@@ -54,7 +55,7 @@ class StageRun:
         """Records items that cannot be used, as (error, fingerprint)."""
         now = datetime.now(UTC)
         for error, _ in errors[:10]:
-            logger.warning("rejected %s", error)
+            logger.warning("rejected %s", error, extra={"item": error.item})
         self.record(
             "rejects",
             [
@@ -137,9 +138,10 @@ def open_run(
         bury_dead_runs(data_root, stage)
         run = StageRun(data_root, stage, variant, run_id, parameters=parameters, flow_run_id=flow_run_id, limits=limits)
         try:
-            yield run
-            publish(data_root)
-            run.check_reject_share()
+            with log_context(stage=stage, variant=variant, run_id=run_id):
+                yield run
+                publish(data_root)
+                run.check_reject_share()
         except BaseException as error:
             run.announce()
             run.finish("failed", f"{type(error).__name__}: {error}"[:2000])

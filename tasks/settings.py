@@ -42,6 +42,9 @@ class Limits:
     lease_heartbeat_s: float = 5.0
     lease_expiry_s: float = 60.0  # a lease without a heartbeat for so long belongs to a dead host
     lease_wait_s: float = 24 * 3600.0
+    stage_timeout_s: float = 24 * 3600.0  # of ingest, label, evaluate and report, waiting for a lease included
+    volume_timeout_s: float = 1800.0  # of one volume's conversion, which takes seconds
+    fan_out_stall_s: float = 6 * 3600.0  # without a single job's end, such as for want of any Dask worker
     reject_share: float = 0.5  # of a run's items; above it the stage fails
     rejects_tolerated: int = 10  # however large their share: a small update may be all bad
     shard_bytes: int = 1_000_000_000

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tasks.logs import configure_logging
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -15,3 +17,4 @@ def common(debug: Annotated[bool, typer.Option("--debug", help="Show logs and tr
     """Rebuilds CT-CLIP from CT-RATE, end to end, and keeps it rebuilt."""
     if debug:
         os.environ["CTCLIP_DEBUG"] = "1"
+    configure_logging()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from flows.display import RichReporter, print_json, print_summaries
+from tasks.logs import is_asked_for
 from tasks.progress import REPORTER
 
 
@@ -27,25 +27,16 @@ def run_flow(name: str, as_json: bool, **parameters: Any) -> Any:
 
 @contextmanager
 def showing_progress() -> Iterator[None]:
-    """Progress and warnings go to stderr meanwhile."""
-    if not os.environ.get("CTCLIP_DEBUG"):
-        _show_warnings()
+    """Progress goes to stderr meanwhile: as a bar, or, where `CTCLIP_LOG` asks for log lines, as such."""
+    if is_asked_for():
+        yield
+        return
     with RichReporter() as reporter:
         token = REPORTER.set(reporter)
         try:
             yield
         finally:
             REPORTER.reset(token)
-
-
-def _show_warnings() -> None:
-    """What the stages warn of (a lease to wait for, rejects) goes to stderr, whatever Prefect does with its own."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("ctclip: %(message)s"))
-    for name in ("tasks", "warehouse", "ctclip_model"):
-        logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger(name).propagate = False
 
 
 def _quieten_prefect() -> None:

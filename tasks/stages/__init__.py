@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,7 +14,8 @@ from prefect import State, runtime
 from prefect.states import AwaitingRetry
 from prefect.utilities.annotations import opaque
 
-from ctclip_model.errors import PreemptedError
+from ctclip_model.errors import PreemptedError, StageFailedError
+from tasks.logs import configure_logging, is_asked_for
 from tasks.progress import REPORTER, LogReporter
 from tasks.runs import StageRun, open_run
 from tasks.settings import LIMITS
@@ -38,14 +41,31 @@ def await_retry(error: PreemptedError) -> State[Any]:
 
 
 @contextmanager
+def end_in_time(stage: str) -> Iterator[None]:
+    """Says in words that the flow's time is up: it is Prefect that ends it."""
+    started = time.monotonic()
+    try:
+        yield
+    except CancelledError as error:
+        took_s = time.monotonic() - started
+        raise StageFailedError(
+            f"{stage}: not done after {took_s:.0f} s, and ended; a rerun goes on from here"
+        ) from error
+
+
+@contextmanager
 def stage_run(data_root: Path, stage: str, variant: str = "") -> Iterator[StageRun]:
-    """A run of a stage, with the identity and the parameters of the flow run around it, which shows what it did."""
+    """A run of a stage, with the identity and the parameters of the flow run around it, which shows what it did.
+
+    Raises `StageFailedError` where the flow's time is up.
+    """
+    if is_asked_for():
+        configure_logging()
     token = REPORTER.set(ProgressArtifact(REPORTER.get() or LogReporter()))
     run = None
     try:
-        with open_run(
-            data_root, stage, variant, parameters=runtime.flow_run.parameters, flow_run_id=runtime.flow_run.id
-        ) as run:
+        flow_run = {"parameters": runtime.flow_run.parameters, "flow_run_id": runtime.flow_run.id}
+        with end_in_time(stage), open_run(data_root, stage, variant, **flow_run) as run, end_in_time(stage):
             yield run
     finally:
         REPORTER.reset(token)

@@ -1,0 +1,80 @@
+"""Log lines say which run and which item they are about, in this process and on Dask workers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctclip_model.errors import ConfigurationError, VolumeError
+from tasks.deadline import within
+from tasks.fanout import fan_out
+from tasks.logs import OF_PREFECT, OURS, configure_logging, log_context
+from tasks.runs import open_run
+
+logger = logging.getLogger("tasks.test")
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before():
+    loggers = [logging.getLogger(name) for name in (*OURS, *OF_PREFECT)]
+    before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
+    yield
+    for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        one.handlers, one.level, one.propagate = handlers, level, propagate
+
+
+def log_job(job: str) -> None:
+    with log_context(item=job):
+        within(30, lambda: logger.info("read"))
+
+
+def lines(text: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_lines_of_a_run_carry_it_and_their_item(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("CTCLIP_LOG", "json")
+    configure_logging()
+    with open_run(tmp_path, "convert", "recipe") as run:
+        run.reject(VolumeError("valid_1_a_1", "truncated", "ends early"), fingerprint="f")
+        assert list(fan_out(log_job, ["valid_2_a_1"])) == [("valid_2_a_1", None)]
+    logger.info("after")
+    found = lines(capfd.readouterr().err)
+    about = [(one.get("stage"), one.get("variant"), one.get("run_id"), one.get("item")) for one in found]
+    key = ("convert", "recipe", run.run_id)
+    assert (*key, "valid_1_a_1") in about
+    assert (*key, "valid_2_a_1") in about  # of another process
+    assert (found[-1]["message"], about[-1]) == ("after", (None,) * 4)
+
+
+def test_person_sees_the_words_of_warnings_alone(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("CTCLIP_LOG", raising=False)
+    configure_logging()
+    configure_logging()
+    with log_context(stage="convert"):
+        logger.info("of no interest")
+        logger.warning("watch out")
+    assert capfd.readouterr().err == "ctclip: watch out\n"
+
+
+def test_format_that_there_is_not_is_refused(monkeypatch):
+    monkeypatch.setenv("CTCLIP_LOG", "xml")
+    with pytest.raises(ConfigurationError, match="'xml': choose text or json"):
+        configure_logging()
+
+
+def test_command_that_fails_says_so_as_json_too(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "flows", "status", "--data-root", str(tmp_path)], check=False,
+        cwd=Path(__file__).parent.parent, env=os.environ | {"CTCLIP_LOG": "json"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = lines(done.stderr)
+    assert (line["level"], line["logger"]) == ("error", "flows.cli")
+    assert "ctclip ingest" in line["message"]
