@@ -112,7 +112,9 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: b
 
 def print_plan(explained: Mapping[str, Any]) -> None:
     """What a rerun of a stage would do, by reason, then item by item."""
-    console.print(f"{explained['stage']}: {explained['pending']} pending of {explained['wanted']} wanted")
+    is_known = explained["wanted"] or not explained["notes"]
+    counts = f"{explained['pending']} pending of {explained['wanted']} wanted"
+    console.print(f"{explained['stage']}: {counts if is_known else 'what is pending cannot be said yet'}")
     for reason, count in explained["reasons"].items():
         console.print(f"  {count:>7} {reason}")
     if downloads := explained["downloads"]["files"]:

@@ -137,18 +137,18 @@ def open_run(
         publish(data_root)
         bury_dead_runs(data_root, stage)
         run = StageRun(data_root, stage, variant, run_id, parameters=parameters, flow_run_id=flow_run_id, limits=limits)
-        try:
-            with log_context(stage=stage, variant=variant, run_id=run_id):
+        with log_context(stage=stage, variant=variant, run_id=run_id):
+            try:
                 yield run
                 publish(data_root)
                 run.check_reject_share()
-        except BaseException as error:
-            run.announce()
-            run.finish("failed", f"{type(error).__name__}: {error}"[:2000])
+            except BaseException as error:
+                run.announce()
+                run.finish("failed", f"{type(error).__name__}: {error}"[:2000])
+                publish(data_root)
+                raise
+            run.finish("completed")
             publish(data_root)
-            raise
-        run.finish("completed")
-        publish(data_root)
 
 
 def bury_dead_runs(data_root: Path, stage: str) -> None:
