@@ -30,10 +30,12 @@ def finetune(
     device: str = "auto",
     dtype: Precision = Precision.float32,
     recompute: bool | None = None,
+    deployed: bool = False,
 ) -> list[dict[str, Any]]:
     """Fine-tune where `model`, by default the preset's latest, has no such child; a child of other data is stale.
 
-    A VocabFine is embedded at once. A LiPro has the latents of its parent, which must be embedded before.
+    A VocabFine is embedded at once. A LiPro has the latents of its parent, which must be embedded before. `deployed`
+    has the deployment `compute` train and embed, on a worker of its pool.
     """
     parent = find_model(data_root, preset, model)
     chosen = find_preset(parent.preset, seed=seed)
@@ -41,8 +43,9 @@ def finetune(
     with stage_run(data_root, "finetune", finetuning.variant) as run:
         if plan_finetuning(run, finetuning, retrain):
             manifest = prepare_samples(run, finetuning)
-            finetune_model(run, finetuning, manifest, choose_compute(chosen, device, dtype, recompute))
+            compute = choose_compute(chosen, device, dtype, recompute)
+            finetune_model(run, finetuning, manifest, compute, deployed)
     if kind == "lipro":
         return [run.summary()]
     trained = find_trained(data_root, finetuning.fingerprint)
-    return [run.summary(), embed(data_root, preset, trained, device=device, dtype=dtype)]
+    return [run.summary(), embed(data_root, preset, trained, device=device, dtype=dtype, deployed=deployed)]

@@ -105,7 +105,7 @@ def killer() -> Iterator[Killer]:
 
 @pytest.mark.slow
 def test_processes_that_die_are_an_error_and_the_rerun_goes_on(tmp_path: Path, killer: Killer) -> None:
-    preset = short_preset(steps_per_checkpoint=1)
+    preset = short_preset(steps_per_checkpoint=3)
     samples = write_samples(tmp_path, preset.recipe)
     manifest = Manifest(samples, "model", "data", "config", 36, "here", "1")
     with open_run(tmp_path, "train") as run:

@@ -34,10 +34,13 @@ REBUILD = {"preset": "smoke", "labeller": "tfidf", "finetune_kinds": ["lipro"], 
 
 
 class Installation:
-    """A server, the deployments on it, and a worker of each pool, that of the GPUs with another path to the data."""
+    """A server, the deployments on it, and a worker of each pool.
+
+    That of the GPUs sees the data under another path, and no warehouse there.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.data_root = folder, folder / "data"
+        self.folder, self.data_root, self.mounted = folder, folder / "data", folder / "mounted"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -62,7 +65,7 @@ class Installation:
         wait_for(lambda: self.ask("GET", "/health"), 120)
 
     def start_worker(self, pool: str) -> None:
-        other = {"CTCLIP_DATA_ROOT": str(self.folder / "mounted")} if pool == "gpu" else {}
+        other = {"CTCLIP_DATA_ROOT": str(self.mounted)} if pool == "gpu" else {}
         self.start(pool, "worker", "start", "--pool", pool, "--type", "process", **other)
 
     def kill(self, name: str) -> None:
@@ -144,7 +147,10 @@ def installation(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """With everything rebuilt once, by deployments."""
     made = Installation(tmp_path_factory.mktemp("installation"))
     made.data_root.mkdir()
-    (made.folder / "mounted").symlink_to(made.data_root)
+    made.mounted.mkdir()
+    for name in ("records", "shards", "models", "orders", "locks"):
+        (made.data_root / name).mkdir()
+        (made.mounted / name).symlink_to(made.data_root / name)
     try:
         made.start_server()
         for pool in POOLS:
@@ -180,10 +186,18 @@ def last_run(installation: Installation) -> str:
 
 def test_every_stage_ran_as_its_deployment_in_its_pool(installation):
     assert {stage for (stage,) in query(installation.data_root, "select distinct stage from runs")} >= set(STAGES)
-    for stage, pool in (("convert", "cpu"), ("train", "gpu"), ("embed", "gpu"), ("evaluate", "cpu")):
-        runs = [run for run in installation.flow_runs(stage) if run["state_type"] == "COMPLETED"]
-        assert runs, stage
+    for deployment, pool in (("convert", "cpu"), ("train", "cpu"), ("compute", "gpu"), ("evaluate", "cpu")):
+        runs = [run for run in installation.flow_runs(deployment) if run["state_type"] == "COMPLETED"]
+        assert runs, deployment
         assert {run["work_pool_name"] for run in runs} == {pool}
+
+
+def test_the_gpu_worker_trained_fine_tuned_and_embedded_without_the_warehouse(installation):
+    ordered = {run["parameters"]["order"] for run in installation.flow_runs("compute")}
+    stages = query(installation.data_root, f"select distinct stage from runs where run_id in {(*sorted(ordered), '')}")
+    assert {stage for (stage,) in stages} == {"train", "embed", "finetune"}
+    assert not list(installation.mounted.glob("warehouse*"))
+    assert not list((installation.data_root / "orders").iterdir())
 
 
 def test_pages_of_a_run_show_summary_and_what_was_made_of_what(installation):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -155,7 +155,8 @@ def teach_contrast(
 
     def validate_now() -> float:
         assert held_out is not None
-        return validate(model, tokenizer, held_out, dtype=compute.precision.autocast)
+        with average.applied() if average is not None else nullcontext():  # what the model would be
+            return validate(model, tokenizer, held_out, dtype=compute.precision.autocast)
 
     run = Run(
         phase="contrastive",

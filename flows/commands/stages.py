@@ -12,6 +12,7 @@ from flows.commands import app
 from flows.commands.options import (
     DaskAddress,
     DataRoot,
+    Deployed,
     Device,
     DownloadThreads,
     Dtype,
@@ -180,6 +181,7 @@ def train(
         int, typer.Option(min=0, help="Steps between two zero-shot scores on scans held out for it; 0: never.")
     ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files too.")] = False,
+    deployed: Deployed = False,
     as_json: Json = False,
 ) -> None:
     """Train CT-CLIP."""
@@ -187,7 +189,7 @@ def train(
         "train", as_json, data_root=data_root, preset=preset, labeller=labeller, seed=seed, retrain=retrain,
         device=device, dtype=dtype, recompute=recompute, compile=compile_layers, processes=processes, nodes=nodes,
         rendezvous=rendezvous, sharded=sharded, encoded_at_once=at_once, validate_every=validate_every,
-        tensorboard=tensorboard,
+        tensorboard=tensorboard, deployed=deployed,
     )  # fmt: skip
 
 
@@ -203,12 +205,13 @@ def finetune(
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     recompute: Recompute = None,
+    deployed: Deployed = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune CT-CLIP on labels."""
     run_flow(
         "finetune", as_json, data_root=data_root, preset=preset, kind=kind.value, model=model, labels_of=labels_of,
-        seed=seed, retrain=retrain, device=device, dtype=dtype, recompute=recompute,
+        seed=seed, retrain=retrain, device=device, dtype=dtype, recompute=recompute, deployed=deployed,
     )  # fmt: skip
 
 
@@ -220,10 +223,14 @@ def embed(
     force: Force = False,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
+    deployed: Deployed = False,
     as_json: Json = False,
 ) -> None:
     """Embed volumes, reports and prompts."""
-    run_flow("embed", as_json, data_root=data_root, preset=preset, model=model, force=force, device=device, dtype=dtype)
+    run_flow(
+        "embed", as_json, data_root=data_root, preset=preset, model=model, force=force, device=device, dtype=dtype,
+        deployed=deployed,
+    )  # fmt: skip
 
 
 @app.command()

@@ -40,14 +40,25 @@ def await_retry(error: PreemptedError) -> State[Any]:
 @contextmanager
 def stage_run(data_root: Path, stage: str, variant: str = "") -> Iterator[StageRun]:
     """A run of a stage, with the identity and the parameters of the flow run around it, which shows what it did."""
-    token = REPORTER.set(ProgressArtifact(REPORTER.get() or LogReporter()))
     run = None
     try:
-        with open_run(
-            data_root, stage, variant, parameters=runtime.flow_run.parameters, flow_run_id=runtime.flow_run.id
-        ) as run:
+        with (
+            showing_progress(),
+            open_run(
+                data_root, stage, variant, parameters=runtime.flow_run.parameters, flow_run_id=runtime.flow_run.id
+            ) as run,
+        ):
             yield run
     finally:
-        REPORTER.reset(token)
         if run is not None and run.is_announced:
             with_server(show_end, run)
+
+
+@contextmanager
+def showing_progress() -> Iterator[None]:
+    """Progress is an artifact of the flow run too, meanwhile."""
+    token = REPORTER.set(ProgressArtifact(REPORTER.get() or LogReporter()))
+    try:
+        yield
+    finally:
+        REPORTER.reset(token)

@@ -6,9 +6,11 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.device import Compute
-from tasks.finetuning import Finetuning, make_manifest, run_finetuning
+from tasks.finetuning import Finetuning, make_manifest
+from tasks.orders import FinetuningWork
 from tasks.planning import plan_items
 from tasks.runs import StageRun
+from tasks.stages.deployed import get_done
 from tasks.training import Manifest, describe_stale
 
 
@@ -33,7 +35,7 @@ def prepare_samples(run: StageRun, finetuning: Finetuning) -> Manifest:
 
 
 @task(cache_policy=NO_CACHE)
-def finetune_model(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute) -> None:
+def finetune_model(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute, deployed: bool) -> None:
     """Trains; killed midway, the same call goes on from the last checkpoint."""
-    run_finetuning(run, finetuning, manifest, compute)
+    get_done(run, FinetuningWork(finetuning, manifest, compute), deployed)
     get_run_logger().info("%s is trained", manifest.model_id)
