@@ -42,7 +42,7 @@ PRESET = tiny()
 PATIENTS = 800, 150  # train, valid
 SAMPLES, SAMPLES_PER_POINT = 16_000, 1_000
 SEEDS = range(5)
-BATCH, RATE = 32, 4e-3  # of ours: the preset's are for two and a half times the samples
+BATCH, TEXTS, RATE = 16, 8, 3e-3  # of ours: the preset's are for two and a half times the samples
 RATES = (1e-5, 4e-5, 1.7e-4, 7e-4, 3e-3)
 IN_MEMORY = 8  # volumes, for either recipe
 
@@ -68,7 +68,9 @@ def run_apart(folder: Path, seed: int, recipe: str) -> None:
 
 def config_of(recipe: str, seed: int) -> TrainingConfig:
     if recipe == "ours":
-        return dataclasses.replace(PRESET.training, samples=SAMPLES, seed=seed, batch_size=BATCH, learning_rate=RATE)
+        return dataclasses.replace(
+            PRESET.training, samples=SAMPLES, seed=seed, batch_size=BATCH, texts_per_volume=TEXTS, learning_rate=RATE
+        )
     return TrainingConfig(
         negatives=Negatives.local, samples=SAMPLES, learning_rate=float(recipe.split("-", 1)[1]),
         report_sections=("findings",), seed=seed,

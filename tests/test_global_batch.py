@@ -147,7 +147,7 @@ def test_gradients_in_parts_are_those_of_the_whole(negatives: Negatives) -> None
 
     def encode(layer: nn.Linear, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         images, texts = nn.functional.normalize(layer(rows), dim=-1).chunk(2, dim=-1)
-        return images, texts
+        return images, torch.stack([texts, texts.roll(1, dims=-1)], dim=1)
 
     loss = batch_loss(*encode(encoder, inputs), scale, negatives)
     loss.backward()
@@ -161,7 +161,9 @@ def test_the_whole_batch_of_one_process_has_the_published_loss() -> None:
     torch.manual_seed(0)
     images, texts = nn.functional.normalize(torch.randn(2, 6, 4), dim=-1)
     scale = torch.tensor(2.0)
-    assert torch.equal(batch_loss(images, texts, scale, Negatives.whole), contrastive_loss(images, texts, scale))
+    assert torch.equal(
+        batch_loss(images, texts[:, None], scale, Negatives.whole), contrastive_loss(images, texts, scale)
+    )
 
 
 def test_the_sigmoid_loss_judges_each_pair_alone() -> None:
