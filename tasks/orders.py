@@ -53,9 +53,10 @@ class FinetuningWork:
     finetuning: Finetuning
     manifest: Manifest
     compute: Compute
+    launch: Launch
 
     def do(self, run: StageRun) -> None:
-        run_finetuning(run, self.finetuning, self.manifest, self.compute)
+        run_finetuning(run, self.finetuning, self.manifest, self.compute, self.launch)
 
 
 @dataclass(frozen=True)

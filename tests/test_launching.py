@@ -171,6 +171,7 @@ def short(request: pytest.FixtureRequest) -> Iterator[Preset]:
 @pytest.mark.usefixtures("prefect_server", "short")
 def test_the_flow_tries_again_and_records_how_well_the_model_does(tmp_path: Path) -> None:
     from flows.convert import convert
+    from flows.finetune import finetune
     from flows.ingest import ingest
     from flows.train import train
 
@@ -191,6 +192,9 @@ def test_the_flow_tries_again_and_records_how_well_the_model_does(tmp_path: Path
     (path,) = query(data_root, "select path from current_models")[0]
     card = (data_root / path / "README.md").read_text()
     assert "macro zero-shot AUROC on held-out scans" in card
+    fine_tuned, embedded = finetune(data_root, "short", "vocabfine", processes=2)
+    assert (fine_tuned["done"], embedded["rejected"]) == (1, 0)
+    assert query(data_root, "select count(*) from current_models where kind = 'vocabfine'") == [(1,)]
     shutil.rmtree(data_root / path)
 
 
