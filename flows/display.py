@@ -117,6 +117,8 @@ def print_plan(explained: Mapping[str, Any]) -> None:
         console.print(f"  {count:>7} {reason}")
     if downloads := explained["downloads"]["files"]:
         console.print(f"  {downloads:>7} to be downloaded, {explained['downloads']['bytes'] / 1e9:.3g} GB")
+    for note in explained["notes"]:
+        console.print(f"  {note}", markup=False)
     if explained["items"]:
         print_rows(("variant", "item", "why"), [(i["variant"], i["item"], i["why"]) for i in explained["items"]])
 

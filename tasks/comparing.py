@@ -14,6 +14,7 @@ from ctclip_model.config import VERSIONS, fingerprint
 from ctclip_model.data.abnormalities import label_set
 from ctclip_model.evaluation import metrics
 from tasks.evaluation import CONFIG, LABEL_SOURCE, PUBLISHED, UNDECIDED, Rows, labels_of, load_labels
+from tasks.marks import VERSION, Mark
 from tasks.models import ModelReference
 from warehouse import store
 
@@ -38,7 +39,8 @@ class Comparison:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(VERSIONS["evaluate"], self.scored_as, self.other_scored_as)
+        parts = {"scores": self.scored_as, "the other's scores": self.other_scored_as, VERSION: VERSIONS["evaluate"]}
+        return Mark(fingerprint(VERSIONS["evaluate"], self.scored_as, self.other_scored_as), parts)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ctclip_model.data.volume import compile_kernels, convert_volume
 from ctclip_model.errors import BadItemError, ConfigurationError, CTCLIPError, VolumeError
 from tasks.downloads import Downloader
 from tasks.fanout import fan_out
+from tasks.marks import VERSION, Mark
 from tasks.progress import show_progress
 from tasks.runs import StageRun, code_version
 from tasks.settings import count_workers
@@ -74,13 +75,16 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
             "where sha256 is not null order by all"
         ).fetchall()
     volumes, settings = {}, dataclasses.asdict(recipe)  # once: it is most of a fingerprint's time
+    common = {"recipe": fingerprint(settings), VERSION: VERSIONS["convert"]}
     addresses = {one: parse_address(one) for one in ({source} if source else {row[1] for row in rows})}
     for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept, revision in rows:
         # v2 files hold HU already: applying the metadata's rescaling again is the published code's fault
         if storage != "v1":
             slope, intercept = 1.0, 0.0
         orientation = storage.removeprefix("npz-") if storage.startswith("npz-") else ORIENTATION
-        mark = fingerprint(sha256, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
+        digest = fingerprint(sha256, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
+        own = {"file": sha256, "spacing": [x, y, z], "rescaling": [slope, intercept], "orientation": orientation}
+        mark = Mark(digest, own | common)
         address = addresses[source or recorded]
         file = str(address.folder_of_files(data_root) / path)
         origin = f"{address}@{address.revision or revision or 'main'}" if address.is_hub else None

@@ -18,6 +18,7 @@ from ctclip_model.data.names import EXTERNAL
 from ctclip_model.errors import MissingInputError
 from ctclip_model.evaluation import metrics, retrieval, zero_shot
 from ctclip_model.evaluation.curves import curves
+from tasks.marks import VERSION, Mark
 from tasks.models import ModelReference
 from warehouse import store
 
@@ -80,15 +81,21 @@ def list_evaluations(
         inputs = connection.execute(_INPUTS, {"model_id": model.latents_of}).fetchall()
         texts = connection.execute(_TEXTS, {"model_id": model.latents_of}).fetchall()
     splits = HELD_OUT if split is None else (split,)
-    training = [(dataset, kept) for dataset, its_split, kept, _ in inputs if its_split == THRESHOLD_SPLIT]
+    training = [(dataset, kept) for dataset, its_split, kept, *_ in inputs if its_split == THRESHOLD_SPLIT]
     head = [model.weights_sha256] if model.kind == "lipro" else []  # latents alone do not tell its head
     settings = [VERSIONS["evaluate"], CONFIG, LABEL_SOURCE, ABNORMALITIES, texts, *head]
     found = []
-    for dataset, its_split, kept, everything in inputs:
+    common = {
+        "reports and prompts": texts, "head": head, "settings": fingerprint(CONFIG, LABEL_SOURCE, ABNORMALITIES),
+        VERSION: VERSIONS["evaluate"],
+    }  # fmt: skip
+    for dataset, its_split, kept, everything, kept_parts, all_parts in inputs:
         if its_split in splits:
-            own, content = PROTOCOLS[model.kind], {PUBLISHED: everything, PROTOCOLS[model.kind]: [kept, training]}
+            own = PROTOCOLS[model.kind]
+            content = {PUBLISHED: everything, own: [kept, training]}
+            parts = {PUBLISHED: all_parts, own: kept_parts | {"train split": training}}
             for protocol, its_unit in ((own, unit), (PUBLISHED, "volume")):
-                mark = fingerprint(*settings, protocol, its_unit, content[protocol])
+                mark = Mark(fingerprint(*settings, protocol, its_unit, content[protocol]), parts[protocol] | common)
                 found.append(Evaluation(dataset, its_split, mark, protocol, its_unit))
     if not found:
         wanted = " or ".join(map(repr, splits))
@@ -285,7 +292,15 @@ select
     dataset, split,
     coalesce(md5(string_agg(concat_ws('|', volume_name, samples.fingerprint, labelled.fingerprint), ','
         order by volume_name) filter (not is_excluded)), ''),
-    md5(string_agg(concat_ws('|', volume_name, samples.fingerprint, labelled.fingerprint), ',' order by volume_name))
+    md5(string_agg(concat_ws('|', volume_name, samples.fingerprint, labelled.fingerprint), ',' order by volume_name)),
+    {
+        latents: md5(string_agg(volume_name || samples.fingerprint, ',' order by volume_name) filter (not is_excluded)),
+        labels: md5(string_agg(volume_name || labelled.fingerprint, ',' order by volume_name) filter (not is_excluded))
+    },
+    {
+        latents: md5(string_agg(volume_name || samples.fingerprint, ',' order by volume_name)),
+        labels: md5(string_agg(volume_name || labelled.fingerprint, ',' order by volume_name))
+    }
 from embedded_samples as samples
 left join labelled using (scan_id)
 where model_id = $model_id

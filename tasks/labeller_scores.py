@@ -105,7 +105,7 @@ def score_labeller(
 
 def _record_hand_labels(run: StageRun, reports: LabelledReports, path: Path) -> None:
     """Records the hand labels that are new or changed, with the scan whose report has the same text."""
-    scans = {report_sha256(text): scan for scan, text in reversed(read_reports(run).items())}
+    scans = {report_sha256(text): scan for scan, text in reversed(read_reports(run.data_root).items())}
     with store.read(run.data_root) as connection:
         known = set(connection.execute("select report_id, fingerprint from current_hand_labels").fetchall())
     rows = []

@@ -19,6 +19,7 @@ from ctclip_model.data.names import EXTERNAL, split_of
 from ctclip_model.data.reports import SECTIONS, clean_report, report_sha256
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ConfigurationError, MissingInputError, ReportError
+from tasks.marks import VERSION, Mark
 from tasks.planning import Selection, plan_items
 from tasks.progress import show_progress
 from tasks.publish import publish
@@ -94,20 +95,29 @@ def _labeller_id(folder: Path, data_root: Path) -> str:
     return f"{folder.name}-{sha256_of(weights if weights.is_file() else folder / 'model.safetensors')[:8]}"
 
 
-def read_reports(run: StageRun) -> dict[str, str]:
+def read_reports(data_root: Path) -> dict[str, str]:
     """The text of every scan's report, cleaned as for evaluation; empty where it says nothing."""
-    with store.read(run.data_root) as connection:
+    with store.read(data_root) as connection:
         rows = connection.execute("select scan_id, findings, impression from current_reports order by all").fetchall()
     return {scan: clean_report(findings, impression, SECTIONS) for scan, findings, impression in rows}
 
 
 def wanted_labels(
     texts: Mapping[str, str], labeller_id: str, dtype: Precision, trained_on: Collection[str] | None
-) -> dict[str, str]:
+) -> dict[str, Mark]:
     """The fingerprint of every report's labels, by scan; another one for what the labeller was trained on."""
     trained = {scan for scan, text in texts.items() if trained_on and report_sha256(text) in trained_on}
-    marks = {scan: (*dtype.mark, *(("trained on",) if scan in trained else ())) for scan in texts}
-    return {scan: fingerprint(labeller_id, VERSIONS["label"], text, *marks[scan]) for scan, text in texts.items()}
+    wanted = {}
+    for scan, text in texts.items():
+        also = (*dtype.mark, *(("trained on",) if scan in trained else ()))
+        parts = {
+            "text": text,
+            "precision": dtype.value,
+            "training reports": scan in trained,
+            VERSION: VERSIONS["label"],
+        }
+        wanted[scan] = Mark(fingerprint(labeller_id, VERSIONS["label"], text, *also), parts)
+    return wanted
 
 
 def read_trained_on(data_root: Path, labeller_id: str) -> frozenset[str] | None:
@@ -123,7 +133,7 @@ def plan_labels(
     run: StageRun, labeller_id: str, dtype: Precision, selection: Selection, *, force: bool, retry_rejects: bool
 ) -> dict[str, tuple[str, str]]:
     """The reports to label, {scan: (text, fingerprint)}; an empty one is a reject."""
-    texts = read_reports(run)
+    texts = read_reports(run.data_root)
     wanted = wanted_labels(texts, labeller_id, dtype, read_trained_on(run.data_root, labeller_id))
     pending = plan_items(run, labeller_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
     empty = [scan for scan in pending if not texts[scan]]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ctclip_model.config import VERSIONS, fingerprint
 from ctclip_model.files import fsync
+from tasks.marks import VERSION, Mark
 from tasks.models import ModelReference
 from tasks.page import render_page
 from tasks.page.facts import collect_facts
@@ -32,7 +33,13 @@ def list_pages(data_root: Path, model: ModelReference) -> dict[str, Page]:
     """The pages that a model can have, by key; a page is due again when any of its rows moved."""
     with store.read(data_root) as connection:
         rows = connection.execute(_MARKS, [model.model_id]).fetchall()
-    pages = [Page(dataset, split, fingerprint(VERSIONS["report"], marks)) for dataset, split, marks in rows]
+    pages = [
+        Page(
+            dataset, split,
+            Mark(fingerprint(VERSIONS["report"], marks), {"metrics": marks, VERSION: VERSIONS["report"]}),
+        )
+        for dataset, split, marks in rows
+    ]  # fmt: skip
     return {page.key: page for page in pages}
 
 

@@ -6,9 +6,11 @@ import fnmatch
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ctclip_model.data.names import EXTERNAL, parse_any_name, split_of
 from ctclip_model.errors import BadNameError, ConfigurationError
+from tasks.marks import parts_of
 from tasks.publish import publish
 from tasks.runs import StageRun
 from warehouse import store
@@ -50,23 +52,25 @@ def declare_wanted(
 ) -> None:
     """Records what a stage's variant should have made, as {item: fingerprint}; only the difference is written.
 
-    What is no longer wanted is withdrawn, unless `wanted` is not the whole of it. `stage` is the run's own by default.
+    Of a `Mark` its parts are recorded too. What is no longer wanted is withdrawn, unless `wanted` is not the whole of
+    it. `stage` is the run's own by default.
     """
     stage = stage or run.stage
     with store.read(run.data_root) as connection:
-        current = dict(
-            connection.execute(
-                "select item, fingerprint from current_wanted where stage = ? and variant = ?", [stage, variant]
-            ).fetchall()
-        )
+        rows = connection.execute(
+            "select item, fingerprint, parts is not null from current_wanted where stage = ? and variant = ?",
+            [stage, variant],
+        ).fetchall()
+    current = {item: (fingerprint, has_parts) for item, fingerprint, has_parts in rows}
+    row: dict[str, Any] = {"stage": stage, "variant": variant}
     changed = [
-        {"stage": stage, "variant": variant, "item": item, "fingerprint": fingerprint, "is_withdrawn": False}
-        for item, fingerprint in wanted.items()
-        if current.get(item) != fingerprint
+        row | {"item": item, "fingerprint": mark, "parts": parts_of(mark), "is_withdrawn": False}
+        for item, mark in wanted.items()
+        if current.get(item) not in ((mark, True), (mark, parts_of(mark) is not None))
     ]
     withdrawn = [
-        {"stage": stage, "variant": variant, "item": item, "fingerprint": fingerprint, "is_withdrawn": True}
-        for item, fingerprint in current.items()
+        row | {"item": item, "fingerprint": fingerprint, "is_withdrawn": True}
+        for item, (fingerprint, _) in current.items()
         if is_whole and item not in wanted
     ]
     if changed or withdrawn:

@@ -16,7 +16,9 @@ from ctclip_model.files import whole_file
 
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pa.Table"
 
-MAP_COLUMNS = {"metadata": pa.map_(pa.string(), pa.string())}  # elsewhere a mapping would become a struct
+MAP_COLUMNS = dict.fromkeys(
+    ("metadata", "parts"), pa.map_(pa.string(), pa.string())
+)  # elsewhere a mapping would become a struct
 
 
 def new_run_id() -> str:

@@ -21,8 +21,8 @@ from ctclip_model.errors import ConfigurationError, HubAccessError, HubUnavailab
 from tasks.conversion import make_jobs, read_volumes, run_jobs
 from tasks.downloading import choose_fitting, download_files, list_unconverted
 from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes
+from tasks.explaining import explain_plan
 from tasks.planning import plan_items
-from tasks.reading import explain_plan
 from tasks.records import sha256_of
 from tasks.runs import open_run
 from tasks.settings import LIMITS

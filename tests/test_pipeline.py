@@ -140,12 +140,11 @@ def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(dat
     other = query(data_root, "select max(volume_name) from training_samples")[0][0]
     shutil.copyfile(volume_path(source, other), volume_path(source, name))
     from flows.ingest import ingest
-    from tasks.reading import explain_plan
+    from tasks.explaining import explain_plan
 
     assert ingest(str(source), data_root)["done"] == 1
-    assert explain_plan(data_root, "convert", 5)["items"] == [
-        {"variant": smoke().recipe.recipe_id, "item": name, "why": "changed since it was made"}
-    ]
+    planned = explain_plan(data_root, "convert", 5)
+    assert (planned["items"][0]["item"], planned["reasons"]) == (name, {"file changed": 1})
     assert query(data_root, f"select * from training_samples where volume_name = '{name}'") == []
     done = rebuild_all(data_root, source)
     assert counts(done) == {"convert": 1, "embed": 2, "evaluate": 6, "report": 3}
@@ -181,7 +180,7 @@ def test_rebuild_evaluates_the_model_of_its_own_seed(data_root, phantoms):
 @pytest.mark.slow
 def test_another_precision_is_another_result_until_asked_otherwise(data_root, source):
     from flows.ingest import ingest
-    from tasks.reading import explain_plan
+    from tasks.explaining import explain_plan
 
     rebuild_all(data_root, source)
     done = rebuild_all(data_root, source, dtype=Precision.bfloat16)

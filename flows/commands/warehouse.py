@@ -79,14 +79,17 @@ def gc(
 def plan(
     stage: StageName,
     data_root: DataRoot = DATA_ROOT,
+    preset: Annotated[str | None, typer.Option(help="Default: as the stage was called last.")] = None,
+    labeller: Annotated[str | None, typer.Option(help="Default: as the stage was called last.")] = None,
+    model: Annotated[str | None, typer.Option(help="Default: every one that the stage has worked on.")] = None,
     limit: Annotated[int, typer.Option(help="At most so many items.")] = 20,
     as_json: Json = False,
 ) -> None:
-    """What a rerun of a stage would do, and why, item by item."""
+    """What a rerun of a stage would do, and why: which part of what each item is made from has moved."""
     from flows.display import print_plan
-    from tasks.reading import explain_plan
+    from tasks.explaining import explain_plan
 
-    explained = explain_plan(data_root, stage, limit)
+    explained = explain_plan(data_root, stage, limit, {"preset": preset, "labeller": labeller, "model": model})
     print_json(explained) if as_json else print_plan(explained)
 
 

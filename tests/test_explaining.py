@@ -1,0 +1,107 @@
+"""`ctclip plan`: which part of what an item is made from has moved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from warehouse_records import write_run
+
+from ctclip_model.config import VERSIONS, smoke
+from ctclip_model.device import Precision
+from ctclip_model.errors import VolumeError
+from tasks.conversion import read_volumes
+from tasks.explaining import explain_plan
+from tasks.labelling import plan_labels
+from tasks.planning import Selection, plan_items
+from tasks.publish import publish
+from tasks.runs import open_run
+from tasks.training import config_fingerprint
+
+RECIPE = smoke().recipe
+NAMES = ("train_1_a_1", "train_2_a_1", "valid_1_a_1")
+
+
+def volume(name: str, **columns: Any) -> dict[str, Any]:
+    facts = {"sha256": f"sha of {name}", "path": f"{name}.nii.gz", "size_bytes": 1, "spacing_x_mm": 0.7}
+    facts |= {"spacing_y_mm": 0.7, "spacing_z_mm": 1.0, "rescale_slope": 1.0, "rescale_intercept": 0.0}
+    return {"volume_name": name, "storage": "v2", "source": "ct-rate:/x", "fingerprint": "f"} | facts | columns
+
+
+def convert(data_root: Path, *, bad: str | None = None) -> None:
+    """Records the present volumes as converted, but for one that is refused."""
+    with open_run(data_root, "convert", RECIPE.recipe_id, parameters={"preset": "smoke"}) as run:
+        volumes = read_volumes(data_root, RECIPE, None)
+        pending = plan_items(run, RECIPE.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
+        done = [
+            {"volume_name": name, "recipe_id": RECIPE.recipe_id, "fingerprint": mark, "shard_path": "x.arrow"}
+            for name, mark in pending.items()
+            if name != bad
+        ]
+        run.record("shard_volumes", done)
+        if bad:
+            run.reject(VolumeError(bad, "truncated", "ends early"), fingerprint=pending[bad])
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    write_run(tmp_path, 0, "ingest", volumes=[volume(name) for name in NAMES])
+    publish(tmp_path)
+    return tmp_path
+
+
+def test_stage_that_never_ran_says_so_and_what_it_would_do(data_root):
+    plan = explain_plan(data_root, "convert", 5, {"preset": "smoke"})
+    assert (plan["pending"], plan["reasons"], plan["notes"]) == (3, {"never made": 3}, ["convert has never run"])
+    assert "no model of preset" in explain_plan(data_root, "embed", 5)["notes"][1]
+
+
+def test_plan_names_the_part_that_moved_item_by_item(data_root):
+    convert(data_root, bad="valid_1_a_1")
+    assert explain_plan(data_root, "convert", 5)["pending"] == 0  # the bad one's file is the same
+    moved = [volume(NAMES[0], sha256="s" * 64), volume(NAMES[1], spacing_z_mm=1.5), volume(NAMES[2], sha256="mended")]
+    write_run(data_root, 1, "ingest", volumes=[*moved, volume("train_9_a_1")])
+    publish(data_root)
+    plan = explain_plan(data_root, "convert", 5)
+    assert plan["reasons"] == {
+        "file changed": 1, "spacing changed": 1, "file changed since it was rejected": 1, "never made": 1,
+    }  # fmt: skip
+    assert "spacing changed: spacing [0.7, 0.7, 1.0] → [0.7, 0.7, 1.5]" in [item["why"] for item in plan["items"]]
+
+
+def test_raised_version_is_pending_before_any_run_and_named(data_root, monkeypatch):
+    convert(data_root)
+    monkeypatch.setitem(VERSIONS, "convert", 99)
+    assert explain_plan(data_root, "convert", 5)["reasons"] == {"VERSION of convert raised": 3}
+
+
+def test_labels_are_pending_by_their_reports_text(data_root):
+    def report(scan: str, text: str) -> dict[str, Any]:
+        return {"scan_id": scan, "findings": text, "fingerprint": text}
+
+    write_run(data_root, 1, "ingest", reports=[report("train_1_a", "Clear."), report("train_2_a", "A nodule.")])
+    with open_run(data_root, "label", "labeller-1") as run:
+        marks = plan_labels(run, "labeller-1", Precision.float32, Selection(), force=False, retry_rejects=False)
+        made = {"abnormality": "Lung nodule", "labeller_id": "labeller-1", "probability": 0.5, "value": 0}
+        run.record("labels", [made | {"scan_id": scan, "fingerprint": mark} for scan, (_, mark) in marks.items()])
+    assert explain_plan(data_root, "label", 5)["pending"] == 0
+    write_run(data_root, 2, "ingest", reports=[report("train_2_a", "A mass.")])
+    publish(data_root)
+    assert explain_plan(data_root, "label", 5)["reasons"] == {"text changed": 1}
+
+
+def test_training_is_pending_by_the_setting_that_differs_from_the_newest_models(data_root):
+    preset = smoke()
+    older = dataclasses.replace(preset, training=dataclasses.replace(preset.training, samples=7))
+    model = {
+        "model_id": "smoke-1", "kind": "ct-clip", "preset": "smoke", "path": "models/smoke-1",
+        "fingerprint": config_fingerprint(older), "config": json.dumps(dataclasses.asdict(older), sort_keys=True),
+    }  # fmt: skip
+    write_run(data_root, 1, "train", variant="smoke", models=[model])
+    publish(data_root)
+    plan = explain_plan(data_root, "train", 5, {"preset": "smoke"})
+    why = f"training.samples changed: training.samples 7 → {preset.training.samples}"
+    assert [item["why"] for item in plan["items"]] == [why]
