@@ -23,9 +23,11 @@ from ctclip_model.config import PRESETS, Preset
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError, MissingInputError, PreemptedError, WorkerDiedError
+from tasks import launching
 from tasks.launching import Launch, train_apart
 from tasks.progress import REPORTER, LogReporter
 from tasks.runs import open_run
+from tasks.settings import LIMITS
 from tasks.training import Manifest, run_training
 from warehouse import store
 
@@ -196,6 +198,18 @@ def test_the_flow_tries_again_and_records_how_well_the_model_does(tmp_path: Path
     assert (fine_tuned["done"], embedded["rejected"]) == (1, 0)
     assert query(data_root, "select count(*) from current_models where kind = 'vocabfine'") == [(1,)]
     shutil.rmtree(data_root / path)
+
+
+def test_processes_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launching, "LIMITS", dataclasses.replace(LIMITS, training_silence_s=1.0))
+    code = "import time; print('meeting the others', flush=True); time.sleep(100)"
+    started = time.monotonic()
+    with (
+        pytest.raises(WorkerDiedError, match="said nothing for 1 s"),
+        launching._running([sys.executable, "-c", code]) as lines,
+    ):
+        list(lines)
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic_core import to_jsonable_python
 from ctclip_model.errors import StageFailedError
 from tasks.orders import Work, order_placed, take_outcome
 from tasks.runs import StageRun
-from tasks.settings import DEPLOYED_ATTEMPTS, DEPLOYED_POLL_S
+from tasks.settings import DEPLOYED_ATTEMPTS, DEPLOYED_POLL_S, DEPLOYED_SILENCE_S
 from warehouse import store
 
 COMPUTE = "compute"  # the deployment that does what is ordered
@@ -63,17 +64,28 @@ def _run(name: str, parameters: dict[str, Any], meanwhile: Callable[[], None] = 
 
 def _wait(flow_run: FlowRun, meanwhile: Callable[[], None]) -> FlowRun:
     """Until the flow run has ended; a server that is away for a while does not end a training of days."""
+    told_after = time.monotonic() + DEPLOYED_SILENCE_S
     with get_client(sync_client=True) as client:
         while flow_run.state is None or not flow_run.state.is_final():
             time.sleep(DEPLOYED_POLL_S)
             meanwhile()
             try:
                 flow_run = client.read_flow_run(flow_run.id)
+                if flow_run.state is not None and flow_run.state.is_scheduled() and time.monotonic() > told_after:
+                    get_run_logger().warning("%s", _describe_waiting(flow_run))
+                    told_after = math.inf
             except (httpx.TransportError, PrefectHTTPStatusError) as error:
                 if isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500:
                     raise
                 get_run_logger().warning("Prefect's server does not answer (%s): asking again", type(error).__name__)
     return flow_run
+
+
+def _describe_waiting(flow_run: FlowRun) -> str:
+    pool = flow_run.work_pool_name
+    return (
+        f"no worker has taken {flow_run.name} yet: `prefect worker start --pool {pool}` on a machine that is to run it"
+    )
 
 
 def _is_completed(flow_run: FlowRun) -> bool:
