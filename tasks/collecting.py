@@ -1,4 +1,4 @@
-"""What nothing needs any more: superseded shards, models without a row, raw files that are converted, halves."""
+"""What nothing needs any more: superseded shards and latents, models without a row, converted raw files, halves."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
+from tasks.compacting import ThinShard, compact, find_thin
 from tasks.lease import hold_lease
 from tasks.publish import publish
 from tasks.records import new_run_id
+from tasks.runs import open_run
 from tasks.settings import LIMITS, STAGES
 from tasks.sources.hub_files import PARTIAL_FOLDER
 from warehouse import store
@@ -28,9 +32,21 @@ class Garbage:
     why: str
 
 
-def collect_garbage(data_root: Path, *, delete: bool = False, keep_raw: bool = False) -> list[Garbage]:
-    """What may go, and, on request, is gone. Rows are history and stay.
+@dataclass(frozen=True)
+class Collection:
+    """What may go, or has gone; the shards that are dead in part; and how many new ones hold what was alive of them."""
 
+    garbage: list[Garbage]
+    thin: list[ThinShard]
+    count_compacted: int = 0
+
+
+def collect_garbage(
+    data_root: Path, *, delete: bool = False, compact_shards: bool = False, keep_raw: bool = False
+) -> Collection:
+    """What may go, and, on request, is gone; shards that are mostly dead are, on request, rewritten.
+
+    Rows are history and stay, but for the latents of superseded runs: the warehouse is then remade without them.
     Holds every stage's lease meanwhile: nothing may be written that is not recorded yet, and nobody reads what goes.
     Raises `ConfigurationError` where a stage is being run.
     """
@@ -43,7 +59,14 @@ def collect_garbage(data_root: Path, *, delete: bool = False, keep_raw: bool = F
         found = list(_find(data_root, keep_raw))
         for garbage in found if delete else ():
             shutil.rmtree(garbage.path) if garbage.path.is_dir() else garbage.path.unlink()
-    return found
+        if delete and any(garbage.path.is_relative_to(data_root / "records/latents") for garbage in found):
+            publish(data_root, from_scratch=True)
+        thin, count = find_thin(data_root), 0
+        mostly_dead = [shard for shard in thin if shard.dead_share >= LIMITS.compacted_share]
+        if compact_shards and mostly_dead:
+            with open_run(data_root, "gc", limits=at_once) as run:
+                count = compact(run, mostly_dead)
+    return Collection(found, thin, count)
 
 
 def _find(data_root: Path, keep_raw: bool) -> Iterator[Garbage]:
@@ -53,16 +76,20 @@ def _find(data_root: Path, keep_raw: bool) -> Iterator[Garbage]:
     volumes = "select {} from current_volumes {} join converted_volumes using (volume_name)"
     converted = _column(data_root, volumes.format("path", "semi"))
     awaited = _column(data_root, volumes.format("sha256", "anti"))
+    awaited_shards = _read_manifests(data_root, models)
     for path in sorted((data_root / "shards").rglob("*.arrow*")):
         name = str(path.relative_to(data_root))
         if name not in recorded:
             yield _garbage(path, "left by a run that died")
-        elif name not in current:
+        elif name not in current and name not in awaited_shards:
             yield _garbage(path, "every volume has a newer row")
     for path in sorted((data_root / "models").glob("*")):
         is_known = str(path.relative_to(data_root)).removesuffix(".work") in models
         if not is_known and path.is_dir() and _is_old(path):  # a younger one's training may yet go on from there
             yield _garbage(path, "no row of models refers to it")
+    for run_id in sorted(_column(data_root, _SUPERSEDED_LATENTS)):
+        for path in sorted((data_root / "records/latents").glob(f"{run_id}-*.parquet")):
+            yield _garbage(path, "every latent has a newer row")
     for path in sorted((data_root / "raw" / "dataset").rglob("*.nii.gz")):
         if str(path.relative_to(data_root / "raw")) in converted and not keep_raw:
             yield _garbage(path, "converted")
@@ -71,6 +98,16 @@ def _find(data_root: Path, keep_raw: bool) -> Iterator[Garbage]:
             yield _garbage(path, "half of a file that nobody awaits")
     for path in sorted((data_root / "records").rglob(".*.tmp")):
         yield _garbage(path, "half of a record")
+
+
+def _read_manifests(data_root: Path, models: set[str]) -> set[str]:
+    """The shards that a training which has not ended, and may go on from there, was told to read."""
+    shards: set[str] = set()
+    for path in (data_root / "models").glob("*.work/manifest.parquet"):
+        is_done = str(path.parent.relative_to(data_root)).removesuffix(".work") in models
+        if not is_done and "shard_path" in pq.read_schema(path).names:
+            shards.update(pq.read_table(path, columns=["shard_path"])["shard_path"].to_pylist())
+    return shards
 
 
 def _column(data_root: Path, query: str) -> set[str]:
@@ -87,3 +124,6 @@ def _is_old(path: Path) -> bool:
     """Whether nothing in a folder has been written for longer than anybody leaves a training."""
     newest = max(file.stat().st_mtime for file in (path, *path.rglob("*")))
     return time.time() - newest > LIMITS.abandoned_s
+
+
+_SUPERSEDED_LATENTS = "select run_id from latents group by run_id having bool_and(superseded_by_run is not null)"

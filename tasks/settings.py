@@ -46,6 +46,7 @@ class Limits:
     reject_share: float = 0.5  # of a run's items; above it the stage fails
     rejects_tolerated: int = 10  # however large their share: a small update may be all bad
     shard_bytes: int = 1_000_000_000
+    compacted_share: float = 0.5  # of a shard's volumes superseded; from there on `gc --compact` rewrites it
     shard_volumes: int = 512  # at most, however small the volumes are
     label_batch: int = 2048  # reports between two records
     worker_memory_bytes: int = 4_000_000_000

@@ -16,7 +16,7 @@ from tasks.lease import hold_lease
 
 def paths(data_root: Path, **options: bool) -> dict[str, str]:  # noqa: F811
     root = data_root.resolve()
-    return {str(one.path.relative_to(root)): one.why for one in collect_garbage(data_root, **options)}
+    return {str(one.path.relative_to(root)): one.why for one in collect_garbage(data_root, **options).garbage}
 
 
 def test_superseded_shards_go_on_request_alone_and_what_is_read_stays(data_root, source, tmp_path):  # noqa: F811

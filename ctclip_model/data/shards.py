@@ -10,7 +10,8 @@ import dataclasses
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from ctclip_model.config import Recipe
 from ctclip_model.data.accelerators import crc32
 from ctclip_model.data.slabs import COLUMNS, VOXEL, Encoding, decode_slab, encode_slab
 from ctclip_model.errors import ShardError
-from ctclip_model.files import fsync
+from ctclip_model.files import fsync, whole_file
 
 if TYPE_CHECKING:
     from ctclip_model.data.volume import ConvertedVolume
@@ -115,6 +116,22 @@ def write_shard(
     return rows
 
 
+def copy_volumes(places: Sequence[tuple[Path, int]], path: Path) -> None:
+    """Copies volumes, each (shard, row), as they are into one new shard, which is whole or absent.
+
+    Raises `ShardError` for one that does not match its checksum, and for shards that were not made alike.
+    """
+    with ExitStack() as stack:
+        readers = {source: stack.enter_context(ShardReader(source, verify=True)) for source, _ in places}
+        schema = readers[places[0][0]].schema
+        writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(whole_file(path)), schema))
+        for source, row in places:
+            if not readers[source].schema.equals(schema, check_metadata=True):
+                raise ShardError(f"{source}: was not made as {places[0][0]} was: one shard cannot hold both")
+            readers[source].read(row)
+            writer.write_batch(readers[source].batch(row))
+
+
 def read_volume(path: Path, row_index: int, *, verify: bool = False) -> np.ndarray:
     """One volume of a shard, int16 HU (depth, height, width); a `ShardReader` is faster for more than one."""
     with ShardReader(path, verify=verify) as reader:
@@ -177,13 +194,13 @@ class ShardReader:
 
     def row(self, row: int) -> ShardRow:
         """What the shard knows of a volume beside its voxels."""
-        batch = self._batch(row)
+        batch = self.batch(row)
         facts = {field.name: batch.column(field.name)[0].as_py() for field in FACTS}
         return ShardRow(row_index=row, **_with_tuples(facts))
 
     def read(self, row: int, out: np.ndarray | None = None) -> np.ndarray:
         """A volume, int16 HU (depth, height, width), decoded into `out` where given."""
-        batch = self._batch(row)
+        batch = self.batch(row)
         depth, height, width = self.recipe.shape
         volume = self._decode(batch, ((0, depth), (0, height), (0, width)), out)
         if self.verify and crc32(volume.data) != batch.column("crc32")[0].as_py():
@@ -199,9 +216,15 @@ class ShardReader:
         """A part of a volume, int16 HU, from a start to a stop along each axis; only its slabs are decoded."""
         if not all(0 <= start < stop <= side for (start, stop), side in zip(box, self.recipe.shape, strict=True)):
             raise ValueError(f"{box} of a volume of {self.recipe.shape}")
-        return self._decode(self._batch(row), box, out)
+        return self._decode(self.batch(row), box, out)
 
-    def _batch(self, row: int) -> pa.RecordBatch:
+    @property
+    def schema(self) -> pa.Schema:
+        """Of its record batches, with the recipe, encoding and version of the code."""
+        return self._reader.schema
+
+    def batch(self, row: int) -> pa.RecordBatch:
+        """A volume as it is stored."""
         if not 0 <= row < len(self):
             raise ShardError(f"{self.path}: has no row {row}, only {len(self)}")
         try:

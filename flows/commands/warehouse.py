@@ -58,21 +58,28 @@ def _print_next_runs() -> None:
 def gc(
     data_root: DataRoot = DATA_ROOT,
     delete: Annotated[bool, typer.Option("--delete", help="Delete it, too.")] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Rewrite shards that are mostly superseded; their old files go later.")
+    ] = False,
     keep_raw: Annotated[bool, typer.Option("--keep-raw", help="Leave the raw files of converted volumes.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the files that nothing needs any more; they go with --delete."""
+    """List the files that nothing needs any more, and shards that are dead in part; the former go with --delete."""
     from tasks.collecting import collect_garbage
 
-    found = collect_garbage(data_root, delete=delete, keep_raw=keep_raw)
+    found = collect_garbage(data_root, delete=delete, compact_shards=compact, keep_raw=keep_raw)
     root = data_root.resolve()
-    rows = [(str(one.path.relative_to(root)), one.size_bytes, one.why) for one in found]
-    if as_json or rows:
-        print_rows(("path", "bytes", "why"), rows, as_json)
+    rows = [(str(one.path.relative_to(root)), one.size_bytes, one.why) for one in found.garbage]
+    thin = [(one.shard_path, one.size_bytes, f"{one.dead_share:.0%} superseded") for one in found.thin]
+    if as_json or rows or thin:
+        print_rows(("path", "bytes", "why"), rows + thin, as_json)
     if not as_json:
         total = sum(size for _, size, _ in rows) / 1e9
         state = "deleted" if delete else "could go: --delete deletes it"
         console.print(f"{total:.3g} GB in {len(rows)} files and folders {state}" if rows else "nothing to collect")
+        if thin:
+            done = f"{found.count_compacted} shards made anew" if compact else "--compact rewrites those half dead"
+            console.print(f"{len(thin)} shards are superseded in part: {done}")
 
 
 @app.command()
