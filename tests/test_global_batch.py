@@ -34,6 +34,13 @@ from ctclip_model.training.samples import TrainingData
 BATCH, STEPS = 8, 4
 
 
+def few_codes() -> Preset:
+    """The smoke preset with codes so few that no token is about as near to two, which rounding would decide."""
+    base = smoke()
+    vision = dataclasses.replace(base.model.vision, codebook_size=8)
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, vision=vision))
+
+
 def untrained(preset: Preset) -> tuple[CTCLIP, PreTrainedTokenizerFast, TrainingData]:
     """A model without dropout, and twenty scans, of which some have no known label and none knows all."""
     rng = np.random.default_rng(0)
@@ -64,7 +71,7 @@ def learn(
     **settings: Any,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The losses of a few steps, in float32 and without dropout, and the weights after them (on the first process)."""
-    preset: Preset = smoke()
+    preset = few_codes()
     config = dataclasses.replace(
         preset.training, batch_size=BATCH, samples=BATCH * STEPS, negatives=negatives, text_learning_rate=None,
         learning_rate=1e-3, **settings,
@@ -85,7 +92,7 @@ def learn(
 
 def fine_tune(encoded_at_once: int | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same of VocabFine."""
-    model, tokenizer, data = untrained(smoke())
+    model, tokenizer, data = untrained(few_codes())
     config = VocabFineConfig(batch_size=BATCH, epochs=2, learning_rate=1e-3, warm_up_steps=1, varies_samples=True)
     losses: list[float] = []
     compute = Compute("cpu", encoded_at_once=encoded_at_once)
