@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from ctclip_model import errors
 from ctclip_model.config import Preset
 from ctclip_model.device import Compute
-from ctclip_model.errors import CTCLIPError, MissingInputError, OrderWithdrawnError, PreemptedError
+from ctclip_model.errors import ConfigurationError, CTCLIPError, OrderWithdrawnError, PreemptedError
 from ctclip_model.files import whole_file
 from tasks.embedding import EmbeddingWork, embed_reports_and_prompts, embed_volumes
 from tasks.finetuning import Finetuning, run_finetuning
@@ -153,11 +153,15 @@ def carry_out(data_root: Path, name: str) -> Outcome:
     data_root = data_root.resolve()
     path = order_path(data_root, Path(name).name)
     if not path.exists():
-        raise OrderWithdrawnError(f"there is no order {name!r} in {data_root}: whoever placed it has ended")
+        raise OrderWithdrawnError(
+            f"there is no order {name!r} in {data_root}: whoever placed it has ended, or has another data root"
+        )
     order = _move(_read(path, Order), lambda place: data_root / place)
     with hold_lease(data_root, f"{order.stage}-worker", new_run_id(), order.limits):
         run = OrderedRun(data_root, order)
         run.publish_if_due()
+        if _outcome_path(path).exists():  # of an attempt that was given up too soon
+            return _read(_outcome_path(path), Outcome)
         try:
             order.work.do(run)
         except (PreemptedError, OrderWithdrawnError):
@@ -181,12 +185,14 @@ def _write(path: Path, kind: type[T], value: T) -> None:
 
 
 def _read(path: Path, kind: type[T]) -> T:
+    content, adapter = path.read_bytes(), TypeAdapter(kind)
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        value = adapter.validate_json(content)
     except ValidationError as error:
-        raise MissingInputError(
-            f"{path} is not an order of this version: the worker's code must be the one of whoever ordered it ({error})"
-        ) from error
+        raise ConfigurationError(f"{path} is not of this version of the code, but of whoever ordered it") from error
+    if adapter.dump_json(value) != content:  # a setting that is not known here would be passed over without a word
+        raise ConfigurationError(f"{path} is not of this version of the code, but of whoever ordered it")
+    return value
 
 
 def _move(value: T, place: Callable[[Path], Path]) -> T:

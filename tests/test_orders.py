@@ -10,7 +10,7 @@ from warehouse_records import query
 
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
-from ctclip_model.errors import DivergedError, MissingInputError, OrderWithdrawnError
+from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
 from tasks import orders, training
 from tasks.embedding import EmbeddingWork
 from tasks.launching import Launch
@@ -23,7 +23,7 @@ SHARED = ("records", "shards", "models", "orders", "locks", "manifest.parquet")
 
 
 @pytest.fixture
-def preset(monkeypatch: pytest.MonkeyPatch) -> Preset:
+def preset() -> Preset:
     return short_preset(samples=16)
 
 
@@ -56,6 +56,7 @@ def test_a_worker_trains_and_embeds_without_the_warehouse(data_root: Path, mount
     with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, preset)) as name:
         assert str(data_root) not in order_path(data_root, name).read_text()
         carry_out(mounted, name)
+        assert carry_out(mounted, name).count_done == 1  # a second worker has nothing to do
         take_outcome(run)
     assert run.count_done == 1
     found = query(data_root, "select model_id, path, weights_sha256, run_id from current_models")
@@ -128,10 +129,15 @@ def withdrawing(path: Path):
     return show
 
 
-def test_what_is_no_order_is_refused(data_root: Path, mounted: Path) -> None:
+def test_what_is_no_order_is_refused(data_root: Path, mounted: Path, preset: Preset) -> None:
     (data_root / "orders/strange.json").write_text('{"stage": "train"}')
-    with pytest.raises(MissingInputError, match="not an order of this version"):
+    with pytest.raises(ConfigurationError, match="not of this version"):
         carry_out(mounted, "strange")
+    with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, preset)) as name:
+        path = order_path(data_root, name)
+        path.write_text(path.read_text().replace('"batch_size":', '"of_a_newer_version":1,"batch_size":', 1))
+        with pytest.raises(ConfigurationError, match="not of this version"):
+            carry_out(mounted, name)
     with pytest.raises(OrderWithdrawnError):
         carry_out(mounted, "../locks/train")
 
