@@ -14,6 +14,7 @@ CTCLIPError
 ├── DivergedError             training's loss is no longer a finite number
 ├── PreemptedError            training was asked to end, and has saved its state; the same call goes on from there
 ├── WorkerDiedError           a training's process ended without a word; the same call goes on from its checkpoint
+├── OrderWithdrawnError       what a worker was to do, or is doing, is wanted no more
 ├── StageFailedError          too many of a stage's items were rejected
 ├── HubError                  the Hugging Face Hub does not give what was asked for; the message says what to do
 │   ├── HubAccessError        it wants a token, another one, or its terms accepted
@@ -91,6 +92,10 @@ class PreemptedError(CTCLIPError):
 
 class WorkerDiedError(CTCLIPError):
     """A training's process ended without a word (a crash, out of memory); the same call goes on from its checkpoint."""
+
+
+class OrderWithdrawnError(CTCLIPError):
+    """What a worker was to do, or is doing, is wanted no more: the run that ordered it has ended."""
 
 
 class StageFailedError(CTCLIPError):

@@ -22,13 +22,15 @@ def embed(
     force: bool = False,
     device: str = "auto",
     dtype: Precision = Precision.float32,
+    deployed: bool = False,
 ) -> dict[str, Any]:
     """Embed what is new or changed; `model` is an identifier, by default the preset's latest.
 
-    A LiPro's latents are its parent's, which is what is embedded then.
+    A LiPro's latents are its parent's, which is what is embedded then. `deployed` has the deployment `compute`
+    do it, on a worker of its pool.
     """
     chosen = find_encoder(data_root, preset, model)
     with stage_run(data_root, "embed", chosen.model_id) as run:
         items = plan_embedding(run, chosen, dtype, force)
-        embed_items(run, chosen, whole(items), device)
+        embed_items(run, chosen, whole(items), device, deployed)
     return run.summary()

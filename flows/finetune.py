@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 
 from ctclip_model.device import Precision
+from ctclip_model.errors import PreemptedError
 from flows.embed import embed
 from tasks.finetuning import Finetuning
+from tasks.launching import Launch
 from tasks.models import find_model
 from tasks.presets import choose_compute, find_preset
 from tasks.settings import DATA_ROOT, FINETUNE, PRESET, PUBLISHED_LABELS
-from tasks.stages import stage_run
+from tasks.stages import await_retry, stage_run
 from tasks.stages.finetune import finetune_model, plan_finetuning, prepare_samples
 from tasks.training import find_trained
 
@@ -30,19 +32,28 @@ def finetune(
     device: str = "auto",
     dtype: Precision = Precision.float32,
     recompute: bool | None = None,
-) -> list[dict[str, Any]]:
+    processes: int | None = None,
+    encoded_at_once: int | None = None,
+    deployed: bool = False,
+) -> list[dict[str, Any]] | State[Any]:
     """Fine-tune where `model`, by default the preset's latest, has no such child; a child of other data is stale.
 
-    A VocabFine is embedded at once. A LiPro has the latents of its parent, which must be embedded before.
+    A VocabFine is embedded at once. A LiPro has the latents of its parent, which must be embedded before. On a GPU,
+    or with `processes`, torchrun trains a VocabFine apart, with `encoded_at_once` volumes in memory. `deployed` has the
+    deployment `compute` train and embed, on a worker of its pool.
     """
     parent = find_model(data_root, preset, model)
     chosen = find_preset(parent.preset, seed=seed)
     finetuning = Finetuning(kind, parent, chosen, labels_of)
-    with stage_run(data_root, "finetune", finetuning.variant) as run:
-        if plan_finetuning(run, finetuning, retrain):
-            manifest = prepare_samples(run, finetuning)
-            finetune_model(run, finetuning, manifest, choose_compute(chosen, device, dtype, recompute))
+    compute = choose_compute(chosen, device, dtype, recompute, encoded_at_once=encoded_at_once)
+    try:
+        with stage_run(data_root, "finetune", finetuning.variant) as run:
+            if plan_finetuning(run, finetuning, retrain):
+                manifest = prepare_samples(run, finetuning)
+                finetune_model(run, finetuning, manifest, compute, Launch(processes), deployed)
+    except PreemptedError as error:
+        return await_retry(error)
     if kind == "lipro":
         return [run.summary()]
     trained = find_trained(data_root, finetuning.fingerprint)
-    return [run.summary(), embed(data_root, preset, trained, device=device, dtype=dtype)]
+    return [run.summary(), embed(data_root, preset, trained, device=device, dtype=dtype, deployed=deployed)]

@@ -34,12 +34,13 @@ def train(
     encoded_at_once: int | None = None,
     validate_every: int = 0,
     tensorboard: bool = False,
+    deployed: bool = False,
 ) -> dict[str, Any] | State[Any]:
     """Train where the configuration has no model yet; a model whose data moved is stale, and kept unless `retrain`.
 
     `recompute` saves memory and costs time; the preset says whether, unless it is given. `compile` is PyTorch's. On a
     GPU, or with `processes`, torchrun trains apart from this process; `sharded` is FSDP2. `encoded_at_once` volumes
-    are in memory, however large the batch.
+    are in memory, however large the batch. `deployed` has the deployment `compute` train, on a worker of its pool.
     """
     chosen = find_preset(preset, seed=seed, validate_every=validate_every)
     compute = choose_compute(
@@ -51,7 +52,7 @@ def train(
         with stage_run(data_root, "train", chosen.name) as run:
             if plan_training(run, chosen, retrain):
                 manifest = prepare_manifest(run, chosen, labeller)
-                train_model(run, chosen, manifest, compute, launch)
+                train_model(run, chosen, manifest, compute, launch, deployed)
     except PreemptedError as error:
         return await_retry(error)
     return run.summary()

@@ -20,7 +20,8 @@ from tasks.settings import LIMITS, STAGES
 from tasks.sources.hub_files import PARTIAL_FOLDER
 from warehouse import store
 
-FOLDERS_ARE_WRITTEN_BY = (*STAGES, "download", "train-labeller", "import-model")
+WORKERS = ("train-worker", "finetune-worker", "embed-worker")  # whose order may have outlived its stage
+FOLDERS_ARE_WRITTEN_BY = (*STAGES, *WORKERS, "download", "train-labeller", "import-model")
 
 
 @dataclass(frozen=True)

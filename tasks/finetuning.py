@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, Precision, limit_cpu_threads
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from tasks.embedding import plan_work
+from tasks.launching import Launch, train_apart
 from tasks.models import ModelReference
 from tasks.progress import show_progress
 from tasks.runs import StageRun
@@ -109,7 +110,7 @@ def _require_current(data_root: Path, parent: ModelReference, table: pa.Table) -
         )
 
 
-def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute) -> None:
+def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute, launch: Launch) -> None:
     """Trains, and records the model, its samples and its steps."""
     started = time.monotonic()
     steps = StepRecorder(run, manifest)
@@ -121,8 +122,10 @@ def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, co
             steps.add(record)
             progress.advance(record.samples - progress.done, f"loss {record.loss:.3f}")
 
-        result = _train(run.data_root, finetuning, manifest, compute, on_step)
-    steps.flush()
+        try:
+            result = _train(run.data_root, finetuning, manifest, compute, launch, on_step)
+        finally:
+            steps.flush()  # what a rerun does not do again
     record_model(
         run, manifest, result, kind=finetuning.kind, preset=preset.name,
         config=asdict(finetuning.config)
@@ -134,13 +137,23 @@ def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, co
 
 
 def _train(
-    data_root: Path, finetuning: Finetuning, manifest: Manifest, compute: Compute, on_step: Callable[[StepRecord], None]
+    data_root: Path,
+    finetuning: Finetuning,
+    manifest: Manifest,
+    compute: Compute,
+    launch: Launch,
+    on_step: Callable[[StepRecord], None],
 ) -> TrainingResult:
     from ctclip_model.training.finetune import train_lipro, train_vocabfine
+    from ctclip_model.training.worker import Job
 
     folder, parent, preset = data_root / "models" / manifest.model_id, finetuning.parent.folder, finetuning.preset
     if finetuning.kind == "lipro":
         return train_lipro(manifest.path, parent, preset.lipro, folder, on_step=on_step)
+    if launch.is_apart(compute):  # in one process unless more are asked for: the published batch is of one volume
+        places = [str(path.relative_to(data_root)) for path in (manifest.path, folder, parent)]
+        job = Job(places[0], places[1], preset, compute, {}, parent=places[2])
+        return train_apart(job, data_root, replace(launch, processes=launch.processes or 1), on_step)
     return train_vocabfine(manifest.path, data_root, parent, preset.vocabfine, folder, compute=compute, on_step=on_step)
 
 

@@ -8,6 +8,8 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,7 +104,8 @@ def _running(command: list[str]) -> Iterator[Iterator[dict[str, Any]]]:
     )
     try:
         with heeding_sigterm(then=process.terminate) as request:
-            yield _events(process, lambda: request.is_made)
+            with _silence_ended(process) as alarm:
+                yield _events(process, lambda: request.is_made, alarm)
             process.wait()
     finally:
         if process.poll() is None:
@@ -116,16 +119,51 @@ def _running(command: list[str]) -> Iterator[Iterator[dict[str, Any]]]:
             process.stdout.close()
 
 
-def _events(process: subprocess.Popen[str], is_asked_to_stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+class _Alarm:
+    """Ends a process that has said nothing for too long, as when one of several waits for ever for another."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process, self.heard, self.has_rung = process, time.monotonic(), False
+        self.is_over = threading.Event()
+
+    def watch(self) -> None:
+        while not self.is_over.wait(min(5.0, LIMITS.training_silence_s / 4)):
+            if time.monotonic() - self.heard > LIMITS.training_silence_s:
+                self.has_rung = True
+                self.process.terminate()  # torchrun ends its own, first with this signal and then for good
+                return
+
+
+@contextmanager
+def _silence_ended(process: subprocess.Popen[str]) -> Iterator[_Alarm]:
+    alarm = _Alarm(process)
+    thread = threading.Thread(target=alarm.watch, daemon=True)
+    thread.start()
+    try:
+        yield alarm
+    finally:
+        alarm.is_over.set()
+        thread.join()
+
+
+def _events(
+    process: subprocess.Popen[str], is_asked_to_stop: Callable[[], bool], alarm: _Alarm
+) -> Iterator[dict[str, Any]]:
     assert process.stdout is not None
     last: deque[str] = deque(maxlen=LAST_WORDS)
     for line in process.stdout:
+        alarm.heard = time.monotonic()
         logger.info("%s", line.rstrip())
         if line.startswith('{"event"'):
             yield json.loads(line)
         elif line.strip():
             last.append(line.rstrip())
     code = process.wait()
+    if alarm.has_rung:
+        raise WorkerDiedError(
+            f"training: its processes said nothing for {LIMITS.training_silence_s:g} s and were ended; the same call "
+            "goes on from the last checkpoint"
+        )
     if is_asked_to_stop():
         raise PreemptedError("training: stopped on request (SIGTERM); the same call goes on from its last checkpoint")
     words = " / ".join(list(last)[-3:])

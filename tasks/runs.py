@@ -25,6 +25,8 @@ from warehouse import store
 
 logger = logging.getLogger(__name__)
 
+ORDERS = "orders"  # a folder of the data root: what a stage's run has others do
+
 
 class StageRun:
     """What a stage's tasks write to. Made by `open_run`, which holds the stage's lease around it."""
@@ -170,6 +172,8 @@ def bury_dead_runs(data_root: Path, stage: str) -> None:
         writer.write("runs", [row])
         for half_written in (data_root / "records").glob(f"*/.{run_id}-*.tmp"):
             half_written.unlink()
+        for order in (data_root / ORDERS).glob(f"{run_id}.*"):
+            order.unlink()  # whoever is at work on it hears so
 
 
 @functools.cache

@@ -29,6 +29,7 @@ PUBLISHED_MODELS = {
 }
 
 DEPLOYED_POLL_S = 2.0  # between two questions after a stage that runs elsewhere
+DEPLOYED_SILENCE_S = 60.0  # after which one is told that no worker has taken what was asked of a pool
 DEPLOYED_ATTEMPTS = 3  # at a stage whose worker dies
 
 DEMO_PATIENTS = (2000, 300)  # train, valid
@@ -57,6 +58,7 @@ class Limits:
     abandoned_s: float = 30 * 24 * 3600.0  # without a write, after which a training that is not done is given up
     training_retries: int = 3  # of a training whose processes have died; each goes on from the last checkpoint
     training_retry_delay_s: float = 10.0
+    training_silence_s: float = 3600.0  # without a word of a training's processes, after which they hang and are ended
     training_stop_s: float = 40.0  # that processes have to save their state: torchrun gives them 30
     hub_attempts: int = 8  # at one request of the Hub
     hub_wait_s: float = 1.0  # before the second attempt; then ever longer

@@ -187,22 +187,30 @@ def record_model(
 
 
 class StepRecorder:
-    """Records training steps in pieces, so that a killed run's are not lost."""
+    """Records training steps in pieces, so that a killed run's are not lost.
+
+    A step that another attempt of the same run has recorded already, and that is done again, is passed over.
+    """
 
     def __init__(self, run: StageRun, manifest: Manifest) -> None:
         self.run, self.manifest, self.rows = run, manifest, list[Mapping[str, Any]]()
+        paths = (run.data_root / "records" / "training_steps").glob(f"{run.run_id}-*.parquet")
+        tables = [pq.read_table(path, columns=["phase", "step"]) for path in paths]
+        self.known = {(row["phase"], row["step"]) for table in tables for row in table.to_pylist()}
 
     def add(self, record: StepRecord) -> None:
+        if (record.phase, record.step) in self.known:
+            return
         stamp = {"model_id": self.manifest.model_id, "fingerprint": self.manifest.config_fingerprint}
         self.rows.append(stamp | asdict(record))
         if len(self.rows) >= STEPS_PER_RECORD:
             self.flush()
 
     def flush(self) -> None:
-        if self.rows:
-            self.run.record("training_steps", self.rows)
+        rows, self.rows = self.rows, []
+        if rows:
+            self.run.record("training_steps", rows)
             self.run.publish_if_due()
-        self.rows = []
 
 
 def _sample_rows(manifest: Manifest) -> pa.Table:

@@ -16,11 +16,13 @@ from test_contrastive import SCANS, write_manifest
 
 from ctclip_model.config import PRESETS, LiProConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.errors import MissingInputError
+from ctclip_model.device import Compute
+from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.text import train_tokenizer
+from ctclip_model.training import worker
 from ctclip_model.training.finetune import (
     PROMPTS,
     fit_head,
@@ -30,6 +32,7 @@ from ctclip_model.training.finetune import (
     train_vocabfine,
     vocabfine_losses,
 )
+from ctclip_model.training.worker import Job
 
 INPUTS, OUTPUTS = golden("ctclip_tiny.finetune.inputs"), golden("ctclip_tiny.finetune.outputs")
 VOLUME = golden("ctclip_tiny.inputs")["volume"][:1]
@@ -244,6 +247,24 @@ def test_a_stopped_vocabfine_goes_on_to_the_same_weights(tmp_path: Path, parent:
     train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "stopped", on_step=resumed.append)
     assert resumed[0].step == 5
     torch.testing.assert_close(state(tmp_path / "whole"), state(tmp_path / "stopped"), rtol=0, atol=0)
+
+
+def test_a_worker_fine_tunes_by_its_job_file(tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = dataclasses.replace(PRESETS["smoke"](), vocabfine=VOCABFINE)
+    manifest = write_manifest(tmp_path, preset.recipe)
+    train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "fine", compute=Compute("cpu"))
+    job = Job("manifest.parquet", "models/fine", preset, Compute("cpu"), {}, parent="parent")
+    job.write(tmp_path / "job.json")
+    monkeypatch.setattr("sys.argv", ["worker", str(tmp_path / "job.json"), str(tmp_path)])
+    worker.main()
+    torch.testing.assert_close(state(tmp_path / "models/fine"), state(tmp_path / "fine"), rtol=0, atol=0)
+
+
+def test_vocabfine_does_not_share_out_a_model(tmp_path: Path, parent: Path) -> None:
+    with pytest.raises(ConfigurationError, match="leave `sharded` off"):
+        train_vocabfine(
+            tmp_path / "manifest.parquet", tmp_path, parent, VOCABFINE, tmp_path / "fine", compute=Compute(sharded=True)
+        )
 
 
 def test_fine_tuning_without_a_known_label_is_refused(tmp_path: Path, parent: Path) -> None:

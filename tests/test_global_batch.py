@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.config import Negatives, Preset, smoke
+from ctclip_model.config import Negatives, Preset, VocabFineConfig, smoke
 from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.clip import CTCLIP, contrastive_loss
@@ -25,11 +26,40 @@ from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training import distributed
 from ctclip_model.training.checkpoint import WHOLE, Checkpoints
 from ctclip_model.training.contrastive import teach_contrast
+from ctclip_model.training.finetune import teach_prompts
 from ctclip_model.training.loop import StepRecord
 from ctclip_model.training.losses import backward_in_parts, batch_loss, sigmoid_loss
 from ctclip_model.training.samples import TrainingData
 
 BATCH, STEPS = 8, 4
+
+
+def few_codes() -> Preset:
+    """The smoke preset with codes so few that no token is about as near to two, which rounding would decide."""
+    base = smoke()
+    vision = dataclasses.replace(base.model.vision, codebook_size=8)
+    return dataclasses.replace(base, model=dataclasses.replace(base.model, vision=vision))
+
+
+def untrained(preset: Preset) -> tuple[CTCLIP, PreTrainedTokenizerFast, TrainingData]:
+    """A model without dropout, and twenty scans, of which some have no known label and none knows all."""
+    rng = np.random.default_rng(0)
+    volumes = torch.from_numpy(rng.integers(-1000, 1000, (20, *preset.recipe.shape), np.int16))
+    reports = [[[f"Finding {index} is seen.", "The rest is normal."], [f"Number {index}."]] for index in range(20)]
+    labels = torch.from_numpy(rng.choice([0.0, 1.0, np.nan], (20, 18)).astype(np.float32))
+    labels[::3] = torch.nan
+    data = TrainingData(
+        lambda rows: volumes[torch.as_tensor(rows)], [str(i) for i in range(20)], reports, labels, [""] * 20
+    )
+    tokenizer = train_tokenizer(
+        [" ".join(sentence for section in report for sentence in section) for report in reports], 200
+    )
+    torch.manual_seed(0)
+    model = CTCLIP(preset.model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model, tokenizer, data
 
 
 def learn(
@@ -41,25 +71,12 @@ def learn(
     **settings: Any,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The losses of a few steps, in float32 and without dropout, and the weights after them (on the first process)."""
-    preset: Preset = smoke()
+    preset = few_codes()
     config = dataclasses.replace(
         preset.training, batch_size=BATCH, samples=BATCH * STEPS, negatives=negatives, text_learning_rate=None,
         learning_rate=1e-3, **settings,
     )  # fmt: skip
-    rng = np.random.default_rng(0)
-    volumes = torch.from_numpy(rng.integers(-1000, 1000, (20, *preset.recipe.shape), np.int16))
-    reports = [[[f"Finding {index} is seen.", "The rest is normal."], [f"Number {index}."]] for index in range(20)]
-    data = TrainingData(
-        lambda rows: volumes[torch.as_tensor(rows)], [str(i) for i in range(20)], reports, torch.empty(0)
-    )
-    tokenizer = train_tokenizer(
-        [" ".join(sentence for section in report for sentence in section) for report in reports], 200
-    )
-    torch.manual_seed(0)
-    model = CTCLIP(preset.model)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    model, tokenizer, data = untrained(preset)
     losses: list[float] = []
 
     def on_step(step: StepRecord) -> None:
@@ -71,6 +88,16 @@ def learn(
     with contextlib.suppress(InterruptedError):
         teach_contrast(model, tokenizer, data, config, compute=compute, checkpoints=checkpoints, on_step=on_step)
     return losses, cast(dict[str, torch.Tensor], get_model_state_dict(model, options=WHOLE))
+
+
+def fine_tune(encoded_at_once: int | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same of VocabFine."""
+    model, tokenizer, data = untrained(few_codes())
+    config = VocabFineConfig(batch_size=BATCH, epochs=2, learning_rate=1e-3, warm_up_steps=1, varies_samples=True)
+    losses: list[float] = []
+    compute = Compute("cpu", encoded_at_once=encoded_at_once)
+    teach_prompts(model, tokenizer, data, config, compute=compute, on_step=lambda step: losses.append(step.loss))
+    return losses, model.state_dict()
 
 
 def learn_sharded_and_go_on(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -85,6 +112,8 @@ def learn_sharded_and_go_on(folder: Path) -> tuple[list[float], dict[str, torch.
 USUAL: dict[str, Callable[[Path], Any]] = {
     "copies": lambda _: learn(),
     "copies, in parts": lambda _: learn(encoded_at_once=2),
+    "vocabfine": lambda _: fine_tune(),
+    "vocabfine, in parts": lambda _: fine_tune(encoded_at_once=3),
 }
 OTHERS: dict[str, Callable[[Path], Any]] = {
     "sigmoid": lambda _: learn(Negatives.sigmoid),
@@ -119,9 +148,10 @@ def assert_same(found: tuple[list[float], dict], expected: tuple[list[float], di
 
 
 def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    found, whole = learn_on_two(tmp_path, list(USUAL)), learn()
-    assert_same(found["copies"], whole)
-    assert_same(found["copies, in parts"], whole)
+    found = learn_on_two(tmp_path, list(USUAL))
+    for training, whole in {"copies": learn(), "vocabfine": fine_tune()}.items():
+        assert_same(found[training], whole)
+        assert_same(found[f"{training}, in parts"], whole)
 
 
 @pytest.mark.slow
@@ -147,7 +177,7 @@ def test_gradients_in_parts_are_those_of_the_whole(negatives: Negatives) -> None
 
     def encode(layer: nn.Linear, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         images, texts = nn.functional.normalize(layer(rows), dim=-1).chunk(2, dim=-1)
-        return images, texts
+        return images, torch.stack([texts, texts.roll(1, dims=-1)], dim=1)
 
     loss = batch_loss(*encode(encoder, inputs), scale, negatives)
     loss.backward()
@@ -161,7 +191,9 @@ def test_the_whole_batch_of_one_process_has_the_published_loss() -> None:
     torch.manual_seed(0)
     images, texts = nn.functional.normalize(torch.randn(2, 6, 4), dim=-1)
     scale = torch.tensor(2.0)
-    assert torch.equal(batch_loss(images, texts, scale, Negatives.whole), contrastive_loss(images, texts, scale))
+    assert torch.equal(
+        batch_loss(images, texts[:, None], scale, Negatives.whole), contrastive_loss(images, texts, scale)
+    )
 
 
 def test_the_sigmoid_loss_judges_each_pair_alone() -> None:

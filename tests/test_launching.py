@@ -23,9 +23,11 @@ from ctclip_model.config import PRESETS, Preset
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError, MissingInputError, PreemptedError, WorkerDiedError
+from tasks import launching
 from tasks.launching import Launch, train_apart
 from tasks.progress import REPORTER, LogReporter
 from tasks.runs import open_run
+from tasks.settings import LIMITS
 from tasks.training import Manifest, run_training
 from warehouse import store
 
@@ -105,7 +107,7 @@ def killer() -> Iterator[Killer]:
 
 @pytest.mark.slow
 def test_processes_that_die_are_an_error_and_the_rerun_goes_on(tmp_path: Path, killer: Killer) -> None:
-    preset = short_preset(steps_per_checkpoint=1)
+    preset = short_preset(steps_per_checkpoint=3)
     samples = write_samples(tmp_path, preset.recipe)
     manifest = Manifest(samples, "model", "data", "config", 36, "here", "1")
     with open_run(tmp_path, "train") as run:
@@ -171,6 +173,7 @@ def short(request: pytest.FixtureRequest) -> Iterator[Preset]:
 @pytest.mark.usefixtures("prefect_server", "short")
 def test_the_flow_tries_again_and_records_how_well_the_model_does(tmp_path: Path) -> None:
     from flows.convert import convert
+    from flows.finetune import finetune
     from flows.ingest import ingest
     from flows.train import train
 
@@ -191,7 +194,22 @@ def test_the_flow_tries_again_and_records_how_well_the_model_does(tmp_path: Path
     (path,) = query(data_root, "select path from current_models")[0]
     card = (data_root / path / "README.md").read_text()
     assert "macro zero-shot AUROC on held-out scans" in card
+    fine_tuned, embedded = finetune(data_root, "short", "vocabfine", processes=2)
+    assert (fine_tuned["done"], embedded["rejected"]) == (1, 0)
+    assert query(data_root, "select count(*) from current_models where kind = 'vocabfine'") == [(1,)]
     shutil.rmtree(data_root / path)
+
+
+def test_processes_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launching, "LIMITS", dataclasses.replace(LIMITS, training_silence_s=1.0))
+    code = "import time; print('meeting the others', flush=True); time.sleep(100)"
+    started = time.monotonic()
+    with (
+        pytest.raises(WorkerDiedError, match="said nothing for 1 s"),
+        launching._running([sys.executable, "-c", code]) as lines,
+    ):
+        list(lines)
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -34,10 +34,13 @@ REBUILD = {"preset": "smoke", "labeller": "tfidf", "finetune_kinds": ["lipro"], 
 
 
 class Installation:
-    """A server, the deployments on it, and a worker of each pool, that of the GPUs with another path to the data."""
+    """A server, the deployments on it, and a worker of each pool.
+
+    That of the GPUs sees the data under another path, and no warehouse there.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.data_root = folder, folder / "data"
+        self.folder, self.data_root, self.mounted = folder, folder / "data", folder / "mounted"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -62,7 +65,7 @@ class Installation:
         wait_for(lambda: self.ask("GET", "/health"), 120)
 
     def start_worker(self, pool: str) -> None:
-        other = {"CTCLIP_DATA_ROOT": str(self.folder / "mounted")} if pool == "gpu" else {}
+        other = {"CTCLIP_DATA_ROOT": str(self.mounted)} if pool == "gpu" else {}
         self.start(pool, "worker", "start", "--pool", pool, "--type", "process", **other)
 
     def kill(self, name: str) -> None:
@@ -144,7 +147,10 @@ def installation(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """With everything rebuilt once, by deployments."""
     made = Installation(tmp_path_factory.mktemp("installation"))
     made.data_root.mkdir()
-    (made.folder / "mounted").symlink_to(made.data_root)
+    made.mounted.mkdir()
+    for name in ("records", "shards", "models", "orders", "locks"):
+        (made.data_root / name).mkdir()
+        (made.mounted / name).symlink_to(made.data_root / name)
     try:
         made.start_server()
         for pool in POOLS:
@@ -180,10 +186,18 @@ def last_run(installation: Installation) -> str:
 
 def test_every_stage_ran_as_its_deployment_in_its_pool(installation):
     assert {stage for (stage,) in query(installation.data_root, "select distinct stage from runs")} >= set(STAGES)
-    for stage, pool in (("convert", "cpu"), ("train", "gpu"), ("embed", "gpu"), ("evaluate", "cpu")):
-        runs = [run for run in installation.flow_runs(stage) if run["state_type"] == "COMPLETED"]
-        assert runs, stage
+    for deployment, pool in (("convert", "cpu"), ("train", "cpu"), ("compute", "gpu"), ("evaluate", "cpu")):
+        runs = [run for run in installation.flow_runs(deployment) if run["state_type"] == "COMPLETED"]
+        assert runs, deployment
         assert {run["work_pool_name"] for run in runs} == {pool}
+
+
+def test_the_gpu_worker_trained_fine_tuned_and_embedded_without_the_warehouse(installation):
+    ordered = {run["parameters"]["order"] for run in installation.flow_runs("compute")}
+    stages = query(installation.data_root, f"select distinct stage from runs where run_id in {(*sorted(ordered), '')}")
+    assert {stage for (stage,) in stages} == {"train", "embed", "finetune"}
+    assert not list(installation.mounted.glob("warehouse*"))
+    assert not list((installation.data_root / "orders").iterdir())
 
 
 def test_pages_of_a_run_show_summary_and_what_was_made_of_what(installation):
@@ -220,18 +234,19 @@ def test_changed_data_is_rebuilt_by_its_event_and_nothing_else_is(installation, 
         lines = table.read_text().splitlines(keepends=True)
         table.write_text("".join(line for line in lines if not line.startswith(f"{withdrawn}.nii.gz")))
     volume_path(changed, withdrawn).unlink()
+    add_scan(changed, "valid_999_a_1")
     before, known = last_run(installation), [one["id"] for one in installation.flow_runs("rebuild")]
     models = query(installation.data_root, "select count(*) from current_models")
     shutil.rmtree(source)
     changed.rename(source)
-    installation.wait(installation.run("ingest", {}))
+    installation.wait(run_on_schedule(installation, "ingest"))
     wait_for(lambda: len(installation.flow_runs("rebuild")) == len(known) + 1, 60)
     (triggered,) = [one for one in installation.flow_runs("rebuild") if one["id"] not in known]
     assert triggered["parameters"]["from_stage"] == "convert"
     installation.wait(triggered["id"])
     made = made_since(installation, before)
-    assert made["convert"] == 1, made
-    assert made["label"] == 1, (made, scan)
+    assert made["convert"] == 2, made  # the replaced volume, and that of the new scan
+    assert made["label"] == 2, (made, scan)  # the edited report, and that of the new scan
     assert "train" not in made
     assert query(installation.data_root, "select count(*) from current_models") == models
     assert query(installation.data_root, "select bool_or(is_stale) from stale_models") == [(True,)]
@@ -240,6 +255,38 @@ def test_changed_data_is_rebuilt_by_its_event_and_nothing_else_is(installation, 
     assert gone == [(0,)]
     history = query(installation.data_root, f"select count(*) from shard_volumes where volume_name = '{withdrawn}'")
     assert history[0][0] > 0
+
+
+def add_scan(source: Path, name: str) -> None:
+    """A scan of a new patient, that volume, by copying the first of the valid split with its rows."""
+    like = min(path.name for path in source.glob("dataset/*/*/*/valid_*.nii.gz")).removesuffix(".nii.gz")
+    path = volume_path(source, like)
+    scan = name.rsplit("_", 1)[0]
+    target = path.parents[2] / scan.rsplit("_", 1)[0] / scan / f"{name}.nii.gz"
+    target.parent.mkdir(parents=True)
+    shutil.copy(path, target)
+    for table in source.glob("dataset/*/*.csv"):
+        with table.open("a") as file:
+            rows = [line for line in table.read_text().splitlines(keepends=True) if line.startswith(f"{like}.nii.gz")]
+            file.writelines(row.replace(like, name) for row in rows)
+
+
+def run_on_schedule(installation: Installation, deployment: str) -> str:
+    """Resumes the deployment's schedule, at every minute, until it has made a run, which is returned."""
+    found = installation.ask("GET", f"/deployments/name/{deployment}/{deployment}")
+    schedule = f"/deployments/{found['id']}/schedules/{found['schedules'][0]['id']}"
+    as_shipped = {"schedule": found["schedules"][0]["schedule"], "active": False}
+    known = {run["id"] for run in installation.flow_runs(deployment)}
+
+    def started() -> list[str]:
+        runs = [run for run in installation.flow_runs(deployment) if run["id"] not in known]
+        return [run["id"] for run in runs if run["auto_scheduled"] and run["state_type"] in ("RUNNING", "COMPLETED")]
+
+    every_minute = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}
+    installation.ask("PATCH", schedule, every_minute)
+    wait_for(started, 240)
+    installation.ask("PATCH", schedule, as_shipped)
+    return started()[0]
 
 
 def test_worker_killed_midway_and_server_restarted_are_survived(installation):

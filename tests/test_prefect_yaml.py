@@ -17,7 +17,7 @@ from tasks.stages.shown import DATA_CHANGED
 ROOT = Path(__file__).parent.parent
 CONFIGURATION: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS: dict[str, dict[str, Any]] = {one["name"]: one for one in CONFIGURATION["deployments"]}
-ON_REQUEST = {"download", "train-labeller", "rebuild"}
+ON_REQUEST = {"download", "train-labeller", "rebuild", "compute"}
 
 
 def unknown_keys(model: type[BaseModel], given: dict[str, Any]) -> set[str]:
@@ -54,7 +54,7 @@ def test_deployment_loads_the_flow_of_its_name_with_parameters_that_it_takes(nam
     given = [deployment, *deployment.get("schedules", ()), *deployment.get("triggers", ())]
     for parameters in (one.get("parameters", {}) for one in given):
         assert set(parameters) <= set(flow.parameters.properties)
-        flow.validate_parameters(parameters)
+        flow.validate_parameters(dict.fromkeys(flow.parameters.required, "given with the run") | parameters)
     assert not any(schedule["active"] for schedule in deployment.get("schedules", ()))
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,18 @@ class WeightAverage:
         """Puts the averages in the weights' place."""
         for name, value in self.average.items():
             self.learned[name].copy_(value)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averages in the weights' place for a while, such as a validation."""
+        weights = {name: value.detach().clone() for name, value in self.learned.items()}
+        self.apply()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in weights.items():
+                    self.learned[name].copy_(value)
 
     def state(self) -> dict[str, Tensor]:
         return {name: _whole(value) for name, value in self.average.items()}

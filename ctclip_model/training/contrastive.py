@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -131,7 +131,7 @@ class Batch:
     """This process's share of a step's samples."""
 
     volumes: Tensor  # int16 HU (B, depth, height, width)
-    tokens: dict[str, Tensor]
+    tokens: dict[str, Tensor]  # (B, texts, length)
     seed: int  # of dropout, where that must not be another's
 
 
@@ -155,7 +155,8 @@ def teach_contrast(
 
     def validate_now() -> float:
         assert held_out is not None
-        return validate(model, tokenizer, held_out, dtype=compute.precision.autocast)
+        with average.applied() if average is not None else nullcontext():  # what the model would be
+            return validate(model, tokenizer, held_out, dtype=compute.precision.autocast)
 
     run = Run(
         phase="contrastive",
@@ -217,10 +218,12 @@ class Steps:
         if config.varies_samples:
             volumes = shift_volumes(volumes, draw_shifts(len(indices), volumes.shape[1:], rng)[rows])
         short_share = config.short_text_share if config.varies_samples else 0.0
-        texts = [_text(self.data.reports[index], config, short_share, rng) for index in indices][rows]
+        views = range(config.texts_per_volume)
+        draws = [[_text(self.data.reports[index], config, short_share, rng) for index in indices] for _ in views]
+        texts = [text for of_volume in list(zip(*draws, strict=True))[rows] for text in of_volume]
         seed = int(np.random.default_rng([config.seed, 4, step, rank()]).integers(2**31))
         tokens = tokenize(self.tokenizer, texts, self.model.config.text.max_length)
-        return Batch(volumes, tokens, seed)
+        return Batch(volumes, {name: value.unflatten(0, (len(volumes), -1)) for name, value in tokens.items()}, seed)
 
     def loss_of(self, batch: Batch) -> Tensor:
         model, device, at_once = self.model, self.device, self.at_once
@@ -234,10 +237,11 @@ class Steps:
         def encode(start: int) -> Latents:
             part = slice(start, start + at_once)
             images = _images(batch.volumes[part], device, None if changes is None else changes[:, part])
-            ids, mask = (batch.tokens[name][part].to(device) for name in ("input_ids", "attention_mask"))
+            ids, mask = (batch.tokens[name][part].flatten(0, 1).to(device) for name in ("input_ids", "attention_mask"))
             seed = None if is_alone else batch.seed + start
             with _dropout_of(seed, device), autocast_to(device, self.compute.precision.autocast):
-                return self.spread.encode(images, ids, mask)
+                latents, of_texts = self.spread.encode(images, ids, mask)
+            return latents, of_texts.unflatten(0, (len(latents), -1))
 
         if not self.is_in_parts:
             return batch_loss(*encode(0), model.temperature, self.config.negatives)

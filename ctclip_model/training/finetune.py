@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from ctclip_model.config import LiProConfig, TrainingConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.loader import to_model_input
-from ctclip_model.device import Compute, Precision, autocast_to
-from ctclip_model.errors import MissingInputError
+from ctclip_model.device import Compute, autocast_to
+from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LatentClassifier, LiPro
@@ -53,9 +53,12 @@ def train_vocabfine(
 ) -> TrainingResult:
     """Fine-tunes the CT-CLIP of the folder `parent` on the manifest's train samples; writes a model folder like it.
 
-    A killed run goes on from its checkpoint, beside the folder in `<folder>.work`. Raises `MissingInputError` where
-    no label is known.
+    A killed run goes on from its checkpoint, beside the folder in `<folder>.work`; of several processes, each holds
+    the whole model, and the first writes. Raises `MissingInputError` where no label is known, `ConfigurationError`
+    where the model is to be `sharded`.
     """
+    if compute.sharded:
+        raise ConfigurationError("VocabFine keeps the whole model on each process: leave `sharded` off")
     data = read_training_data(manifest, data_root, TrainingConfig().report_sections)
     _require_labels(data.labels, manifest)
     loaded = load_model_folder(parent, CTCLIP)
@@ -63,7 +66,7 @@ def train_vocabfine(
     checkpoints = Checkpoints(folder.with_name(f"{folder.name}.work") / "checkpoints", compute.checkpoints_kept)
     losses = Losses(on_step)
     steps = teach_prompts(
-        model, loaded.tokenizer, data, config, precision=compute.precision, checkpoints=checkpoints, on_step=losses.add
+        model, loaded.tokenizer, data, config, compute=compute, checkpoints=checkpoints, on_step=losses.add
     )
     extra = loaded.info | {"parent": parent.name, "kind": "vocabfine", "steps": steps}
     if rank() == 0:
@@ -78,20 +81,22 @@ def teach_prompts(
     data: TrainingData,
     config: VocabFineConfig,
     *,
-    precision: Precision = Precision.float32,
+    compute: Compute = Compute(),
     checkpoints: Checkpoints | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> int:
     """Trains both encoders on the right one of each pair of prompts; returns the number of steps.
 
-    A step encodes its volumes once and all prompts once: the sum of the groups' losses has the gradients that a
-    backward pass a group adds up to. The code book moves as in training, for the encoder does.
+    A step encodes its volumes once, so many at once as `compute` says, and all prompts once: the sum of the groups'
+    losses has the gradients that a backward pass a group adds up to. The code book moves as in training, for the
+    encoder does. Of several processes, each encodes its share of a batch.
     """
     device = model.temperature.device
     prompts = tokenize(tokenizer, PROMPTS, model.config.text.max_length)
     ids, mask = prompts["input_ids"].to(device), prompts["attention_mask"].to(device)
     order = BatchOrder(data.scan_ids, config.batch_size, config.seed)
     rows = share(order.batch_size)
+    at_once = compute.encoded_at_once or order.batch_size
     steps = config.epochs * order.batches
     torch.manual_seed(config.seed)
 
@@ -104,15 +109,25 @@ def teach_prompts(
         return volumes, data.labels[indices]
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
-        volumes, labels = batch  # this process's share, and the labels of all
-        images = to_model_input(volumes, device)
-        if config.varies_samples:
-            images = change_brightness(images, draw_brightness(len(labels), device)[:, rows])
-        with autocast_to(device, precision.autocast):
-            latents, prompt_latents = model.encode_image(images), model.encode_text(ids, mask)
-        labels = labels.to(device)
-        losses = vocabfine_losses(latents, prompt_latents, labels[rows], model.temperature, known_in=labels)
-        return world_size() * losses.sum()  # of which the mean over the processes is that of the whole batch
+        volumes, labels = batch[0], batch[1].to(device)  # this process's share, and the labels of all
+        changes = draw_brightness(len(labels), device)[:, rows] if config.varies_samples else None
+        with autocast_to(device, compute.precision.autocast):
+            prompt_latents = model.encode_text(ids, mask)
+        prompts_once = prompt_latents.detach().requires_grad_()
+        total = torch.zeros((), device=device)
+        for start in range(0, len(volumes), at_once):
+            part = slice(start, start + at_once)
+            images = to_model_input(volumes[part], device)
+            if changes is not None:
+                images = change_brightness(images, changes[:, part])
+            with autocast_to(device, compute.precision.autocast):
+                latents = model.encode_image(images)
+            losses = vocabfine_losses(latents, prompts_once, labels[rows][part], model.temperature, known_in=labels)
+            loss = world_size() * losses.sum()  # of which the mean over the processes is that of the whole batch
+            loss.backward()
+            total += loss.detach()
+        prompt_latents.backward(prompts_once.grad)
+        return total
 
     run_steps(
         Run(
@@ -121,6 +136,7 @@ def teach_prompts(
             optimizer=torch.optim.AdamW(split_decay(model.parameters(), config.learning_rate, config.weight_decay)),
             batch_of=batch_of,
             loss_of=loss_of,
+            adds_gradients=True,
             steps=steps,
             batch_size=order.batch_size,
             warm_up_share=min(1.0, config.warm_up_steps / steps),

@@ -15,16 +15,22 @@ from ctclip_model.config import Negatives
 from ctclip_model.models.clip import contrastive_loss, similarity
 from ctclip_model.training.distributed import gather, rank, world_size
 
-Latents = tuple[Tensor, Tensor]  # of images and of texts, (B, latent) both
+Latents = tuple[Tensor, Tensor]  # of images (B, latent) and of each one's texts (B, texts, latent)
 Encode = Callable[[], Latents]
 
 
 def batch_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, negatives: Negatives) -> Tensor:
     """The loss of this process's latents, whose mean over the processes is that of the whole batch.
 
-    `images` and `texts` (B, latent), row i of one belonging to row i of the other, are compared with the columns of
-    all processes, or with this one's alone (`local`, as published). `logit_scale` is the temperature.
+    `images` (B, latent) and `texts` (B, texts, latent), row i of one belonging to row i of the other, are compared with
+    the columns of all processes, or with this one's alone (`local`, as published). Of several texts the loss is the
+    mean over the first of each, the second of each and so on. `logit_scale` is the temperature.
     """
+    losses = [_loss_of_pairs(images, column.contiguous(), logit_scale, negatives) for column in texts.unbind(1)]
+    return torch.stack(losses).mean()
+
+
+def _loss_of_pairs(images: Tensor, texts: Tensor, logit_scale: Tensor, negatives: Negatives) -> Tensor:
     if negatives is Negatives.local or (negatives is Negatives.whole and world_size() == 1):
         return contrastive_loss(images, texts, logit_scale)
     all_images, all_texts = gather(images), gather(texts)

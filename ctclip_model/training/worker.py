@@ -1,4 +1,4 @@
-"""One process of a contrastive training, alone or under torchrun, on a machine that has nothing but the data root.
+"""One process of a training, contrastive or VocabFine, alone or under torchrun; all that it needs is the data root.
 
 Usage: python -m torch.distributed.run --nproc-per-node=N -m ctclip_model.training.worker JOB DATA_ROOT
 
@@ -26,6 +26,7 @@ from ctclip_model.errors import CTCLIPError, PreemptedError
 from ctclip_model.files import whole_file
 from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.distributed import rank
+from ctclip_model.training.finetune import train_vocabfine
 
 PREEMPTED = 128 + 15  # the exit code of what SIGTERM has ended
 
@@ -39,6 +40,7 @@ class Job:
     preset: Preset
     compute: Compute
     origin: dict[str, str]  # what the model card says of the data
+    parent: str | None = None  # the folder of the CT-CLIP that VocabFine is to train on; None: contrastive training
 
     def write(self, path: Path) -> None:
         with whole_file(path) as file:
@@ -66,11 +68,15 @@ def _train(job: Job, data_root: Path) -> None:
         if rank() == 0:
             _tell("step", **asdict(record))
 
+    manifest, folder = data_root / job.manifest, data_root / job.folder
     with limit_cpu_threads(job.preset.cpu_threads):
-        result = train_contrastive(
-            data_root / job.manifest, data_root, job.preset, data_root / job.folder,
-            compute=job.compute, origin=job.origin, on_step=on_step,
-        )  # fmt: skip
+        if job.parent is None:
+            result = train_contrastive(
+                manifest, data_root, job.preset, folder, compute=job.compute, origin=job.origin, on_step=on_step
+            )
+        else:
+            parent, config = data_root / job.parent, job.preset.vocabfine
+            result = train_vocabfine(manifest, data_root, parent, config, folder, compute=job.compute, on_step=on_step)
     if rank() == 0:
         _tell("result", **asdict(result) | {"folder": job.folder})
 

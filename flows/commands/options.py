@@ -65,6 +65,14 @@ FinetuneKinds = Annotated[str, typer.Option("--finetune", help="Kinds of fine-tu
 Device = Annotated[str, typer.Option(help="auto, cpu, or cuda.")]
 Dtype = Annotated[Precision, typer.Option(help="What models compute in; bfloat16 is faster on a GPU.")]
 Recompute = Annotated[bool | None, typer.Option(help="Less memory for more time; default: as the preset has it.")]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="On this machine; default: one a GPU (VocabFine: one), or this one alone.")
+]
+AtOnce = Annotated[
+    int | None,
+    typer.Option("--at-once", min=1, help="Volumes encoded at once by a process; default: its share of the batch."),
+]
+Deployed = Annotated[bool, typer.Option("--deployed", help="The deployment `compute` does it, on a GPU worker.")]
 OwnVolumes = Annotated[list[Path], typer.Argument(metavar="VOLUME...", help="CT volumes as NIfTI, or folders of them.")]
 OwnModel = Annotated[
     str | None, typer.Option("--model", help="A model's id, folder, or weights file; default: the only one there is.")

@@ -10,8 +10,10 @@ import typer
 from ctclip_model.device import Precision
 from flows.commands import app
 from flows.commands.options import (
+    AtOnce,
     DaskAddress,
     DataRoot,
+    Deployed,
     Device,
     DownloadThreads,
     Dtype,
@@ -25,6 +27,7 @@ from flows.commands.options import (
     MaxRate,
     Model,
     Preset,
+    Processes,
     RawCache,
     Recompute,
     Retrain,
@@ -165,21 +168,18 @@ def train(
     dtype: Dtype = Precision.float32,
     recompute: Recompute = None,
     compile_layers: Annotated[bool, typer.Option("--compile", help="Use PyTorch's compiler.")] = False,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="On this machine; default: one a GPU, or this one alone.")
-    ] = None,
+    processes: Processes = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines that make this same call.")] = 1,
     rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT at which several nodes meet.")] = None,
     sharded: Annotated[
         bool, typer.Option("--sharded", help="Share the weights out over the processes (FSDP2).")
     ] = False,
-    at_once: Annotated[
-        int | None, typer.Option(min=1, help="Volumes encoded at once by a process; default: its share of the batch.")
-    ] = None,
+    at_once: AtOnce = None,
     validate_every: Annotated[
         int, typer.Option(min=0, help="Steps between two zero-shot scores on scans held out for it; 0: never.")
     ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files too.")] = False,
+    deployed: Deployed = False,
     as_json: Json = False,
 ) -> None:
     """Train CT-CLIP."""
@@ -187,7 +187,7 @@ def train(
         "train", as_json, data_root=data_root, preset=preset, labeller=labeller, seed=seed, retrain=retrain,
         device=device, dtype=dtype, recompute=recompute, compile=compile_layers, processes=processes, nodes=nodes,
         rendezvous=rendezvous, sharded=sharded, encoded_at_once=at_once, validate_every=validate_every,
-        tensorboard=tensorboard,
+        tensorboard=tensorboard, deployed=deployed,
     )  # fmt: skip
 
 
@@ -203,12 +203,16 @@ def finetune(
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     recompute: Recompute = None,
+    processes: Processes = None,
+    at_once: AtOnce = None,
+    deployed: Deployed = False,
     as_json: Json = False,
 ) -> None:
     """Fine-tune CT-CLIP on labels."""
     run_flow(
         "finetune", as_json, data_root=data_root, preset=preset, kind=kind.value, model=model, labels_of=labels_of,
-        seed=seed, retrain=retrain, device=device, dtype=dtype, recompute=recompute,
+        seed=seed, retrain=retrain, device=device, dtype=dtype, recompute=recompute, processes=processes,
+        encoded_at_once=at_once, deployed=deployed,
     )  # fmt: skip
 
 
@@ -220,10 +224,14 @@ def embed(
     force: Force = False,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
+    deployed: Deployed = False,
     as_json: Json = False,
 ) -> None:
     """Embed volumes, reports and prompts."""
-    run_flow("embed", as_json, data_root=data_root, preset=preset, model=model, force=force, device=device, dtype=dtype)
+    run_flow(
+        "embed", as_json, data_root=data_root, preset=preset, model=model, force=force, device=device, dtype=dtype,
+        deployed=deployed,
+    )  # fmt: skip
 
 
 @app.command()

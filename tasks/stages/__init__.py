@@ -59,15 +59,28 @@ def stage_run(data_root: Path, stage: str, variant: str = "") -> Iterator[StageR
 
     Raises `StageFailedError` where the flow's time is up.
     """
+    run = None
+    flow_run = {"parameters": runtime.flow_run.parameters, "flow_run_id": runtime.flow_run.id}
+    try:
+        with (
+            showing_progress(),
+            end_in_time(stage),
+            open_run(data_root, stage, variant, **flow_run) as run,
+            end_in_time(stage),
+        ):
+            yield run
+    finally:
+        if run is not None and run.is_announced:
+            with_server(show_end, run)
+
+
+@contextmanager
+def showing_progress() -> Iterator[None]:
+    """Progress is an artifact of the flow run too, meanwhile; and log lines are as `CTCLIP_LOG` asks."""
     if is_asked_for():
         configure_logging()
     token = REPORTER.set(ProgressArtifact(REPORTER.get() or LogReporter()))
-    run = None
     try:
-        flow_run = {"parameters": runtime.flow_run.parameters, "flow_run_id": runtime.flow_run.id}
-        with end_in_time(stage), open_run(data_root, stage, variant, **flow_run) as run, end_in_time(stage):
-            yield run
+        yield
     finally:
         REPORTER.reset(token)
-        if run is not None and run.is_announced:
-            with_server(show_end, run)

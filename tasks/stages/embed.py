@@ -6,10 +6,12 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.device import Precision
-from tasks.embedding import EmbeddingWork, embed_reports_and_prompts, embed_volumes, plan_work
+from tasks.embedding import EmbeddingWork, plan_work
 from tasks.models import ModelReference
+from tasks.orders import LatentsWork
 from tasks.planning import plan_items
 from tasks.runs import StageRun
+from tasks.stages.deployed import get_done
 
 
 @task(cache_policy=NO_CACHE)
@@ -20,10 +22,9 @@ def plan_embedding(run: StageRun, model: ModelReference, dtype: Precision, force
 
 
 @task(cache_policy=NO_CACHE)
-def embed_items(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
+def embed_items(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str, deployed: bool) -> None:
     """Computes and records the latents."""
     if not work.fingerprints:
         return
-    embed_reports_and_prompts(run, model, work, device)
-    embed_volumes(run, model, work, device)
+    get_done(run, LatentsWork(model, work, device), deployed)
     get_run_logger().info("%d latents of %s", run.count_done, model.model_id)

@@ -6,9 +6,14 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.device import Compute
-from tasks.finetuning import Finetuning, make_manifest, run_finetuning
+from tasks.finetuning import Finetuning, make_manifest
+from tasks.launching import Launch
+from tasks.orders import FinetuningWork
 from tasks.planning import plan_items
 from tasks.runs import StageRun
+from tasks.settings import LIMITS
+from tasks.stages.deployed import get_done
+from tasks.stages.train import has_lost_its_processes
 from tasks.training import Manifest, describe_stale
 
 
@@ -32,8 +37,15 @@ def prepare_samples(run: StageRun, finetuning: Finetuning) -> Manifest:
     return manifest
 
 
-@task(cache_policy=NO_CACHE)
-def finetune_model(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute) -> None:
+@task(
+    cache_policy=NO_CACHE,
+    retries=LIMITS.training_retries,
+    retry_delay_seconds=LIMITS.training_retry_delay_s,
+    retry_condition_fn=has_lost_its_processes,
+)
+def finetune_model(
+    run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute, launch: Launch, deployed: bool
+) -> None:
     """Trains; killed midway, the same call goes on from the last checkpoint."""
-    run_finetuning(run, finetuning, manifest, compute)
+    get_done(run, FinetuningWork(finetuning, manifest, compute, launch), deployed)
     get_run_logger().info("%s is trained", manifest.model_id)

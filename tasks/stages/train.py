@@ -12,16 +12,17 @@ from ctclip_model.config import Preset
 from ctclip_model.device import Compute
 from ctclip_model.errors import WorkerDiedError
 from tasks.launching import Launch
+from tasks.orders import TrainingWork
 from tasks.planning import plan_items
 from tasks.runs import StageRun
 from tasks.settings import LIMITS
+from tasks.stages.deployed import get_done
 from tasks.training import (
     Manifest,
     choose_labels,
     config_fingerprint,
     describe_stale,
     make_manifest,
-    run_training,
 )
 
 
@@ -57,7 +58,9 @@ def has_lost_its_processes(task: Task[..., Any], task_run: TaskRun, state: State
     retry_delay_seconds=LIMITS.training_retry_delay_s,
     retry_condition_fn=has_lost_its_processes,
 )
-def train_model(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch) -> None:
+def train_model(
+    run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch, deployed: bool
+) -> None:
     """Trains; killed midway, the same call goes on from the last checkpoint."""
-    run_training(run, preset, manifest, compute, launch)
+    get_done(run, TrainingWork(preset, manifest, compute, launch), deployed)
     get_run_logger().info("%s is trained", manifest.model_id)

@@ -1,0 +1,161 @@
+"""What a stage has a worker do, that sees the data root under another path and without the warehouse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from training_runs import short_preset, write_samples
+from warehouse_records import query
+
+from ctclip_model.config import PRESETS, Preset
+from ctclip_model.device import Compute, Precision
+from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
+from tasks import orders, training
+from tasks.embedding import EmbeddingWork
+from tasks.launching import Launch
+from tasks.models import ModelReference
+from tasks.orders import LatentsWork, TrainingWork, carry_out, order_path, order_placed, take_outcome
+from tasks.runs import open_run
+from tasks.training import Manifest
+
+SHARED = ("records", "shards", "models", "orders", "locks", "manifest.parquet")
+
+
+@pytest.fixture
+def preset() -> Preset:
+    return short_preset(samples=16)
+
+
+@pytest.fixture
+def data_root(tmp_path: Path, preset: Preset) -> Path:
+    root = tmp_path / "here"
+    root.mkdir()
+    write_samples(root, preset.recipe)
+    return root
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, data_root: Path) -> Path:
+    """The data root as the worker has it: elsewhere, and without the warehouse."""
+    there = tmp_path / "there"
+    there.mkdir()
+    for name in SHARED:
+        if "." not in name:
+            (data_root / name).mkdir(exist_ok=True)
+        (there / name).symlink_to(data_root / name)
+    return there
+
+
+def work_of(data_root: Path, preset: Preset) -> TrainingWork:
+    manifest = Manifest(data_root / "manifest.parquet", "model", "data", "config", 36, "here", "1")
+    return TrainingWork(preset, manifest, Compute("cpu"), Launch())
+
+
+def test_a_worker_trains_and_embeds_without_the_warehouse(data_root: Path, mounted: Path, preset: Preset) -> None:
+    with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, preset)) as name:
+        assert str(data_root) not in order_path(data_root, name).read_text()
+        carry_out(mounted, name)
+        assert carry_out(mounted, name).count_done == 1  # a second worker has nothing to do
+        take_outcome(run)
+    assert run.count_done == 1
+    found = query(data_root, "select model_id, path, weights_sha256, run_id from current_models")
+    (model_id, path, sha256, run_id) = found[0]
+    assert (model_id, path, run_id) == ("model", "models/model", run.run_id)
+    assert query(data_root, "select count(*) from current_training_steps") == [(2,)]
+
+    model = ModelReference(
+        model_id, "ct-clip", "smoke", data_root / path, preset.recipe.recipe_id, 1.0, "config", sha256, model_id
+    )
+    items = EmbeddingWork(
+        Precision.float32,
+        {"volume:train_1_a_1": "first", "report:train_1_a": "second"},
+        {"volume:train_1_a_1": ("shards/0.arrow", 0)},
+        {"report:train_1_a": "Finding 1 is seen."},
+    )
+    with open_run(data_root, "embed", model_id) as run, order_placed(run, LatentsWork(model, items, "cpu")) as name:
+        carry_out(mounted, name)
+        take_outcome(run)
+    assert run.count_done == 2
+    rows = query(data_root, "select kind, item, fingerprint, run_id from latents order by kind")
+    assert rows == [("report", "train_1_a", "second", run.run_id), ("volume", "train_1_a_1", "first", run.run_id)]
+    assert not list(mounted.glob("warehouse*"))
+    assert not list((data_root / "orders").iterdir())
+    assert query(data_root, "select count(*) from runs where status = 'completed'") == [(2,)]
+
+
+def test_an_error_of_the_work_is_raised_where_it_was_ordered(
+    data_root: Path, mounted: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object) -> None:
+        raise DivergedError("contrastive: the loss is nan at step 3")
+
+    monkeypatch.setattr(orders, "run_training", diverge)
+    with (
+        pytest.raises(DivergedError, match="nan at step 3"),
+        open_run(data_root, "train", "short") as run,
+        order_placed(run, work_of(data_root, preset)) as name,
+    ):
+        with pytest.raises(DivergedError):
+            carry_out(mounted, name)
+        take_outcome(run)
+    assert query(data_root, "select detail from runs where status = 'failed'") == [
+        ("DivergedError: contrastive: the loss is nan at step 3",)
+    ]
+
+
+def test_work_stops_where_its_order_is_gone(
+    data_root: Path, mounted: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "STEPS_PER_RECORD", 1)
+    with open_run(data_root, "train", "short") as run:
+        with pytest.raises(OrderWithdrawnError, match="has ended"), order_placed(run, work_of(data_root, preset)):
+            monkeypatch.setattr(training, "show_progress", withdrawing(order_path(data_root, run.run_id)))
+            carry_out(mounted, run.run_id)
+        assert take_outcome(run) is None
+        with pytest.raises(OrderWithdrawnError, match="there is no order"):
+            carry_out(mounted, run.run_id)
+    assert query(data_root, "select step from training_steps") == [(1,)]
+
+
+def withdrawing(path: Path):
+    """`show_progress`, but the order goes when the work begins, as when whoever placed it dies and is buried."""
+    shown = training.show_progress
+
+    def show(*arguments):
+        path.unlink()
+        return shown(*arguments)
+
+    return show
+
+
+def test_what_is_no_order_is_refused(data_root: Path, mounted: Path, preset: Preset) -> None:
+    (data_root / "orders/strange.json").write_text('{"stage": "train"}')
+    with pytest.raises(ConfigurationError, match="not of this version"):
+        carry_out(mounted, "strange")
+    with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, preset)) as name:
+        path = order_path(data_root, name)
+        path.write_text(path.read_text().replace('"batch_size":', '"of_a_newer_version":1,"batch_size":', 1))
+        with pytest.raises(ConfigurationError, match="not of this version"):
+            carry_out(mounted, name)
+    with pytest.raises(OrderWithdrawnError):
+        carry_out(mounted, "../locks/train")
+
+
+def test_orders_of_a_run_that_died_go(data_root: Path, preset: Preset) -> None:
+    with open_run(data_root, "train", "short") as run:
+        run.announce()
+        left = order_path(data_root, run.run_id)
+        left.parent.mkdir()
+        run.finish = lambda *_: None  # as if killed
+    left.write_text("{}")
+    with open_run(data_root, "train", "short"):
+        assert not left.exists()
+
+
+def test_presets_are_read_as_they_were_written(data_root: Path) -> None:
+    for make in PRESETS.values():
+        with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, make())) as name:
+            order = orders._read(order_path(data_root, name), orders.Order)
+        assert isinstance(order.work, TrainingWork)
+        assert order.work.preset == make()
