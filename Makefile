@@ -19,7 +19,7 @@ demo: $(INSTALLED)          ## phantoms to report page, in minutes, on two cores
 	$(BIN)/ctclip demo
 
 test: $(INSTALLED)          ## the test suite: no network, no GPU, nothing beside the clone
-	$(BIN)/python -m pytest -m "not slow and not browser and not orchestration"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not browser and not orchestration"
 
 test-slow: $(INSTALLED)     ## what takes minutes: the demo's learning, three seeds
 	$(BIN)/python -m pytest -m slow
