@@ -18,8 +18,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)          ## phantoms to report page, in minutes, on two cores
 	$(BIN)/ctclip demo
 
-test: $(INSTALLED)          ## the test suite: no network, no GPU, nothing beside the clone
-	$(BIN)/python -m pytest -n 2 -m "not slow and not browser and not orchestration"
+test: $(INSTALLED)          ## the test suite, in two processes: no network, no GPU, nothing beside the clone
+	$(BIN)/python -m pytest -m "not slow and not browser and not orchestration" \
+		--numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 test-slow: $(INSTALLED)     ## what takes minutes: the demo's learning, three seeds
 	$(BIN)/python -m pytest -m slow

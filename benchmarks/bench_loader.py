@@ -1,7 +1,9 @@
 """What feeds a training: batches from shards, against the shards' bare decoding and against NIfTI files in the loop.
 
 The feed does all that training does before a step: the order of the samples, each decoded into its place in the batch,
-the next batch meanwhile. Bare decoding reads the same rows in the shards' order, in as many threads, and drops them.
+the next batch meanwhile. It is measured from the third batch on: the first two are decoded into fresh memory, which
+takes as long again, and all others into theirs. Bare decoding reads the same rows in the shards' order, in as many
+threads, and drops them.
 
 Usage: python benchmarks/bench_loader.py
 """
@@ -10,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from measure import in_turn, machine
+from measure import in_turn, machine, seconds
 from plain import load_volume_plainly
 from volumes import write_volume
 
@@ -29,7 +33,8 @@ from ctclip_model.data.volume import convert_volume
 from ctclip_model.training.loop import read_ahead
 from ctclip_model.training.samples import READING_THREADS, BatchOrder
 
-VOLUMES, BATCH, EPOCHS, RUNS = 16, 8, 3, 3
+VOLUMES, EPOCHS, RUNS = 16, 3, 5
+BATCHES = (8, 1)  # the published batch on one process, and on eight or in VocabFine
 RECIPE = Recipe()
 
 
@@ -44,16 +49,7 @@ def main() -> None:
         rows = write_shard(folder / "0.arrow", RECIPE, copies)
         samples = [SampleRef(row.name, "0.arrow", row.row_index, row.name[:-2]) for row in rows]
         dataset, reader = VolumeDataset(samples, folder), ShardReader(folder / "0.arrow")
-        read = BatchReader(dataset, threads=READING_THREADS)
-        order = BatchOrder([sample.scan_id for sample in samples], BATCH, seed=0)
         buffers = [np.empty(RECIPE.shape, np.int16) for _ in range(READING_THREADS)]
-
-        def feed() -> None:
-            def batch_of(step: int) -> torch.Tensor:
-                return read(order.batch(step))
-
-            for _, batch, _, _ in read_ahead(batch_of, 0, EPOCHS * order.batches):
-                touch(batch.numpy())
 
         def decode() -> None:
             def every(first: int) -> None:
@@ -63,16 +59,39 @@ def main() -> None:
             with ThreadPoolExecutor(READING_THREADS) as pool:
                 list(pool.map(every, range(READING_THREADS)))
 
-        seconds = in_turn({"decode": decode, "feed": feed}, RUNS)
-        nifti = in_turn({"plain": lambda: load_volume_plainly(source, RECIPE)}, RUNS)["plain"]
-        print(f"volumes of {' x '.join(map(str, RECIPE.shape))}, batches of {BATCH}, {machine()}, medians of {RUNS}")
-        print(f"  shards, decoded and dropped  {EPOCHS * VOLUMES / seconds['decode']:7.2f} volumes/s")
-        share = seconds["decode"] / seconds["feed"]
-        print(
-            f"  the feed of a training       {EPOCHS * VOLUMES / seconds['feed']:7.2f} volumes/s, {share:.0%} of that"
-        )
-        ratio = nifti * EPOCHS * VOLUMES / seconds["feed"]
-        print(f"  NIfTI decoded in the loop    {1 / nifti:7.2f} volumes/s, of which the feed is {ratio:.1f} x")
+        decoding_s: list[float] = []
+        feeding_s: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+        for run in range(RUNS + 1):
+            for size, times in feeding_s.items():
+                times.append(feed(dataset, size))
+            decoding_s.append(seconds(decode) / EPOCHS / VOLUMES)
+            if run == 0:
+                for times in (decoding_s, *feeding_s.values()):
+                    times.clear()
+        nifti_s = in_turn({"plain": lambda: load_volume_plainly(source, RECIPE)}, RUNS)["plain"]
+        decode_s = statistics.median(decoding_s)
+        print(f"volumes of {' x '.join(map(str, RECIPE.shape))}, {machine()}, medians of {RUNS}")
+        print(f"  shards, decoded and dropped       {1 / decode_s:7.2f} volumes/s")
+        print(f"  NIfTI decoded in the loop         {1 / nifti_s:7.2f} volumes/s")
+        for size, times in feeding_s.items():
+            feed_s = statistics.median(times)
+            print(
+                f"  the feed of a training, {size} a batch {1 / feed_s:7.2f} volumes/s, {decode_s / feed_s:.0%} of the "
+                f"decoding, {nifti_s / feed_s:.1f} x NIfTI"
+            )
+
+
+def feed(dataset: VolumeDataset, size: int) -> float:
+    """Seconds a volume, in batches of that size."""
+    read = BatchReader(dataset, threads=READING_THREADS)
+    order = BatchOrder([sample.scan_id for sample in dataset.samples], size, seed=0)
+    steps = read_ahead(lambda step: read(order.batch(step)), 0, 2 + EPOCHS * order.batches)
+    for _ in range(2):
+        touch(next(steps)[1].numpy())
+    started = time.perf_counter()
+    for _, batch, _, _ in steps:
+        touch(batch.numpy())
+    return (time.perf_counter() - started) / (EPOCHS * order.batches * size)
 
 
 def touch(volumes: np.ndarray) -> int:

@@ -18,6 +18,8 @@ from hub import LoopbackHub
 from hub.server import ACCEPTED
 from huggingface_hub import close_session
 
+from ctclip_model.data.phantom import PhantomConfig, make_phantoms
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need Prefect come last: a process that runs its threads can no longer be forked."""
@@ -31,6 +33,14 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def few_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve patients without an anomaly; tests that change them copy them first."""
+    folder = tmp_path_factory.mktemp("few_phantoms")
+    make_phantoms(folder, PhantomConfig(seed=1, train_patients=6, valid_patients=6), processes=1)
+    return folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ctclip_model.config import Recipe
-from ctclip_model.data import loader
+from ctclip_model.data import loader, shards
 from ctclip_model.data.loader import (
     BatchReader,
     SampleRef,
@@ -172,6 +172,18 @@ def test_threads_read_the_same_batch_and_raise_what_is_wrong(tmp_path, samples):
     samples[3] = SampleRef("train_99_a_1", samples[3].shard_path, samples[3].row_index)
     with pytest.raises(ShardError, match="train_99_a_1"):
         dataset.read_batch(order, threads=3)
+
+
+def test_threads_share_a_volume_out_by_its_slabs(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SLAB_VOXELS", 20)  # a plane a slab
+    noise = np.random.default_rng(0).integers(-1000, 1000, RECIPE.shape, np.int16)
+    (row,) = write_shard(tmp_path / "0.arrow", RECIPE, [ShardVolume("train_1_a_1", "", ConvertedVolume(noise, *FACTS))])
+    assert [shards.ShardReader(tmp_path / "0.arrow").split(count) for count in (1, 2, 9)] == [
+        [(0, 3)], [(0, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)],
+    ]  # fmt: skip
+    dataset = VolumeDataset([SampleRef(row.name, "0.arrow", row.row_index)], tmp_path)
+    for threads in (1, 2, 4):
+        assert np.array_equal(dataset.read_batch([0, 0], threads=threads), np.stack([noise, noise]))
 
 
 def test_a_reader_overwrites_a_batch_only_with_the_second_after_it(tmp_path, samples):

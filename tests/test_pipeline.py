@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctclip_model.config import Recipe, smoke
+from ctclip_model.config import VERSIONS, Recipe, smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.phantom import ANOMALIES, PhantomConfig, make_phantoms
 from ctclip_model.device import Precision
@@ -129,19 +129,28 @@ def test_second_rebuild_does_nothing(data_root, phantoms):
     assert query(data_root, "select count(*) from runs") == before
 
 
+def test_plan_has_nothing_to_do_after_a_rebuild_and_everything_when_versions_are_raised(built, monkeypatch):
+    from tasks.explaining import explain_plan
+
+    assert {stage: explain_plan(built, stage, 5)["items"] for stage in STAGES} == {stage: [] for stage in STAGES}
+    for stage in ("label", "train", "evaluate", "report"):
+        monkeypatch.setitem(VERSIONS, stage, VERSIONS[stage] + 1)
+        assert set(explain_plan(built, stage, 5)["reasons"]) == {f"VERSION of {stage} raised"}
+
+
 @pytest.mark.slow
 def test_same_data_at_another_place_is_recorded_and_nothing_is_made_again(data_root, source):
     assert set(counts(rebuild_all(data_root, source))) == {"ingest"}
 
 
 def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(data_root, phantoms, source):
-    rebuild_all(data_root, source)
-    name = converted_train_volume(data_root)
-    other = query(data_root, "select max(volume_name) from training_samples")[0][0]
-    shutil.copyfile(volume_path(source, other), volume_path(source, name))
     from flows.ingest import ingest
     from tasks.explaining import explain_plan
 
+    ingest(str(source), data_root)
+    name = converted_train_volume(data_root)
+    other = query(data_root, "select max(volume_name) from training_samples")[0][0]
+    shutil.copyfile(volume_path(source, other), volume_path(source, name))
     assert ingest(str(source), data_root)["done"] == 1
     planned = explain_plan(data_root, "convert", 5)
     assert (planned["items"][0]["item"], planned["reasons"]) == (name, {"file changed": 1})
@@ -366,7 +375,9 @@ def edit_report(source: Path, findings: str, impression: str | None = None) -> s
 
 
 def test_changed_report_redoes_what_depends_on_it(data_root, source):
-    rebuild_all(data_root, source)
+    from flows.ingest import ingest
+
+    ingest(str(source), data_root)
     edit_report(source, "The heart is large.")
     assert counts(rebuild_all(data_root, source)) == {"ingest": 1, "label": 1, "embed": 2, "evaluate": 9, "report": 3}
 

@@ -76,11 +76,16 @@ class VolumeDataset(Dataset[Tensor]):
         return out
 
     def read_batch(self, indices: Sequence[int], *, threads: int = 1, out: Tensor | None = None) -> Tensor:
-        """Several volumes, int16 (B, depth, height, width), each decoded right into its place, of `out` where given."""
+        """Several volumes, int16 (B, depth, height, width), each decoded right into its place, of `out` where given.
+
+        Threads share each volume out, so that they end together and are all of use to a batch of one.
+        """
         batch = np.empty((len(indices), *self.shape), np.int16) if out is None else out.numpy()
         in_file_order = sorted(range(len(indices)), key=lambda position: self._place(indices[position]))
+        parts = [None] if self.verify else self._reader(self.samples[0].shard_path).split(threads)
+        jobs = [(position, planes) for position in in_file_order for planes in parts]
         with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(lambda position: self._read(indices[position], batch[position]), in_file_order):
+            for _ in pool.map(lambda job: self._read(indices[job[0]], batch[job[0]], job[1]), jobs):
                 pass  # but raise what reading raises
         return torch.from_numpy(batch) if out is None else out
 
@@ -113,10 +118,13 @@ class VolumeDataset(Dataset[Tensor]):
     def _place(self, index: int) -> tuple[str, int]:
         return self.samples[index].shard_path, self.samples[index].row_index
 
-    def _read(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
+    def _read(self, index: int, out: np.ndarray | None = None, planes: tuple[int, int] | None = None) -> np.ndarray:
         sample = self.samples[index]
         reader = self._reader(sample.shard_path)
-        volume = reader.read(sample.row_index, out)
+        if out is None or planes is None:
+            volume = reader.read(sample.row_index, out)
+        else:
+            volume = reader.read_slab(sample.row_index, *planes, out[slice(*planes)])
         if reader.names[sample.row_index] != sample.name:  # a volume must never meet another's report
             found = reader.names[sample.row_index]
             raise ShardError(f"{reader.path}: row {sample.row_index} holds {found}, not {sample.name}")

@@ -207,6 +207,12 @@ class ShardReader:
             raise ShardError(f"{self.path}: row {row} is damaged: its voxels do not match their checksum")
         return volume
 
+    def split(self, count: int) -> list[tuple[int, int]]:
+        """A volume's planes in at most `count` parts, (start, stop) each, of which none cuts a slab."""
+        depth = self.recipe.shape[0]
+        planes = -(-depth // self._slab_planes // count) * self._slab_planes
+        return [(start, min(start + planes, depth)) for start in range(0, depth, planes)]
+
     def read_slab(self, row: int, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Planes start to stop of a volume, int16 HU (stop - start, height, width); only their slabs are decoded."""
         _, height, width = self.recipe.shape
