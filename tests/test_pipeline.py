@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctclip_model.config import Recipe, smoke
+from ctclip_model.config import VERSIONS, Recipe, smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.phantom import ANOMALIES, PhantomConfig, make_phantoms
 from ctclip_model.device import Precision
@@ -127,6 +127,15 @@ def test_second_rebuild_does_nothing(data_root, phantoms):
     before = query(data_root, "select count(*) from runs")
     assert counts(rebuild_all(data_root, phantoms)) == {}
     assert query(data_root, "select count(*) from runs") == before
+
+
+def test_plan_has_nothing_to_do_after_a_rebuild_and_everything_when_versions_are_raised(built, monkeypatch):
+    from tasks.explaining import explain_plan
+
+    assert {stage: explain_plan(built, stage, 5)["items"] for stage in STAGES} == {stage: [] for stage in STAGES}
+    for stage in ("label", "train", "evaluate", "report"):
+        monkeypatch.setitem(VERSIONS, stage, VERSIONS[stage] + 1)
+        assert set(explain_plan(built, stage, 5)["reasons"]) == {f"VERSION of {stage} raised"}
 
 
 @pytest.mark.slow
