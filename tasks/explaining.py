@@ -72,8 +72,9 @@ def _list_wanted(
             due = name_variant(data_root, stage, call)
         except MissingInputError as error:
             notes.append(str(error))
-            return
-        used = [due] if chosen else [due, *(variant for variant in used if variant != due)]
+            used = [] if chosen else used
+        else:
+            used = [due] if chosen else [due, *(variant for variant in used if variant != due)]
     for variant in used:
         try:
             yield variant, want(data_root, stage, variant, call)

@@ -91,6 +91,8 @@ def test_labels_are_pending_by_their_reports_text(data_root):
     write_run(data_root, 2, "ingest", reports=[report("train_2_a", "A mass.")])
     publish(data_root)
     assert explain_plan(data_root, "label", 5)["reasons"] == {"text changed": 1}
+    asked = explain_plan(data_root, "label", 5, {"labeller": "tfidf"})
+    assert (asked["wanted"], asked["notes"][0][:28]) == (0, "no tf-idf labeller is traine")
 
 
 def test_training_is_pending_by_the_setting_that_differs_from_the_newest_models(data_root):
