@@ -15,6 +15,7 @@ from ctclip_model.config import VERSIONS, fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.reports import SECTIONS, clean_report
 from ctclip_model.device import Precision
+from tasks.marks import VERSION, Mark
 from tasks.models import ModelReference
 from tasks.progress import show_progress
 from tasks.runs import StageRun
@@ -52,8 +53,11 @@ def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> Embed
         ).fetchall()
         texts = {} if model.kind == "lipro" else _read_texts(connection)
     contents = texts | {item: mark for item, mark, _, _ in volumes}
-    fingerprints = {
-        item: fingerprint(model.weights_sha256, VERSIONS["embed"], content, *dtype.mark)
+    fingerprints: dict[str, str] = {
+        item: Mark(
+            fingerprint(model.weights_sha256, VERSIONS["embed"], content, *dtype.mark),
+            {"weights": model.weights_sha256, "content": content, "precision": dtype.value, VERSION: VERSIONS["embed"]},
+        )
         for item, content in contents.items()
     }
     return EmbeddingWork(dtype, fingerprints, {item: (path, row) for item, _, path, row in volumes}, texts)
