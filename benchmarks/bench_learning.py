@@ -202,9 +202,7 @@ def report(folder: Path, best: str) -> None:
         for points in zip(*(curve(folder, seed, "ours") for seed in SEEDS), strict=True)
     ]
     reached = next((samples for samples, score in means if score >= statistics.mean(goals)), math.inf)
-    print(
-        f"ours passes the published after {reached / SAMPLES:.2f} of the samples by the seeds' mean (asked: 0.33)"
-    )
+    print(f"ours passes the published after {reached / SAMPLES:.2f} of the samples by the seeds' mean (asked: 0.33)")
     print(f"and by each alone after {statistics.median(shares):.2f} in the median, {max(shares):.2f} at the most")
     gains = [curve(folder, seed, "third")[-1][1] - goal for seed, goal in zip(SEEDS, goals, strict=True)]
     print(

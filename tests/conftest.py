@@ -22,8 +22,10 @@ from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need Prefect come last: a process that runs its threads can no longer be forked."""
-    items.sort(key=lambda item: "prefect_server" in getattr(item, "fixturenames", ()))
+    """Tests that fork come first and those that need Prefect last: a process with its threads can be forked no more."""
+    items.sort(
+        key=lambda item: ("prefect_server" in getattr(item, "fixturenames", ()), item.path.stem != "test_loader")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
-from flows.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +137,13 @@ def test_latents_are_written_and_printed(data_root, good, tmp_path, suffix):
         (["embed-volume", "a.nii", "--output", "no/folder/l.npz"], "lies in none that exists"),
     ],
 )
-def test_mistake_is_one_clear_line_before_anything_is_done(data_root, tmp_path, monkeypatch, capsys, arguments, line):
+def test_mistake_is_one_clear_line_before_anything_is_done(data_root, tmp_path, arguments, line):
     command, path, *options = arguments
-    monkeypatch.setattr("sys.argv", ["ctclip", command, str(tmp_path / path), *options, "--data-root", str(data_root)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    printed = capsys.readouterr()
-    assert end.value.code == 1
-    assert printed.out == ""
-    assert line in printed.err
-    assert len(printed.err.splitlines()) == 1
+    result = ctclip(command, tmp_path / path, *options, "--data-root", data_root)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert line in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_weights_without_a_tokenizer_say_what_to_put_where(good, tmp_path):
