@@ -165,7 +165,7 @@ class TrainingConfig:
     max_temperature: float | None = None
     codes_from_data: bool = False  # the code book starts on tokens of the first batch, not at random
     varies_samples: bool = False  # small shifts and changes of brightness, sentences in another order
-    texts_per_volume: int = 1  # of its report, drawn anew; with several a step learns more of a volume, at little cost
+    texts_per_volume: int = 1  # of its report, drawn anew: with several, a step learns more of a volume
     short_text_share: float = 0.0  # of the varied reports: the impression alone, or some sentences
     text_pretraining_samples: int = 0  # reports seen while the text encoder learns the train split's labels first
     text_pretraining_batch_size: int = 32

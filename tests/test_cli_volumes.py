@@ -120,8 +120,8 @@ def test_latents_are_written_and_printed(data_root, good, tmp_path, suffix):
         assert table["model_id"].to_pylist() == ["tiny-own"] * 2
         files, written = table["file"].to_pylist(), table["latent"].to_pylist()
     else:
-        arrays = np.load(output)
-        files, written = arrays["files"].tolist(), arrays["latents"]
+        with np.load(output) as arrays:
+            files, written = arrays["files"].tolist(), arrays["latents"]
     assert [Path(file).name for file in files] == ["a.nii.gz", "odd\\nname [b].nii"]
     assert np.array(written) == pytest.approx(np.array(latents), abs=1e-7)
 
