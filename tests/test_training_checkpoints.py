@@ -139,7 +139,7 @@ def test_too_many_losses_in_a_row_that_are_not_finite_stop_the_run_and_name_the_
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_at_twenty_moments_the_curve_is_the_same_to_the_bit(tmp_path: Path) -> None:
-    preset = short_preset(samples=8 * 600)
+    preset = short_preset(samples=8 * 240)
     roots = [tmp_path / name for name in ("whole", "killed")]
     for root in roots:
         root.mkdir()
