@@ -16,9 +16,7 @@ from ctclip_model.files import whole_file
 
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pa.Table"
 
-MAP_COLUMNS = dict.fromkeys(
-    ("metadata", "parts"), pa.map_(pa.string(), pa.string())
-)  # elsewhere a mapping would become a struct
+MAP_COLUMNS = dict.fromkeys(("metadata", "parts"), pa.map_(pa.string(), pa.string()))  # not structs, as by default
 
 
 def new_run_id() -> str:

@@ -74,7 +74,7 @@ def learn(
     preset = few_codes()
     config = dataclasses.replace(
         preset.training, batch_size=BATCH, samples=BATCH * STEPS, negatives=negatives, text_learning_rate=None,
-        learning_rate=1e-3, **settings,
+        learning_rate=1e-3, texts_per_volume=2, **settings,
     )  # fmt: skip
     model, tokenizer, data = untrained(preset)
     losses: list[float] = []

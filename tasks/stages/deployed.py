@@ -30,7 +30,8 @@ def run_deployed(data_root: Path, stage: str, parameters: dict[str, Any]) -> lis
     Where the worker finds the data root its own CTCLIP_DATA_ROOT says. Raises `StageFailedError`.
     """
     flow_run = _run(stage, {name: to_jsonable_python(value) for name, value in parameters.items() if value is not None})
-    if not _is_completed(flow_run):
+    assert flow_run.state is not None
+    if not flow_run.state.is_completed():
         raise StageFailedError(_describe(stage, flow_run))
     return _summarise(data_root, stage, str(flow_run.id))
 
@@ -86,10 +87,6 @@ def _describe_waiting(flow_run: FlowRun) -> str:
     return (
         f"no worker has taken {flow_run.name} yet: `prefect worker start --pool {pool}` on a machine that is to run it"
     )
-
-
-def _is_completed(flow_run: FlowRun) -> bool:
-    return flow_run.state is not None and flow_run.state.is_completed()
 
 
 def _describe(name: str, flow_run: FlowRun) -> str:
