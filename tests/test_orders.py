@@ -11,6 +11,7 @@ from warehouse_records import query
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
+from ctclip_model.training.loop import StepRecord
 from tasks import orders, training
 from tasks.embedding import EmbeddingWork
 from tasks.launching import Launch
@@ -115,6 +116,16 @@ def test_work_stops_where_its_order_is_gone(
         assert take_outcome(run) is None
         with pytest.raises(OrderWithdrawnError, match="there is no order"):
             carry_out(mounted, run.run_id)
+    assert query(data_root, "select step from training_steps") == [(1,)]
+
+
+def test_a_step_that_another_attempt_does_again_is_recorded_once(data_root: Path, preset: Preset) -> None:
+    step = StepRecord("contrastive", 1, 8, 2.0, 1e-3, 1.0, 1.0, 0.0, 1)
+    with open_run(data_root, "train", "short") as run:
+        for _ in range(2):
+            recorder = training.StepRecorder(run, work_of(data_root, preset).manifest)
+            recorder.add(step)
+            recorder.flush()
     assert query(data_root, "select step from training_steps") == [(1,)]
 
 

@@ -11,9 +11,8 @@ from tasks.launching import Launch
 from tasks.orders import FinetuningWork
 from tasks.planning import plan_items
 from tasks.runs import StageRun
-from tasks.settings import LIMITS
 from tasks.stages.deployed import get_done
-from tasks.stages.train import has_lost_its_processes
+from tasks.stages.train import RETRIED
 from tasks.training import Manifest, describe_stale
 
 
@@ -37,12 +36,7 @@ def prepare_samples(run: StageRun, finetuning: Finetuning) -> Manifest:
     return manifest
 
 
-@task(
-    cache_policy=NO_CACHE,
-    retries=LIMITS.training_retries,
-    retry_delay_seconds=LIMITS.training_retry_delay_s,
-    retry_condition_fn=has_lost_its_processes,
-)
+@task(**RETRIED)
 def finetune_model(
     run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute, launch: Launch, deployed: bool
 ) -> None:

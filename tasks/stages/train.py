@@ -52,12 +52,14 @@ def has_lost_its_processes(task: Task[..., Any], task_run: TaskRun, state: State
     return isinstance(state.result(raise_on_failure=False), WorkerDiedError)
 
 
-@task(
-    cache_policy=NO_CACHE,
-    retries=LIMITS.training_retries,
-    retry_delay_seconds=LIMITS.training_retry_delay_s,
-    retry_condition_fn=has_lost_its_processes,
-)
+# Of a task that trains: its processes may die, and each attempt goes on from the last checkpoint.
+RETRIED: dict[str, Any] = {
+    "cache_policy": NO_CACHE, "retries": LIMITS.training_retries,
+    "retry_delay_seconds": LIMITS.training_retry_delay_s, "retry_condition_fn": has_lost_its_processes,
+}  # fmt: skip
+
+
+@task(**RETRIED)
 def train_model(
     run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch, deployed: bool
 ) -> None:
