@@ -17,7 +17,7 @@ VERSIONS = {
     "convert": 2,
     "label": 1,
     "train-labeller": 1,
-    "train": 1,
+    "train": 2,
     "finetune": 1,
     "embed": 1,
     "evaluate": 2,

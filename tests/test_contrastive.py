@@ -170,6 +170,7 @@ def test_codes_start_on_tokens(preset: Preset) -> None:
     codes = model.visual_transformer.vq._codebook.embed[0]
     nearest = (codes @ nn.functional.normalize(tokens, dim=-1).t()).amax(1)
     torch.testing.assert_close(nearest, torch.ones_like(nearest))
+    assert len(codes.unique(dim=0)) == len(codes)  # of two equal ones rounding would choose
 
 
 def test_the_text_encoder_learns_what_a_single_sentence_says(preset: Preset) -> None:

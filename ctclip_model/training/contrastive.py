@@ -279,10 +279,13 @@ def _dropout_of(seed: int | None, device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def start_codebook(model: CTCLIP, images: Tensor) -> None:
-    """Puts the codes where tokens are: on some that the images have, drawn at random, before the first step."""
+    """Puts the codes where tokens are: on some that the images have, drawn at random, before the first step.
+
+    None is drawn twice while there are others: between equal codes rounding would choose, on each machine its way.
+    """
     tokens = gather(model.unquantized_tokens(images).flatten(0, -2))
     codes = model.visual_transformer.vq._codebook.embed[0]
-    chosen = torch.randint(len(tokens), (len(codes),), device=tokens.device)
+    chosen = torch.randperm(len(tokens), device=tokens.device)[torch.arange(len(codes)) % len(tokens)]
     codes.copy_(F.normalize(tokens[chosen], dim=-1))
 
 
