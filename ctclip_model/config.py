@@ -16,7 +16,7 @@ VERSIONS = {
     "ingest": 1,
     "convert": 2,
     "label": 1,
-    "train-labeller": 1,
+    "train-labeller": 2,
     "train": 2,
     "finetune": 1,
     "embed": 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 
@@ -21,6 +21,6 @@ def demo(folder: Path = Path("demo"), seed: int = 0) -> list[dict[str, Any]]:
     source, data_root = folder / "phantoms", folder / "data"
     phantoms = prepare_phantoms(source, seed)
     ingested = ingest(str(source), data_root)
-    labeller = train_labeller(data_root, PRESET)
+    labeller = cast(dict[str, Any], train_labeller(data_root, PRESET))
     rebuilt = rebuild(None, data_root, PRESET, labeller["labeller_id"], from_stage="convert", seed=seed)
     return [phantoms, ingested, labeller, *rebuilt]

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 
-from tasks.labelling import choose_training
+from ctclip_model.device import Compute, Precision
+from ctclip_model.errors import PreemptedError
+from tasks.labeller_training import choose_training
+from tasks.launching import Launch
 from tasks.presets import find_preset
 from tasks.settings import DATA_ROOT, LABELLER_KINDS, PRESET
-from tasks.stages import stage_run, whole
-from tasks.stages.train_labeller import collect_labelled_reports, fit_labeller
+from tasks.stages import await_retry, stage_run, whole
+from tasks.stages.train_labeller import collect_labelled_reports, fit_labeller, plan_labeller_training
 
 
 @flow(name="train-labeller")
@@ -21,13 +24,24 @@ def train_labeller(
     kind: str = LABELLER_KINDS[0],
     hand_labels: Path | None = None,
     force: bool = False,
-) -> dict[str, Any]:
+    device: str = "auto",
+    dtype: Precision = Precision.float32,
+    processes: int | None = None,
+    deployed: bool = False,
+) -> dict[str, Any] | State[Any]:
     """Train a labeller of a kind on the reports of the train split and their published labels, or on a file's.
 
     `kind` is `roberta`, of the preset's shape, or `tfidf`; `hand_labels` a CSV: AccessionNo, report_text, 18 labels.
+    On a GPU, or with `processes`, torchrun trains a `roberta` apart from this process; `deployed` has the deployment
+    `compute` train it, on a worker of its pool.
     """
-    training = choose_training(kind, find_preset(preset))
-    with stage_run(data_root, "train-labeller", training.name) as run:
-        reports = collect_labelled_reports(run, hand_labels)
-        labeller_id = fit_labeller(run, training, whole(reports), force)
-    return run.summary() | {"labeller_id": labeller_id}
+    chosen = find_preset(preset)
+    training, compute = choose_training(kind, chosen), Compute(device, dtype)
+    try:
+        with stage_run(data_root, "train-labeller", training.name) as run:
+            reports = collect_labelled_reports(run, training, hand_labels)
+            if plan_labeller_training(run, training, whole(reports), force):
+                fit_labeller(run, training, chosen, whole(reports), compute, Launch(processes), deployed)
+    except PreemptedError as error:
+        return await_retry(error)
+    return run.summary() | {"labeller_id": reports.labeller_id(training)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,17 +18,16 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, Precision, limit_cpu_threads
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from tasks.embedding import plan_work
-from tasks.launching import Launch, train_apart
+from tasks.launching import Launch, train
 from tasks.models import ModelReference
-from tasks.progress import show_progress
 from tasks.runs import StageRun
 from tasks.settings import FINETUNE, PUBLISHED_LABELS
-from tasks.training import Manifest, StepRecorder, find_trained, record_model, write_manifest
+from tasks.training import Manifest, find_trained, make_job, record_model, train_and_record, write_manifest
 from warehouse import store
 
 if TYPE_CHECKING:
-    from ctclip_model.training.log import TrainingResult
     from ctclip_model.training.loop import StepRecord
+    from tasks.launching import Result
 
 
 @dataclass(frozen=True)
@@ -112,20 +112,13 @@ def _require_current(data_root: Path, parent: ModelReference, table: pa.Table) -
 
 def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute, launch: Launch) -> None:
     """Trains, and records the model, its samples and its steps."""
+    from ctclip_model.training.log import TrainingResult
+
     started = time.monotonic()
-    steps = StepRecorder(run, manifest)
     preset, parent = finetuning.preset, finetuning.parent
-    total = finetuning.config.epochs * _count_scans(manifest.path)
-    with show_progress(finetuning.kind, total, "samples") as progress, limit_cpu_threads(preset.cpu_threads):
-
-        def on_step(record: StepRecord) -> None:
-            steps.add(record)
-            progress.advance(record.samples - progress.done, f"loss {record.loss:.3f}")
-
-        try:
-            result = _train(run.data_root, finetuning, manifest, compute, launch, on_step)
-        finally:
-            steps.flush()  # what a rerun does not do again
+    train_it = partial(_train, run.data_root, finetuning, manifest, compute, launch)
+    result = train_and_record(run, manifest, finetuning.config.epochs * _count_scans(manifest.path), train_it)
+    assert isinstance(result, TrainingResult)
     record_model(
         run, manifest, result, kind=finetuning.kind, preset=preset.name,
         config=asdict(finetuning.config)
@@ -143,18 +136,23 @@ def _train(
     compute: Compute,
     launch: Launch,
     on_step: Callable[[StepRecord], None],
-) -> TrainingResult:
-    from ctclip_model.training.finetune import train_lipro, train_vocabfine
-    from ctclip_model.training.worker import Job
+) -> Result:
+    from ctclip_model.training.finetune import train_lipro
+    from ctclip_model.training.worker import Kind
 
-    folder, parent, preset = data_root / "models" / manifest.model_id, finetuning.parent.folder, finetuning.preset
+    parent, preset = finetuning.parent.folder, finetuning.preset
     if finetuning.kind == "lipro":
-        return train_lipro(manifest.path, parent, preset.lipro, folder, on_step=on_step)
-    if launch.is_apart(compute):  # in one process unless more are asked for: the published batch is of one volume
-        places = [str(path.relative_to(data_root)) for path in (manifest.path, folder, parent)]
-        job = Job(places[0], places[1], preset, compute, {}, parent=places[2])
-        return train_apart(job, data_root, replace(launch, processes=launch.processes or 1), on_step)
-    return train_vocabfine(manifest.path, data_root, parent, preset.vocabfine, folder, compute=compute, on_step=on_step)
+        with limit_cpu_threads(preset.cpu_threads):
+            return train_lipro(
+                manifest.path,
+                parent,
+                preset.lipro,
+                data_root / manifest.folder,
+                origin=manifest.origin,
+                on_step=on_step,
+            )
+    job = make_job(Kind.vocabfine, data_root, manifest, preset, compute, parent)
+    return train(job, data_root, launch, on_step)
 
 
 def _count_scans(path: Path) -> int:

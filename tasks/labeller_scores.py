@@ -14,7 +14,8 @@ from ctclip_model.data.reports import report_sha256
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.evaluation import metrics
-from tasks.labelling import LabelledReports, LabellerReference, read_reports, read_trained_on
+from tasks.labeller_training import LabelledReports
+from tasks.labelling import LabellerReference, read_reports, read_trained_on
 from tasks.planning import plan_items
 from tasks.publish import publish
 from tasks.runs import StageRun

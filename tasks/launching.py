@@ -23,9 +23,12 @@ from ctclip_model.errors import ConfigurationError, PreemptedError, WorkerDiedEr
 from tasks.settings import LIMITS
 
 if TYPE_CHECKING:
+    from ctclip_model.training.labeller_training import LabellerResult
     from ctclip_model.training.log import TrainingResult
     from ctclip_model.training.loop import StepRecord
     from ctclip_model.training.worker import Job
+
+    Result = TrainingResult | LabellerResult
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ PR_SET_PDEATHSIG = 1  # of Linux: a signal to this process when its parent dies
 class Launch:
     """Where a training's processes run. Several nodes each make the same call, and meet at `rendezvous`."""
 
-    processes: int | None = None  # a node; one a GPU when None, and without a GPU this very process
+    processes: int | None = None  # a node; as many as suit the training when None, and without a GPU this very one
     nodes: int = 1
     rendezvous: str | None = None  # host:port that every node reaches
 
@@ -52,37 +55,51 @@ class Launch:
         """Whether processes are started: on a GPU always, so that running out of its memory ends them alone."""
         return self.nodes > 1 or self.processes is not None or choose_device(compute.device).type == "cuda"
 
-    def command(self, job: Path, data_root: Path) -> list[str]:
-        """What starts them, by torchrun."""
+    def command(self, job: Path, data_root: Path, *, suited: int | None = None) -> list[str]:
+        """What starts them, by torchrun; `suited` is how many suit the training, one a GPU when None."""
         meeting = ["--standalone"]
         if self.nodes > 1:
             meeting = [f"--nnodes={self.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={self.rendezvous}"]
             meeting.append(f"--rdzv-id={job.parent.name}")
+        count = self.processes or suited or "gpu"
         return [
-            sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={self.processes or 'gpu'}",
-            "--module", "ctclip_model.training.worker", str(job), str(data_root),
+            sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={count}", "--module",
+            "ctclip_model.training.worker", str(job), str(data_root),
         ]  # fmt: skip
 
 
-def train_apart(job: Job, data_root: Path, launch: Launch, on_step: Callable[[StepRecord], None]) -> TrainingResult:
+def train(job: Job, data_root: Path, launch: Launch, on_step: Callable[[StepRecord], None]) -> Result:
+    """Trains in this process, or, where the launch says so, as `train_apart` does."""
+    if launch.is_apart(job.compute):
+        return train_apart(job, data_root, launch, on_step)
+    from ctclip_model.training import worker
+
+    return worker.train(job, data_root, on_step)
+
+
+def train_apart(job: Job, data_root: Path, launch: Launch, on_step: Callable[[StepRecord], None]) -> Result:
     """Trains in processes that need nothing but the data root, and passes on each step as it comes.
 
     Raises the worker's own error, `PreemptedError` where this process was asked to end (SIGTERM, which it hands on and
     then waits for the state to be saved), and `WorkerDiedError` where they ended otherwise.
     """
+    from ctclip_model.training.labeller_training import LabellerResult
     from ctclip_model.training.log import TrainingResult
     from ctclip_model.training.loop import StepRecord
+    from ctclip_model.training.worker import Kind
 
+    result_type = LabellerResult if job.kind is Kind.labeller else TrainingResult
     path = data_root / f"{job.folder}.work" / "job.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     job.write(path)
-    with _running(launch.command(path, data_root)) as lines:
+    suited = None if job.kind is Kind.ct_clip else 1  # a batch of the others is small, of VocabFine one volume
+    with _running(launch.command(path, data_root, suited=suited)) as lines:
         for event in lines:
             kind = event.pop("event")
             if kind == "step":
                 on_step(StepRecord(**event))
             elif kind == "result":
-                return TrainingResult(**event | {"folder": data_root / job.folder})
+                return result_type(**event | {"folder": data_root / job.folder})
             else:
                 raise _error(**event)
     raise AssertionError("processes that tell no result have failed")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,6 +22,7 @@ from ctclip_model.errors import ConfigurationError, CTCLIPError, OrderWithdrawnE
 from ctclip_model.files import whole_file
 from tasks.embedding import EmbeddingWork, embed_reports_and_prompts, embed_volumes
 from tasks.finetuning import Finetuning, run_finetuning
+from tasks.labeller_training import run_roberta_training
 from tasks.launching import Launch
 from tasks.lease import hold_lease
 from tasks.logs import log_context
@@ -42,6 +43,7 @@ class TrainingWork:
     manifest: Manifest
     compute: Compute
     launch: Launch
+    what: Literal["ct-clip"] = "ct-clip"
 
     def do(self, run: StageRun) -> None:
         run_training(run, self.preset, self.manifest, self.compute, self.launch)
@@ -55,9 +57,24 @@ class FinetuningWork:
     manifest: Manifest
     compute: Compute
     launch: Launch
+    what: Literal["fine-tuning"] = "fine-tuning"
 
     def do(self, run: StageRun) -> None:
         run_finetuning(run, self.finetuning, self.manifest, self.compute, self.launch)
+
+
+@dataclass(frozen=True)
+class LabellerWork:
+    """A report labeller to train."""
+
+    preset: Preset
+    manifest: Manifest
+    compute: Compute
+    launch: Launch
+    what: Literal["labeller"] = "labeller"
+
+    def do(self, run: StageRun) -> None:
+        run_roberta_training(run, self.preset, self.manifest, self.compute, self.launch)
 
 
 @dataclass(frozen=True)
@@ -67,13 +84,15 @@ class LatentsWork:
     model: ModelReference
     items: EmbeddingWork
     device: str
+    what: Literal["latents"] = "latents"
 
     def do(self, run: StageRun) -> None:
         embed_reports_and_prompts(run, self.model, self.items, self.device)
         embed_volumes(run, self.model, self.items, self.device)
 
 
-Work = TrainingWork | FinetuningWork | LatentsWork
+# Of the same fields, some of them: `what` tells them apart in the file.
+Work = TrainingWork | FinetuningWork | LabellerWork | LatentsWork
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial, reduce
+from operator import and_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from ctclip_model.config import VERSIONS, Preset, fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.device import Compute, limit_cpu_threads
+from ctclip_model.device import Compute
 from ctclip_model.errors import MissingInputError
 from tasks.labelling import find_labeller
-from tasks.launching import Launch, train_apart
+from tasks.launching import Launch, train
 from tasks.progress import show_progress
 from tasks.records import sha256_of, write_parquet
 from tasks.runs import StageRun, code_version
@@ -26,8 +29,12 @@ from tasks.settings import PUBLISHED_LABELS
 from warehouse import store
 
 if TYPE_CHECKING:
+    from ctclip_model.training.labeller_training import LabellerResult
     from ctclip_model.training.log import TrainingResult
     from ctclip_model.training.loop import StepRecord
+    from ctclip_model.training.worker import Job, Kind
+
+R = TypeVar("R", bound="TrainingResult | LabellerResult")
 
 STEPS_PER_RECORD = 50
 
@@ -43,6 +50,16 @@ class Manifest:
     count_samples: int
     source: str
     revision: str
+
+    @property
+    def folder(self) -> Path:
+        """Of the model, under the data root."""
+        return Path("models") / self.model_id
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the model card says of the data."""
+        return {"source": self.source, "revision": self.revision, "count_samples": f"{self.count_samples:,}"}
 
 
 def config_fingerprint(preset: Preset) -> str:
@@ -101,6 +118,11 @@ def write_manifest(data_root: Path, table: pa.Table, name: str, config: str) -> 
     """Writes the samples of a training of that configuration; its model is called after `name` and what it learns."""
     content = fingerprint(*(table[column].to_pylist() for column in ("volume_name", "fingerprint", "labels")))
     model_id = f"{name}-{fingerprint(config, content)[:10]}"
+    return place_manifest(data_root, table, model_id, content, config)
+
+
+def place_manifest(data_root: Path, table: pa.Table, model_id: str, content: str, config: str) -> Manifest:
+    """Writes a manifest where its model is going to be."""
     path = data_root / "models" / f"{model_id}.work" / "manifest.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(table, path)
@@ -112,11 +134,39 @@ def write_manifest(data_root: Path, table: pa.Table, name: str, config: str) -> 
 
 def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch) -> None:
     """Trains, and records the model, its samples and its steps."""
+    from ctclip_model.training.log import TrainingResult
+    from ctclip_model.training.worker import Kind
+
     started = time.monotonic()
-    steps = StepRecorder(run, manifest)
+    job = make_job(Kind.ct_clip, run.data_root, manifest, preset, compute)
     total = preset.training.text_pretraining_samples + preset.training.samples
+    result = train_and_record(run, manifest, total, partial(train, job, run.data_root, launch))
+    assert isinstance(result, TrainingResult)
+    record_model(
+        run, manifest, result, kind="ct-clip", preset=preset.name, config=asdict(preset) | {"compute": asdict(compute)},
+        recipe_id=preset.recipe.recipe_id, duration_s=time.monotonic() - started,
+    )  # fmt: skip
+
+
+def make_job(
+    kind: Kind, data_root: Path, manifest: Manifest, preset: Preset, compute: Compute, parent: Path | None = None
+) -> Job:
+    """The training of a manifest's model, in terms of the data root."""
+    from ctclip_model.training.worker import Job
+
+    return Job(
+        kind, str(manifest.path.relative_to(data_root)), str(manifest.folder), preset, compute,
+        manifest.origin, parent=str(parent.relative_to(data_root)) if parent is not None else None,
+    )  # fmt: skip
+
+
+def train_and_record(
+    run: StageRun, manifest: Manifest, total: int, train: Callable[[Callable[[StepRecord], None]], R]
+) -> R:
+    """Trains, on `total` samples at most, shows how far it is, and records each step."""
+    steps = StepRecorder(run, manifest)
     seen: dict[str, int] = {}
-    with show_progress("train", total, "samples") as progress, limit_cpu_threads(preset.cpu_threads):
+    with show_progress(run.stage, total, "samples") as progress:
 
         def on_step(record: StepRecord) -> None:
             steps.add(record)
@@ -124,34 +174,11 @@ def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Com
             progress.advance(sum(seen.values()) - progress.done, f"{record.phase}, loss {record.loss:.3f}")
 
         try:
-            result = _train(run.data_root, preset, manifest, compute, launch, on_step)
+            result = train(on_step)
         finally:
             steps.flush()  # what a rerun does not do again
-    record_model(
-        run, manifest, result, kind="ct-clip", preset=preset.name, config=asdict(preset) | {"compute": asdict(compute)},
-        recipe_id=preset.recipe.recipe_id, duration_s=time.monotonic() - started,
-    )  # fmt: skip
-
-
-def _train(
-    data_root: Path,
-    preset: Preset,
-    manifest: Manifest,
-    compute: Compute,
-    launch: Launch,
-    on_step: Callable[[StepRecord], None],
-) -> TrainingResult:
-    from ctclip_model.training.contrastive import train_contrastive
-    from ctclip_model.training.worker import Job
-
-    origin = {"source": manifest.source, "revision": manifest.revision, "count_samples": f"{manifest.count_samples:,}"}
-    folder = Path("models") / manifest.model_id
-    if launch.is_apart(compute):
-        job = Job(str(manifest.path.relative_to(data_root)), str(folder), preset, compute, origin)
-        return train_apart(job, data_root, launch, on_step)
-    return train_contrastive(
-        manifest.path, data_root, preset, data_root / folder, compute=compute, origin=origin, on_step=on_step
-    )
+    steps.complete(result.folder / "metrics.parquet")
+    return result
 
 
 def record_model(
@@ -193,7 +220,8 @@ class StepRecorder:
     """
 
     def __init__(self, run: StageRun, manifest: Manifest) -> None:
-        self.run, self.manifest, self.rows = run, manifest, list[Mapping[str, Any]]()
+        self.run, self.rows = run, list[Mapping[str, Any]]()
+        self.stamp = {"model_id": manifest.model_id, "fingerprint": manifest.config_fingerprint}
         paths = (run.data_root / "records" / "training_steps").glob(f"{run.run_id}-*.parquet")
         tables = [pq.read_table(path, columns=["phase", "step"]) for path in paths]
         self.known = {(row["phase"], row["step"]) for table in tables for row in table.to_pylist()}
@@ -201,10 +229,21 @@ class StepRecorder:
     def add(self, record: StepRecord) -> None:
         if (record.phase, record.step) in self.known:
             return
-        stamp = {"model_id": self.manifest.model_id, "fingerprint": self.manifest.config_fingerprint}
-        self.rows.append(stamp | asdict(record))
+        self.rows.append(self.stamp | asdict(record))
         if len(self.rows) >= STEPS_PER_RECORD:
             self.flush()
+
+    def complete(self, curve: Path) -> None:
+        """Records those steps of a finished training's curve that an earlier run was killed before it recorded."""
+        rows = pq.read_table(curve).to_pylist()
+        if not rows:
+            return
+        records = ds.dataset(self.run.data_root / "records" / "training_steps")
+        is_ours = reduce(and_, (ds.field(name) == value for name, value in self.stamp.items()))
+        recorded = records.to_table(columns=["phase", "step"], filter=is_ours).to_pylist()
+        known = {(row["phase"], row["step"]) for row in recorded}
+        self.rows += [self.stamp | row for row in rows if (row["phase"], row["step"]) not in known]
+        self.flush()
 
     def flush(self) -> None:
         rows, self.rows = self.rows, []

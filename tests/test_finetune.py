@@ -32,7 +32,7 @@ from ctclip_model.training.finetune import (
     train_vocabfine,
     vocabfine_losses,
 )
-from ctclip_model.training.worker import Job
+from ctclip_model.training.worker import Job, Kind
 
 INPUTS, OUTPUTS = golden("ctclip_tiny.finetune.inputs"), golden("ctclip_tiny.finetune.outputs")
 VOLUME = golden("ctclip_tiny.inputs")["volume"][:1]
@@ -253,7 +253,7 @@ def test_a_worker_fine_tunes_by_its_job_file(tmp_path: Path, parent: Path, monke
     preset = dataclasses.replace(PRESETS["smoke"](), vocabfine=VOCABFINE)
     manifest = write_manifest(tmp_path, preset.recipe)
     train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "fine", compute=Compute("cpu"))
-    job = Job("manifest.parquet", "models/fine", preset, Compute("cpu"), {}, parent="parent")
+    job = Job(Kind.vocabfine, "manifest.parquet", "models/fine", preset, Compute("cpu"), {}, parent="parent")
     job.write(tmp_path / "job.json")
     monkeypatch.setattr("sys.argv", ["worker", str(tmp_path / "job.json"), str(tmp_path)])
     worker.main()

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from labelled_reports import write_reports
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import PreTrainedTokenizerFast
@@ -27,6 +29,7 @@ from ctclip_model.training import distributed
 from ctclip_model.training.checkpoint import WHOLE, Checkpoints
 from ctclip_model.training.contrastive import teach_contrast
 from ctclip_model.training.finetune import teach_prompts
+from ctclip_model.training.labeller_training import train_labeller
 from ctclip_model.training.loop import StepRecord
 from ctclip_model.training.losses import backward_in_parts, batch_loss, sigmoid_loss
 from ctclip_model.training.samples import TrainingData
@@ -100,6 +103,16 @@ def fine_tune(encoded_at_once: int | None = None) -> tuple[list[float], dict[str
     return losses, model.state_dict()
 
 
+def label(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    reports, labels = write_reports(40, seed=0)
+    config = dataclasses.replace(smoke().labeller, batch_size=BATCH, epochs=2, dropout=0.0)
+    losses: list[float] = []
+    path = folder / f"labeller-of-{distributed.world_size()}"
+    train_labeller(reports, labels, config, path, on_step=lambda step: losses.append(step.loss))
+    distributed.wait_for_all()  # until the first has written
+    return losses, load_file(path / "model.safetensors")
+
+
 def learn_sharded_and_go_on(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Stopped after two steps, and gone on with by a model that is shared out anew."""
     settings: dict[str, Any] = {"sharded": True, "encoded_at_once": 2, "average_decay": 0.5, "steps_per_checkpoint": 1}
@@ -114,6 +127,7 @@ USUAL: dict[str, Callable[[Path], Any]] = {
     "copies, in parts": lambda _: learn(encoded_at_once=2),
     "vocabfine": lambda _: fine_tune(),
     "vocabfine, in parts": lambda _: fine_tune(encoded_at_once=3),
+    "labeller": label,
 }
 OTHERS: dict[str, Callable[[Path], Any]] = {
     "sigmoid": lambda _: learn(Negatives.sigmoid),
@@ -152,6 +166,11 @@ def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None
     for training, whole in {"copies": learn(), "vocabfine": fine_tune()}.items():
         assert_same(found[training], whole)
         assert_same(found[f"{training}, in parts"], whole)
+    losses, weights = label(tmp_path)
+    assert found["labeller"][0] == pytest.approx(losses, rel=1e-4)
+    assert len(losses) >= STEPS
+    name = "classifier.weight"  # of a bias whose gradient is 0 but for rounding, AdamW makes steps of the full rate
+    torch.testing.assert_close(found["labeller"][1][name], weights[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -12,38 +12,52 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig
 from ctclip_model.config import LabellerConfig, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, ConfigurationError
-from ctclip_model.training.labeller import Bags, load_labeller, train_labeller
+from ctclip_model.training import labeller_training
+from ctclip_model.training.labeller import Bags, load_labeller
+from ctclip_model.training.labeller_training import train_labeller
 
 CONFIG = dataclasses.replace(tiny().labeller, hidden_size=32, epochs=6, patience=6)
+
+
+def validations(steps):
+    return [step.validation_auroc for step in steps if step.validation_auroc is not None]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "labeller-1"
-    lines = []
-    result = train_labeller(*write_reports(400, seed=0), CONFIG, folder, on_epoch=lines.append)
-    return folder, result, lines
+    steps = []
+    result = train_labeller(*write_reports(400, seed=0), CONFIG, folder, on_step=steps.append)
+    return folder, result, steps
 
 
 def test_a_labeller_learns_negations_and_is_loaded_from_its_folder(trained):
-    folder, result, lines = trained
+    folder, result, steps = trained
     labeller = load_labeller(folder)
     reports, labels = write_reports(100, seed=1)
     agreement = ((labeller.label(reports) >= labeller.thresholds) == labels).mean()
     assert agreement > 0.99
     assert result.validation_agreement > 0.99
-    assert len(lines) == CONFIG.epochs
+    assert len(validations(steps)) == CONFIG.epochs
+    assert validations(steps)[-1] > 0.99
+    assert not (folder.parent / "labeller-1.work/checkpoints").exists()
     assert labeller.labeller_id == "labeller-1"
     assert result.count_parameters == sum(p.numel() for p in labeller.model.parameters())
 
 
-def test_training_stops_early_and_keeps_the_best_epoch_of_the_group_held_out(tmp_path):
+def test_training_stops_early_and_keeps_the_best_epoch_of_the_group_held_out(tmp_path, monkeypatch):
     reports, labels = write_reports(60, seed=0)
     groups = ["a"] * 30 + ["b"] * 30
     config = dataclasses.replace(CONFIG, learning_rate=0.1, epochs=20, patience=2, validation_share=0.5)
-    lines = []
-    result = train_labeller(reports, labels, config, tmp_path / "a", groups=groups, on_epoch=lines.append)
-    assert len(lines) == result.best_epoch + 2 < 20
+    steps, losses_seen = [], []
+    measure = labeller_training._Validation.measure
+    monkeypatch.setattr(
+        labeller_training._Validation, "measure",
+        lambda held: losses_seen.append((found := measure(held)).loss) or found,
+    )  # fmt: skip
+    result = train_labeller(reports, labels, config, tmp_path / "a", groups=groups, on_step=steps.append)
+    assert len(losses_seen) == losses_seen.index(min(losses_seen)) + 3 < 20
+    assert result.validation_loss == pytest.approx(min(losses_seen))
     probabilities = torch.from_numpy(load_labeller(tmp_path / "a").label(reports)).double()
     losses = F.binary_cross_entropy(probabilities, torch.from_numpy(labels).double(), reduction="none").mean(dim=1)
     by_group = losses.reshape(2, 30).mean(dim=1).tolist()
@@ -72,6 +86,30 @@ def test_the_same_seed_gives_the_same_labeller(tmp_path):
     for name in ("a", "b"):
         train_labeller(reports, labels, config, tmp_path / name)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_a_killed_training_goes_on_to_the_same_labeller_bit_by_bit(tmp_path):
+    reports, labels = write_reports(60, seed=0)
+    config = dataclasses.replace(CONFIG, dropout=0.1, epochs=3, patience=1, learning_rate=0.02)
+    losses = {"whole": {}, "killed": {}}
+
+    def stop_after(count, name):
+        def on_step(step):
+            losses[name][step.step] = step.loss
+            if step.step == count:
+                raise KeyboardInterrupt
+
+        return on_step
+
+    train_labeller(reports, labels, config, tmp_path / "whole", on_step=stop_after(None, "whole"))
+    for count in (2, 5):  # before the first checkpoint, which the end of an epoch of 3 steps leaves, and between two
+        with pytest.raises(KeyboardInterrupt):
+            train_labeller(reports, labels, config, tmp_path / "killed", on_step=stop_after(count, "killed"))
+    train_labeller(reports, labels, config, tmp_path / "killed", on_step=stop_after(None, "killed"))
+    assert losses["killed"] == losses["whole"]
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert "60 labelled reports" in (tmp_path / "killed/README.md").read_text()
 
 
 def test_labels_that_are_unknown_are_refused(tmp_path):

@@ -21,15 +21,8 @@ from ctclip_model.errors import CheckFailedError, ConfigurationError, MetadataEr
 from ctclip_model.training.labeller import load_labeller
 from tasks import labeller_scores
 from tasks.labeller_scores import plan_scoring, record_trained_on, score_labeller
-from tasks.labelling import (
-    LabelledReports,
-    LabellerReference,
-    LabellerTraining,
-    plan_labels,
-    read_trained_on,
-    record_labels,
-    run_labeller_training,
-)
+from tasks.labeller_training import LabelledReports, LabellerTraining, run_tfidf_training
+from tasks.labelling import LabellerReference, plan_labels, read_trained_on, record_labels
 from tasks.planning import Selection
 from tasks.runs import open_run
 from tasks.sources.hand_labels import read_hand_labels
@@ -38,7 +31,9 @@ from warehouse import store
 SCANS = [f"train_{number}_a" for number in range(1, 61)]
 TEXTS, LABELS = write_reports(60, seed=0)
 OTHERS, OTHER_LABELS = write_reports(40, seed=1)
-NAME = "labeller-tfidf-1"
+TRAINING = LabellerTraining("tfidf", TfidfConfig(min_reports=2, folds=2))
+TRAINED_ON = LabelledReports(SCANS[:40], TEXTS[:40], LABELS[:40])
+NAME = TRAINED_ON.labeller_id(TRAINING)
 float32 = Precision.float32
 
 
@@ -59,8 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         published_labels=label_rows(SCANS, LABELS),
     )  # fmt: skip
     with open_run(data_root, "train-labeller", "tfidf") as run:
-        training = LabellerTraining("tfidf", TfidfConfig(min_reports=2, folds=2), None)
-        run_labeller_training(run, training, LabelledReports(SCANS[:40], TEXTS[:40], LABELS[:40]), NAME)
+        run_tfidf_training(run, TRAINING, TRAINED_ON)
     return data_root
 
 
@@ -79,7 +73,8 @@ def hand(tmp_path: Path) -> Path:
 
 
 def reference(data_root: Path, name: str = NAME) -> LabellerReference:
-    return LabellerReference(name, data_root / "models" / NAME)
+    folder = data_root / "models" / name
+    return LabellerReference(name, folder if folder.exists() else data_root / "models" / NAME)
 
 
 def score(data_root: Path, hand: Path, name: str = NAME, **options: Any) -> bool:
@@ -204,9 +199,10 @@ def test_labeller_trained_on_half_of_the_real_hand_labels_reads_the_other_half(s
     reports = read_hand_labels(path)
     half = reports.draw(400, seed=0)
     with open_run(tmp_path, "train-labeller", "tfidf") as run:
-        run_labeller_training(run, LabellerTraining("tfidf", TfidfConfig(), None), half, NAME)
-    assert score(tmp_path, path)
-    trained_on = read_trained_on(tmp_path, NAME)
+        run_tfidf_training(run, training := LabellerTraining("tfidf", TfidfConfig()), half)
+    labeller_id = half.labeller_id(training)
+    assert score(tmp_path, path, labeller_id)
+    trained_on = read_trained_on(tmp_path, labeller_id)
     (row,) = query(tmp_path, "select f1, f1_ci_low, f1_ci_high, n from labeller_scores where abnormality = 'macro'")
     assert row[3] == sum(report_sha256(text) not in trained_on for text in reports.texts) < 400
     assert row[0] > 0.8

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from labelled_reports import write_reports
 from training_runs import short_preset, write_samples
 from warehouse_records import query
 
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
+from ctclip_model.training.labeller import load_labeller
 from ctclip_model.training.loop import StepRecord
 from tasks import orders, training
 from tasks.embedding import EmbeddingWork
+from tasks.labeller_training import LabelledReports, choose_training
 from tasks.launching import Launch
 from tasks.models import ModelReference
-from tasks.orders import LatentsWork, TrainingWork, carry_out, order_path, order_placed, take_outcome
+from tasks.orders import LabellerWork, LatentsWork, TrainingWork, carry_out, order_path, order_placed, take_outcome
+from tasks.progress import REPORTER, LogReporter
 from tasks.runs import open_run
 from tasks.training import Manifest
 
@@ -83,6 +88,51 @@ def test_a_worker_trains_and_embeds_without_the_warehouse(data_root: Path, mount
     assert not list(mounted.glob("warehouse*"))
     assert not list((data_root / "orders").iterdir())
     assert query(data_root, "select count(*) from runs where status = 'completed'") == [(2,)]
+
+
+def test_a_worker_trains_a_labeller_on_the_reports_that_were_ordered(
+    data_root: Path, mounted: Path, preset: Preset
+) -> None:
+    texts, labels = write_reports(20, seed=0)
+    reports = LabelledReports([f"train_{number}_a" for number in range(1, 21)], texts, labels)
+    labeller = choose_training("roberta", preset)
+    with open_run(data_root, "train-labeller", labeller.name) as run:
+        work = LabellerWork(preset, reports.place(data_root, labeller), Compute("cpu"), Launch())
+        with order_placed(run, work) as name:
+            carry_out(mounted, name)
+            take_outcome(run)
+    labeller_id = reports.labeller_id(labeller)
+    assert query(data_root, "select model_id, kind, count_samples from current_models") == [
+        (labeller_id, "labeller", 20)
+    ]
+    assert query(data_root, "select count(*) from current_model_samples") == [(20,)]
+    steps = query(data_root, "select distinct phase, model_id from current_training_steps")
+    assert steps == [("labeller", labeller_id)]
+    assert load_labeller(data_root / "models" / labeller_id).label(texts).shape == labels.shape
+
+
+def test_steps_that_a_killed_run_has_not_recorded_are_recorded_in_the_end(
+    data_root: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow's process dies after a checkpoint, with its last steps unrecorded, and another run goes on."""
+    preset = dataclasses.replace(preset, training=dataclasses.replace(preset.training, samples=48))
+    work = work_of(data_root, preset)
+
+    class Killed(LogReporter):
+        def update(self, stage: str, done: int, note: str) -> None:
+            if done == 32:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.StepRecorder, "flush", lambda _: None)
+        token = REPORTER.set(Killed())
+        with pytest.raises(KeyboardInterrupt), open_run(data_root, "train", "short") as run:
+            work.do(run)
+        REPORTER.reset(token)
+    with open_run(data_root, "train", "short") as run:
+        work.do(run)
+    steps = query(data_root, "select step, memory_bytes > 0 from training_steps order by step")
+    assert steps == [(step, True) for step in range(1, 7)]
 
 
 def test_an_error_of_the_work_is_raised_where_it_was_ordered(

@@ -116,13 +116,18 @@ def restore(
     snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
 ) -> None:
     """Puts a training into the state that a snapshot has kept."""
-    set_model_state_dict(model, snapshot.weights, options=WHOLE)
+    set_weights(model, snapshot.weights)
     set_optimizer_state_dict(model, optimizer, snapshot.optimizer, options=WHOLE)
     if average is not None and snapshot.average:
         average.restore(snapshot.average)
     torch.set_rng_state(snapshot.random_states["cpu"])
     if torch.cuda.is_available() and "cuda" in snapshot.random_states:
         torch.cuda.set_rng_state(snapshot.random_states["cuda"])
+
+
+def set_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Puts whole tensors in the place of a model's, however the processes share them."""
+    set_model_state_dict(model, dict(weights), options=WHOLE)
 
 
 class Checkpoints:
@@ -148,6 +153,10 @@ class Checkpoints:
                 self.best = snapshot.score, step
         return found
 
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """Those of a checkpoint that is there."""
+        return load_file(_path(self.folder, step) / WEIGHTS)
+
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Writes a checkpoint while training goes on; waits for the one before, and raises what went wrong with it."""
         self.wait()
@@ -165,7 +174,7 @@ class Checkpoints:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, step: int, snapshot: Snapshot) -> None:
-        with replace_folder(self.folder / f"step-{step:06d}") as temporary:
+        with replace_folder(_path(self.folder, step)) as temporary:
             save_file(snapshot.weights, temporary / WEIGHTS)
             rest = {name: value for name, value in vars(snapshot).items() if name != "weights"}
             torch.save(rest, temporary / REST)
@@ -181,6 +190,10 @@ class Checkpoints:
     def _listed(self) -> list[tuple[int, Path]]:
         paths = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return sorted((int(path.name.removeprefix("step-")), path) for path in paths)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
 
 
 def _read(path: Path) -> Snapshot:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from numpy.random import Generator
@@ -23,10 +24,19 @@ from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize, train_tokenizer
+from ctclip_model.training.card import describe_data, write_card
 from ctclip_model.training.checkpoint import WHOLE, Checkpoints, WeightAverage
-from ctclip_model.training.distributed import gather, rank, share, sum_over_processes, wait_for_all, world_size
-from ctclip_model.training.log import RunLog, TrainingResult, last_loss, write_card
-from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
+from ctclip_model.training.distributed import (
+    dropout_of,
+    gather,
+    rank,
+    share,
+    sum_over_processes,
+    wait_for_all,
+    world_size,
+)
+from ctclip_model.training.log import RunLog, TrainingResult, last_loss
+from ctclip_model.training.loop import Run, StepRecord, Validation, run_steps, split_decay
 from ctclip_model.training.losses import Latents, backward_in_parts, batch_loss
 from ctclip_model.training.parallel import spread
 from ctclip_model.training.samples import (
@@ -70,7 +80,7 @@ def train_contrastive(
     model = prepare_model(CTCLIP(preset.model), compute)
     log = RunLog(work, on_step, tensorboard=compute.tensorboard)
     phases = {name: Checkpoints(work / name, compute.checkpoints_kept) for name in ("text", "checkpoints")}
-    teach_text(model, tokenizer, data, config, checkpoints=phases["text"], on_step=on_step)
+    teach_text(model, tokenizer, data, config, checkpoints=phases["text"], on_step=log.add)
     steps = teach_contrast(
         model, tokenizer, data, config, held_out=held_out, compute=compute, checkpoints=phases["checkpoints"],
         on_step=log.add,
@@ -86,7 +96,7 @@ def train_contrastive(
             model.eval(),
             tokenizer,
             extra={"preset": preset.name, "recipe": asdict(preset.recipe), "steps": steps},  # what its volumes need
-            card=write_card(folder.name, preset, result, curve, origin or {}),
+            card=_card(preset, result, curve, origin or {}),
             weights=weights,
             metrics=curve,
         )
@@ -95,6 +105,32 @@ def train_contrastive(
         shutil.rmtree(work / "tokenizer", ignore_errors=True)
         log.close()
     return result
+
+
+def _card(preset: Preset, result: TrainingResult, curve: pa.Table, origin: Mapping[str, str]) -> str:
+    training, vision, recipe = preset.training, preset.model.vision, preset.recipe
+    metrics = {
+        "loss, mean of the last steps": f"{result.loss:.4f}",
+        "exp(temperature)": f"{result.logit_scale:.2f}",
+    }
+    if aurocs := [auroc for auroc in curve["validation_auroc"].to_pylist() if auroc is not None]:
+        metrics["macro zero-shot AUROC on held-out scans of the train split"] = f"{aurocs[-1]:.3f}"
+    return write_card(
+        result.folder.name,
+        tags=["chest-ct", "contrastive", "zero-shot-classification"],
+        description="CT-CLIP (arXiv 2403.17834): an image and a text encoder whose latents agree on a chest CT and its "
+        "report.",
+        facts={
+            "Data": describe_data(origin, "volumes of the train split"),
+            "Model": f"preset `{preset.name}`, {result.count_parameters:,} parameters; volumes of {vision.depth} x "
+            f"{vision.image_size} x {vision.image_size} voxels at {' x '.join(map(str, recipe.spacing_mm))} mm, recipe "
+            f"`{recipe.recipe_id}`.",
+            "Training": f"{result.steps:,} steps of {training.batch_size}, AdamW at {training.learning_rate:g}, "
+            f"negatives of the {training.negatives} batch, report sections {' and '.join(training.report_sections)}, "
+            f"seed {training.seed}.",
+        },
+        metrics=metrics,
+    )
 
 
 def prepare_model(model: CTCLIP, compute: Compute) -> CTCLIP:
@@ -153,7 +189,7 @@ def teach_contrast(
     steps = Steps(model, tokenizer, data, config, compute)
     average = WeightAverage(model, config.average_decay) if config.average_decay is not None else None
 
-    def validate_now() -> float:
+    def validate_now() -> Validation:
         assert held_out is not None
         with average.applied() if average is not None else nullcontext():  # what the model would be
             return validate(model, tokenizer, held_out, dtype=compute.precision.autocast)
@@ -239,7 +275,7 @@ class Steps:
             images = _images(batch.volumes[part], device, None if changes is None else changes[:, part])
             ids, mask = (batch.tokens[name][part].flatten(0, 1).to(device) for name in ("input_ids", "attention_mask"))
             seed = None if is_alone else batch.seed + start
-            with _dropout_of(seed, device), autocast_to(device, self.compute.precision.autocast):
+            with dropout_of(seed, device), autocast_to(device, self.compute.precision.autocast):
                 latents, of_texts = self.spread.encode(images, ids, mask)
             return latents, of_texts.unflatten(0, (len(latents), -1))
 
@@ -264,17 +300,6 @@ def move_codebook(model: CTCLIP) -> None:
 def _images(volumes: Tensor, device: torch.device, changes: Tensor | None) -> Tensor:
     images = to_model_input(volumes, device)
     return images if changes is None else change_brightness(images, changes)
-
-
-@contextmanager
-def _dropout_of(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Random numbers of that seed, the same each time; None goes on with those that are in use."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 @torch.no_grad()

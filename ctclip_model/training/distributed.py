@@ -5,7 +5,8 @@ Without a process group there is one process, and everything here gives back wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,6 +82,17 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> float:
         torch._foreach_mul_(list[Tensor](parts), (most / (norm + 1e-6)).clamp(max=1.0).item())
     torch._foreach_mul_(own, (most / (norm + 1e-6)).clamp(max=1.0))
     return norm.item()
+
+
+@contextmanager
+def dropout_of(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers of that seed, the same each time; None goes on with those that are in use."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class _Gather(torch.autograd.Function):

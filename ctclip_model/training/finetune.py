@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,11 @@ from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.text import tokenize
+from ctclip_model.training.card import describe_data, write_card
 from ctclip_model.training.checkpoint import Checkpoints
 from ctclip_model.training.contrastive import move_codebook, prepare_model
 from ctclip_model.training.distributed import rank, share, world_size
-from ctclip_model.training.log import TrainingResult
+from ctclip_model.training.log import RunLog, TrainingResult, last_loss
 from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
 from ctclip_model.training.samples import (
     BatchOrder,
@@ -38,7 +40,6 @@ from ctclip_model.training.samples import (
 
 PROMPTS = [prompt for name in ABNORMALITIES for prompt in prompt_pair(name)]
 GROUP = 6  # abnormalities; each group has a loss of its own
-LAST_STEPS = 50  # whose mean loss is the run's
 
 
 def train_vocabfine(
@@ -49,6 +50,7 @@ def train_vocabfine(
     folder: Path,
     *,
     compute: Compute = Compute(),
+    origin: Mapping[str, str] | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> TrainingResult:
     """Fine-tunes the CT-CLIP of the folder `parent` on the manifest's train samples; writes a model folder like it.
@@ -63,16 +65,20 @@ def train_vocabfine(
     _require_labels(data.labels, manifest)
     loaded = load_model_folder(parent, CTCLIP)
     model = prepare_model(loaded.model, compute)
-    checkpoints = Checkpoints(folder.with_name(f"{folder.name}.work") / "checkpoints", compute.checkpoints_kept)
-    losses = Losses(on_step)
+    work = _work_of(folder)
+    checkpoints, log = Checkpoints(work / "checkpoints", compute.checkpoints_kept), RunLog(work, on_step)
     steps = teach_prompts(
-        model, loaded.tokenizer, data, config, compute=compute, checkpoints=checkpoints, on_step=losses.add
+        model, loaded.tokenizer, data, config, compute=compute, checkpoints=checkpoints, on_step=log.add
     )
-    extra = loaded.info | {"parent": parent.name, "kind": "vocabfine", "steps": steps}
+    curve = log.curve()
+    result = _result(folder, model, model.temperature, steps, curve)
     if rank() == 0:
-        save_model_folder(folder, model.eval(), loaded.tokenizer, extra=extra)
+        facts = {"parent": parent.name, "kind": "vocabfine", "steps": steps}
+        card = _card(result, "VocabFine, both encoders trained by pairs of prompts", parent, config, origin or {})
+        save_model_folder(folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve)
         checkpoints.remove()
-    return _result(folder, model, model.temperature, steps, losses)
+        log.close()
+    return result
 
 
 def teach_prompts(
@@ -160,6 +166,7 @@ def train_lipro(
     config: LiProConfig,
     folder: Path,
     *,
+    origin: Mapping[str, str] | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> TrainingResult:
     """Trains a linear head on the manifest's latents, of the CT-CLIP of the folder `parent`; writes a LiPro folder.
@@ -171,15 +178,19 @@ def train_lipro(
     labels = torch.tensor(np.array(table["labels"].to_pylist(), np.float32).reshape(-1, len(ABNORMALITIES)))
     _require_labels(labels, manifest)
     latents = torch.from_numpy(np.stack(table["latent"].to_numpy()).astype(np.float32))
-    losses = Losses(on_step)
-    head = fit_head(latents, labels, table["scan_id"].to_pylist(), config, on_step=losses.add)
+    log = RunLog(_work_of(folder), on_step)
+    head = fit_head(latents, labels, table["scan_id"].to_pylist(), config, on_step=log.add)
     loaded = load_model_folder(parent, CTCLIP)
     with torch.device("meta"):  # both parts come from elsewhere
         model = LiPro(loaded.config)
     model.trained_model, model.classifier = loaded.model, head
-    extra = loaded.info | {"parent": parent.name, "kind": "lipro", "steps": losses.steps}
-    save_model_folder(folder, model.eval(), loaded.tokenizer, extra=extra)
-    return _result(folder, model, loaded.model.temperature, losses.steps, losses)
+    curve = log.curve()
+    result = _result(folder, model, loaded.model.temperature, len(curve), curve)
+    facts = {"parent": parent.name, "kind": "lipro", "steps": result.steps}
+    card = _card(result, "LiPro, a linear head on latents of volumes", parent, config, origin or {})
+    save_model_folder(folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve)
+    log.close()
+    return result
 
 
 def fit_head(
@@ -263,28 +274,38 @@ def positive_weights(labels: Tensor) -> Tensor:
     return torch.where((positives > 0) & (negatives > 0), negatives / positives.clamp(min=1), 1.0)
 
 
-class Losses:
-    """Passes on what steps report, and remembers their losses."""
-
-    def __init__(self, on_step: Callable[[StepRecord], None] | None) -> None:
-        self.on_step, self.steps, self.last = on_step, 0, list[float]()
-
-    def add(self, record: StepRecord) -> None:
-        self.steps = record.step
-        self.last = [*self.last[1 - LAST_STEPS :], record.loss]
-        if self.on_step is not None:
-            self.on_step(record)
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.last)) if self.last else float("nan")
-
-
 def _require_labels(labels: Tensor, manifest: Path) -> None:
     if labels.isnan().all():
         raise MissingInputError(f"{manifest}: no label of the train split is known")
 
 
-def _result(folder: Path, model: CTCLIP | LiPro, logit_scale: Tensor, steps: int, losses: Losses) -> TrainingResult:
+def _work_of(folder: Path) -> Path:
+    work = folder.with_name(f"{folder.name}.work")
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _result(folder: Path, model: CTCLIP | LiPro, logit_scale: Tensor, steps: int, curve: pa.Table) -> TrainingResult:
     count = sum(parameter.numel() for parameter in model.parameters())
-    return TrainingResult(folder, count, logit_scale.exp().item(), steps, losses.mean)
+    return TrainingResult(folder, count, logit_scale.exp().item(), steps, last_loss(curve))
+
+
+def _card(
+    result: TrainingResult,
+    what: str,
+    parent: Path,
+    config: VocabFineConfig | LiProConfig,
+    origin: Mapping[str, str],
+) -> str:
+    return write_card(
+        result.folder.name,
+        tags=["chest-ct", "image-classification"],
+        description=f"{what}, of the CT-CLIP `{parent.name}` (arXiv 2403.17834).",
+        facts={
+            "Data": describe_data(origin, "labelled volumes of the train split"),
+            "Model": f"{result.count_parameters:,} parameters.",
+            "Training": f"{result.steps:,} steps of {config.batch_size}, AdamW at {config.learning_rate:g}, "
+            f"{config.epochs} epochs, seed {config.seed}.",
+        },
+        metrics={"loss, mean of the last steps": f"{result.loss:.4f}"},
+    )

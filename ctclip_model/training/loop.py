@@ -17,8 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from ctclip_model.errors import DivergedError, PreemptedError
-from ctclip_model.training.checkpoint import Checkpoints, WeightAverage, capture, restore
-from ctclip_model.training.distributed import average_gradients, clip_gradients, rank, sum_over_processes, world_size
+from ctclip_model.training.checkpoint import Checkpoints, WeightAverage, capture, restore, set_weights
+from ctclip_model.training.distributed import (
+    average_gradients,
+    clip_gradients,
+    rank,
+    sum_over_processes,
+    wait_for_all,
+    world_size,
+)
 from ctclip_model.training.preemption import StopRequest, heeding_sigterm
 
 Batch = TypeVar("Batch")
@@ -41,13 +48,27 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class Validation:
+    """How well a model in training does on held-out samples."""
+
+    auroc: float  # macro
+    loss: float | None = None  # by which it is judged, where there is one
+
+    @property
+    def score(self) -> float:
+        """The higher the better."""
+        return self.auroc if self.loss is None else -self.loss
+
+
+@dataclass(frozen=True)
 class Run(Generic[Batch]):
     """A phase of training.
 
     `batch_of` makes the batch of a step, in a thread of its own, from the step's number; `loss_of` gives its loss, or,
     with `adds_gradients`, adds the gradients too. Of several processes, each has its share of a batch and its loss.
     `after_step` is for what moves without gradients, `after_skip` forgets what a step that counts for nothing has
-    left. With `checkpoints` the run goes on from the newest.
+    left. With `checkpoints` the run goes on from the newest. With `patience` it ends early, so many validations after
+    the best one, and the model then has that one's weights.
     """
 
     phase: str
@@ -69,31 +90,35 @@ class Run(Generic[Batch]):
     average: WeightAverage | None = None
     checkpoints: Checkpoints | None = None
     steps_per_checkpoint: int = 200
-    validate: Callable[[], float] | None = None  # the macro AUROC on held-out samples
+    validate: Callable[[], Validation] | None = None
     steps_per_validation: int = 0  # 0: never
+    patience: int | None = None  # validations; needs checkpoints, which hold the best weights
     on_step: Callable[[StepRecord], None] | None = None
 
 
-def run_steps(run: Run[Any]) -> None:
-    """Trains for the steps that are left, and leaves a checkpoint of the last.
+def run_steps(run: Run[Any]) -> int:
+    """Trains for the steps that are left, leaves a checkpoint of the last, and returns its number.
 
     Raises `DivergedError` after more losses in a row that are not finite than the run tolerates: the checkpoint of
     before stays. Raises `PreemptedError` after SIGTERM, when the step is done and the state saved.
     """
     with heeding_sigterm() as request:
         try:
-            _run_steps(run, request)
+            return _run_steps(run, request)
         finally:
             if run.checkpoints is not None:
                 run.checkpoints.wait()
 
 
-def _run_steps(run: Run[Any], request: StopRequest) -> None:
+def _run_steps(run: Run[Any], request: StopRequest) -> int:
     rates = [group.setdefault("initial_lr", group["lr"]) for group in run.optimizer.param_groups]
     done = _resume(run)
+    best = run.checkpoints.best if run.checkpoints is not None else None
     skipped = 0
     run.model.train()
     for step, batch, wait_s, started in read_ahead(run.batch_of, done, run.steps):
+        if _is_patience_over(run, best, step):
+            break
         factor = rate_at(step, run.steps, run.warm_up_share, run.final_rate)
         for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
@@ -101,32 +126,38 @@ def _run_steps(run: Run[Any], request: StopRequest) -> None:
         skipped = 0 if math.isfinite(loss) and math.isfinite(norm) else skipped + 1
         if skipped > run.tolerated_skips:
             raise DivergedError(_describe_divergence(run, step, loss, skipped))
-        auroc = None
-        if run.validate is not None and run.steps_per_validation and (step + 1) % run.steps_per_validation == 0:
-            auroc = run.validate()
+        done = step + 1
+        validation = None
+        if run.validate is not None and run.steps_per_validation and done % run.steps_per_validation == 0:
+            validation = _validate(run.validate)
             run.model.train()
-        is_due = (step + 1) % run.steps_per_checkpoint == 0 or step + 1 == run.steps
-        if run.checkpoints is not None and (is_due or is_asked_to_stop or auroc is not None):
-            _save(run, run.checkpoints, step + 1, auroc)
+            if best is None or validation.score > best[0]:
+                best = validation.score, done
+        is_due = done % run.steps_per_checkpoint == 0 or done == run.steps
+        if run.checkpoints is not None and (is_due or is_asked_to_stop or validation is not None):
+            _save(run, run.checkpoints, done, validation.score if validation is not None else None)
         if run.on_step is not None:
             duration_s = time.monotonic() - started
             run.on_step(
                 StepRecord(
                     phase=run.phase,
-                    step=step + 1,
-                    samples=(step + 1) * run.batch_size,
+                    step=done,
+                    samples=done * run.batch_size,
                     loss=loss,
                     learning_rate=rates[0] * factor,
                     gradient_norm=norm,
                     volumes_per_s=run.batch_size / duration_s,
                     data_wait_share=wait_s / duration_s,
                     memory_bytes=_peak_memory_bytes(),
-                    validation_auroc=auroc,
+                    validation_auroc=validation.auroc if validation is not None else None,
                 )
             )
         if is_asked_to_stop:
-            saved = f"is saved after step {step + 1}" if run.checkpoints is not None else "is lost"
+            saved = f"is saved after step {done}" if run.checkpoints is not None else "is lost"
             raise PreemptedError(f"{run.phase}: stopped on request (SIGTERM); the training {saved} of {run.steps}")
+    if run.patience is not None and best is not None:
+        _take_best(run, best[1])
+    return done
 
 
 def _step(run: Run[Any], batch: Any, request: StopRequest) -> tuple[float, float, bool]:
@@ -204,6 +235,28 @@ def _resume(run: Run[Any]) -> int:
     _, snapshot = found
     restore(snapshot, run.model, run.optimizer, run.average)
     return snapshot.samples // run.batch_size
+
+
+def _validate(validate: Callable[[], Validation]) -> Validation:
+    """The same on every process, lest one should stop where another goes on."""
+    found = validate()
+    values = torch.tensor([found.auroc, math.nan if found.loss is None else found.loss], dtype=torch.float64)
+    sum_over_processes([values])
+    auroc, loss = (values / world_size()).tolist()
+    return Validation(auroc, None if found.loss is None else loss)
+
+
+def _is_patience_over(run: Run[Any], best: tuple[float, int] | None, done: int) -> bool:
+    if run.patience is None or best is None:
+        return False
+    return done - best[1] >= run.patience * run.steps_per_validation
+
+
+def _take_best(run: Run[Any], step: int) -> None:
+    assert run.checkpoints is not None
+    run.checkpoints.wait()
+    wait_for_all()  # the first process has written it
+    set_weights(run.model, run.checkpoints.weights(step))
 
 
 def _save(run: Run[Any], checkpoints: Checkpoints, step: int, score: float | None) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -15,28 +17,39 @@ from ctclip_model.errors import MissingInputError
 from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_volumes
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.training.loop import Validation
 from ctclip_model.training.samples import TrainingData
+
+Floats = NDArray[np.floating]
 
 
 def validate(
     model: CTCLIP, tokenizer: PreTrainedTokenizerFast, held_out: TrainingData, *, dtype: torch.dtype | None = None
-) -> float:
-    """The macro AUROC over the abnormalities of which the held-out samples have both kinds.
+) -> Validation:
+    """By its prompts; random numbers are left as they were.
 
-    Random numbers are left as they were. Raises `MissingInputError` where no abnormality has both.
+    Raises `MissingInputError` where no abnormality is both present and absent.
     """
     prompts = embed_prompts(model, tokenizer, ABNORMALITIES, dtype=dtype)
     found = np.concatenate([latents for _, latents in embed_volumes(model, _batches(model, held_out), dtype=dtype)])
     probabilities = zero_shot(found, prompts, model.temperature.exp().item())
-    labels = held_out.labels.numpy()
+    auroc = macro_auroc(held_out.labels.numpy(), probabilities)
+    if math.isnan(auroc):
+        raise MissingInputError("no abnormality is both present and absent among the scans held out for validation")
+    return Validation(auroc)
+
+
+def macro_auroc(labels: Floats, probabilities: Floats) -> float:
+    """Over the columns of (samples, labels) whose known labels, those that are not NaN, are of both kinds.
+
+    NaN where none is.
+    """
     scores = []
     for column in range(labels.shape[1]):
         known = ~np.isnan(labels[:, column])
         if len(np.unique(labels[known, column])) == 2:
             scores.append(roc_auc_score(labels[known, column], probabilities[known, column]))
-    if not scores:
-        raise MissingInputError("no abnormality is both present and absent among the scans held out for validation")
-    return float(np.mean(scores))
+    return float(np.mean(scores)) if scores else math.nan
 
 
 def _batches(model: CTCLIP, data: TrainingData) -> Iterator[tuple[list[str], Tensor]]:

@@ -1,4 +1,4 @@
-"""One process of a training, contrastive or VocabFine, alone or under torchrun; all that it needs is the data root.
+"""One process of a training, alone or under torchrun; all that it needs is the data root.
 
 Usage: python -m torch.distributed.run --nproc-per-node=N -m ctclip_model.training.worker JOB DATA_ROOT
 
@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +28,32 @@ from ctclip_model.files import whole_file
 from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.distributed import rank
 from ctclip_model.training.finetune import train_vocabfine
+from ctclip_model.training.labeller_training import LabellerResult, read_labelled_reports, train_labeller
+from ctclip_model.training.log import TrainingResult
+from ctclip_model.training.loop import StepRecord
 
 PREEMPTED = 128 + 15  # the exit code of what SIGTERM has ended
+
+
+class Kind(StrEnum):
+    """What is trained."""
+
+    ct_clip = "ct-clip"
+    vocabfine = "vocabfine"
+    labeller = "labeller"
 
 
 @dataclass(frozen=True)
 class Job:
     """A training to do; paths are relative to the data root, which may lie elsewhere on each machine."""
 
+    kind: Kind
     manifest: str
     folder: str
     preset: Preset
     compute: Compute
     origin: dict[str, str]  # what the model card says of the data
-    parent: str | None = None  # the folder of the CT-CLIP that VocabFine is to train on; None: contrastive training
+    parent: str | None = None  # the folder of the CT-CLIP that VocabFine is to train on
 
     def write(self, path: Path) -> None:
         with whole_file(path) as file:
@@ -64,21 +77,26 @@ def main() -> None:
 
 
 def _train(job: Job, data_root: Path) -> None:
-    def on_step(record: Any) -> None:
+    def on_step(record: StepRecord) -> None:
         if rank() == 0:
             _tell("step", **asdict(record))
 
-    manifest, folder = data_root / job.manifest, data_root / job.folder
-    with limit_cpu_threads(job.preset.cpu_threads):
-        if job.parent is None:
-            result = train_contrastive(
-                manifest, data_root, job.preset, folder, compute=job.compute, origin=job.origin, on_step=on_step
-            )
-        else:
-            parent, config = data_root / job.parent, job.preset.vocabfine
-            result = train_vocabfine(manifest, data_root, parent, config, folder, compute=job.compute, on_step=on_step)
+    result = train(job, data_root, on_step)
     if rank() == 0:
         _tell("result", **asdict(result) | {"folder": job.folder})
+
+
+def train(job: Job, data_root: Path, on_step: Callable[[StepRecord], None]) -> TrainingResult | LabellerResult:
+    """Trains what the job asks for, in this process."""
+    manifest, folder, preset = data_root / job.manifest, data_root / job.folder, job.preset
+    told: dict[str, Any] = {"compute": job.compute, "origin": job.origin, "on_step": on_step}
+    with limit_cpu_threads(preset.cpu_threads):
+        if job.kind is Kind.labeller:
+            return train_labeller(*read_labelled_reports(manifest), preset.labeller, folder, **told)
+        if job.kind is Kind.vocabfine:
+            assert job.parent is not None
+            return train_vocabfine(manifest, data_root, data_root / job.parent, preset.vocabfine, folder, **told)
+        return train_contrastive(manifest, data_root, preset, folder, **told)
 
 
 @contextmanager

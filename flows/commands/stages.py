@@ -149,12 +149,17 @@ def train_labeller(
         Path | None, typer.Option(help="Train on this CSV instead: AccessionNo, report_text and the 18 labels.")
     ] = None,
     force: Force = False,
+    device: Device = "auto",
+    dtype: Dtype = Precision.float32,
+    processes: Processes = None,
+    deployed: Deployed = False,
     as_json: Json = False,
 ) -> None:
     """Train a report labeller on the ingested reports and labels of the train split."""
     run_flow(
-        "train_labeller", as_json, data_root=data_root, preset=preset, kind=kind, hand_labels=hand_labels, force=force
-    )
+        "train_labeller", as_json, data_root=data_root, preset=preset, kind=kind, hand_labels=hand_labels, force=force,
+        device=device, dtype=dtype, processes=processes, deployed=deployed,
+    )  # fmt: skip
 
 
 @app.command()

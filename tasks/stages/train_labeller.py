@@ -7,33 +7,46 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from ctclip_model.config import TfidfConfig
-from tasks.labelling import (
-    TRAINED_PREFIX,
-    LabelledReports,
-    LabellerTraining,
-    read_labelled_reports,
-    run_labeller_training,
-)
+from ctclip_model.config import Preset, TfidfConfig
+from ctclip_model.device import Compute
+from tasks.labeller_training import LabelledReports, LabellerTraining, read_labelled_reports, run_tfidf_training
+from tasks.launching import Launch
+from tasks.orders import LabellerWork
 from tasks.planning import plan_items
 from tasks.runs import StageRun
 from tasks.sources.hand_labels import read_hand_labels
+from tasks.stages.deployed import get_done
+from tasks.stages.train import RETRIED
 
 
 @task(cache_policy=NO_CACHE)
-def collect_labelled_reports(run: StageRun, hand_labels: Path | None) -> LabelledReports:
-    """Every report of the train split that has published labels; those of a file instead, where there is one."""
-    return read_labelled_reports(run.data_root) if hand_labels is None else read_hand_labels(hand_labels)
+def collect_labelled_reports(run: StageRun, training: LabellerTraining, hand_labels: Path | None) -> LabelledReports:
+    """Every report of the train split that has published labels, or of a file where there is one; some, if many."""
+    reports = read_labelled_reports(run.data_root) if hand_labels is None else read_hand_labels(hand_labels)
+    config = training.config
+    return reports.draw(config.max_reports, config.seed) if isinstance(config, TfidfConfig) else reports
 
 
 @task(cache_policy=NO_CACHE)
-def fit_labeller(run: StageRun, training: LabellerTraining, reports: LabelledReports, force: bool) -> str:
-    """Trains on them, unless that has been done; returns the labeller's identifier."""
-    if isinstance(training.config, TfidfConfig):
-        reports = reports.draw(training.config.max_reports, training.config.seed)
+def plan_labeller_training(run: StageRun, training: LabellerTraining, reports: LabelledReports, force: bool) -> bool:
+    """Whether to train: where no labeller of the configuration has been trained on just these reports."""
     mark = reports.fingerprint(training)
-    labeller_id = f"{TRAINED_PREFIX}{training.name}-{mark[:10]}"
-    if plan_items(run, run.variant, {mark: mark}, force=force):
-        run_labeller_training(run, training, reports, labeller_id)
-        get_run_logger().info("%s is trained on %d reports", labeller_id, len(reports.texts))
-    return labeller_id
+    return bool(plan_items(run, run.variant, {mark: mark}, force=force))
+
+
+@task(**RETRIED)
+def fit_labeller(
+    run: StageRun,
+    training: LabellerTraining,
+    preset: Preset,
+    reports: LabelledReports,
+    compute: Compute,
+    launch: Launch,
+    deployed: bool,
+) -> None:
+    """Trains on them; killed midway, the same call goes on from the last checkpoint, or does its seconds again."""
+    if isinstance(training.config, TfidfConfig):
+        run_tfidf_training(run, training, reports)
+    else:
+        get_done(run, LabellerWork(preset, reports.place(run.data_root, training), compute, launch), deployed)
+    get_run_logger().info("%s is trained on %d reports", reports.labeller_id(training), len(reports.texts))

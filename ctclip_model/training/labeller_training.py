@@ -1,0 +1,260 @@
+"""A report labeller trained from random weights on labelled reports.
+
+RadBERT reads a report whole. A small model from random weights cannot learn that in a minute; `by_sentence` it reads
+single sentences, and a report shows an abnormality when one of its sentences does (multiple-instance learning).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score
+from torch import Tensor, nn
+
+from ctclip_model.config import LabellerConfig
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.device import Compute, autocast_to, choose_device
+from ctclip_model.errors import ConfigurationError
+from ctclip_model.models.checkpoint import save_model_folder
+from ctclip_model.models.radbert import ReportLabeller
+from ctclip_model.models.text import tokenize, train_tokenizer
+from ctclip_model.training.card import describe_data, write_card
+from ctclip_model.training.checkpoint import Checkpoints
+from ctclip_model.training.distributed import dropout_of, rank, share
+from ctclip_model.training.labeller import Bags, Labeller
+from ctclip_model.training.log import RunLog
+from ctclip_model.training.loop import Run, StepRecord, Validation, run_steps, split_decay
+from ctclip_model.training.samples import BatchOrder
+from ctclip_model.training.validation import macro_auroc
+
+MAX_POSITIVE_WEIGHT = 20.0
+EMBEDDING_STD = 0.5  # of random word embeddings, beside positions of amplitude 0.5
+WARM_UP_SHARE = 0.25  # of the first epoch
+
+
+@dataclass(frozen=True)
+class LabellerResult:
+    """A trained labeller and how it did on the reports held out of training, at its threshold."""
+
+    folder: Path
+    count_parameters: int
+    validation_loss: float
+    validation_agreement: float  # the share of equal labels
+    validation_f1: float  # macro
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's share of a step's reports."""
+
+    tokens: dict[str, Tensor]  # of the texts
+    members: Tensor  # (reports, most texts of one)
+    labels: Tensor  # (reports, 18)
+    seed: int  # of dropout, which must not be another process's
+
+
+def train_labeller(
+    reports: Sequence[str],
+    labels: NDArray[np.integer],
+    config: LabellerConfig,
+    folder: Path,
+    *,
+    groups: Sequence[str] | None = None,
+    compute: Compute = Compute(),
+    origin: Mapping[str, str] | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> LabellerResult:
+    """Trains a tokenizer and a labeller from random weights, and leaves the best epoch's as a model folder.
+
+    `labels` (reports, 18) in {0, 1}. Reports of one group, or of one text without `groups`, stand all in training or
+    all in validation. Stops `patience` epochs after the best validation loss. A killed run goes on from its
+    checkpoints, beside the folder in `<folder>.work`; of several processes the first writes. `origin` is what the
+    model card says of the data.
+    """
+    if labels.shape != (len(reports), len(ABNORMALITIES)) or not np.isin(labels, (0, 1)).all():
+        raise ConfigurationError(f"labels {labels.shape} are not 0 or 1 for {len(reports)} reports and 18 labels")
+    if compute.sharded:
+        raise ConfigurationError("a labeller is whole on each process: leave `sharded` off")
+    is_held = _hold_out(groups or reports, config)
+    work = folder.with_name(f"{folder.name}.work")
+    work.mkdir(parents=True, exist_ok=True)
+    log = RunLog(work, on_step, tensorboard=compute.tensorboard)
+    checkpoints = Checkpoints(work / "checkpoints", compute.checkpoints_kept)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        training = _Training(_take(reports, ~is_held), labels[~is_held], config, compute)
+        validation = _Validation(training, _take(reports, is_held), labels[is_held])
+        steps = training.run(validation, checkpoints, log.add)
+    result = validation.result(folder)
+    if rank() == 0:
+        curve = log.curve()
+        facts = {
+            "reports": len(reports), "validation_loss": result.validation_loss,
+            "validation_f1": result.validation_f1, "steps": steps,
+        }  # fmt: skip
+        card = _card(result, training, len(reports), steps, origin or {})
+        save_model_folder(folder, training.model, training.tokenizer, extra=facts, card=card, metrics=curve)
+        checkpoints.remove()
+        log.close()
+    return result
+
+
+class _Training:
+    """A model in training: its reports, and its share of each batch of them."""
+
+    def __init__(
+        self, reports: Sequence[str], labels: NDArray[np.integer], config: LabellerConfig, compute: Compute
+    ) -> None:
+        self.reports, self.labels, self.compute = reports, torch.from_numpy(labels).float(), compute
+        self.tokenizer = train_tokenizer(reports, config.vocab_size)
+        self.config = replace(config, vocab_size=len(self.tokenizer))
+        self.device = choose_device(compute.device)
+        self.model = ReportLabeller(self.config)
+        _draw_weights(self.model)
+        self.model.to(self.device)
+        self.order = BatchOrder([str(place) for place in range(len(reports))], config.batch_size, config.seed)
+        self.rows = share(self.order.batch_size)
+        positive = self.labels.mean(dim=0).clamp(min=1 / len(labels))
+        weight = ((1 - positive) / positive).clamp(max=MAX_POSITIVE_WEIGHT).sqrt()
+        self.positive_weight = weight.to(self.device)
+
+    def run(self, validation: _Validation, checkpoints: Checkpoints, on_step: Callable[[StepRecord], None]) -> int:
+        """Trains for the epochs, or fewer, to the weights of the best; returns the number of steps."""
+        config, epoch = self.config, self.order.batches
+        groups = split_decay(self.model.parameters(), config.learning_rate, config.weight_decay)
+        return run_steps(
+            Run(
+                phase="labeller",
+                model=self.model,
+                optimizer=torch.optim.AdamW(groups, betas=(0.9, 0.98)),
+                batch_of=self._batch,
+                loss_of=self._loss,
+                steps=config.epochs * epoch,
+                batch_size=self.order.batch_size,
+                warm_up_share=WARM_UP_SHARE / config.epochs,
+                final_rate=config.final_rate,
+                checkpoints=checkpoints,
+                validate=validation.measure,
+                steps_per_validation=epoch,
+                patience=config.patience,
+                on_step=on_step,
+            )
+        )
+
+    def _batch(self, step: int) -> Batch:
+        chosen = self.order.batch(step)[self.rows]
+        bags = Bags.of([self.reports[index] for index in chosen], self.config.by_sentence)
+        tokens = tokenize(self.tokenizer, bags.texts, self.config.max_length)
+        seed = int(np.random.default_rng([self.config.seed, 4, step, rank()]).integers(2**31))
+        return Batch(tokens, torch.from_numpy(bags.members), self.labels[chosen], seed)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        ids, mask = (batch.tokens[name].to(self.device) for name in ("input_ids", "attention_mask"))
+        with dropout_of(batch.seed, self.device), autocast_to(self.device, self.compute.precision.autocast):
+            logits = self.model(ids, mask).float()
+        logits = logits[batch.members.to(self.device)].amax(dim=1)  # (reports, texts, 18) -> (reports, 18)
+        return F.binary_cross_entropy_with_logits(logits, batch.labels.to(self.device), pos_weight=self.positive_weight)
+
+
+class _Validation:
+    """The reports that a training holds out, and how well it labels them."""
+
+    def __init__(self, training: _Training, reports: Sequence[str], labels: NDArray[np.integer]) -> None:
+        self.training, self.reports, self.labels = training, reports, labels
+
+    def measure(self) -> Validation:
+        """By the loss: AUROC would go on rising where the probabilities have become too sure."""
+        probabilities = self._label()
+        return Validation(macro_auroc(self.labels.astype(np.float64), probabilities), self._loss(probabilities))
+
+    def result(self, folder: Path) -> LabellerResult:
+        """What the model is, as it now is."""
+        probabilities = self._label()
+        decided = probabilities >= self.training.config.threshold
+        return LabellerResult(
+            folder=folder,
+            count_parameters=sum(parameter.numel() for parameter in self.training.model.parameters()),
+            validation_loss=self._loss(probabilities),
+            validation_agreement=float((decided == self.labels).mean()),
+            validation_f1=float(f1_score(self.labels, decided, average="macro", zero_division=0)),
+        )
+
+    def _label(self) -> NDArray[np.float64]:
+        labeller = Labeller(self.training.model, self.training.tokenizer, "")  # without dropout
+        return labeller.label(self.reports, dtype=self.training.compute.precision.autocast).astype(np.float64)
+
+    def _loss(self, probabilities: NDArray[np.float64]) -> float:
+        labels = torch.from_numpy(self.labels).double()
+        return F.binary_cross_entropy(torch.from_numpy(probabilities), labels).item()
+
+
+def _card(result: LabellerResult, training: _Training, count: int, steps: int, origin: Mapping[str, str]) -> str:
+    config = training.config
+    samples = {"count_samples": f"{count:,}"} | dict(origin)
+    unit = "single sentences" if config.by_sentence else "whole reports"
+    return write_card(
+        result.folder.name,
+        tags=["chest-ct", "text-classification"],
+        description="Reads CT-RATE's 18 abnormalities from the report of a chest CT: a RoBERTa from random weights.",
+        facts={
+            "Data": describe_data(samples, "labelled reports, some of them held out"),
+            "Model": f"{result.count_parameters:,} parameters, {config.layers} layers of {config.hidden_size}; reads "
+            f"{unit} of up to {config.max_length} tokens.",
+            "Training": f"{steps:,} steps of {training.order.batch_size}, AdamW at {config.learning_rate:g}, seed "
+            f"{config.seed}; the weights are those of the epoch with the least validation loss.",
+        },
+        metrics={
+            "loss on held-out reports": f"{result.validation_loss:.4f}",
+            f"share of equal labels at {config.threshold:g}": f"{result.validation_agreement:.3f}",
+            "macro F1": f"{result.validation_f1:.3f}",
+        },
+    )
+
+
+def read_labelled_reports(manifest: Path) -> tuple[list[str], NDArray[np.int8]]:
+    """The texts of a labeller's manifest and their labels (reports, 18)."""
+    table = pq.read_table(manifest, columns=["text", "labels"])
+    labels = np.array(table["labels"].to_pylist(), np.int8).reshape(table.num_rows, len(ABNORMALITIES))
+    return table["text"].to_pylist(), labels
+
+
+def _take(reports: Sequence[str], chosen: NDArray[np.bool_]) -> list[str]:
+    return [report for report, is_chosen in zip(reports, chosen, strict=True) if is_chosen]
+
+
+def _hold_out(groups: Sequence[str], config: LabellerConfig) -> NDArray[np.bool_]:
+    """Which reports validate: whole groups, drawn at random, of about `validation_share`."""
+    names, inverse = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise ConfigurationError("a labeller needs two different reports at least: one to train on, one to stop by")
+    count = min(max(1, round(len(names) * config.validation_share)), len(names) - 1)
+    drawn = np.random.default_rng(config.seed).permutation(len(names))[:count]
+    return np.isin(inverse, drawn)
+
+
+def _draw_weights(model: ReportLabeller) -> None:
+    """Random weights that a small model learns from in a minute.
+
+    RoBERTa's own, 0.02 everywhere, suit its width and long pretraining. Positions start as sinusoids
+    (arXiv 1706.03762), in which what stands near, such as the "no" before a word, is near from the first step.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=EMBEDDING_STD)
+    nn.init.constant_(model.classifier.bias, -2.0)  # most abnormalities are absent
+    positions = model.model.embeddings.position_embeddings.weight  # (positions, width)
+    count, width = positions.shape
+    rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    angles = torch.arange(count)[:, None] * rates
+    with torch.no_grad():
+        positions.copy_(EMBEDDING_STD * torch.cat([angles.sin(), angles.cos()], dim=1))
