@@ -20,7 +20,8 @@ from tasks.settings import LIMITS, STAGES
 from tasks.sources.hub_files import PARTIAL_FOLDER
 from warehouse import store
 
-WORKERS = ("train-worker", "train-labeller-worker", "finetune-worker", "embed-worker")  # whose order may have outlived its stage
+# Their order may have outlived its stage.
+WORKERS = ("train-worker", "train-labeller-worker", "finetune-worker", "embed-worker")
 FOLDERS_ARE_WRITTEN_BY = (*STAGES, *WORKERS, "download", "train-labeller", "import-model")
 
 

@@ -259,7 +259,7 @@ class PowerCut(LogReporter):
     """Ends the process, as it were, after so many samples."""
 
     def update(self, stage: str, done: int, note: str) -> None:
-        if stage == "vocabfine" and done >= 8:
+        if stage == "finetune" and done >= 8:
             raise RuntimeError("power cut")
 
 
