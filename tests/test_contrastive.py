@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from ctclip_model.config import PRESETS, Preset, Recipe, TrainingConfig
@@ -257,10 +258,32 @@ def test_scans_held_out_for_validation_are_of_patients_that_training_never_sees(
         hold_out(data.take([25, 26]), config)  # whose labels are not known
 
 
-def test_event_files_need_their_package(tmp_path: Path, manifest: Path, preset: Preset) -> None:
-    if importlib.util.find_spec("tensorboard"):
-        train_contrastive(manifest, tmp_path, preset, tmp_path / "model", compute=Compute(tensorboard=True))
-        assert list((tmp_path / "model.work/tensorboard").iterdir())
-        return
+def test_event_files_show_each_step_once_however_often_it_was_done(
+    tmp_path: Path, manifest: Path, preset: Preset
+) -> None:
+    steps = dataclasses.replace(preset.training, samples=preset.training.batch_size * 5, steps_per_checkpoint=2)
+    preset = dataclasses.replace(preset, training=steps)
+    losses: list[float] = []
+
+    def die(record: StepRecord) -> None:
+        losses.append(record.loss)
+        if record.phase == "contrastive" and record.step == 3:
+            raise KeyboardInterrupt
+
+    folder, told = tmp_path / "model", Compute("cpu", tensorboard=True)
+    with pytest.raises(KeyboardInterrupt):
+        train_contrastive(manifest, tmp_path, preset, folder, compute=told, on_step=die)
+    train_contrastive(manifest, tmp_path, preset, folder, compute=told)
+    events = EventAccumulator(str(tmp_path / "model.work/tensorboard/contrastive")).Reload()
+    shown = {event.step: event.value for event in events.Scalars("loss")}
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
+    curve = pq.read_table(folder / "metrics.parquet", filters=[("phase", "==", "contrastive")])
+    assert shown == pytest.approx(dict(zip(curve["step"].to_pylist(), curve["loss"].to_pylist(), strict=True)))
+
+
+def test_event_files_need_their_package(
+    tmp_path: Path, manifest: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigurationError, match="pip install tensorboard"):
         train_contrastive(manifest, tmp_path, preset, tmp_path / "model", compute=Compute(tensorboard=True))

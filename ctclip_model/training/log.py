@@ -84,7 +84,7 @@ class _Events:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigurationError("event files need the package `tensorboard`: pip install tensorboard") from error
+            raise ConfigurationError("event files need TensorBoard: pip install tensorboard") from error
         self.folder, self.writer_type = folder, SummaryWriter
         self.writers: dict[str, Any] = {}
 
