@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -97,7 +97,9 @@ class LabelledReports:
         """Writes them where their labeller is going to be, as all that a worker needs to train it."""
         table = pa.table({"scan_id": self.scans, "text": self.texts, "labels": self.labels.tolist()})
         mark = self.fingerprint(training)
-        return place_manifest(data_root, table, self.labeller_id(training), mark, mark)
+        manifest = place_manifest(data_root, table, self.labeller_id(training), mark, mark)
+        are_of_a_file = self.scans[0].startswith(f"{HAND}:")
+        return replace(manifest, source="reports labelled by hand", revision="") if are_of_a_file else manifest
 
     @staticmethod
     def read(path: Path) -> LabelledReports:
