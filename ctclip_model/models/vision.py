@@ -163,11 +163,20 @@ class FeedForward(nn.ModuleDict):
         return F.linear(values * F.gelu(gates), F.pad(narrow, (0, surplus)))
 
 
-class Layer(nn.ModuleDict):
-    """Positions, attention, feed-forward; place 2 was cross-attention, absent from the encoder."""
+class Layer(nn.Module):
+    """Positions, attention, feed-forward; place 2 was cross-attention, absent from the encoder.
+
+    No `ModuleDict`, which FSDP2 of PyTorch 2.11 takes for a container that is never called.
+    """
 
     def __init__(self, dim: int, dim_head: int, heads: int) -> None:
-        super().__init__({"0": PositionGenerator(dim), "1": Attention(dim, dim_head, heads), "3": FeedForward(dim)})
+        super().__init__()
+        self.add_module("0", PositionGenerator(dim))
+        self.add_module("1", Attention(dim, dim_head, heads))
+        self.add_module("3", FeedForward(dim))
+
+    def __getitem__(self, place: str) -> Any:
+        return self.get_submodule(place)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None, recompute: bool) -> Tensor:
         positions = recomputed(self["0"]) if recompute else self["0"]

@@ -305,7 +305,7 @@ def _card(
             "Data": describe_data(origin, "labelled volumes of the train split"),
             "Model": f"{result.count_parameters:,} parameters.",
             "Training": f"{result.steps:,} steps of {config.batch_size}, AdamW at {config.learning_rate:g}, "
-            f"{config.epochs} epochs, seed {config.seed}.",
+            f"seed {config.seed}, epochs: {config.epochs}.",
         },
         metrics={"loss, mean of the last steps": f"{result.loss:.4f}"},
     )

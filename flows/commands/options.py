@@ -66,7 +66,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, or cuda.")]
 Dtype = Annotated[Precision, typer.Option(help="What models compute in; bfloat16 is faster on a GPU.")]
 Recompute = Annotated[bool | None, typer.Option(help="Less memory for more time; default: as the preset has it.")]
 Processes = Annotated[
-    int | None, typer.Option(min=1, help="On this machine; default: one a GPU (VocabFine: one), or this one alone.")
+    int | None,
+    typer.Option(min=1, help="On this machine; default: one a GPU, of VocabFine and labellers one, or this one alone."),
 ]
 AtOnce = Annotated[
     int | None,
