@@ -50,7 +50,7 @@ def download_files(run: StageRun, volumes: Sequence[VolumeFile], options: Downlo
     with Downloader(run.data_root, options, token, run.limits) as downloader:
         downloader.prepare(volumes, max(volume.size_bytes for volume in volumes))
         with show_progress("download", total, "MB") as progress:
-            futures = {downloader.pool.submit(downloader.get, volume): volume for volume in volumes}
+            futures = {downloader.fetch(volume): volume for volume in volumes}
             done_bytes, found = 0, set()
             for future in as_completed(futures):
                 if future.result():

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -25,6 +26,7 @@ from ctclip_model.errors import (
     StageFailedError,
     VolumeError,
 )
+from tasks.logs import log_context
 from tasks.settings import DOWNLOAD_THREADS, LIMITS, RAW_CACHE_GB, Limits
 from tasks.sources.address import parse_address
 from tasks.sources.hub_access import Repository
@@ -113,10 +115,15 @@ class Downloader:
         self._fetch_ahead(waiting, fetching)  # now, and not when the first is drawn
         return self._as_fetched(waiting, fetching)
 
+    def fetch(self, volume: VolumeFile) -> Future[bool]:
+        """`get` in another thread, whose log lines are about this one's run, and the volume."""
+        with log_context(item=volume.volume_name):
+            return self.pool.submit(copy_context().run, self.get, volume)
+
     def _fetch_ahead(self, waiting: deque[ConversionJob], fetching: Fetching) -> None:
         while waiting and self._reserve(count_raw_bytes(waiting[0].volumes), is_patient=not fetching):
             job = waiting.popleft()
-            fetching.append((job, [self.pool.submit(self.get, volume) for volume in job.volumes]))
+            fetching.append((job, [self.fetch(volume) for volume in job.volumes]))
 
     def _as_fetched(self, waiting: deque[ConversionJob], fetching: Fetching) -> Iterator[ConversionJob]:
         while waiting or fetching:

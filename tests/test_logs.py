@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ctclip_model.errors import ConfigurationError, VolumeError
 from tasks.deadline import within
+from tasks.downloads import Downloader, DownloadOptions
 from tasks.fanout import fan_out
 from tasks.logs import OF_PREFECT, OURS, configure_logging, log_context
 from tasks.runs import open_run
@@ -51,6 +53,16 @@ def test_lines_of_a_run_carry_it_and_their_item(tmp_path, monkeypatch, capfd):
     assert (*key, "valid_1_a_1") in about
     assert (*key, "valid_2_a_1") in about  # of another process
     assert (found[-1]["message"], about[-1]) == ("after", (None,) * 4)
+
+
+def test_lines_of_a_download_carry_its_run_and_its_volume(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("CTCLIP_LOG", "json")
+    configure_logging()
+    monkeypatch.setattr(Downloader, "get", lambda self, volume: logger.info("fetched"))
+    with Downloader(tmp_path, DownloadOptions()) as downloader, log_context(stage="download", run_id="1"):
+        downloader.fetch(SimpleNamespace(volume_name="valid_1_a_1")).result()
+    (line,) = lines(capfd.readouterr().err)
+    assert (line["stage"], line["run_id"], line["item"]) == ("download", "1", "valid_1_a_1")
 
 
 def test_person_sees_the_words_of_warnings_alone(tmp_path, monkeypatch, capfd):
