@@ -27,7 +27,7 @@ from warehouse import store
 
 if TYPE_CHECKING:
     from ctclip_model.training.loop import StepRecord
-    from tasks.launching import Result
+    from ctclip_model.training.worker import Result
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ def _require_current(data_root: Path, parent: ModelReference, table: pa.Table) -
 def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute, launch: Launch) -> None:
     """Trains, and records the model, its samples and its steps."""
     from ctclip_model.training.log import TrainingResult
+    from ctclip_model.training.work import discard_state
 
     started = time.monotonic()
     preset, parent = finetuning.preset, finetuning.parent
@@ -127,6 +128,7 @@ def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, co
         recipe_id=parent.recipe_id,
         duration_s=time.monotonic() - started, parent_model_id=parent.model_id,
     )  # fmt: skip
+    discard_state(result.folder)
 
 
 def _train(

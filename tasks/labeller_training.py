@@ -104,9 +104,9 @@ class LabelledReports:
     @staticmethod
     def read(path: Path) -> LabelledReports:
         """Those of a manifest."""
-        table = pq.read_table(path)
-        labels = np.array(table["labels"].to_pylist(), np.int8).reshape(table.num_rows, len(ABNORMALITIES))
-        return LabelledReports(table["scan_id"].to_pylist(), table["text"].to_pylist(), labels)
+        from ctclip_model.training.labeller_training import read_manifest
+
+        return LabelledReports(pq.read_table(path)["scan_id"].to_pylist(), *read_manifest(path))
 
 
 def read_labelled_reports(data_root: Path) -> LabelledReports:
@@ -140,16 +140,22 @@ order by scan_id
 def run_roberta_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch) -> None:
     """Trains a labeller of the preset's shape, and records it as a model, what it learned from, and its steps."""
     from ctclip_model.training.labeller_training import LabellerResult
+    from ctclip_model.training.work import discard_state
     from ctclip_model.training.worker import Kind
 
     started = time.monotonic()
     reports = LabelledReports.read(manifest.path)
     job = make_job(Kind.labeller, run.data_root, manifest, preset, compute)
     train_it = partial(train, job, run.data_root, launch)
-    result = train_and_record(run, manifest, preset.labeller.epochs * len(reports.texts), train_it)
+    total = round(preset.labeller.epochs * len(reports.texts) * (1 - preset.labeller.validation_share))
+    result = train_and_record(run, manifest, total, train_it)
     assert isinstance(result, LabellerResult)
-    config = asdict(preset.labeller) | {"compute": asdict(compute)}
-    _record(run, choose_training(LABELLER_KINDS[0], preset), reports, result, config, time.monotonic() - started)
+    _record(
+        run, choose_training(LABELLER_KINDS[0], preset), reports, result, started,
+        config=asdict(preset.labeller) | {"compute": asdict(compute)},
+        source=manifest.source, revision=manifest.revision,
+    )  # fmt: skip
+    discard_state(result.folder)
 
 
 def run_tfidf_training(run: StageRun, training: LabellerTraining, reports: LabelledReports) -> None:
@@ -159,11 +165,11 @@ def run_tfidf_training(run: StageRun, training: LabellerTraining, reports: Label
     assert isinstance(training.config, TfidfConfig)
     started = time.monotonic()
     folder = run.data_root / "models" / reports.labeller_id(training)
-    with show_progress("train labeller", len(ABNORMALITIES), "abnormalities") as progress:
+    with show_progress(run.stage, len(ABNORMALITIES), "abnormalities") as progress:
         result = train_tfidf_labeller(
             reports.texts, reports.labels, training.config, folder, on_abnormality=lambda: progress.advance(1)
         )
-    _record(run, training, reports, result, asdict(training.config), time.monotonic() - started)
+    _record(run, training, reports, result, started, config=asdict(training.config))
 
 
 def _record(
@@ -171,11 +177,15 @@ def _record(
     training: LabellerTraining,
     reports: LabelledReports,
     result: LabellerResult | TfidfResult,
+    started: float,
+    *,
     config: Mapping[str, Any],
-    duration_s: float,
+    source: str | None = None,
+    revision: str | None = None,
 ) -> None:
     labeller_id = reports.labeller_id(training)
     folder = run.data_root / "models" / labeller_id
+    run.record("model_samples", reports.sample_rows(labeller_id))  # first: with a row of `models` all is done
     run.record(
         "models",
         [
@@ -183,11 +193,11 @@ def _record(
                 "model_id": labeller_id, "kind": "labeller", "fingerprint": reports.fingerprint(training),
                 "preset": training.name, "config": json.dumps(config, sort_keys=True),
                 "path": str(folder.relative_to(run.data_root)), "count_samples": len(reports.texts),
+                "source": source, "revision": revision,
                 "code_version": code_version(), "count_parameters": result.count_parameters,
                 "weights_sha256": sha256_of(folder / "model.safetensors"),
-                "duration_s": duration_s, "created_at": datetime.now(UTC),
+                "duration_s": time.monotonic() - started, "created_at": datetime.now(UTC),
             }
         ],
     )  # fmt: skip
-    run.record("model_samples", reports.sample_rows(labeller_id))
     run.count_done += 1

@@ -23,12 +23,8 @@ from ctclip_model.errors import ConfigurationError, PreemptedError, WorkerDiedEr
 from tasks.settings import LIMITS
 
 if TYPE_CHECKING:
-    from ctclip_model.training.labeller_training import LabellerResult
-    from ctclip_model.training.log import TrainingResult
     from ctclip_model.training.loop import StepRecord
-    from ctclip_model.training.worker import Job
-
-    Result = TrainingResult | LabellerResult
+    from ctclip_model.training.worker import Job, Result
 
 logger = logging.getLogger(__name__)
 

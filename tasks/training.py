@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial, reduce
-from operator import and_
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,12 +28,11 @@ from tasks.settings import PUBLISHED_LABELS
 from warehouse import store
 
 if TYPE_CHECKING:
-    from ctclip_model.training.labeller_training import LabellerResult
     from ctclip_model.training.log import TrainingResult
     from ctclip_model.training.loop import StepRecord
-    from ctclip_model.training.worker import Job, Kind
+    from ctclip_model.training.worker import Job, Kind, Result
 
-R = TypeVar("R", bound="TrainingResult | LabellerResult")
+R = TypeVar("R", bound="Result")
 
 STEPS_PER_RECORD = 50
 
@@ -135,6 +133,7 @@ def place_manifest(data_root: Path, table: pa.Table, model_id: str, content: str
 def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch) -> None:
     """Trains, and records the model, its samples and its steps."""
     from ctclip_model.training.log import TrainingResult
+    from ctclip_model.training.work import discard_state
     from ctclip_model.training.worker import Kind
 
     started = time.monotonic()
@@ -146,6 +145,7 @@ def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Com
         run, manifest, result, kind="ct-clip", preset=preset.name, config=asdict(preset) | {"compute": asdict(compute)},
         recipe_id=preset.recipe.recipe_id, duration_s=time.monotonic() - started,
     )  # fmt: skip
+    discard_state(result.folder)
 
 
 def make_job(
@@ -222,27 +222,26 @@ class StepRecorder:
     def __init__(self, run: StageRun, manifest: Manifest) -> None:
         self.run, self.rows = run, list[Mapping[str, Any]]()
         self.stamp = {"model_id": manifest.model_id, "fingerprint": manifest.config_fingerprint}
-        paths = (run.data_root / "records" / "training_steps").glob(f"{run.run_id}-*.parquet")
-        tables = [pq.read_table(path, columns=["phase", "step"]) for path in paths]
-        self.known = {(row["phase"], row["step"]) for table in tables for row in table.to_pylist()}
+        self.known = {step for step, row in self._recorded().items() if row["run_id"] == run.run_id}
 
     def add(self, record: StepRecord) -> None:
-        if (record.phase, record.step) in self.known:
-            return
-        self.rows.append(self.stamp | asdict(record))
+        self._add(asdict(record))
         if len(self.rows) >= STEPS_PER_RECORD:
             self.flush()
 
     def complete(self, curve: Path) -> None:
-        """Records those steps of a finished training's curve that an earlier run was killed before it recorded."""
-        rows = pq.read_table(curve).to_pylist()
-        if not rows:
-            return
-        records = ds.dataset(self.run.data_root / "records" / "training_steps")
-        is_ours = reduce(and_, (ds.field(name) == value for name, value in self.stamp.items()))
-        recorded = records.to_table(columns=["phase", "step"], filter=is_ours).to_pylist()
-        known = {(row["phase"], row["step"]) for row in recorded}
-        self.rows += [self.stamp | row for row in rows if (row["phase"], row["step"]) not in known]
+        """Makes the records those of the curve of a finished training.
+
+        A run that was killed may have left steps unrecorded; a model that is trained again has records of the former
+        training, which may have been longer.
+        """
+        rows = {(row["phase"], row["step"]): row for row in pq.read_table(curve).to_pylist()}
+        recorded = self._recorded()
+        for step, row in rows.items():
+            if step not in recorded or recorded[step]["loss"] != row["loss"]:
+                self._add(row)
+        for phase, number in recorded.keys() - rows.keys():
+            self._add({"phase": phase, "step": number, "is_withdrawn": True})
         self.flush()
 
     def flush(self) -> None:
@@ -250,6 +249,27 @@ class StepRecorder:
         if rows:
             self.run.record("training_steps", rows)
             self.run.publish_if_due()
+
+    def _add(self, row: dict[str, Any]) -> None:
+        step = row["phase"], row["step"]
+        if step not in self.known:
+            self.known.add(step)
+            self.rows.append(self.stamp | row)
+
+    def _recorded(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """The current records of the model's steps."""
+        paths = sorted((self.run.data_root / "records" / "training_steps").glob("*.parquet"))
+        records = ds.dataset(paths, _RECORDED).to_table(filter=ds.field("model_id") == self.stamp["model_id"])
+        newest = {(row["phase"], row["step"]): row for row in records.sort_by("run_id").to_pylist()}
+        return {step: row for step, row in newest.items() if not row["is_withdrawn"]}
+
+
+_RECORDED = pa.schema(
+    {
+        "model_id": pa.string(), "phase": pa.string(), "step": pa.int64(), "loss": pa.float64(),
+        "is_withdrawn": pa.bool_(), "run_id": pa.string(),
+    }
+)  # fmt: skip
 
 
 def _sample_rows(manifest: Manifest) -> pa.Table:

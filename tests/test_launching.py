@@ -156,7 +156,7 @@ def test_sigterm_is_handed_on_and_the_state_saved(tmp_path: Path) -> None:
     with pytest.raises(PreemptedError):
         train_apart(job, tmp_path, Launch(processes=2), on_step)
     assert time.monotonic() - started[0] < 25
-    assert len(list((tmp_path / "models/model.work/checkpoints").glob("step-*"))) == 1
+    assert len(list((tmp_path / "models/model.work/state/checkpoints").glob("step-*"))) == 1
 
 
 @pytest.fixture

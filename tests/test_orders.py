@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from labelled_reports import write_reports
 from training_runs import short_preset, write_samples
@@ -14,6 +16,7 @@ from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
 from ctclip_model.training.labeller import load_labeller
+from ctclip_model.training.log import CURVE
 from ctclip_model.training.loop import StepRecord
 from tasks import orders, training
 from tasks.embedding import EmbeddingWork
@@ -133,6 +136,30 @@ def test_steps_that_a_killed_run_has_not_recorded_are_recorded_in_the_end(
         work.do(run)
     steps = query(data_root, "select step, memory_bytes > 0 from training_steps order by step")
     assert steps == [(step, True) for step in range(1, 7)]
+
+
+def test_records_of_a_model_trained_again_are_those_of_its_new_curve(data_root: Path, preset: Preset) -> None:
+    manifest, path = work_of(data_root, preset).manifest, data_root / "metrics.parquet"
+
+    def train(losses: list[float], recorded: int) -> None:
+        """All steps are in the curve, and so many of them recorded as they were done."""
+        steps = [StepRecord("contrastive", n, 8 * n, loss, 1e-3, 1.0, 1.0, 0.0, 1) for n, loss in enumerate(losses, 1)]
+        pq.write_table(pa.Table.from_pylist([dataclasses.asdict(step) for step in steps], CURVE), path)
+        with open_run(data_root, "train", "short") as run:
+            recorder = training.StepRecorder(run, manifest)
+            for step in steps[:recorded]:
+                recorder.add(step)
+            recorder.flush()
+            recorder.complete(path)
+
+    select = "select loss from current_training_steps order by step"
+    train([5.0, 4.0, 3.0, 2.0], recorded=4)
+    train([5.0, 4.5, 3.5], recorded=1)
+    assert query(data_root, select) == [(5.0,), (4.5,), (3.5,)]
+    assert query(data_root, "select count(*) from training_steps") == [(8,)]
+    train([5.0, 4.5, 3.5, 1.0], recorded=0)
+    assert query(data_root, select) == [(5.0,), (4.5,), (3.5,), (1.0,)]
+    assert query(data_root, "select count(*) from training_steps") == [(9,)]
 
 
 def test_an_error_of_the_work_is_raised_where_it_was_ordered(

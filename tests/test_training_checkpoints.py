@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,10 +18,12 @@ from torch import nn
 from training_runs import curve_of, events, short_preset, start_worker, write_job, write_samples
 
 from ctclip_model.device import Compute
-from ctclip_model.errors import DivergedError, PreemptedError
+from ctclip_model.errors import CheckpointError, DivergedError, PreemptedError
 from ctclip_model.training.checkpoint import REST, WEIGHTS, Checkpoints, Snapshot
 from ctclip_model.training.contrastive import train_contrastive
-from ctclip_model.training.loop import Run, StepRecord, run_steps
+from ctclip_model.training.log import RunLog, last_loss
+from ctclip_model.training.loop import Run, StepRecord, Validation, run_steps
+from ctclip_model.training.work import discard_state, state_of
 
 
 def snapshot(value: float, score: float | None = None) -> Snapshot:
@@ -42,6 +45,80 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
     again.save(7, snapshot(7, 0.8))
     again.wait()
     assert steps_in(tmp_path) == ["step-000002", "step-000006", "step-000007"]
+
+
+def test_of_equal_checkpoints_the_first_stays_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, kept=1)
+    for step, score in enumerate((0.5, 0.7, 0.7, 0.6), start=1):
+        checkpoints.save(step, snapshot(step, score))
+    checkpoints.wait()
+    again = Checkpoints(tmp_path, kept=1)
+    again.load()
+    assert checkpoints.best == again.best == (0.7, 2)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    layer, run, _ = diverging(set(), tolerated=0)
+    run_steps(dataclasses.replace(run, checkpoints=Checkpoints(tmp_path, kept=1)))
+    wider = nn.Sequential(layer, nn.Linear(1, 1))
+    optimizer = torch.optim.SGD(wider.parameters(), lr=0.1)
+    with pytest.raises(CheckpointError, match="of another model"):
+        run_steps(dataclasses.replace(run, model=wider, optimizer=optimizer, checkpoints=Checkpoints(tmp_path, kept=1)))
+
+
+def test_the_best_weights_are_kept_where_patience_ends_a_run(tmp_path: Path) -> None:
+    layer, run, records = diverging(set(), tolerated=0)
+    losses = iter([3.0, 1.0, 2.0, 1.5])
+    weights: list[float] = []
+
+    def validate() -> Validation:
+        weights.append(layer.weight.item())
+        return Validation(0.5, next(losses))
+
+    checkpoints = Checkpoints(tmp_path, kept=1)
+    stopping = dataclasses.replace(
+        run,
+        optimizer=torch.optim.AdamW(layer.parameters()),
+        steps=20,
+        validate=validate,
+        steps_per_validation=2,
+        patience=2,
+        checkpoints=checkpoints,
+    )
+    assert run_steps(stopping) == 8
+    assert layer.weight.item() == weights[1]
+    assert len(records) == 8
+    assert run_steps(dataclasses.replace(stopping, checkpoints=Checkpoints(tmp_path, kept=1))) == 8  # and no step more
+    assert (layer.weight.item(), len(records)) == (weights[1], 8)
+
+
+def test_what_a_training_goes_on_from_goes_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    for name in ("checkpoints/step-000001/weights", "curve.jsonl"):
+        path = state_of(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed just then
+        discard_state(folder)
+    assert not list(state_of(folder).iterdir())
+    discard_state(folder)
+    assert not list((tmp_path / "model.work").iterdir())
+
+
+def test_a_curve_is_read_past_a_line_that_a_kill_cut_off(tmp_path: Path) -> None:
+    steps = [StepRecord("text", 1, 8, 9.0, 1e-3, 1.0, 1.0, 0.0, 1)]
+    steps += [StepRecord("contrastive", step, 8 * step, float(step), 1e-3, 1.0, 1.0, 0.0, 1) for step in (1, 2, 3)]
+    RunLog(tmp_path / "model", None).add(steps[0])
+    path = state_of(tmp_path / "model") / "curve.jsonl"
+    path.write_text(path.read_text() + '{"phase": "contr')
+    log = RunLog(tmp_path / "model", None)
+    for step in steps[1:]:
+        log.add(step)
+    assert log.curve().select(["phase", "step"]).to_pylist() == [
+        {"phase": step.phase, "step": step.step} for step in steps
+    ]
+    assert last_loss(log.curve()) == 2.0  # of the last phase
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, REST])
@@ -80,13 +157,12 @@ def test_a_checkpoint_holds_weights_under_their_published_names(tmp_path: Path) 
     def look(record: StepRecord) -> None:
         if record.step == 2:
             time.sleep(0.5)  # it is being written
-            found.update(load_file(tmp_path / "model.work/checkpoints/step-000002" / WEIGHTS))
+            found.update(load_file(tmp_path / "model.work/state/checkpoints/step-000002" / WEIGHTS))
 
     found: dict[str, torch.Tensor] = {}
     train_contrastive(manifest, tmp_path, preset, tmp_path / "model", on_step=look)
     assert found.keys() == load_file(tmp_path / "model/model.safetensors").keys()
     assert "visual_transformer.enc_spatial_transformer.layers.0.1.to_q.weight" in found
-    assert not (tmp_path / "model.work/checkpoints").exists()
 
 
 def test_sigterm_saves_at_the_end_of_the_step_and_the_rerun_goes_on(tmp_path: Path) -> None:
@@ -204,4 +280,4 @@ def test_sigterm_ends_the_worker_with_its_own_exit_code_and_one_line(tmp_path: P
     assert worker.returncode == 143
     assert time.monotonic() - started < 25
     assert "stopped on request (SIGTERM); the training is saved after step" in events(output)[-1]["text"]
-    assert len(steps_in(tmp_path / "models/model.work/checkpoints")) == 1
+    assert len(steps_in(tmp_path / "models/model.work/state/checkpoints")) == 1

@@ -44,7 +44,13 @@ TABLES: tuple[Table, ...] = (
     ),
     Table("models", "a model folder", ("model_id",), ("model_id",)),
     Table("model_samples", "model x training sample", ("model_id", "sample_id"), ("model_id",)),
-    Table("training_steps", "model x phase x step", ("model_id", "phase", "step"), ("model_id", "phase", "step")),
+    Table(
+        "training_steps",
+        "model x phase x step",
+        ("model_id", "phase", "step"),
+        ("model_id", "phase", "step"),
+        has_withdrawn=True,
+    ),
     Table("latents", "model x kind x item", ("model_id", "kind", "item"), ("model_id", "kind", "item")),
     Table(
         "predictions",

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ctclip_model.errors import CheckpointError
 from ctclip_model.files import replace_folder
 
 logger = logging.getLogger(__name__)
@@ -126,8 +127,13 @@ def restore(
 
 
 def set_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Puts whole tensors in the place of a model's, however the processes share them."""
-    set_model_state_dict(model, dict(weights), options=WHOLE)
+    """Puts whole tensors in the place of a model's, however the processes share them.
+
+    Raises `CheckpointError` where they are not those of this model.
+    """
+    keys = set_model_state_dict(model, dict(weights), options=WHOLE)
+    if odd := [*keys.missing_keys, *keys.unexpected_keys]:
+        raise CheckpointError(f"a checkpoint is of another model: {odd[0]} is in one of them alone")
 
 
 class Checkpoints:
@@ -149,8 +155,8 @@ class Checkpoints:
                 logger.warning("%s is damaged (%s) and not used", path, type(error).__name__)
                 continue
             found = found or (step, snapshot)
-            if snapshot.score is not None and (self.best is None or snapshot.score > self.best[0]):
-                self.best = snapshot.score, step
+            if snapshot.score is not None and (self.best is None or snapshot.score >= self.best[0]):
+                self.best = snapshot.score, step  # of equal ones the first, as while training
         return found
 
     def weights(self, step: int) -> dict[str, Tensor]:
@@ -167,11 +173,6 @@ class Checkpoints:
         if self._writing is not None:
             self._writing.result()
             self._writing = None
-
-    def remove(self) -> None:
-        """The training has ended, and needs them no more."""
-        self.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _write(self, step: int, snapshot: Snapshot) -> None:
         with replace_folder(_path(self.folder, step)) as temporary:

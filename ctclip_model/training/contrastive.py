@@ -52,6 +52,7 @@ from ctclip_model.training.samples import (
 from ctclip_model.training.text_pretraining import pretrain_text
 from ctclip_model.training.texts import vary_report
 from ctclip_model.training.validation import validate
+from ctclip_model.training.work import state_of
 
 
 def train_contrastive(
@@ -67,19 +68,18 @@ def train_contrastive(
     """Trains CT-CLIP from random weights on the manifest's train samples and writes the model folder.
 
     Where the preset says so, the text encoder first learns the labels of the train split's reports (it stands for the
-    published system's pretrained CXR-BERT). A killed run goes on from its checkpoints, beside the folder in
-    `<folder>.work`; of several processes the first writes. `origin` is what the model card says of the data. Raises
+    published system's pretrained CXR-BERT). A killed run goes on from `state_of(folder)`, which stays until
+    `discard_state`; of several processes the first writes. `origin` is what the model card says of the data. Raises
     `MissingInputError` without a train sample.
     """
     config = preset.training
     data, held_out = hold_out(read_training_data(manifest, data_root, config.report_sections), config)
-    work = folder.with_name(f"{folder.name}.work")
-    work.mkdir(parents=True, exist_ok=True)
+    state = state_of(folder)
     torch.manual_seed(config.seed)
-    tokenizer = _make_tokenizer(data, preset, work / "tokenizer")
+    tokenizer = _make_tokenizer(data, preset, state / "tokenizer")
     model = prepare_model(CTCLIP(preset.model), compute)
-    log = RunLog(work, on_step, tensorboard=compute.tensorboard)
-    phases = {name: Checkpoints(work / name, compute.checkpoints_kept) for name in ("text", "checkpoints")}
+    log = RunLog(folder, on_step, tensorboard=compute.tensorboard)
+    phases = {name: Checkpoints(state / name, compute.checkpoints_kept) for name in ("text", "checkpoints")}
     teach_text(model, tokenizer, data, config, checkpoints=phases["text"], on_step=log.add)
     steps = teach_contrast(
         model, tokenizer, data, config, held_out=held_out, compute=compute, checkpoints=phases["checkpoints"],
@@ -100,10 +100,7 @@ def train_contrastive(
             weights=weights,
             metrics=curve,
         )
-        for checkpoints in phases.values():
-            checkpoints.remove()
-        shutil.rmtree(work / "tokenizer", ignore_errors=True)
-        log.close()
+    log.close()
     return result
 
 
@@ -306,7 +303,7 @@ def _images(volumes: Tensor, device: torch.device, changes: Tensor | None) -> Te
 def start_codebook(model: CTCLIP, images: Tensor) -> None:
     """Puts the codes where tokens are: on some that the images have, drawn at random, before the first step.
 
-    None is drawn twice while there are others: between equal codes rounding would choose, on each machine its way.
+    No token is drawn twice while there are others: of equal codes rounding would choose one, on each machine its own.
     """
     tokens = gather(model.unquantized_tokens(images).flatten(0, -2))
     codes = model.visual_transformer.vq._codebook.embed[0]

@@ -37,6 +37,7 @@ from ctclip_model.training.samples import (
     read_training_data,
     shift_volumes,
 )
+from ctclip_model.training.work import state_of
 
 PROMPTS = [prompt for name in ABNORMALITIES for prompt in prompt_pair(name)]
 GROUP = 6  # abnormalities; each group has a loss of its own
@@ -55,7 +56,7 @@ def train_vocabfine(
 ) -> TrainingResult:
     """Fine-tunes the CT-CLIP of the folder `parent` on the manifest's train samples; writes a model folder like it.
 
-    A killed run goes on from its checkpoint, beside the folder in `<folder>.work`; of several processes, each holds
+    A killed run goes on from `state_of(folder)`, which stays until `discard_state`; of several processes, each holds
     the whole model, and the first writes. Raises `MissingInputError` where no label is known, `ConfigurationError`
     where the model is to be `sharded`.
     """
@@ -65,8 +66,8 @@ def train_vocabfine(
     _require_labels(data.labels, manifest)
     loaded = load_model_folder(parent, CTCLIP)
     model = prepare_model(loaded.model, compute)
-    work = _work_of(folder)
-    checkpoints, log = Checkpoints(work / "checkpoints", compute.checkpoints_kept), RunLog(work, on_step)
+    checkpoints = Checkpoints(state_of(folder) / "checkpoints", compute.checkpoints_kept)
+    log = RunLog(folder, on_step)
     steps = teach_prompts(
         model, loaded.tokenizer, data, config, compute=compute, checkpoints=checkpoints, on_step=log.add
     )
@@ -74,10 +75,10 @@ def train_vocabfine(
     result = _result(folder, model, model.temperature, steps, curve)
     if rank() == 0:
         facts = {"parent": parent.name, "kind": "vocabfine", "steps": steps}
-        card = _card(result, "VocabFine, both encoders trained by pairs of prompts", parent, config, origin or {})
+        card = _card(
+            result, "VocabFine, both encoders trained by pairs of prompts", parent, config, curve, origin or {}
+        )
         save_model_folder(folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve)
-        checkpoints.remove()
-        log.close()
     return result
 
 
@@ -178,7 +179,7 @@ def train_lipro(
     labels = torch.tensor(np.array(table["labels"].to_pylist(), np.float32).reshape(-1, len(ABNORMALITIES)))
     _require_labels(labels, manifest)
     latents = torch.from_numpy(np.stack(table["latent"].to_numpy()).astype(np.float32))
-    log = RunLog(_work_of(folder), on_step)
+    log = RunLog(folder, on_step)
     head = fit_head(latents, labels, table["scan_id"].to_pylist(), config, on_step=log.add)
     loaded = load_model_folder(parent, CTCLIP)
     with torch.device("meta"):  # both parts come from elsewhere
@@ -187,9 +188,8 @@ def train_lipro(
     curve = log.curve()
     result = _result(folder, model, loaded.model.temperature, len(curve), curve)
     facts = {"parent": parent.name, "kind": "lipro", "steps": result.steps}
-    card = _card(result, "LiPro, a linear head on latents of volumes", parent, config, origin or {})
+    card = _card(result, "LiPro, a linear head on latents of volumes", parent, config, curve, origin or {})
     save_model_folder(folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve)
-    log.close()
     return result
 
 
@@ -279,12 +279,6 @@ def _require_labels(labels: Tensor, manifest: Path) -> None:
         raise MissingInputError(f"{manifest}: no label of the train split is known")
 
 
-def _work_of(folder: Path) -> Path:
-    work = folder.with_name(f"{folder.name}.work")
-    work.mkdir(parents=True, exist_ok=True)
-    return work
-
-
 def _result(folder: Path, model: CTCLIP | LiPro, logit_scale: Tensor, steps: int, curve: pa.Table) -> TrainingResult:
     count = sum(parameter.numel() for parameter in model.parameters())
     return TrainingResult(folder, count, logit_scale.exp().item(), steps, last_loss(curve))
@@ -295,8 +289,10 @@ def _card(
     what: str,
     parent: Path,
     config: VocabFineConfig | LiProConfig,
+    curve: pa.Table,
     origin: Mapping[str, str],
 ) -> str:
+    samples = curve["samples"][-1].as_py() if len(curve) else 0
     return write_card(
         result.folder.name,
         tags=["chest-ct", "image-classification"],
@@ -304,7 +300,7 @@ def _card(
         facts={
             "Data": describe_data(origin, "labelled volumes of the train split"),
             "Model": f"{result.count_parameters:,} parameters.",
-            "Training": f"{result.steps:,} steps of {config.batch_size}, AdamW at {config.learning_rate:g}, "
+            "Training": f"{result.steps:,} steps on {samples:,} samples, AdamW at {config.learning_rate:g}, "
             f"seed {config.seed}, epochs: {config.epochs}.",
         },
         metrics={"loss, mean of the last steps": f"{result.loss:.4f}"},

@@ -34,6 +34,7 @@ from ctclip_model.training.log import RunLog
 from ctclip_model.training.loop import Run, StepRecord, Validation, run_steps, split_decay
 from ctclip_model.training.samples import BatchOrder
 from ctclip_model.training.validation import macro_auroc
+from ctclip_model.training.work import state_of
 
 MAX_POSITIVE_WEIGHT = 20.0
 EMBEDDING_STD = 0.5  # of random word embeddings, beside positions of amplitude 0.5
@@ -75,19 +76,20 @@ def train_labeller(
     """Trains a tokenizer and a labeller from random weights, and leaves the best epoch's as a model folder.
 
     `labels` (reports, 18) in {0, 1}. Reports of one group, or of one text without `groups`, stand all in training or
-    all in validation. Stops `patience` epochs after the best validation loss. A killed run goes on from its
-    checkpoints, beside the folder in `<folder>.work`; of several processes the first writes. `origin` is what the
-    model card says of the data.
+    all in validation. Stops `patience` epochs after the best validation loss. A killed run goes on from
+    `state_of(folder)`, which stays until `discard_state`; of several processes the first writes. `origin` is what the
+    model card says of the data. Raises `ConfigurationError` for labels, epochs or reports that nothing can be learned
+    from, and where the model is to be `sharded`.
     """
     if labels.shape != (len(reports), len(ABNORMALITIES)) or not np.isin(labels, (0, 1)).all():
         raise ConfigurationError(f"labels {labels.shape} are not 0 or 1 for {len(reports)} reports and 18 labels")
+    if config.epochs < 1:
+        raise ConfigurationError("a labeller trains for one epoch at least")
     if compute.sharded:
         raise ConfigurationError("a labeller is whole on each process: leave `sharded` off")
     is_held = _hold_out(groups or reports, config)
-    work = folder.with_name(f"{folder.name}.work")
-    work.mkdir(parents=True, exist_ok=True)
-    log = RunLog(work, on_step, tensorboard=compute.tensorboard)
-    checkpoints = Checkpoints(work / "checkpoints", compute.checkpoints_kept)
+    log = RunLog(folder, on_step, tensorboard=compute.tensorboard)
+    checkpoints = Checkpoints(state_of(folder) / "checkpoints", compute.checkpoints_kept)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         training = _Training(_take(reports, ~is_held), labels[~is_held], config, compute)
@@ -102,8 +104,7 @@ def train_labeller(
         }  # fmt: skip
         card = _card(result, training, len(reports), steps, origin or {})
         save_model_folder(folder, training.model, training.tokenizer, extra=facts, card=card, metrics=curve)
-        checkpoints.remove()
-        log.close()
+    log.close()
     return result
 
 
@@ -219,7 +220,7 @@ def _card(result: LabellerResult, training: _Training, count: int, steps: int, o
     )
 
 
-def read_labelled_reports(manifest: Path) -> tuple[list[str], NDArray[np.int8]]:
+def read_manifest(manifest: Path) -> tuple[list[str], NDArray[np.int8]]:
     """The texts of a labeller's manifest and their labels (reports, 18)."""
     table = pq.read_table(manifest, columns=["text", "labels"])
     labels = np.array(table["labels"].to_pylist(), np.int8).reshape(table.num_rows, len(ABNORMALITIES))

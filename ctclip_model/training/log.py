@@ -14,6 +14,7 @@ import pyarrow as pa
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.training.distributed import rank
 from ctclip_model.training.loop import StepRecord
+from ctclip_model.training.work import state_of, work_of
 
 LAST_STEPS = 50  # whose mean loss is the run's
 CURVE = pa.schema(
@@ -38,16 +39,19 @@ class TrainingResult:
 
 
 class RunLog:
-    """Passes on what steps report, and keeps it in `curve.jsonl` of the run's folder, over kills and reruns.
+    """Passes on what steps report, and keeps it with the state of the training of a model's folder, over kills.
 
-    With `tensorboard` it writes event files beside; raises `ConfigurationError` where that is not installed.
+    With `tensorboard` it writes event files beside that; raises `ConfigurationError` where that is not installed.
     """
 
     def __init__(
         self, folder: Path, on_step: Callable[[StepRecord], None] | None, *, tensorboard: bool = False
     ) -> None:
-        self.path, self.on_step = folder / "curve.jsonl", on_step
-        self.events = _Events(folder / "tensorboard") if tensorboard and rank() == 0 else None
+        self.path, self.on_step = state_of(folder) / "curve.jsonl", on_step
+        self.events = _Events(work_of(folder) / "tensorboard") if tensorboard and rank() == 0 else None
+        if rank() == 0 and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            with self.path.open("a") as file:
+                file.write("\n")  # after a line that a kill cut off
 
     def add(self, record: StepRecord) -> None:
         if rank() == 0:
@@ -64,15 +68,13 @@ class RunLog:
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
             try:
                 row = json.loads(line)
-            except ValueError:  # a kill cut the line off
+            except ValueError:  # cut off
                 continue
             steps.setdefault(row["phase"], {})[row["step"]] = {name: row[name] for name in CURVE.names}
         rows = [of_phase[step] for of_phase in steps.values() for step in sorted(of_phase)]
         return pa.Table.from_pylist(rows, CURVE)
 
     def close(self) -> None:
-        """Removes the file, whose content is the model's by now."""
-        self.path.unlink(missing_ok=True)
         if self.events is not None:
             self.events.close()
 
@@ -103,7 +105,8 @@ class _Events:
 
 
 def last_loss(curve: pa.Table) -> float:
-    """The mean of the last steps that have a finite loss; NaN without a step."""
-    losses = np.array(curve["loss"].to_pylist()[-LAST_STEPS:])
+    """The mean of the last phase's last steps that have a finite loss; NaN without a step."""
+    rows = curve.select(["phase", "loss"]).to_pylist()
+    losses = np.array([row["loss"] for row in rows if row["phase"] == rows[-1]["phase"]][-LAST_STEPS:])
     finite = losses[np.isfinite(losses)]
     return float(finite.mean()) if len(finite) else float("nan")

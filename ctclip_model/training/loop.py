@@ -51,7 +51,7 @@ class StepRecord:
 class Validation:
     """How well a model in training does on held-out samples."""
 
-    auroc: float  # macro
+    auroc: float  # macro; NaN where no abnormality is both present and absent
     loss: float | None = None  # by which it is judged, where there is one
 
     @property
@@ -149,7 +149,7 @@ def _run_steps(run: Run[Any], request: StopRequest) -> int:
                     volumes_per_s=run.batch_size / duration_s,
                     data_wait_share=wait_s / duration_s,
                     memory_bytes=_peak_memory_bytes(),
-                    validation_auroc=validation.auroc if validation is not None else None,
+                    validation_auroc=_known(validation.auroc) if validation is not None else None,
                 )
             )
         if is_asked_to_stop:
@@ -244,6 +244,10 @@ def _validate(validate: Callable[[], Validation]) -> Validation:
     sum_over_processes([values])
     auroc, loss = (values / world_size()).tolist()
     return Validation(auroc, None if found.loss is None else loss)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _is_patience_over(run: Run[Any], best: tuple[float, int] | None, done: int) -> bool:

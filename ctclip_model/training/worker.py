@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -28,10 +28,11 @@ from ctclip_model.files import whole_file
 from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.distributed import rank
 from ctclip_model.training.finetune import train_vocabfine
-from ctclip_model.training.labeller_training import LabellerResult, read_labelled_reports, train_labeller
+from ctclip_model.training.labeller_training import LabellerResult, read_manifest, train_labeller
 from ctclip_model.training.log import TrainingResult
 from ctclip_model.training.loop import StepRecord
 
+Result: TypeAlias = TrainingResult | LabellerResult
 PREEMPTED = 128 + 15  # the exit code of what SIGTERM has ended
 
 
@@ -86,13 +87,13 @@ def _train(job: Job, data_root: Path) -> None:
         _tell("result", **asdict(result) | {"folder": job.folder})
 
 
-def train(job: Job, data_root: Path, on_step: Callable[[StepRecord], None]) -> TrainingResult | LabellerResult:
+def train(job: Job, data_root: Path, on_step: Callable[[StepRecord], None]) -> Result:
     """Trains what the job asks for, in this process."""
     manifest, folder, preset = data_root / job.manifest, data_root / job.folder, job.preset
     told: dict[str, Any] = {"compute": job.compute, "origin": job.origin, "on_step": on_step}
     with limit_cpu_threads(preset.cpu_threads):
         if job.kind is Kind.labeller:
-            return train_labeller(*read_labelled_reports(manifest), preset.labeller, folder, **told)
+            return train_labeller(*read_manifest(manifest), preset.labeller, folder, **told)
         if job.kind is Kind.vocabfine:
             assert job.parent is not None
             return train_vocabfine(manifest, data_root, data_root / job.parent, preset.vocabfine, folder, **told)
