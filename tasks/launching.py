@@ -167,8 +167,8 @@ def _events(
     for line in process.stdout:
         alarm.heard = time.monotonic()
         logger.info("%s", line.rstrip())
-        if line.startswith('{"event"'):
-            yield json.loads(line)
+        if (event := _read_event(line)) is not None:
+            yield event
         elif line.strip():
             last.append(line.rstrip())
     code = process.wait()
@@ -181,6 +181,15 @@ def _events(
         raise PreemptedError("training: stopped on request (SIGTERM); the same call goes on from its last checkpoint")
     words = " / ".join(list(last)[-3:])
     raise WorkerDiedError(f"training: its processes ended with exit code {code} ({words}); the same call goes on")
+
+
+def _read_event(line: str) -> dict[str, Any] | None:
+    """What a process tells, unless the line is no such, or another process has written into it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
 
 
 def _end_with_parent() -> None:

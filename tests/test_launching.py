@@ -126,6 +126,14 @@ def steps_of(data_root: Path) -> list[dict[str, Any]]:
     return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
+@pytest.mark.parametrize(
+    "line", ["", "[1]", "NaN", "W1125 a warning", '{"event": "step"}{"event": "step"}', '{"a": 1}']
+)
+def test_what_is_no_event_is_the_process_s_own_words(line: str) -> None:
+    assert launching._read_event(f"{line}\n") is None
+    assert launching._read_event('{"event": "error", "loss": NaN}\n') is not None
+
+
 @pytest.mark.slow
 def test_an_error_of_a_worker_is_raised_as_what_it_is(tmp_path: Path) -> None:
     from ctclip_model.training.worker import Job, Kind

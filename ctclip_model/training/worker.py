@@ -118,7 +118,8 @@ def processes_joined() -> Iterator[None]:
 
 
 def _tell(event: str, **facts: Any) -> None:
-    print(json.dumps({"event": event} | facts), flush=True)
+    sys.stdout.write(json.dumps({"event": event} | facts) + "\n")  # at once, or those of two processes would mix
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
