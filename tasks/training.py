@@ -222,7 +222,7 @@ class StepRecorder:
     def __init__(self, run: StageRun, manifest: Manifest) -> None:
         self.run, self.rows = run, list[Mapping[str, Any]]()
         self.stamp = {"model_id": manifest.model_id, "fingerprint": manifest.config_fingerprint}
-        self.known = {step for step, row in self._recorded().items() if row["run_id"] == run.run_id}
+        self.known = set(self._recorded(f"{run.run_id}-*.parquet"))
 
     def add(self, record: StepRecord) -> None:
         self._add(asdict(record))
@@ -236,7 +236,7 @@ class StepRecorder:
         training, which may have been longer.
         """
         rows = {(row["phase"], row["step"]): row for row in pq.read_table(curve).to_pylist()}
-        recorded = self._recorded()
+        recorded = self._recorded("*.parquet")
         for step, row in rows.items():
             if step not in recorded or recorded[step]["loss"] != row["loss"]:
                 self._add(row)
@@ -256,9 +256,9 @@ class StepRecorder:
             self.known.add(step)
             self.rows.append(self.stamp | row)
 
-    def _recorded(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """The current records of the model's steps."""
-        paths = sorted((self.run.data_root / "records" / "training_steps").glob("*.parquet"))
+    def _recorded(self, files: str) -> dict[tuple[str, int], dict[str, Any]]:
+        """The newest records of the model's steps in those files."""
+        paths = sorted((self.run.data_root / "records" / "training_steps").glob(files))
         records = ds.dataset(paths, _RECORDED).to_table(filter=ds.field("model_id") == self.stamp["model_id"])
         newest = {(row["phase"], row["step"]): row for row in records.sort_by("run_id").to_pylist()}
         return {step: row for step, row in newest.items() if not row["is_withdrawn"]}
