@@ -138,6 +138,26 @@ def test_steps_that_a_killed_run_has_not_recorded_are_recorded_in_the_end(
     assert steps == [(step, True) for step in range(1, 7)]
 
 
+def test_a_model_whose_run_died_before_it_was_recorded_is_not_trained_again(
+    data_root: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "record_model", die)
+        with pytest.raises(KeyboardInterrupt), open_run(data_root, "train", "short") as run:
+            work_of(data_root, preset).do(run)
+    steps = query(data_root, "select step, run_id from training_steps order by step")
+    with monkeypatch.context() as patched:
+        patched.setattr(training.StepRecorder, "add", die)  # no step is done
+        with open_run(data_root, "train", "short") as run:
+            work_of(data_root, preset).do(run)
+    assert query(data_root, "select model_id from current_models") == [("model",)]
+    assert query(data_root, "select step, run_id from training_steps order by step") == steps
+    assert not (data_root / "models/model.work/state").exists()
+
+
 def test_records_of_a_model_trained_again_are_those_of_its_new_curve(data_root: Path, preset: Preset) -> None:
     manifest, path = work_of(data_root, preset).manifest, data_root / "metrics.parquet"
 
