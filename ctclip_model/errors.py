@@ -90,6 +90,10 @@ class PreemptedError(CTCLIPError):
     """Training was asked to end (SIGTERM), and has saved its state; the same call goes on from there."""
 
 
+class StorageError(CTCLIPError):
+    """What a training makes could not be written, as where the disk is full; what it has written before stays."""
+
+
 class WorkerDiedError(CTCLIPError):
     """A training's process ended without a word (a crash, out of memory); the same call goes on from its checkpoint."""
 

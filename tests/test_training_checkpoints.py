@@ -18,7 +18,7 @@ from torch import nn
 from training_runs import curve_of, events, short_preset, start_worker, write_job, write_samples
 
 from ctclip_model.device import Compute
-from ctclip_model.errors import CheckpointError, DivergedError, PreemptedError
+from ctclip_model.errors import CheckpointError, DivergedError, PreemptedError, StorageError
 from ctclip_model.training.checkpoint import REST, WEIGHTS, Checkpoints, Snapshot
 from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.log import RunLog, last_loss
@@ -139,6 +139,23 @@ def test_a_damaged_checkpoint_is_passed_over(
         step, found = checkpoints.load() or (0, snapshot(0))
     assert (step, found.samples, found.weights["weight"].tolist()) == (1, 1, [1, 1])
     assert "step-000002 is damaged" in caplog.text
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_checkpoints_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, kept=2)
+    checkpoints.save(1, snapshot(1))
+    checkpoints.wait()
+
+    def run_out_of_room(*_: object) -> None:
+        raise RuntimeError("[enforce fail]\n file write failed")  # as PyTorch says it
+
+    monkeypatch.setattr(torch, "save", run_out_of_room)
+    checkpoints.save(2, snapshot(2))
+    with pytest.raises(StorageError, match=r"cannot be written \(\[enforce fail\] file write failed\); the same call"):
+        checkpoints.wait()
+    assert steps_in(tmp_path) == ["step-000001"]
 
 
 def test_what_a_killed_writer_leaves_is_no_checkpoint(tmp_path: Path) -> None:

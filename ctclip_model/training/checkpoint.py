@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ctclip_model.errors import CheckpointError
+from ctclip_model.errors import CheckpointError, StorageError
 from ctclip_model.files import replace_folder
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,18 @@ class Snapshot:
     random_states: dict[str, Tensor]  # by device type
     average: dict[str, Tensor]  # averaged weights by name; none without averaging
     score: float | None = None  # of the last validation; the higher the better
+
+
+@contextmanager
+def storing(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong with writing there is a `StorageError`: PyTorch and safetensors have errors of their own."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise StorageError(
+            f"{folder} cannot be written ({reason}); the same call goes on from the last checkpoint that is whole"
+        ) from error
 
 
 class WeightAverage:
@@ -175,7 +187,7 @@ class Checkpoints:
             self._writing = None
 
     def _write(self, step: int, snapshot: Snapshot) -> None:
-        with replace_folder(_path(self.folder, step)) as temporary:
+        with storing(self.folder), replace_folder(_path(self.folder, step)) as temporary:
             save_file(snapshot.weights, temporary / WEIGHTS)
             rest = {name: value for name, value in vars(snapshot).items() if name != "weights"}
             torch.save(rest, temporary / REST)

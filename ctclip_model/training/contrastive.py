@@ -25,7 +25,7 @@ from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize, train_tokenizer
 from ctclip_model.training.card import describe_data, write_card
-from ctclip_model.training.checkpoint import WHOLE, Checkpoints, WeightAverage
+from ctclip_model.training.checkpoint import WHOLE, Checkpoints, WeightAverage, storing
 from ctclip_model.training.distributed import (
     dropout_of,
     gather,
@@ -91,15 +91,10 @@ def train_contrastive(
     temperature = model.temperature.exp().item()
     result = TrainingResult(folder, count_parameters, temperature, steps, last_loss(curve))
     if rank() == 0:
-        save_model_folder(
-            folder,
-            model.eval(),
-            tokenizer,
-            extra={"preset": preset.name, "recipe": asdict(preset.recipe), "steps": steps},  # what its volumes need
-            card=_card(preset, result, curve, origin or {}),
-            weights=weights,
-            metrics=curve,
-        )
+        facts = {"preset": preset.name, "recipe": asdict(preset.recipe), "steps": steps}  # what its volumes need
+        card = _card(preset, result, curve, origin or {})
+        with storing(folder):
+            save_model_folder(folder, model.eval(), tokenizer, extra=facts, card=card, weights=weights, metrics=curve)
     log.close()
     return result
 

@@ -23,7 +23,7 @@ from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.text import tokenize
 from ctclip_model.training.card import describe_data, write_card
-from ctclip_model.training.checkpoint import Checkpoints
+from ctclip_model.training.checkpoint import Checkpoints, storing
 from ctclip_model.training.contrastive import move_codebook, prepare_model
 from ctclip_model.training.distributed import rank, share, world_size
 from ctclip_model.training.log import RunLog, TrainingResult, last_loss
@@ -78,7 +78,10 @@ def train_vocabfine(
         card = _card(
             result, "VocabFine, both encoders trained by pairs of prompts", parent, config, curve, origin or {}
         )
-        save_model_folder(folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve)
+        with storing(folder):
+            save_model_folder(
+                folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve
+            )
     return result
 
 
@@ -189,7 +192,8 @@ def train_lipro(
     result = _result(folder, model, loaded.model.temperature, len(curve), curve)
     facts = {"parent": parent.name, "kind": "lipro", "steps": result.steps}
     card = _card(result, "LiPro, a linear head on latents of volumes", parent, config, curve, origin or {})
-    save_model_folder(folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve)
+    with storing(folder):
+        save_model_folder(folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve)
     return result
 
 

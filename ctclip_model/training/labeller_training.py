@@ -27,7 +27,7 @@ from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.radbert import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
 from ctclip_model.training.card import describe_data, write_card
-from ctclip_model.training.checkpoint import Checkpoints
+from ctclip_model.training.checkpoint import Checkpoints, storing
 from ctclip_model.training.distributed import dropout_of, rank, share
 from ctclip_model.training.labeller import Bags, Labeller
 from ctclip_model.training.log import RunLog
@@ -103,7 +103,8 @@ def train_labeller(
             "validation_f1": result.validation_f1, "steps": steps,
         }  # fmt: skip
         card = _card(result, training, len(reports), steps, origin or {})
-        save_model_folder(folder, training.model, training.tokenizer, extra=facts, card=card, metrics=curve)
+        with storing(folder):
+            save_model_folder(folder, training.model, training.tokenizer, extra=facts, card=card, metrics=curve)
     log.close()
     return result
 

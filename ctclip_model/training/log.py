@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.training.checkpoint import storing
 from ctclip_model.training.distributed import rank
 from ctclip_model.training.loop import StepRecord
 from ctclip_model.training.work import state_of, work_of
@@ -55,7 +56,7 @@ class RunLog:
 
     def add(self, record: StepRecord) -> None:
         if rank() == 0:
-            with self.path.open("a") as file:
+            with storing(self.path), self.path.open("a") as file:
                 file.write(json.dumps(asdict(record)) + "\n")
         if self.events is not None:
             self.events.add(record)
