@@ -121,6 +121,7 @@ class LabellerConfig:
     epochs: int = 20  # at most; stops early on the validation loss
     patience: int = 3  # epochs without a better validation loss
     validation_share: float = 0.2  # of the different reports
+    skipped_steps: int = 3  # in a row without a finite loss, after which training stops
     seed: int = 0
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ctclip_model.config import VERSIONS, LabellerConfig, Preset, TfidfConfig, fingerprint
@@ -106,7 +105,7 @@ class LabelledReports:
         """Those of a manifest."""
         from ctclip_model.training.labeller_training import read_manifest
 
-        return LabelledReports(pq.read_table(path)["scan_id"].to_pylist(), *read_manifest(path))
+        return LabelledReports(*read_manifest(path))
 
 
 def read_labelled_reports(data_root: Path) -> LabelledReports:

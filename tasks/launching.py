@@ -35,31 +35,44 @@ PR_SET_PDEATHSIG = 1  # of Linux: a signal to this process when its parent dies
 
 @dataclass(frozen=True)
 class Launch:
-    """Where a training's processes run. Several nodes each make the same call, and meet at `rendezvous`."""
+    """Where a training's processes run: here, and on `nodes` - 1 others that meet them at `rendezvous`."""
 
     processes: int | None = None  # a node; as many as suit the training when None, and without a GPU this very one
     nodes: int = 1
-    rendezvous: str | None = None  # host:port that every node reaches
+    rendezvous: str | None = None  # host:port of this machine, as the others reach it
 
     def __post_init__(self) -> None:
-        if self.nodes > 1 and self.rendezvous is None:
-            raise ConfigurationError(f"{self.nodes} nodes need a rendezvous, the host:port at which they meet")
+        host, port = self.meeting_place
+        if self.nodes > 1 and not (host and port.isdigit()):
+            raise ConfigurationError(
+                f"{self.nodes} nodes need a rendezvous, the host:port of this one at which they meet, "
+                f"not {self.rendezvous!r}"
+            )
         if self.nodes < 1 or (self.processes is not None and self.processes < 1):
             raise ConfigurationError(f"{self.processes} processes on {self.nodes} nodes are too few to train")
+
+    @property
+    def meeting_place(self) -> tuple[str, str]:
+        host, _, port = (self.rendezvous or "").rpartition(":")
+        return host, port
 
     def is_apart(self, compute: Compute) -> bool:
         """Whether processes are started: on a GPU always, so that running out of its memory ends them alone."""
         return self.nodes > 1 or self.processes is not None or choose_device(compute.device).type == "cuda"
 
-    def command(self, job: Path, data_root: Path, *, suited: int | None = None) -> list[str]:
-        """What starts them, by torchrun; `suited` is how many suit the training, one a GPU when None."""
+    def command(self, job: Path, data_root: Path, *, suited: int | None = None, node: str = "0") -> list[str]:
+        """What starts a node's, by torchrun; `suited` is how many suit the training, one a GPU when None.
+
+        This machine is node 0, whose first process writes, and tells what happens.
+        """
         meeting = ["--standalone"]
         if self.nodes > 1:
-            meeting = [f"--nnodes={self.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={self.rendezvous}"]
-            meeting.append(f"--rdzv-id={job.parent.name}")
+            host, port = self.meeting_place
+            meeting = [f"--nnodes={self.nodes}", f"--node-rank={node}"]
+            meeting += [f"--master-addr={host}", f"--master-port={port}"]
         count = self.processes or suited or "gpu"
         return [
-            sys.executable, "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={count}", "--module",
+            "-m", "torch.distributed.run", *meeting, f"--nproc-per-node={count}", "--module",
             "ctclip_model.training.worker", str(job), str(data_root),
         ]  # fmt: skip
 
@@ -89,7 +102,11 @@ def train_apart(job: Job, data_root: Path, launch: Launch, on_step: Callable[[St
     path.parent.mkdir(parents=True, exist_ok=True)
     job.write(path)
     suited = None if job.kind is Kind.ct_clip else 1  # a batch of the others is small, of VocabFine one volume
-    with _running(launch.command(path, data_root, suited=suited)) as lines:
+    if launch.nodes > 1:
+        place = Path("$CTCLIP_DATA_ROOT")
+        others = " ".join(launch.command(place / path.relative_to(data_root), place, suited=suited, node="N"))
+        logger.warning("%d nodes train together; on each other one, N from 1: python %s", launch.nodes, others)
+    with _running([sys.executable, *launch.command(path, data_root, suited=suited)]) as lines:
         for event in lines:
             kind = event.pop("event")
             if kind == "step":

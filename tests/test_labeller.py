@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig
 
 from ctclip_model.config import LabellerConfig, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.errors import CheckpointError, ConfigurationError
+from ctclip_model.errors import CheckpointError, ConfigurationError, DivergedError
 from ctclip_model.training import labeller_training
 from ctclip_model.training.labeller import Bags, load_labeller
 from ctclip_model.training.labeller_training import train_labeller
@@ -109,6 +109,15 @@ def test_a_killed_training_goes_on_to_the_same_labeller_bit_by_bit(tmp_path):
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert "60 labelled reports" in (tmp_path / "killed/README.md").read_text()
+
+
+def test_a_loss_that_is_not_finite_names_the_reports(tmp_path):
+    reports, labels = write_reports(20, seed=0)
+    names = [f"train_{number}_a" for number in range(20)]
+    config = dataclasses.replace(CONFIG, learning_rate=torch.inf, batch_size=4, skipped_steps=1)
+    with pytest.raises(DivergedError, match=r"after 1 skipped; its samples: (train_\d+_a(, )?){4}$"):
+        train_labeller(reports, labels, config, tmp_path / "a", names=names)
+    assert not (tmp_path / "a").exists()
 
 
 def test_labels_that_are_unknown_are_refused(tmp_path):

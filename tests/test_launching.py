@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -41,13 +43,50 @@ def test_one_node_stands_alone_and_several_meet() -> None:
     job = Path("/data/models/m.work/job.json")
     assert "--standalone" in Launch(2).command(job, Path("/data"))
     several = Launch(8, nodes=4, rendezvous="head:29500").command(job, Path("/data"))
-    assert {"--nnodes=4", "--rdzv-endpoint=head:29500", "--rdzv-id=m.work", "--nproc-per-node=8"} <= set(several)
+    assert {"--nnodes=4", "--node-rank=0", "--master-addr=head", "--master-port=29500"} <= set(several)
+    assert "--nproc-per-node=8" in several
     assert "--nproc-per-node=gpu" in Launch().command(job, Path("/data"))
 
 
-def test_nodes_without_a_place_to_meet_are_refused() -> None:
+@pytest.mark.parametrize("rendezvous", [None, "head", "head:", ":29500", "head:port"])
+def test_nodes_without_a_place_to_meet_are_refused(rendezvous: str | None) -> None:
     with pytest.raises(ConfigurationError, match="4 nodes need a rendezvous"):
-        Launch(nodes=4)
+        Launch(nodes=4, rendezvous=rendezvous)
+
+
+@pytest.mark.slow
+def test_two_nodes_train_together_by_the_command_that_the_first_one_tells(tmp_path: Path) -> None:
+    from ctclip_model.training.contrastive import train_contrastive
+    from ctclip_model.training.loop import StepRecord
+    from ctclip_model.training.worker import Job
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").symlink_to(tmp_path / "here")
+    preset = short_preset(samples=32, text_learning_rate=0.0)
+    write_samples(tmp_path / "here", preset.recipe)
+    job = Job.read(write_job(tmp_path / "here", preset))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        launch = Launch(1, nodes=2, rendezvous=f"127.0.0.1:{free.getsockname()[1]}")
+    others: list[subprocess.Popen[str]] = []
+
+    class Start(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "on each other one" in record.getMessage():
+                command = record.getMessage().partition("N from 1: python")[2].replace("node-rank=N", "node-rank=1")
+                environment = os.environ | {"PYTHONPATH": str(ROOT), "CTCLIP_DATA_ROOT": str(tmp_path / "there")}
+                others.append(subprocess.Popen(f"{sys.executable} {command}", shell=True, text=True, env=environment))
+
+    launching.logger.addHandler(handler := Start())
+    steps: list[StepRecord] = []
+    try:
+        result = train_apart(job, tmp_path / "here", launch, steps.append)
+    finally:
+        launching.logger.removeHandler(handler)
+    assert others[0].wait(60) == 0
+    whole = train_contrastive(tmp_path / "here/manifest.parquet", tmp_path / "here", preset, tmp_path / "whole")
+    assert result.steps == len(steps) == whole.steps
+    assert [step.loss for step in steps] == pytest.approx([loss for _, loss in curve_of(tmp_path / "whole")], rel=1e-3)
 
 
 def test_a_cpu_trains_in_this_process_unless_asked_otherwise() -> None:

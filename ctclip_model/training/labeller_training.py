@@ -68,6 +68,7 @@ def train_labeller(
     config: LabellerConfig,
     folder: Path,
     *,
+    names: Sequence[str] | None = None,
     groups: Sequence[str] | None = None,
     compute: Compute = Compute(),
     origin: Mapping[str, str] | None = None,
@@ -77,9 +78,9 @@ def train_labeller(
 
     `labels` (reports, 18) in {0, 1}. Reports of one group, or of one text without `groups`, stand all in training or
     all in validation. Stops `patience` epochs after the best validation loss. A killed run goes on from
-    `state_of(folder)`, which stays until `discard_state`; of several processes the first writes. `origin` is what the
-    model card says of the data. Raises `ConfigurationError` for labels, epochs or reports that nothing can be learned
-    from, and where the model is to be `sharded`.
+    `state_of(folder)`, which stays until `discard_state`; of several processes the first writes. `names` are the
+    reports', for an error to say; `origin` is what the model card says of the data. Raises `ConfigurationError` for
+    labels, epochs or reports that nothing can be learned from, and where the model is to be `sharded`.
     """
     if labels.shape != (len(reports), len(ABNORMALITIES)) or not np.isin(labels, (0, 1)).all():
         raise ConfigurationError(f"labels {labels.shape} are not 0 or 1 for {len(reports)} reports and 18 labels")
@@ -92,7 +93,8 @@ def train_labeller(
     checkpoints = Checkpoints(state_of(folder) / "checkpoints", compute.checkpoints_kept)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        training = _Training(_take(reports, ~is_held), labels[~is_held], config, compute)
+        names_seen = _take(names or [f"report {number}" for number in range(1, len(reports) + 1)], ~is_held)
+        training = _Training(_take(reports, ~is_held), labels[~is_held], names_seen, config, compute)
         validation = _Validation(training, _take(reports, is_held), labels[is_held])
         steps = training.run(validation, checkpoints, log.add)
     result = validation.result(folder)
@@ -113,9 +115,14 @@ class _Training:
     """A model in training: its reports, and its share of each batch of them."""
 
     def __init__(
-        self, reports: Sequence[str], labels: NDArray[np.integer], config: LabellerConfig, compute: Compute
+        self,
+        reports: Sequence[str],
+        labels: NDArray[np.integer],
+        names: Sequence[str],
+        config: LabellerConfig,
+        compute: Compute,
     ) -> None:
-        self.reports, self.labels, self.compute = reports, torch.from_numpy(labels).float(), compute
+        self.reports, self.labels, self.names, self.compute = reports, torch.from_numpy(labels).float(), names, compute
         self.tokenizer = train_tokenizer(reports, config.vocab_size)
         self.config = replace(config, vocab_size=len(self.tokenizer))
         self.device = choose_device(compute.device)
@@ -143,6 +150,8 @@ class _Training:
                 batch_size=self.order.batch_size,
                 warm_up_share=WARM_UP_SHARE / config.epochs,
                 final_rate=config.final_rate,
+                tolerated_skips=config.skipped_steps,
+                names_of=lambda step: [self.names[index] for index in self.order.batch(step)],
                 checkpoints=checkpoints,
                 validate=validation.measure,
                 steps_per_validation=epoch,
@@ -221,11 +230,11 @@ def _card(result: LabellerResult, training: _Training, count: int, steps: int, o
     )
 
 
-def read_manifest(manifest: Path) -> tuple[list[str], NDArray[np.int8]]:
-    """The texts of a labeller's manifest and their labels (reports, 18)."""
-    table = pq.read_table(manifest, columns=["text", "labels"])
+def read_manifest(manifest: Path) -> tuple[list[str], list[str], NDArray[np.int8]]:
+    """The names and the texts of a labeller's manifest, and their labels (reports, 18)."""
+    table = pq.read_table(manifest, columns=["scan_id", "text", "labels"])
     labels = np.array(table["labels"].to_pylist(), np.int8).reshape(table.num_rows, len(ABNORMALITIES))
-    return table["text"].to_pylist(), labels
+    return table["scan_id"].to_pylist(), table["text"].to_pylist(), labels
 
 
 def _take(reports: Sequence[str], chosen: NDArray[np.bool_]) -> list[str]:

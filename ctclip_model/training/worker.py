@@ -93,7 +93,8 @@ def train(job: Job, data_root: Path, on_step: Callable[[StepRecord], None]) -> R
     told: dict[str, Any] = {"compute": job.compute, "origin": job.origin, "on_step": on_step}
     with limit_cpu_threads(preset.cpu_threads):
         if job.kind is Kind.labeller:
-            return train_labeller(*read_manifest(manifest), preset.labeller, folder, **told)
+            names, reports, labels = read_manifest(manifest)
+            return train_labeller(reports, labels, preset.labeller, folder, names=names, **told)
         if job.kind is Kind.vocabfine:
             assert job.parent is not None
             return train_vocabfine(manifest, data_root, data_root / job.parent, preset.vocabfine, folder, **told)

@@ -175,7 +175,7 @@ def train(
     compile_layers: Annotated[bool, typer.Option("--compile", help="Use PyTorch's compiler.")] = False,
     processes: Processes = None,
     nodes: Annotated[int, typer.Option(min=1, help="Machines that make this same call.")] = 1,
-    rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT at which several nodes meet.")] = None,
+    rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT of this node, where several meet.")] = None,
     sharded: Annotated[
         bool, typer.Option("--sharded", help="Share the weights out over the processes (FSDP2).")
     ] = False,
