@@ -89,6 +89,8 @@ def _find(data_root: Path, keep_raw: bool) -> Iterator[Garbage]:
         is_known = str(path.relative_to(data_root)).removesuffix(".work") in models
         if not is_known and path.is_dir() and _is_old(path):  # a younger one's training may yet go on from there
             yield _garbage(path, "no row of models refers to it")
+        for leaving in sorted(path.glob(".state.removed-*")):
+            yield _garbage(leaving, "left of a training that is recorded")
     for run_id in sorted(_column(data_root, _SUPERSEDED_LATENTS)):
         for path in sorted((data_root / "records/latents").glob(f"{run_id}-*.parquet")):
             yield _garbage(path, "every latent has a newer row")

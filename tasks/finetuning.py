@@ -22,7 +22,7 @@ from tasks.launching import Launch, train
 from tasks.models import ModelReference
 from tasks.runs import StageRun
 from tasks.settings import FINETUNE, PUBLISHED_LABELS
-from tasks.training import Manifest, find_trained, make_job, record_model, train_and_record, write_manifest
+from tasks.training import Manifest, find_trained, is_recorded, make_job, record_model, train_and_record, write_manifest
 from warehouse import store
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, co
     from ctclip_model.training.log import TrainingResult
     from ctclip_model.training.work import discard_state
 
+    if is_recorded(run, manifest.model_id):
+        return
     started = time.monotonic()
     preset, parent = finetuning.preset, finetuning.parent
     train_it = partial(_train, run.data_root, finetuning, manifest, compute, launch)

@@ -27,7 +27,7 @@ from tasks.progress import show_progress
 from tasks.records import sha256_of
 from tasks.runs import StageRun, code_version
 from tasks.settings import HAND, LABELLER_KINDS
-from tasks.training import Manifest, make_job, place_manifest, train_and_record
+from tasks.training import Manifest, is_recorded, make_job, place_manifest, train_and_record
 from warehouse import store
 
 if TYPE_CHECKING:
@@ -142,6 +142,8 @@ def run_roberta_training(run: StageRun, preset: Preset, manifest: Manifest, comp
     from ctclip_model.training.work import discard_state
     from ctclip_model.training.worker import Kind
 
+    if is_recorded(run, manifest.model_id):
+        return
     started = time.monotonic()
     reports = LabelledReports.read(manifest.path)
     job = make_job(Kind.labeller, run.data_root, manifest, preset, compute)
@@ -184,7 +186,8 @@ def _record(
 ) -> None:
     labeller_id = reports.labeller_id(training)
     folder = run.data_root / "models" / labeller_id
-    run.record("model_samples", reports.sample_rows(labeller_id))  # first: with a row of `models` all is done
+    if not run.has_recorded("model_samples", labeller_id):
+        run.record("model_samples", reports.sample_rows(labeller_id))  # first: with a row of `models` all is done
     run.record(
         "models",
         [

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from ctclip_model.errors import BadItemError, StageFailedError
 from tasks.lease import hold_lease
 from tasks.logs import log_context
@@ -48,6 +50,11 @@ class StageRun:
         """Writes rows to a table's records, announcing the run first, so that no row is of an unknown run."""
         self.announce()
         return self.records.write(table, rows)
+
+    def has_recorded(self, table: str, model_id: str) -> bool:
+        """Whether another attempt of this run has written rows of a model to a table's records."""
+        paths = (self.data_root / "records" / table).glob(f"{self.run_id}-*.parquet")
+        return any(model_id in pq.read_table(path, columns=["model_id"])["model_id"].to_pylist() for path in paths)
 
     def reject(self, error: BadItemError, *, fingerprint: str, is_permanent: bool = True) -> None:
         """Records one item that cannot be used; bad data stays rejected until its fingerprint moves."""

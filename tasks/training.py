@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -136,6 +137,8 @@ def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Com
     from ctclip_model.training.work import discard_state
     from ctclip_model.training.worker import Kind
 
+    if is_recorded(run, manifest.model_id):
+        return
     started = time.monotonic()
     job = make_job(Kind.ct_clip, run.data_root, manifest, preset, compute)
     total = preset.training.text_pretraining_samples + preset.training.samples
@@ -146,6 +149,36 @@ def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Com
         recipe_id=preset.recipe.recipe_id, duration_s=time.monotonic() - started,
     )  # fmt: skip
     discard_state(result.folder)
+
+
+def is_recorded(run: StageRun, model_id: str) -> bool:
+    """Whether another attempt of the same run has made the model and died thereafter; it is counted then."""
+    from ctclip_model.training.work import discard_state
+
+    if not run.has_recorded("models", model_id):
+        return False
+    discard_state(run.data_root / "models" / model_id)
+    run.count_done += 1
+    return True
+
+
+def is_unfinished(data_root: Path, mark: str) -> bool:
+    """Whether the newest model of that fingerprint was being trained again, and that was not recorded.
+
+    What a training that was recorded has left to go on from is dropped. Only where no training is at work.
+    """
+    from ctclip_model.training.work import discard_state, has_state, is_finished
+
+    with store.read(data_root) as connection:
+        row = connection.execute(
+            "select path, weights_sha256 from current_models where fingerprint = ? order by run_id desc limit 1", [mark]
+        ).fetchone()
+    if row is None:
+        return False
+    folder = data_root / row[0]
+    if is_finished(folder) and sha256_of(folder / "model.safetensors") == row[1]:
+        discard_state(folder)
+    return has_state(folder)
 
 
 def make_job(
@@ -194,7 +227,8 @@ def record_model(
     parent_model_id: str | None = None,
 ) -> None:
     """Records a trained model and its samples."""
-    run.record("model_samples", _sample_rows(manifest))
+    if not run.has_recorded("model_samples", manifest.model_id):
+        run.record("model_samples", _sample_rows(manifest))
     run.record(
         "models",
         [
@@ -233,15 +267,17 @@ class StepRecorder:
         """Makes the records those of the curve of a finished training.
 
         A run that was killed may have left steps unrecorded; a model that is trained again has records of the former
-        training, which may have been longer.
+        training, which may have been longer. What this very run has recorded stays.
         """
         rows = {(row["phase"], row["step"]): row for row in pq.read_table(curve).to_pylist()}
         recorded = self._recorded("*.parquet")
         for step, row in rows.items():
-            if step not in recorded or recorded[step]["loss"] != row["loss"]:
+            if step not in recorded or not np.array_equal(recorded[step]["loss"], row["loss"], equal_nan=True):
                 self._add(row)
-        for phase, number in recorded.keys() - rows.keys():
-            self._add({"phase": phase, "step": number, "is_withdrawn": True})
+        last = dict(rows.keys())  # of each phase; a line before it may be lost with the power
+        for phase, number in recorded:
+            if number > last.get(phase, 0):
+                self._add({"phase": phase, "step": number, "is_withdrawn": True})
         self.flush()
 
     def flush(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from warehouse_records import query
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
+from ctclip_model.training import work
 from ctclip_model.training.labeller import load_labeller
 from ctclip_model.training.log import CURVE
 from ctclip_model.training.loop import StepRecord
@@ -156,6 +158,62 @@ def test_a_model_whose_run_died_before_it_was_recorded_is_not_trained_again(
     assert query(data_root, "select model_id from current_models") == [("model",)]
     assert query(data_root, "select step, run_id from training_steps order by step") == steps
     assert not (data_root / "models/model.work/state").exists()
+
+
+@pytest.mark.parametrize("moment", ["record_model", "model_samples", "discard", "outcome"])
+def test_a_worker_that_dies_in_the_end_is_followed_by_one_that_does_nothing_twice(
+    data_root: Path, mounted: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, preset)) as name:
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            if moment == "model_samples":
+                patched.setattr(training, "sha256_of", die)  # of the row of `models`, which is next
+            elif moment == "discard":
+                patched.setattr(work, "discard_state", die)
+            else:
+                place, function = (training, "record_model") if moment == "record_model" else (orders, "_write")
+                patched.setattr(place, function, die)
+            carry_out(mounted, name)
+        with monkeypatch.context() as patched:
+            patched.setattr(training.StepRecorder, "add", die)  # no step is done again
+            assert carry_out(mounted, name).count_done == 1
+        take_outcome(run)
+    assert query(data_root, "select count(*) from models") == [(1,)]
+    assert query(data_root, "select count(*), count(distinct sample_id) from model_samples") == [(36, 36)]
+    assert query(data_root, "select step from training_steps order by step") == [(1,), (2,)]
+    assert not (data_root / "models/model.work/state").exists()
+
+
+def test_what_a_recorded_training_has_left_is_dropped_and_an_unrecorded_one_goes_on(
+    data_root: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def train(preset: Preset, *, dying_in: tuple[object, str] | None = None) -> None:
+        with monkeypatch.context() as patched, open_run(data_root, "train", "short") as run:
+            patched.setattr(*(dying_in or (training, "no such")), die, raising=dying_in is not None)
+            with pytest.raises(KeyboardInterrupt) if dying_in else nullcontext():
+                work_of(data_root, preset).do(run)
+
+    state = data_root / "models/model.work/state"
+    train(preset, dying_in=(work, "discard_state"))
+    assert state.exists()
+    assert not training.is_unfinished(data_root, "config")
+    assert not state.exists()
+    again = dataclasses.replace(preset, training=dataclasses.replace(preset.training, seed=1))
+    train(again, dying_in=(training, "record_model"))
+    assert training.is_unfinished(data_root, "config")
+    train(again, dying_in=(training, "record_model"))
+    assert query(data_root, "select count(*) from training_steps") == [(4,)]  # not one was done a third time
+    train(again)
+    assert not training.is_unfinished(data_root, "config")
+    assert not training.is_unfinished(data_root, "another")
+    ((path, sha256),) = query(data_root, "select path, weights_sha256 from current_models")
+    assert training.sha256_of(data_root / path / "model.safetensors") == sha256
 
 
 def test_records_of_a_model_trained_again_are_those_of_its_new_curve(data_root: Path, preset: Preset) -> None:

@@ -113,8 +113,8 @@ def test_a_curve_is_read_past_a_line_that_a_kill_cut_off(tmp_path: Path) -> None
     path = state_of(tmp_path / "model") / "curve.jsonl"
     path.write_text(path.read_text() + '{"phase": "contr')
     log = RunLog(tmp_path / "model", None)
-    for step in steps[1:]:
-        log.add(step)
+    for step in (*steps[1:], StepRecord("contrastive", 4, 32, 9.0, 1e-3, 1.0, 1.0, 0.0, 1), *steps[2:]):
+        log.add(step)  # two steps are done again, and a third no more
     assert log.curve().select(["phase", "step"]).to_pylist() == [
         {"phase": step.phase, "step": step.step} for step in steps
     ]
@@ -168,12 +168,12 @@ def test_what_a_killed_writer_leaves_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_holds_weights_under_their_published_names(tmp_path: Path) -> None:
-    preset = short_preset(samples=16)
+    preset = short_preset(samples=24)
     manifest = write_samples(tmp_path, preset.recipe)
 
     def look(record: StepRecord) -> None:
-        if record.step == 2:
-            time.sleep(0.5)  # it is being written
+        if record.step == 3:
+            time.sleep(0.5)  # that of step 2 is being written
             found.update(load_file(tmp_path / "model.work/state/checkpoints/step-000002" / WEIGHTS))
 
     found: dict[str, torch.Tensor] = {}

@@ -64,16 +64,18 @@ class RunLog:
             self.on_step(record)
 
     def curve(self) -> pa.Table:
-        """A row a step, phase after phase; of a step that was done again after a kill, the last."""
-        steps: dict[str, dict[int, dict[str, Any]]] = {}
+        """A row a step, phase after phase; what was done again after a kill counts as it was done last."""
+        phases: dict[str, list[dict[str, Any]]] = {}
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
             try:
                 row = json.loads(line)
             except ValueError:  # cut off
                 continue
-            steps.setdefault(row["phase"], {})[row["step"]] = {name: row[name] for name in CURVE.names}
-        rows = [of_phase[step] for of_phase in steps.values() for step in sorted(of_phase)]
-        return pa.Table.from_pylist(rows, CURVE)
+            rows = phases.setdefault(row["phase"], [])
+            while rows and rows[-1]["step"] >= row["step"]:
+                rows.pop()
+            rows.append({name: row[name] for name in CURVE.names})
+        return pa.Table.from_pylist([row for rows in phases.values() for row in rows], CURVE)
 
     def close(self) -> None:
         if self.events is not None:

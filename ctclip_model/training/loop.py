@@ -134,8 +134,10 @@ def _run_steps(run: Run[Any], request: StopRequest) -> int:
             if best is None or validation.score > best[0]:
                 best = validation.score, done
         is_due = done % run.steps_per_checkpoint == 0 or done == run.steps
+        snapshot = None
         if run.checkpoints is not None and (is_due or is_asked_to_stop or validation is not None):
-            _save(run, run.checkpoints, done, validation.score if validation is not None else None)
+            score = validation.score if validation is not None else None
+            snapshot = capture(run.model, run.optimizer, run.average, done * run.batch_size, score)
         if run.on_step is not None:
             duration_s = time.monotonic() - started
             run.on_step(
@@ -152,6 +154,8 @@ def _run_steps(run: Run[Any], request: StopRequest) -> int:
                     validation_auroc=_known(validation.auroc) if validation is not None else None,
                 )
             )
+        if run.checkpoints is not None and snapshot is not None and rank() == 0:
+            run.checkpoints.save(done, snapshot)  # what a rerun does not do again has been told by now
         if is_asked_to_stop:
             saved = f"is saved after step {done}" if run.checkpoints is not None else "is lost"
             raise PreemptedError(f"{run.phase}: stopped on request (SIGTERM); the training {saved} of {run.steps}")
@@ -261,12 +265,6 @@ def _take_best(run: Run[Any], step: int) -> None:
     run.checkpoints.wait()
     wait_for_all()  # the first process has written it
     set_weights(run.model, run.checkpoints.weights(step))
-
-
-def _save(run: Run[Any], checkpoints: Checkpoints, step: int, score: float | None) -> None:
-    snapshot = capture(run.model, run.optimizer, run.average, step * run.batch_size, score)
-    if rank() == 0:
-        checkpoints.save(step, snapshot)
 
 
 def _peak_memory_bytes() -> int:

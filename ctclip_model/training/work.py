@@ -6,7 +6,10 @@ It is there until the model is recorded: killed at any moment before, the same c
 from __future__ import annotations
 
 import shutil
+import uuid
 from pathlib import Path
+
+LEAVING = ".state.removed-"
 
 
 def work_of(folder: Path) -> Path:
@@ -21,10 +24,24 @@ def state_of(folder: Path) -> Path:
     return state
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a training has begun that nobody has recorded, or of which something was left."""
+    return (work_of(folder) / "state").exists()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a model's folder is newer than all that its training goes on from, and so what that came to."""
+    weights, state = folder / "model.safetensors", work_of(folder) / "state"
+    if not weights.exists() or not state.exists():
+        return False
+    newest = max((path.stat().st_mtime_ns for path in state.rglob("*")), default=0)
+    return weights.stat().st_mtime_ns > newest
+
+
 def discard_state(folder: Path) -> None:
     """Drops it, all at once: of half of it a rerun would make another model."""
-    state, leaving = work_of(folder) / "state", work_of(folder) / ".state.removed"
-    shutil.rmtree(leaving, ignore_errors=True)
+    state = work_of(folder) / "state"
     if state.exists():
-        state.rename(leaving)
-        shutil.rmtree(leaving)
+        state.rename(state.with_name(f"{LEAVING}{uuid.uuid4().hex}"))
+    for leaving in work_of(folder).glob(f"{LEAVING}*"):
+        shutil.rmtree(leaving, ignore_errors=True)

@@ -174,7 +174,7 @@ def train(
     recompute: Recompute = None,
     compile_layers: Annotated[bool, typer.Option("--compile", help="Use PyTorch's compiler.")] = False,
     processes: Processes = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines that make this same call.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines; the log says what the others are to run.")] = 1,
     rendezvous: Annotated[str | None, typer.Option(help="HOST:PORT of this node, where several meet.")] = None,
     sharded: Annotated[
         bool, typer.Option("--sharded", help="Share the weights out over the processes (FSDP2).")

@@ -13,14 +13,14 @@ from tasks.planning import plan_items
 from tasks.runs import StageRun
 from tasks.stages.deployed import get_done
 from tasks.stages.train import RETRIED
-from tasks.training import Manifest, describe_stale
+from tasks.training import Manifest, describe_stale, is_unfinished
 
 
 @task(cache_policy=NO_CACHE)
 def plan_finetuning(run: StageRun, finetuning: Finetuning, retrain: bool) -> bool:
     """Whether to train: where the configuration has no model of this parent, or on request."""
     mark = finetuning.fingerprint
-    is_due = bool(plan_items(run, run.variant, {mark: mark}, force=retrain))
+    is_due = bool(plan_items(run, run.variant, {mark: mark}, force=retrain or is_unfinished(run.data_root, mark)))
     if not is_due:
         run.detail = describe_stale(run.data_root, mark)
         if run.detail:

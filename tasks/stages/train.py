@@ -22,15 +22,19 @@ from tasks.training import (
     choose_labels,
     config_fingerprint,
     describe_stale,
+    is_unfinished,
     make_manifest,
 )
 
 
 @task(cache_policy=NO_CACHE)
 def plan_training(run: StageRun, preset: Preset, retrain: bool) -> bool:
-    """Whether to train: where the configuration has no model, or on request; never because the data moved."""
+    """Whether to train: where the configuration has no model, or on request; never because the data moved.
+
+    Where a model was being trained again and the run was killed, that goes on.
+    """
     mark = config_fingerprint(preset)
-    is_due = bool(plan_items(run, run.variant, {mark: mark}, force=retrain))
+    is_due = bool(plan_items(run, run.variant, {mark: mark}, force=retrain or is_unfinished(run.data_root, mark)))
     if not is_due:
         run.detail = describe_stale(run.data_root, mark)
         if run.detail:

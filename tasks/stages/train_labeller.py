@@ -17,6 +17,7 @@ from tasks.runs import StageRun
 from tasks.sources.hand_labels import read_hand_labels
 from tasks.stages.deployed import get_done
 from tasks.stages.train import RETRIED
+from tasks.training import is_unfinished
 
 
 @task(cache_policy=NO_CACHE)
@@ -31,7 +32,7 @@ def collect_labelled_reports(run: StageRun, training: LabellerTraining, hand_lab
 def plan_labeller_training(run: StageRun, training: LabellerTraining, reports: LabelledReports, force: bool) -> bool:
     """Whether to train: where no labeller of the configuration has been trained on just these reports."""
     mark = reports.fingerprint(training)
-    return bool(plan_items(run, run.variant, {mark: mark}, force=force))
+    return bool(plan_items(run, run.variant, {mark: mark}, force=force or is_unfinished(run.data_root, mark)))
 
 
 @task(**RETRIED)
