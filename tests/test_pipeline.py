@@ -277,7 +277,7 @@ def test_interrupted_fine_tuning_goes_on_from_its_checkpoint(data_root):
     done, _ = finetune(data_root, "smoke", "vocabfine", seed=1)
     assert query(data_root, count) == [(2,)]
     steps = query(data_root, f"select min(step) from current_training_steps where run_id = '{done['run_id']}'")
-    assert steps == [(3,)]  # of two, four samples each, there was a checkpoint
+    assert steps == [(2,)]  # of one, of four samples, there was a checkpoint; the second was told and not yet saved
 
 
 @pytest.mark.slow
