@@ -13,6 +13,7 @@ CTCLIPError
 ├── MissingInputError         a stage's input is not there yet; the message says which stage makes it
 ├── DivergedError             training's loss is no longer a finite number
 ├── PreemptedError            training was asked to end, and has saved its state; the same call goes on from there
+├── StorageError              what a training makes could not be written, as where the disk is full
 ├── WorkerDiedError           a training's process ended without a word; the same call goes on from its checkpoint
 ├── OrderWithdrawnError       what a worker was to do, or is doing, is wanted no more
 ├── StageFailedError          too many of a stage's items were rejected

@@ -16,8 +16,7 @@ from tasks.stages import await_retry, showing_progress
 
 @flow(name="compute")
 def compute(order: str, data_root: Path = DATA_ROOT) -> dict[str, Any] | State[Any]:
-    """Carry out an order, which a run of `train`, `train-labeller`, `finetune` or `embed` has placed under its run's
-    identifier.
+    """Carry out an order, which another flow, such as `train`, has placed under its run's identifier.
 
     It opens no warehouse: what it makes lies in the data root as files and records, and whoever placed the order
     publishes them.
