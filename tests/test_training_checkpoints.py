@@ -48,11 +48,11 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_of_equal_checkpoints_the_first_stays_the_best(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, kept=1)
+    checkpoints = Checkpoints(tmp_path, kept=3)
     for step, score in enumerate((0.5, 0.7, 0.7, 0.6), start=1):
         checkpoints.save(step, snapshot(step, score))
     checkpoints.wait()
-    again = Checkpoints(tmp_path, kept=1)
+    again = Checkpoints(tmp_path, kept=3)
     again.load()
     assert checkpoints.best == again.best == (0.7, 2)
 
