@@ -60,11 +60,12 @@ def compare(folder: Path, paths: list[str], endpoint: str) -> None:
     from test_conversion import ingest
 
     from ctclip_model.config import published
-    from tasks.conversion import make_jobs, read_volumes, run_jobs
-    from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes
-    from tasks.runs import open_run
+    from tasks.run.stage_run import open_run
     from tasks.sources.address import parse_address
-    from tasks.sources.hub import HubSource
+    from tasks.sources.hub_source import HubSource
+    from tasks.volumes.convert import run_jobs
+    from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes
+    from tasks.volumes.jobs import make_jobs, read_volumes
 
     recipe, data_root = published().recipe, folder.parent / "data"
     ingest(HubSource(parse_address(f"hf://datasets/{REPOSITORY}"), data_root), data_root)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ctclip_model.config import LiProConfig, tiny
 from ctclip_model.models.clip import CTCLIP, similarity
-from ctclip_model.training.finetune import PROMPTS, fit_head, vocabfine_losses
+from ctclip_model.training.lipro import fit_head
+from ctclip_model.training.vocabfine import PROMPTS, vocabfine_losses
 
 RUNS = 5
 SCANS, LATENT = 47_149, 512  # CT-RATE's train split, the published width

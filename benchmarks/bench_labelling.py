@@ -16,9 +16,9 @@ from measure import in_turn, machine
 from numpy.typing import NDArray
 
 from ctclip_model.config import LabellerConfig
-from ctclip_model.models.radbert import ReportLabeller
+from ctclip_model.labelling.transformer import Labeller
+from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
-from ctclip_model.training.labeller import Labeller
 
 BATCH, PADDED_TO, RUNS = 8, 512, 3
 # Of the 800 reports' lengths in tokens of RoBERTa's vocabulary, the 0, 10, ... 100 % quantiles; their mean is 409.

@@ -31,14 +31,14 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.loader import HU_PER_UNIT
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.data.phantom.dataset import VISIBLE_ABNORMALITIES
+from ctclip_model.data.reports import report_sentences
 from ctclip_model.data.volume import load_volume
 from ctclip_model.device import Compute
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training.contrastive import teach_contrast, teach_text
-from ctclip_model.training.loop import StepRecord
+from ctclip_model.training.engine.loop import StepRecord
 from ctclip_model.training.samples import TrainingData
-from ctclip_model.training.texts import report_sentences
 
 PRESET = tiny()
 PATIENTS = 800, 150  # train, valid

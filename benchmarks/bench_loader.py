@@ -30,7 +30,7 @@ from ctclip_model.config import Recipe
 from ctclip_model.data.loader import BatchReader, SampleRef, VolumeDataset
 from ctclip_model.data.shards import ShardReader, ShardVolume, write_shard
 from ctclip_model.data.volume import convert_volume
-from ctclip_model.training.loop import read_ahead
+from ctclip_model.training.engine.loop import read_ahead
 from ctclip_model.training.samples import READING_THREADS, BatchOrder
 
 VOLUMES, EPOCHS, RUNS = 16, 3, 5

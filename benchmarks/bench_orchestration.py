@@ -24,14 +24,14 @@ from ctclip_model.data.names import VolumeName
 from ctclip_model.device import Precision
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
-from tasks.conversion import read_volumes
-from tasks.embedding import plan_work
-from tasks.importing import Wish, import_model
-from tasks.models import find_model
-from tasks.planning import plan_items
-from tasks.runs import open_run
+from tasks.evaluation.embed import plan_work
+from tasks.models.find import find_model
+from tasks.models.import_model import Wish, import_model
+from tasks.run.pending import plan_items
+from tasks.run.stage_run import open_run
 from tasks.settings import STAGES
 from tasks.sources.tables import LABELS, METADATA, REPORTS
+from tasks.volumes.jobs import read_volumes
 
 RUNS = 3
 LIMIT_S, STAGE_LIMIT_S = 15.0, 2.0

@@ -15,9 +15,9 @@ from typing import Any
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.names import VolumeName, parse_volume_name
-from tasks.conversion import make_jobs, read_volumes
-from tasks.planning import plan_items
-from tasks.runs import open_run
+from tasks.run.pending import plan_items
+from tasks.run.stage_run import open_run
+from tasks.volumes.jobs import make_jobs, read_volumes
 
 COUNTS = {"train": 47_149, "valid": 3_039}
 CHANGED_SHARE = 0.05

@@ -24,8 +24,8 @@ from sklearn.model_selection import GroupKFold
 
 from ctclip_model.config import TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.training.tfidf import load_tfidf_labeller, train_tfidf_labeller
-from tasks.sources.hand_labels import read_hand_labels
+from ctclip_model.labelling.tfidf import load_tfidf_labeller, train_tfidf_labeller
+from tasks.labels.hand_labels import read_hand_labels
 
 DEFAULT = Path(__file__).parents[2] / "shared/data/text_classifier/train.csv"
 PLAIN = {"words": {}, "words and pairs": {"ngram_range": (1, 2), "sublinear_tf": True}}

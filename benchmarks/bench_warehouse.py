@@ -24,7 +24,7 @@ from bench_planning import RECIPE, made_up_names, volume_row
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import VolumeName, parse_volume_name
-from tasks.records import RecordWriter, new_run_id
+from tasks.run.records import RecordWriter, new_run_id
 from warehouse import schema, store
 
 MODELS = tuple(f"model-{number}" for number in range(5))

@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
 from flows.commands import app, doctor, models, stages, transfers, volumes, warehouse
-from tasks.logs import is_asked_for
+from tasks.run.logs import is_asked_for
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Any
 from prefect import State, flow
 
 from ctclip_model.errors import PreemptedError
-from tasks.orders import carry_out
 from tasks.settings import DATA_ROOT
-from tasks.stages import await_retry, showing_progress
+from tasks.stages.stage import await_retry, showing_progress
+from tasks.training.orders import carry_out
 
 
 @flow(name="compute")

@@ -8,12 +8,12 @@ from typing import Any
 from prefect import flow
 
 from ctclip_model.data.slabs import Encoding
-from tasks.downloads import DownloadOptions
-from tasks.planning import Selection
-from tasks.recipes import find_recipe
+from tasks.models.recipes import find_recipe
+from tasks.run.pending import Selection
 from tasks.settings import DATA_ROOT, DOWNLOAD_THREADS, PRESET, RAW_CACHE_GB
-from tasks.stages import stage_run, whole
 from tasks.stages.convert import convert_volumes, plan_conversion
+from tasks.stages.stage import stage_run, whole
+from tasks.volumes.downloader import DownloadOptions
 
 
 @flow(name="convert")

@@ -8,10 +8,10 @@ from typing import Any
 from prefect import flow
 
 from ctclip_model.device import Precision
-from tasks.models import find_encoder
+from tasks.models.find import find_encoder
 from tasks.settings import DATA_ROOT, PRESET
-from tasks.stages import stage_run, whole
 from tasks.stages.embed import embed_items, plan_embedding
+from tasks.stages.stage import stage_run, whole
 
 
 @flow(name="embed")

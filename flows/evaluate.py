@@ -7,10 +7,10 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.models import find_model
+from tasks.models.find import find_model
 from tasks.settings import DATA_ROOT, LIMITS, PRESET
-from tasks.stages import stage_run
 from tasks.stages.evaluate import compare_models, evaluate_model, plan_comparisons, plan_evaluation
+from tasks.stages.stage import stage_run
 
 
 @flow(name="evaluate", timeout_seconds=LIMITS.stage_timeout_s)

@@ -10,14 +10,14 @@ from prefect import State, flow
 from ctclip_model.device import Precision
 from ctclip_model.errors import PreemptedError
 from flows.embed import embed
-from tasks.finetuning import Finetuning
-from tasks.launching import Launch
-from tasks.models import find_model
-from tasks.presets import choose_compute, find_preset
+from tasks.models.find import find_model
+from tasks.models.presets import choose_compute, find_preset
 from tasks.settings import DATA_ROOT, FINETUNE, PRESET, PUBLISHED_LABELS
-from tasks.stages import await_retry, stage_run
 from tasks.stages.finetune import finetune_model, plan_finetuning, prepare_samples
-from tasks.training import find_trained
+from tasks.stages.stage import await_retry, stage_run
+from tasks.training.fine_tune import Finetuning
+from tasks.training.processes import Launch
+from tasks.training.records import find_trained
 
 
 @flow(name="finetune")

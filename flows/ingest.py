@@ -9,8 +9,10 @@ from prefect import flow
 
 from ctclip_model.data.names import Storage
 from tasks.settings import DATA_ROOT, LIMITS
-from tasks.stages import stage_run, whole
-from tasks.stages.ingest import has_moved, open_source, read_source, record_changes, refuse_unreadable
+from tasks.sources.open_source import open_source
+from tasks.stages.hub_token import load_hub_token
+from tasks.stages.ingest import has_moved, read_source, record_changes, refuse_unreadable
+from tasks.stages.stage import stage_run, whole
 
 
 @flow(name="ingest", timeout_seconds=LIMITS.stage_timeout_s)
@@ -27,7 +29,7 @@ def ingest(
     That is a folder of CT-RATE's layout, `hf://datasets/OWNER/NAME` at a `revision`, or `rad-chestct:FOLDER`, whose
     arrays are turned by `orientation`.
     """
-    opened = open_source(source, data_root, storage, orientation, revision)
+    opened = open_source(source, data_root, storage, orientation, revision, load_hub_token)
     with stage_run(data_root, "ingest", opened.name) as run:
         if force or has_moved(run, opened):
             revision, catalogue = read_source(opened)

@@ -12,10 +12,9 @@ from prefect import flow
 
 from ctclip_model.device import Precision
 from flows.train_labeller import train_labeller
-from tasks.labelling import TFIDF, find_labeller, find_newest
-from tasks.planning import Selection
+from tasks.labels.labellers import TFIDF, find_labeller, find_newest
+from tasks.run.pending import Selection
 from tasks.settings import DATA_ROOT, LABELLER, LIMITS
-from tasks.stages import stage_run, whole
 from tasks.stages.label import (
     label_reports,
     note_training_reports,
@@ -23,6 +22,7 @@ from tasks.stages.label import (
     plan_labelling,
     score_on_hand_labels,
 )
+from tasks.stages.stage import stage_run, whole
 
 
 @flow(name="label", timeout_seconds=LIMITS.stage_timeout_s)

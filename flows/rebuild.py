@@ -20,12 +20,13 @@ from flows.ingest import ingest
 from flows.label import label
 from flows.report import report
 from flows.train import train
-from tasks.finetuning import check_kinds, find_finetuned
-from tasks.models import find_model
-from tasks.presets import find_preset
+from tasks.models.find import find_model
+from tasks.models.presets import find_preset
 from tasks.settings import DATA_ROOT, DOWNLOAD_THREADS, FINETUNE, LABELLER, PRESET, RAW_CACHE_GB, STAGES
 from tasks.stages.deployed import run_deployed
-from tasks.training import config_fingerprint, find_trained
+from tasks.training.fine_tune import check_kinds, find_finetuned
+from tasks.training.manifest import config_fingerprint
+from tasks.training.records import find_trained
 
 FLOWS: dict[str, Flow[..., Any]] = {
     "ingest": ingest, "convert": convert, "label": label, "train": train, "embed": embed,

@@ -7,10 +7,10 @@ from typing import Any
 
 from prefect import flow
 
-from tasks.models import find_model
+from tasks.models.find import find_model
 from tasks.settings import DATA_ROOT, LIMITS, PRESET
-from tasks.stages import stage_run
 from tasks.stages.report import plan_pages, write_page
+from tasks.stages.stage import stage_run
 
 
 @flow(name="report", timeout_seconds=LIMITS.stage_timeout_s)

@@ -9,11 +9,11 @@ from prefect import State, flow
 
 from ctclip_model.device import Precision
 from ctclip_model.errors import PreemptedError
-from tasks.launching import Launch
-from tasks.presets import choose_compute, find_preset
+from tasks.models.presets import choose_compute, find_preset
 from tasks.settings import DATA_ROOT, LABELLER, PRESET
-from tasks.stages import await_retry, stage_run
+from tasks.stages.stage import await_retry, stage_run
 from tasks.stages.train import plan_training, prepare_manifest, train_model
+from tasks.training.processes import Launch
 
 
 @flow(name="train")

@@ -9,12 +9,12 @@ from prefect import State, flow
 
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import PreemptedError
-from tasks.labeller_training import choose_training
-from tasks.launching import Launch
-from tasks.presets import find_preset
+from tasks.labels.reports import choose_training
+from tasks.models.presets import find_preset
 from tasks.settings import DATA_ROOT, LABELLER_KINDS, PRESET
-from tasks.stages import await_retry, stage_run, whole
+from tasks.stages.stage import await_retry, stage_run, whole
 from tasks.stages.train_labeller import collect_labelled_reports, fit_labeller, plan_labeller_training
+from tasks.training.processes import Launch
 
 
 @flow(name="train-labeller")

@@ -21,7 +21,7 @@ from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ConfigurationError, VolumeError
 from ctclip_model.evaluation.predict import EmbeddedVolume, embed_files, list_volumes, make_head
 from ctclip_model.files import whole_file
-from ctclip_model.models.catalogue import OpenedModel, find_model, open_model
+from ctclip_model.models.open_model import OpenedModel, find_model, open_model
 from flows.display import console, print_json
 
 BAR_WIDTH = 24  # columns

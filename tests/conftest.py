@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub import LoopbackHub
-from hub.server import ACCEPTED
 from huggingface_hub import close_session
+from support.hub import LoopbackHub
+from support.hub.server import ACCEPTED
+from support.paths import SHARED
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 
@@ -58,7 +59,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real public data beside the project, which it may not contain; tests that need it skip where it is absent."""
-    folder = Path(__file__).parents[2] / "shared"
-    if not folder.is_dir():
-        pytest.skip(f"SKIPPED LOUDLY: no real data in {folder}")
-    return folder
+    if not SHARED.is_dir():
+        pytest.skip(f"SKIPPED LOUDLY: no real data in {SHARED}")
+    return SHARED

@@ -24,3 +24,16 @@ def clean_report(findings: str | None, impression: str | None, sections: Sequenc
 def report_sha256(text: str) -> str:
     """By which copies of a report are known, whatever became of their spaces, marks and capitals on the way."""
     return hashlib.sha256(re.sub("[^a-z0-9]+", "", text.lower()).encode()).hexdigest()
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text, each with its full stop."""
+    return [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence]
+
+
+def report_sentences(findings: str | None, impression: str | None, sections: Sequence[str]) -> list[list[str]]:
+    """The sentences of each of a report's sections; a section may have none."""
+    return [split_sentences(clean_report(findings, impression, [section])) for section in sections]

@@ -19,7 +19,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import ConfigurationError, VolumeError
 from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes
 from ctclip_model.evaluation.zero_shot import zero_shot
-from ctclip_model.models.catalogue import OpenedModel
+from ctclip_model.models.open_model import OpenedModel
 
 SUFFIXES = (".nii", ".nii.gz")
 

@@ -27,8 +27,8 @@ from ctclip_model.config import TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, ConfigurationError
 from ctclip_model.files import replace_folder
+from ctclip_model.labelling.terms import report_terms, sentence_terms, split_statements
 from ctclip_model.models.checkpoint import read_weights
-from ctclip_model.training.terms import report_terms, sentence_terms, split_statements
 
 KIND = "tfidf-labeller"
 ALMOST_UNREGULARISED = 1e6  # the calibration has two parameters

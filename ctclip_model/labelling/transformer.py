@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.evaluation.embed import map_texts
+from ctclip_model.data.reports import split_sentences
+from ctclip_model.labelling.tfidf import TfidfLabeller, is_tfidf_folder, load_tfidf_labeller
 from ctclip_model.models.checkpoint import load_labeller_weights, load_model_folder
-from ctclip_model.models.radbert import (
+from ctclip_model.models.report_labeller import (
     PUBLISHED_WEIGHTS,
     ReportLabeller,
     read_labeller_config,
     read_labeller_tokenizer,
 )
-from ctclip_model.training.texts import split_sentences
-from ctclip_model.training.tfidf import TfidfLabeller, is_tfidf_folder, load_tfidf_labeller
+from ctclip_model.models.text_batches import map_texts
 
 Probabilities = NDArray[np.float32]
 

@@ -27,7 +27,7 @@ from ctclip_model.errors import CheckpointError, MissingInputError
 from ctclip_model.files import replace_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
-from ctclip_model.models.radbert import FIRST_POSITION, ReportLabeller
+from ctclip_model.models.report_labeller import FIRST_POSITION, ReportLabeller
 
 AnyModel: TypeAlias = CTCLIP | LiPro | ReportLabeller
 M = TypeVar("M", CTCLIP, LiPro, ReportLabeller)

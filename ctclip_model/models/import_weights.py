@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import PRESETS, VERSIONS, Preset, Recipe, fingerprint
 from ctclip_model.errors import ConfigurationError
-from ctclip_model.models.catalogue import check_model, check_vocabulary, read_recipe
 from ctclip_model.models.checkpoint import AnyModel, load_model_folder, load_weights, save_model_folder, tokenizer_json
 from ctclip_model.models.heads import LiPro
-from ctclip_model.models.radbert import ReportLabeller, read_labeller_tokenizer
+from ctclip_model.models.open_model import check_model, check_vocabulary, read_recipe
+from ctclip_model.models.report_labeller import ReportLabeller, read_labeller_tokenizer
 from ctclip_model.models.text import read_tokenizer
 
 KINDS = ("ct-clip", "vocabfine", "lipro", "labeller")

@@ -24,9 +24,12 @@ from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize, train_tokenizer
-from ctclip_model.training.card import describe_data, write_card
-from ctclip_model.training.checkpoint import WHOLE, Checkpoints, WeightAverage, storing
-from ctclip_model.training.distributed import (
+from ctclip_model.training.engine.checkpoints import WHOLE, Checkpoints, WeightAverage, storing
+from ctclip_model.training.engine.curve import RunLog, TrainingResult, last_loss
+from ctclip_model.training.engine.ddp_fsdp import spread
+from ctclip_model.training.engine.loop import Run, StepRecord, Validation, run_steps, split_decay
+from ctclip_model.training.engine.model_card import describe_data, write_card
+from ctclip_model.training.engine.processes import (
     dropout_of,
     gather,
     rank,
@@ -35,10 +38,8 @@ from ctclip_model.training.distributed import (
     wait_for_all,
     world_size,
 )
-from ctclip_model.training.log import RunLog, TrainingResult, last_loss
-from ctclip_model.training.loop import Run, StepRecord, Validation, run_steps, split_decay
+from ctclip_model.training.engine.state import state_of
 from ctclip_model.training.losses import Latents, backward_in_parts, batch_loss
-from ctclip_model.training.parallel import spread
 from ctclip_model.training.samples import (
     BatchOrder,
     TrainingData,
@@ -49,10 +50,9 @@ from ctclip_model.training.samples import (
     read_training_data,
     shift_volumes,
 )
-from ctclip_model.training.text_pretraining import pretrain_text
+from ctclip_model.training.text_encoder import pretrain_text
 from ctclip_model.training.texts import vary_report
 from ctclip_model.training.validation import validate
-from ctclip_model.training.work import state_of
 
 
 def train_contrastive(

@@ -23,18 +23,18 @@ from ctclip_model.config import LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.labelling.transformer import Bags, Labeller
 from ctclip_model.models.checkpoint import save_model_folder
-from ctclip_model.models.radbert import ReportLabeller
+from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
-from ctclip_model.training.card import describe_data, write_card
-from ctclip_model.training.checkpoint import Checkpoints, storing
-from ctclip_model.training.distributed import dropout_of, rank, share
-from ctclip_model.training.labeller import Bags, Labeller
-from ctclip_model.training.log import RunLog
-from ctclip_model.training.loop import Run, StepRecord, Validation, run_steps, split_decay
+from ctclip_model.training.engine.checkpoints import Checkpoints, storing
+from ctclip_model.training.engine.curve import RunLog
+from ctclip_model.training.engine.loop import Run, StepRecord, Validation, run_steps, split_decay
+from ctclip_model.training.engine.model_card import describe_data, write_card
+from ctclip_model.training.engine.processes import dropout_of, rank, share
+from ctclip_model.training.engine.state import state_of
 from ctclip_model.training.samples import BatchOrder
 from ctclip_model.training.validation import macro_auroc
-from ctclip_model.training.work import state_of
 
 MAX_POSITIVE_WEIGHT = 20.0
 EMBEDDING_STD = 0.5  # of random word embeddings, beside positions of amplitude 0.5

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctclip_model.config import Negatives
 from ctclip_model.models.clip import contrastive_loss, similarity
-from ctclip_model.training.distributed import gather, rank, world_size
+from ctclip_model.training.engine.processes import gather, rank, world_size
 
 Latents = tuple[Tensor, Tensor]  # of images (B, latent) and of each one's texts (B, texts, latent)
 Encode = Callable[[], Latents]

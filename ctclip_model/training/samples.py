@@ -17,8 +17,8 @@ from torch import Tensor
 from ctclip_model.config import TrainingConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.loader import BatchReader, ScanSampler, VolumeDataset, read_samples
+from ctclip_model.data.reports import report_sentences
 from ctclip_model.errors import MissingInputError
-from ctclip_model.training.texts import report_sentences
 
 PADDING_HU = -1000
 READING_THREADS = 4  # decoding holds no lock

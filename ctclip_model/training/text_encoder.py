@@ -19,8 +19,8 @@ from ctclip_model.config import TrainingConfig
 from ctclip_model.models.bert import first_token
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize
-from ctclip_model.training.checkpoint import Checkpoints
-from ctclip_model.training.loop import Run, StepRecord, run_steps, split_decay
+from ctclip_model.training.engine.checkpoints import Checkpoints
+from ctclip_model.training.engine.loop import Run, StepRecord, run_steps, split_decay
 from ctclip_model.training.texts import vary_report
 
 Tokens = dict[str, Tensor]

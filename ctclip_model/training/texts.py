@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from numpy.random import Generator
-
-from ctclip_model.data.reports import clean_report
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, each with its full stop."""
-    return [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence]
-
-
-def report_sentences(findings: str | None, impression: str | None, sections: Sequence[str]) -> list[list[str]]:
-    """The sentences of each of a report's sections; a section may have none."""
-    return [split_sentences(clean_report(findings, impression, [section])) for section in sections]
 
 
 def vary_report(sections: Sequence[list[str]], short_share: float, rng: Generator) -> str:

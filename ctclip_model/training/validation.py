@@ -17,7 +17,7 @@ from ctclip_model.errors import MissingInputError
 from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_volumes
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.clip import CTCLIP
-from ctclip_model.training.loop import Validation
+from ctclip_model.training.engine.loop import Validation
 from ctclip_model.training.samples import TrainingData
 
 Floats = NDArray[np.floating]

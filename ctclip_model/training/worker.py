@@ -26,11 +26,11 @@ from ctclip_model.device import Compute, limit_cpu_threads
 from ctclip_model.errors import CTCLIPError, PreemptedError
 from ctclip_model.files import whole_file
 from ctclip_model.training.contrastive import train_contrastive
-from ctclip_model.training.distributed import rank
-from ctclip_model.training.finetune import train_vocabfine
-from ctclip_model.training.labeller_training import LabellerResult, read_manifest, train_labeller
-from ctclip_model.training.log import TrainingResult
-from ctclip_model.training.loop import StepRecord
+from ctclip_model.training.engine.curve import TrainingResult
+from ctclip_model.training.engine.loop import StepRecord
+from ctclip_model.training.engine.processes import rank
+from ctclip_model.training.labeller import LabellerResult, read_manifest, train_labeller
+from ctclip_model.training.vocabfine import train_vocabfine
 
 Result: TypeAlias = TrainingResult | LabellerResult
 PREEMPTED = 128 + 15  # the exit code of what SIGTERM has ended

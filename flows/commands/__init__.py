@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tasks.logs import configure_logging
+from tasks.run.logs import configure_logging
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

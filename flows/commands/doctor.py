@@ -12,10 +12,10 @@ from ctclip_model.device import Compute, Precision
 from flows.commands import app
 from flows.commands.options import DataRoot, Dtype, Json, Preset
 from flows.display import console, print_json
-from tasks import health
-from tasks.health import Finding
-from tasks.presets import find_preset
+from tasks.models.presets import find_preset
 from tasks.settings import DATA_ROOT, PRESET
+from tasks.upkeep import doctor as health
+from tasks.upkeep.doctor import Finding
 
 
 @app.command()
@@ -45,7 +45,7 @@ def doctor(
 
 def check_training_memory(preset: str, dtype: Precision) -> list[Finding]:
     """How many volumes a training step of the preset can hold, with and without recomputing."""
-    from ctclip_model.training.memory import estimate_step
+    from ctclip_model.training.step_memory import estimate_step
 
     chosen = find_preset(preset)
     name, free_bytes = free_memory()

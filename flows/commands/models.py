@@ -14,7 +14,7 @@ from flows.display import console, print_json
 from tasks.settings import DATA_ROOT, PUBLISHED_MODELS
 
 if TYPE_CHECKING:
-    from tasks.importing import ImportedModel
+    from tasks.models.import_model import ImportedModel
 
 KINDS = "ct-clip, vocabfine, lipro, labeller"
 KeepRaw = Annotated[bool, typer.Option("--keep-raw", help="Keep the downloaded file, which the model's folder copies.")]
@@ -31,7 +31,7 @@ def fetch_models(
     as_json: Json = False,
 ) -> None:
     """Fetch the published models and report labeller from the Hub, with their tokenizers, and import them."""
-    from tasks import importing
+    from tasks.models import import_model as importing
 
     with showing_progress():
         wish = importing.Wish(keep_raw=keep_raw)
@@ -53,7 +53,7 @@ def import_model(
     as_json: Json = False,
 ) -> None:
     """Make a model of weights or a model folder from elsewhere."""
-    from tasks import importing
+    from tasks.models import import_model as importing
 
     with showing_progress():
         wish = importing.Wish(kind, tokenizer, preset, force, keep_raw)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from flows.display import RichReporter, print_json, print_summaries
-from tasks.logs import is_asked_for
-from tasks.progress import REPORTER
+from tasks.run.logs import is_asked_for
+from tasks.run.progress import REPORTER
 
 
 def run_flow(name: str, as_json: bool, **parameters: Any) -> Any:

@@ -25,13 +25,13 @@ from flows.display import console, print_json, print_rows
 from tasks.settings import DATA_ROOT
 
 if TYPE_CHECKING:
-    from tasks.planning import Selection
+    from tasks.run.pending import Selection
 
 
 @app.command()
 def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
     """What each stage has done, what is pending, rejected or stale."""
-    from tasks.reading import STALE, STATUS, run_query
+    from tasks.upkeep.queries import STALE, STATUS, run_query
 
     if as_json:
         _print_query(data_root, "select * from stage_status", as_json)
@@ -43,7 +43,7 @@ def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
 
 
 def _print_next_runs() -> None:
-    from tasks.schedules import next_runs
+    from tasks.upkeep.prefect_server import next_runs
 
     try:
         runs = next_runs()
@@ -65,7 +65,7 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """List the files that nothing needs any more, and shards that are dead in part; the former go with --delete."""
-    from tasks.collecting import collect_garbage
+    from tasks.upkeep.garbage import collect_garbage
 
     found = collect_garbage(data_root, delete=delete, compact_shards=compact, keep_raw=keep_raw)
     root = data_root.resolve()
@@ -94,7 +94,7 @@ def plan(
 ) -> None:
     """What a rerun of a stage would do, and why: which part of what each item is made from has moved."""
     from flows.display import print_plan
-    from tasks.explaining import explain_plan
+    from tasks.plan.explain import explain_plan
 
     explained = explain_plan(data_root, stage, limit, {"preset": preset, "labeller": labeller, "model": model})
     print_json(explained) if as_json else print_plan(explained)
@@ -109,7 +109,7 @@ def sql(
     as_json: Json = False,
 ) -> None:
     """Query the warehouse, which cannot be changed this way."""
-    from tasks.reading import saved_queries
+    from tasks.upkeep.queries import saved_queries
 
     if list_queries or not query:
         print_rows(("query", "what it answers"), saved_queries(), as_json)
@@ -138,8 +138,8 @@ def export(
     Of `latents` the volumes' present ones: name, model, vector. With --encoded-tokens the tokens before pooling, which
     are computed: a safetensors file a volume in the folder --output; a rerun goes on where the last one ended.
     """
-    from tasks.planning import Selection
-    from tasks.reading import export_table
+    from tasks.run.pending import Selection
+    from tasks.upkeep.queries import export_table
 
     selection = Selection(split, volumes, limit)
     if table == "latents":
@@ -165,7 +165,7 @@ def _export_latents(
     dtype: Precision,
 ) -> None:
     from flows.commands.running import showing_progress
-    from tasks.exporting import export_latents, export_tokens
+    from tasks.evaluation.export import export_latents, export_tokens
 
     if file_format is not FormatChoice.parquet:
         raise ConfigurationError("latents are written as Parquet, and tokens as safetensors")
@@ -189,7 +189,7 @@ def publish(
     ] = False,
 ) -> None:
     """Fold what is recorded but not yet published into the warehouse."""
-    from tasks.publish import publish as publish_records
+    from tasks.run.publish import publish as publish_records
 
     result = publish_records(data_root.resolve(), from_scratch=from_scratch)
     console.print(
@@ -198,7 +198,7 @@ def publish(
 
 
 def _print_query(data_root: Path, query: str, as_json: bool, parameters: list[str] | None = None) -> None:
-    from tasks.reading import run_query
+    from tasks.upkeep.queries import run_query
 
     columns, rows = run_query(data_root, query, parameters or [])
     print_rows(columns, rows, as_json)

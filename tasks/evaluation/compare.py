@@ -13,9 +13,9 @@ import numpy as np
 from ctclip_model.config import VERSIONS, fingerprint
 from ctclip_model.data.abnormalities import label_set
 from ctclip_model.evaluation import metrics
-from tasks.evaluation import CONFIG, LABEL_SOURCE, PUBLISHED, UNDECIDED, Rows, labels_of, load_labels
-from tasks.marks import VERSION, Mark
-from tasks.models import ModelReference
+from tasks.evaluation.score import CONFIG, LABEL_SOURCE, PUBLISHED, UNDECIDED, Rows, labels_of, load_labels
+from tasks.models.find import ModelReference
+from tasks.run.fingerprints import VERSION, Mark
 from warehouse import store
 
 

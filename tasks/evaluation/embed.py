@@ -15,10 +15,10 @@ from ctclip_model.config import VERSIONS, fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.reports import SECTIONS, clean_report
 from ctclip_model.device import Precision
-from tasks.marks import VERSION, Mark
-from tasks.models import ModelReference
-from tasks.progress import show_progress
-from tasks.runs import StageRun
+from tasks.models.find import ModelReference
+from tasks.run.fingerprints import VERSION, Mark
+from tasks.run.progress import show_progress
+from tasks.run.stage_run import StageRun
 from warehouse import store
 
 

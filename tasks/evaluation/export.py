@@ -12,9 +12,9 @@ from ctclip_model.config import VERSIONS, fingerprint
 from ctclip_model.device import Precision
 from ctclip_model.errors import MissingInputError
 from ctclip_model.files import whole_file
-from tasks.models import ModelReference, find_encoder
-from tasks.planning import Selection
-from tasks.progress import show_progress
+from tasks.models.find import ModelReference, find_encoder
+from tasks.run.pending import Selection
+from tasks.run.progress import show_progress
 from tasks.settings import PRESET
 from warehouse import store
 

@@ -18,8 +18,8 @@ from ctclip_model.data.names import EXTERNAL
 from ctclip_model.errors import MissingInputError
 from ctclip_model.evaluation import metrics, retrieval, zero_shot
 from ctclip_model.evaluation.curves import curves
-from tasks.marks import VERSION, Mark
-from tasks.models import ModelReference
+from tasks.models.find import ModelReference
+from tasks.run.fingerprints import VERSION, Mark
 from warehouse import store
 
 Rows = list[dict[str, Any]]

@@ -17,9 +17,9 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ctclip_model.errors import DownloadError, HubError, HubUnavailableError
-from tasks.records import sha256_of
+from tasks.hub.requests import Repository, ask
+from tasks.run.records import sha256_of
 from tasks.settings import LIMITS, Limits, hub_endpoint
-from tasks.sources.hub_access import Repository, ask
 
 HTTP11Connection.READ_NUM_BYTES = 1 << 20  # of its own 64 KiB, the parsing is most of a fast download's time
 PARTIAL_FOLDER = ".partial"  # beside what was fetched; each file named by the hash of its whole content

@@ -11,10 +11,10 @@ from huggingface_hub import parse_hf_uri
 from huggingface_hub.errors import HfUriError
 
 from ctclip_model.errors import ConfigurationError, HubNotFoundError, HubUnavailableError
-from tasks.progress import Progress, show_progress
+from tasks.hub.files import HubFile, Meter, fetch, list_files, resolve
+from tasks.hub.requests import Repository
+from tasks.run.progress import Progress, show_progress
 from tasks.settings import LIMITS, Limits, hub_endpoint
-from tasks.sources.hub_access import Repository
-from tasks.sources.hub_files import HubFile, Meter, fetch, list_files, resolve
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import numpy as np
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import SECTIONS, clean_report
 from ctclip_model.errors import ConfigurationError, MetadataError
-from tasks.labeller_training import LabelledReports
+from tasks.labels.reports import LabelledReports
 from tasks.settings import HAND
 from tasks.sources.tables import label_values, read_rows
 

@@ -14,13 +14,14 @@ from ctclip_model.data.reports import report_sha256
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.evaluation import metrics
-from tasks.labeller_training import LabelledReports
-from tasks.labelling import LabellerReference, read_reports, read_trained_on
-from tasks.planning import plan_items
-from tasks.publish import publish
-from tasks.runs import StageRun
+from tasks.labels.hand_labels import read_hand_labels
+from tasks.labels.label import read_reports
+from tasks.labels.labellers import LabellerReference, read_trained_on
+from tasks.labels.reports import LabelledReports
+from tasks.run.pending import plan_items
+from tasks.run.publish import publish
+from tasks.run.stage_run import StageRun
 from tasks.settings import HAND
-from tasks.sources.hand_labels import read_hand_labels
 from warehouse import store
 
 CONFIG = EvaluationConfig()
@@ -81,7 +82,7 @@ def score_labeller(
 
     Intervals draw texts, so that the copies of a report stand or fall together.
     """
-    from ctclip_model.training.labeller import load_labeller
+    from ctclip_model.labelling.transformer import load_labeller
 
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))
     reports = scoring.reports

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ctclip_model.config import PRESETS, Recipe
 from ctclip_model.errors import ConfigurationError, MissingInputError
-from tasks.publish import publish
+from tasks.run.publish import publish
 from warehouse import store
 
 
@@ -28,7 +28,7 @@ class ModelReference:
     @property
     def recipe(self) -> Recipe:
         """What its volumes must go through, as its folder keeps it."""
-        from ctclip_model.models.catalogue import open_recipe
+        from ctclip_model.models.open_model import open_recipe
 
         return open_recipe(self.folder)
 

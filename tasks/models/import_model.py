@@ -13,15 +13,10 @@ from typing import Any
 
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.heads import LiPro
-from ctclip_model.models.importing import Candidate, open_candidate, read_tokenizer_for, write_candidate
-from ctclip_model.models.radbert import PUBLISHED_BASE, VOCABULARY_FILES, ReportLabeller
+from ctclip_model.models.import_weights import Candidate, open_candidate, read_tokenizer_for, write_candidate
+from ctclip_model.models.report_labeller import PUBLISHED_BASE, VOCABULARY_FILES, ReportLabeller
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES
-from tasks.labelling import TRAINED_PREFIX
-from tasks.presets import find_preset
-from tasks.records import sha256_of
-from tasks.runs import StageRun, code_version, open_run
-from tasks.settings import CT_RATE, PUBLISHED_MODELS
-from tasks.sources.hub_models import (
+from tasks.hub.models import (
     ModelAddress,
     Origin,
     fetch_model,
@@ -29,6 +24,11 @@ from tasks.sources.hub_models import (
     hub_folder,
     parse_model_address,
 )
+from tasks.labels.labellers import TRAINED_PREFIX
+from tasks.models.presets import find_preset
+from tasks.run.records import sha256_of
+from tasks.run.stage_run import StageRun, code_version, open_run
+from tasks.settings import CT_RATE, PUBLISHED_MODELS
 from warehouse import store
 
 STAGE = "import-model"

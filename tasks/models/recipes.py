@@ -11,7 +11,7 @@ from typing import Any
 
 from ctclip_model.config import Recipe
 from ctclip_model.errors import ConfigurationError
-from tasks.presets import find_preset
+from tasks.models.presets import find_preset
 
 
 def find_recipe(preset: str, changes: str | None = None) -> Recipe:

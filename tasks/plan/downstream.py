@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tasks.planning import declare_wanted
-from tasks.runs import StageRun
-from tasks.wanting import want_labels, want_volumes
+from tasks.plan.wanted import want_labels, want_volumes
+from tasks.run.pending import declare_wanted
+from tasks.run.stage_run import StageRun
 from warehouse import store
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import duckdb
 
 from ctclip_model.errors import ConfigurationError, MissingInputError
-from tasks.marks import VERSION, Mark, find_moved, flatten, parts_of
+from tasks.plan.wanted import Call, Wanted, name_variant, want
+from tasks.run.fingerprints import VERSION, Mark, find_moved, flatten, parts_of
 from tasks.settings import STAGES
-from tasks.wanting import Call, Wanted, name_variant, want
 from warehouse import store
 
 Why = tuple[str, str]  # the reason, alike for many items, and what more there is to say of this one
@@ -181,7 +181,7 @@ def _list_downloads(data_root: Path, names: list[str]) -> dict[str, int]:
         rows = connection.execute(_OF_THE_HUB, [names]).fetchall()
     if not rows:
         return {}
-    from tasks.downloads import list_raw_files  # and with it the Hub's client, which no other question needs
+    from tasks.volumes.downloader import list_raw_files  # and with it the Hub's client, which no other question needs
 
     folder = data_root.resolve() / "raw"
     there = list_raw_files(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ctclip_model.config import PRESETS
 from ctclip_model.device import Precision
-from tasks.marks import Mark, flatten
+from tasks.run.fingerprints import Mark, flatten
 from tasks.settings import FINETUNE, LABELLER, PRESET, PUBLISHED_LABELS
 from warehouse import store
 
@@ -31,9 +31,9 @@ class Call:
 
 def name_variant(data_root: Path, stage: str, call: Call) -> str:
     """The variant that a call of the stage is of. Raises `MissingInputError` where it lacks a model or a labeller."""
-    from tasks.labelling import find_labeller
-    from tasks.models import find_encoder, find_model
-    from tasks.recipes import find_recipe
+    from tasks.labels.labellers import find_labeller
+    from tasks.models.find import find_encoder, find_model
+    from tasks.models.recipes import find_recipe
 
     if stage == "convert":
         return find_recipe(call.preset, call.recipe).recipe_id
@@ -67,8 +67,8 @@ def want(data_root: Path, stage: str, variant: str, call: Call) -> Wanted:
 
 def want_volumes(data_root: Path, recipe_id: str, call: Call = Call()) -> Wanted:
     """The volumes of a recipe."""
-    from tasks.conversion import read_volumes
-    from tasks.recipes import find_recipe
+    from tasks.models.recipes import find_recipe
+    from tasks.volumes.jobs import read_volumes
 
     recipes = [find_recipe(call.preset, call.recipe), *(make().recipe for make in PRESETS.values())]
     for recipe in recipes:
@@ -79,7 +79,8 @@ def want_volumes(data_root: Path, recipe_id: str, call: Call = Call()) -> Wanted
 
 def want_labels(data_root: Path, labeller_id: str) -> Wanted:
     """The reports of a labeller, as they were asked for last: in the precision in which most are known already."""
-    from tasks.labelling import read_reports, read_trained_on, wanted_labels
+    from tasks.labels.label import read_reports, wanted_labels
+    from tasks.labels.labellers import read_trained_on
 
     texts, trained_on = read_reports(data_root), read_trained_on(data_root, labeller_id)
     return _as_before(
@@ -89,8 +90,8 @@ def want_labels(data_root: Path, labeller_id: str) -> Wanted:
 
 
 def _want_latents(data_root: Path, model_id: str, call: Call) -> Wanted:
-    from tasks.embedding import plan_work
-    from tasks.models import find_encoder
+    from tasks.evaluation.embed import plan_work
+    from tasks.models.find import find_encoder
 
     model = find_encoder(data_root, call.preset, model_id)
     works = [plan_work(data_root, model, dtype).fingerprints for dtype in Precision]
@@ -99,9 +100,9 @@ def _want_latents(data_root: Path, model_id: str, call: Call) -> Wanted:
 
 def _want_scores(data_root: Path, model_id: str, call: Call) -> Wanted:
     """The evaluations that a call without options makes, those that were made on request, and the comparisons."""
-    from tasks.comparing import list_comparisons
-    from tasks.evaluation import list_evaluations
-    from tasks.models import find_model
+    from tasks.evaluation.compare import list_comparisons
+    from tasks.evaluation.score import list_evaluations
+    from tasks.models.find import find_model
 
     model = find_model(data_root, call.preset, model_id)
     wanted = {key: one.fingerprint for key, one in list_evaluations(data_root, model).items()}
@@ -113,16 +114,16 @@ def _want_scores(data_root: Path, model_id: str, call: Call) -> Wanted:
 
 
 def _want_pages(data_root: Path, model_id: str, call: Call) -> Wanted:
-    from tasks.models import find_model
-    from tasks.pages import list_pages
+    from tasks.models.find import find_model
+    from tasks.report.pages import list_pages
 
     pages = list_pages(data_root, find_model(data_root, call.preset, model_id))
     return {key: page.fingerprint for key, page in pages.items()}
 
 
 def _want_training(preset: str, call: Call) -> Wanted:
-    from tasks.presets import find_preset
-    from tasks.training import config_fingerprint
+    from tasks.models.presets import find_preset
+    from tasks.training.manifest import config_fingerprint
 
     chosen = find_preset(preset, seed=call.seed, validate_every=call.validate_every)
     mark = config_fingerprint(chosen)
@@ -131,9 +132,9 @@ def _want_training(preset: str, call: Call) -> Wanted:
 
 
 def _want_finetuning(data_root: Path, variant: str, call: Call) -> Wanted:
-    from tasks.finetuning import Finetuning
-    from tasks.models import find_model
-    from tasks.presets import find_preset
+    from tasks.models.find import find_model
+    from tasks.models.presets import find_preset
+    from tasks.training.fine_tune import Finetuning
 
     model_id, _, kind = variant.rpartition("/")
     parent = find_model(data_root, call.preset, model_id)

@@ -17,7 +17,7 @@ from ctclip_model.config import Recipe
 from ctclip_model.data.shards import ShardReader
 from ctclip_model.errors import ShardError
 from ctclip_model.evaluation.retrieval import match_ranks
-from tasks.models import ModelReference
+from tasks.models.find import ModelReference
 
 NEAREST = 2  # volumes shown of each report, beside its own
 REPORT_CHARACTERS = 700

@@ -7,10 +7,10 @@ from typing import Any
 
 import duckdb
 
-from tasks.models import ModelReference
-from tasks.page.examples import find_examples
-from tasks.page.render import PageFacts
-from tasks.runs import code_version
+from tasks.models.find import ModelReference
+from tasks.report.examples import find_examples
+from tasks.report.render import PageFacts
+from tasks.run.stage_run import code_version
 
 Row = dict[str, Any]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ctclip_model.config import VERSIONS, fingerprint
 from ctclip_model.files import fsync
-from tasks.marks import VERSION, Mark
-from tasks.models import ModelReference
-from tasks.page import render_page
-from tasks.page.facts import collect_facts
-from tasks.runs import StageRun
+from tasks.models.find import ModelReference
+from tasks.report.facts import collect_facts
+from tasks.report.render import render_page
+from tasks.run.fingerprints import VERSION, Mark
+from tasks.run.stage_run import StageRun
 from warehouse import store
 
 

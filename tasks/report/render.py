@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from tasks.page.charts import Points, line_chart, scatter_chart
-from tasks.page.examples import Example
+from tasks.report.charts import Points, line_chart, scatter_chart
+from tasks.report.examples import Example
 
 Row = Mapping[str, Any]
 MISSING = "\N{EN DASH}"
@@ -47,7 +47,7 @@ class PageFacts:
 def render_page(facts: PageFacts) -> str:
     """The page; every text in it is escaped."""
     environment = Environment(
-        loader=PackageLoader("tasks.page", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("tasks.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["number"] = _number

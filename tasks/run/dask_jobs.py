@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ctclip_model.errors import StageFailedError
-from tasks.logs import InContext
+from tasks.run.logs import InContext
 from tasks.settings import LIMITS, Limits, count_workers
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import Any
 
 from ctclip_model.data.names import EXTERNAL, parse_any_name, split_of
 from ctclip_model.errors import BadNameError, ConfigurationError
-from tasks.marks import parts_of
-from tasks.publish import publish
-from tasks.runs import StageRun
+from tasks.run.fingerprints import parts_of
+from tasks.run.publish import publish
+from tasks.run.stage_run import StageRun
 from warehouse import store
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ctclip_model.errors import BadItemError, StageFailedError
-from tasks.lease import hold_lease
-from tasks.logs import log_context
-from tasks.publish import PeriodicPublisher, publish
-from tasks.records import RecordWriter, Rows, new_run_id
+from tasks.run.lease import hold_lease
+from tasks.run.logs import log_context
+from tasks.run.publish import PeriodicPublisher, publish
+from tasks.run.records import RecordWriter, Rows, new_run_id
 from tasks.settings import LIMITS, Limits
 from warehouse import store
 

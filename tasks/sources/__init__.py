@@ -1,1 +1,1 @@
-"""Where CT-RATE comes from: a local folder in its layout now; both sides hand over the same `Catalogue`."""
+"""Sources: CT-RATE in a folder or on the Hub, RAD-ChestCT, phantoms; their tables, their changes."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ctclip_model.config import VERSIONS, fingerprint
+from tasks.run.stage_run import StageRun
 from tasks.sources.catalogue import Catalogue
+from tasks.sources.open_source import Source
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
+from warehouse import store
 
 Row = dict[str, Any]
 
@@ -102,3 +107,53 @@ def compare(
 
 def _is_unknown(key: str, files: dict[str, str], unknown: list[str]) -> bool:
     return any(key.startswith(f"{split}_") for split, path in files.items() if path in unknown)
+
+
+def _record_rejects(run: StageRun, catalogue: Catalogue) -> None:
+    """Records new errors, and withdraws those that the source has mended."""
+    errors = {
+        error.item: (error, fingerprint(error.reason, error.detail, VERSIONS["ingest"])) for error in catalogue.errors
+    }
+    stood = _recorded_rejects(run.data_root, run.variant)
+    new = [(error, mark) for item, (error, mark) in errors.items() if stood.get(item) != mark]
+    if new:
+        run.reject_all(new)
+    mended = [item for item in stood if item not in errors]
+    if mended:
+        row = {"stage": run.stage, "variant": run.variant, "fingerprint": "withdrawn", "is_withdrawn": True}
+        run.record("rejects", [row | {"item": item} for item in mended])
+
+
+def _source_row(source: Source, revision: str, catalogue: Catalogue, changes: Changes) -> dict[str, object]:
+    return {
+        "source": source.name, "revision": revision, "requested_revision": source.requested_revision,
+        "fingerprint": fingerprint(revision, VERSIONS["ingest"]),
+        "storage": source.storage, "kind": source.kind, "count_volumes": len(catalogue.volumes),
+        "count_scans": len({row["scan_id"] for row in catalogue.volumes}), "count_reports": len(catalogue.reports),
+        "count_new": changes.count("new"), "count_changed": changes.count("changed"),
+        "count_withdrawn": changes.count("withdrawn"),
+    }  # fmt: skip
+
+
+def _current(data_root: Path, force: bool) -> dict[str, dict[str, tuple[str, str]]]:
+    current: dict[str, dict[str, tuple[str, str]]] = {}
+    with store.read(data_root) as connection:
+        for table, (keys, _) in INGESTED.items():
+            key = " || ' ' || ".join(keys)
+            rows = connection.execute(f"select distinct {key}, fingerprint, source from current_{table}").fetchall()
+            current[table] = {name: ("" if force else mark, source) for name, mark, source in rows}
+    return current
+
+
+def _recorded_rejects(data_root: Path, source: str) -> dict[str, str]:
+    with store.read(data_root) as connection:
+        rows = connection.execute(
+            "select item, fingerprint from current_rejects where stage = 'ingest' and variant = ?", [source]
+        ).fetchall()
+    return dict(rows)
+
+
+def _recorded_revision(data_root: Path, source: str) -> str | None:
+    with store.read(data_root) as connection:
+        row = connection.execute("select revision from current_sources where source = ?", [source]).fetchone()
+    return row[0] if row else None

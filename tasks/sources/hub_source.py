@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ctclip_model.data.names import Storage, VolumeName
 from ctclip_model.data.phantom import MARKER
+from tasks.hub.files import HubFile, fetch, list_files, resolve
+from tasks.hub.requests import Repository
 from tasks.settings import LIMITS, Limits
 from tasks.sources.address import Address
 from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
-from tasks.sources.hub_access import Repository
-from tasks.sources.hub_files import HubFile, fetch, list_files, resolve
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
 
 

@@ -20,7 +20,7 @@ from ctclip_model.data.names import RadName, Storage, VolumeName
 from ctclip_model.data.phantom import MARKER
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.files import whole_file
-from tasks.records import sha256_of, write_parquet
+from tasks.run.records import sha256_of, write_parquet
 from tasks.settings import count_workers
 from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS

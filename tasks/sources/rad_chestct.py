@@ -13,7 +13,7 @@ from ctclip_model.data.npz import ORIENTATION, SPACING_MM, parse_orientation
 from ctclip_model.errors import BadItemError, ConfigurationError, MetadataError
 from tasks.sources.address import RAD_CHESTCT
 from tasks.sources.catalogue import Catalogue, FileFacts
-from tasks.sources.local import LocalSource
+from tasks.sources.local_source import LocalSource
 from tasks.sources.tables import label_value, read_rows
 
 LABELS = "rad_chestct_labels.csv"  # a column for each of CT-RATE's abnormalities that it knows

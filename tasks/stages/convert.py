@@ -7,11 +7,12 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.slabs import Encoding
-from tasks.conversion import ConversionJob, check_room, make_jobs, read_volumes, run_jobs
-from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes
-from tasks.planning import Selection, plan_items
-from tasks.runs import StageRun
+from tasks.run.pending import Selection, plan_items
+from tasks.run.stage_run import StageRun
 from tasks.stages.hub_token import load_hub_token
+from tasks.volumes.convert import run_jobs
+from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes
+from tasks.volumes.jobs import ConversionJob, check_room, make_jobs, read_volumes
 
 
 @task(cache_policy=NO_CACHE)

@@ -16,9 +16,9 @@ from prefect.exceptions import PrefectHTTPStatusError
 from pydantic_core import to_jsonable_python
 
 from ctclip_model.errors import StageFailedError
-from tasks.orders import Work, order_placed, take_outcome
-from tasks.runs import StageRun
+from tasks.run.stage_run import StageRun
 from tasks.settings import DEPLOYED_ATTEMPTS, DEPLOYED_POLL_S, DEPLOYED_SILENCE_S
+from tasks.training.orders import Work, order_placed, take_outcome
 from warehouse import store
 
 COMPUTE = "compute"  # the deployment that does what is ordered

@@ -6,12 +6,12 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Recipe
-from tasks.conversion import VolumeFile, read_volumes
-from tasks.downloading import choose_fitting, download_files, list_unconverted
-from tasks.downloads import DownloadOptions
-from tasks.planning import Selection
-from tasks.runs import StageRun
+from tasks.run.pending import Selection
+from tasks.run.stage_run import StageRun
 from tasks.stages.hub_token import load_hub_token
+from tasks.volumes.download import choose_fitting, download_files, list_unconverted
+from tasks.volumes.downloader import DownloadOptions
+from tasks.volumes.jobs import VolumeFile, read_volumes
 
 
 @task(cache_policy=NO_CACHE)

@@ -6,12 +6,12 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.device import Precision
-from tasks.embedding import EmbeddingWork, plan_work
-from tasks.models import ModelReference
-from tasks.orders import LatentsWork
-from tasks.planning import plan_items
-from tasks.runs import StageRun
+from tasks.evaluation.embed import EmbeddingWork, plan_work
+from tasks.models.find import ModelReference
+from tasks.run.pending import plan_items
+from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import get_done
+from tasks.training.orders import LatentsWork
 
 
 @task(cache_policy=NO_CACHE)

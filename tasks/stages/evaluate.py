@@ -5,12 +5,12 @@ from __future__ import annotations
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.comparing import Comparison, list_comparisons, score_comparison
-from tasks.evaluation import Evaluation, list_evaluations, score_evaluation
-from tasks.models import ModelReference
-from tasks.planning import plan_items
-from tasks.publish import publish
-from tasks.runs import StageRun
+from tasks.evaluation.compare import Comparison, list_comparisons, score_comparison
+from tasks.evaluation.score import Evaluation, list_evaluations, score_evaluation
+from tasks.models.find import ModelReference
+from tasks.run.pending import plan_items
+from tasks.run.publish import publish
+from tasks.run.stage_run import StageRun
 
 
 @task(cache_policy=NO_CACHE)

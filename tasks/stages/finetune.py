@@ -6,14 +6,15 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.device import Compute
-from tasks.finetuning import Finetuning, make_manifest
-from tasks.launching import Launch
-from tasks.orders import FinetuningWork
-from tasks.planning import plan_items
-from tasks.runs import StageRun
+from tasks.run.pending import plan_items
+from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import get_done
-from tasks.stages.train import RETRIED
-from tasks.training import Manifest, describe_stale, is_unfinished
+from tasks.stages.retries import RETRIED
+from tasks.training.fine_tune import Finetuning, make_manifest
+from tasks.training.manifest import Manifest
+from tasks.training.orders import FinetuningWork
+from tasks.training.processes import Launch
+from tasks.training.records import describe_stale, is_unfinished
 
 
 @task(cache_policy=NO_CACHE)

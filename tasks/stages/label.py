@@ -8,10 +8,11 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.device import Precision
-from tasks.labeller_scores import HandScoring, plan_scoring, record_trained_on, score_labeller
-from tasks.labelling import LabellerReference, plan_labels, record_labels
-from tasks.planning import Selection
-from tasks.runs import StageRun
+from tasks.labels.label import plan_labels, record_labels
+from tasks.labels.labellers import LabellerReference
+from tasks.labels.score import HandScoring, plan_scoring, record_trained_on, score_labeller
+from tasks.run.pending import Selection
+from tasks.run.stage_run import StageRun
 
 
 @task(cache_policy=NO_CACHE)

@@ -9,7 +9,7 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.phantoms import make_demo_phantoms
+from tasks.sources.phantoms import make_demo_phantoms
 
 
 @task(cache_policy=NO_CACHE)

@@ -24,9 +24,9 @@ from prefect.assets import Asset, add_asset_metadata, materialize
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
-from tasks.changes import Changes
-from tasks.progress import Reporter
-from tasks.runs import StageRun
+from tasks.run.progress import Reporter
+from tasks.run.stage_run import StageRun
+from tasks.sources.changes import Changes
 from warehouse import store
 
 logger = logging.getLogger(__name__)

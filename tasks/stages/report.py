@@ -5,11 +5,11 @@ from __future__ import annotations
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.models import ModelReference
-from tasks.pages import Page, list_pages, make_page
-from tasks.planning import plan_items
-from tasks.runs import StageRun
-from tasks.stages.shown import show_page
+from tasks.models.find import ModelReference
+from tasks.report.pages import Page, list_pages, make_page
+from tasks.run.pending import plan_items
+from tasks.run.stage_run import StageRun
+from tasks.stages.prefect_pages import show_page
 
 
 @task(cache_policy=NO_CACHE)

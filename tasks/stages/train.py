@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from prefect import State, Task, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
 
 from ctclip_model.config import Preset
 from ctclip_model.device import Compute
-from ctclip_model.errors import WorkerDiedError
-from tasks.launching import Launch
-from tasks.orders import TrainingWork
-from tasks.planning import plan_items
-from tasks.runs import StageRun
-from tasks.settings import LIMITS
+from tasks.run.pending import plan_items
+from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import get_done
-from tasks.training import (
-    Manifest,
-    choose_labels,
-    config_fingerprint,
-    describe_stale,
-    is_unfinished,
-    make_manifest,
-)
+from tasks.stages.retries import RETRIED
+from tasks.training.ct_clip import choose_labels, make_manifest
+from tasks.training.manifest import Manifest, config_fingerprint
+from tasks.training.orders import TrainingWork
+from tasks.training.processes import Launch
+from tasks.training.records import describe_stale, is_unfinished
 
 
 @task(cache_policy=NO_CACHE)
@@ -49,18 +40,6 @@ def prepare_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
     manifest = make_manifest(run, preset, labeller_id)
     get_run_logger().info("%s: %d samples", manifest.model_id, manifest.count_samples)
     return manifest
-
-
-def has_lost_its_processes(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether another attempt may help: a wrong configuration, or a loss that diverges, would fail as before."""
-    return isinstance(state.result(raise_on_failure=False), WorkerDiedError)
-
-
-# Of a task that trains: its processes may die, and each attempt goes on from the last checkpoint.
-RETRIED: dict[str, Any] = {
-    "cache_policy": NO_CACHE, "retries": LIMITS.training_retries,
-    "retry_delay_seconds": LIMITS.training_retry_delay_s, "retry_condition_fn": has_lost_its_processes,
-}  # fmt: skip
 
 
 @task(**RETRIED)

@@ -9,15 +9,16 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Preset, TfidfConfig
 from ctclip_model.device import Compute
-from tasks.labeller_training import LabelledReports, LabellerTraining, read_labelled_reports, run_tfidf_training
-from tasks.launching import Launch
-from tasks.orders import LabellerWork
-from tasks.planning import plan_items
-from tasks.runs import StageRun
-from tasks.sources.hand_labels import read_hand_labels
+from tasks.labels.hand_labels import read_hand_labels
+from tasks.labels.reports import LabelledReports, LabellerTraining, read_labelled_reports
+from tasks.run.pending import plan_items
+from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import get_done
-from tasks.stages.train import RETRIED
-from tasks.training import is_unfinished
+from tasks.stages.retries import RETRIED
+from tasks.training.labeller import place_reports, run_tfidf_training
+from tasks.training.orders import LabellerWork
+from tasks.training.processes import Launch
+from tasks.training.records import is_unfinished
 
 
 @task(cache_policy=NO_CACHE)
@@ -49,5 +50,5 @@ def fit_labeller(
     if isinstance(training.config, TfidfConfig):
         run_tfidf_training(run, training, reports)
     else:
-        get_done(run, LabellerWork(preset, reports.place(run.data_root, training), compute, launch), deployed)
+        get_done(run, LabellerWork(preset, place_reports(run.data_root, reports, training), compute, launch), deployed)
     get_run_logger().info("%s is trained on %d reports", reports.labeller_id(training), len(reports.texts))

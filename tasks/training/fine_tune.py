@@ -17,16 +17,18 @@ from ctclip_model.config import VERSIONS, LiProConfig, Preset, VocabFineConfig, 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, Precision, limit_cpu_threads
 from ctclip_model.errors import ConfigurationError, MissingInputError
-from tasks.embedding import plan_work
-from tasks.launching import Launch, train
-from tasks.models import ModelReference
-from tasks.runs import StageRun
+from tasks.evaluation.embed import plan_work
+from tasks.models.find import ModelReference
+from tasks.run.stage_run import StageRun
 from tasks.settings import FINETUNE, PUBLISHED_LABELS
-from tasks.training import Manifest, find_trained, is_recorded, make_job, record_model, train_and_record, write_manifest
+from tasks.training.ct_clip import make_job
+from tasks.training.manifest import Manifest, write_manifest
+from tasks.training.processes import Launch, train
+from tasks.training.records import find_trained, is_recorded, record_model, train_and_record
 from warehouse import store
 
 if TYPE_CHECKING:
-    from ctclip_model.training.loop import StepRecord
+    from ctclip_model.training.engine.loop import StepRecord
     from ctclip_model.training.worker import Result
 
 
@@ -112,8 +114,8 @@ def _require_current(data_root: Path, parent: ModelReference, table: pa.Table) -
 
 def run_finetuning(run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute, launch: Launch) -> None:
     """Trains, and records the model, its samples and its steps."""
-    from ctclip_model.training.log import TrainingResult
-    from ctclip_model.training.work import discard_state
+    from ctclip_model.training.engine.curve import TrainingResult
+    from ctclip_model.training.engine.state import discard_state
 
     if is_recorded(run, manifest.model_id):
         return
@@ -141,7 +143,7 @@ def _train(
     launch: Launch,
     on_step: Callable[[StepRecord], None],
 ) -> Result:
-    from ctclip_model.training.finetune import train_lipro
+    from ctclip_model.training.lipro import train_lipro
     from ctclip_model.training.worker import Kind
 
     parent, preset = finetuning.parent.folder, finetuning.preset

@@ -20,17 +20,18 @@ from ctclip_model.config import Preset
 from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError, CTCLIPError, OrderWithdrawnError, PreemptedError
 from ctclip_model.files import whole_file
-from tasks.embedding import EmbeddingWork, embed_reports_and_prompts, embed_volumes
-from tasks.finetuning import Finetuning, run_finetuning
-from tasks.labeller_training import run_roberta_training
-from tasks.launching import Launch
-from tasks.lease import hold_lease
-from tasks.logs import log_context
-from tasks.models import ModelReference
-from tasks.records import new_run_id
-from tasks.runs import ORDERS, StageRun
+from tasks.evaluation.embed import EmbeddingWork, embed_reports_and_prompts, embed_volumes
+from tasks.models.find import ModelReference
+from tasks.run.lease import hold_lease
+from tasks.run.logs import log_context
+from tasks.run.records import new_run_id
+from tasks.run.stage_run import ORDERS, StageRun
 from tasks.settings import Limits
-from tasks.training import Manifest, run_training
+from tasks.training.ct_clip import run_training
+from tasks.training.fine_tune import Finetuning, run_finetuning
+from tasks.training.labeller import run_roberta_training
+from tasks.training.manifest import Manifest
+from tasks.training.processes import Launch
 
 T = TypeVar("T")
 

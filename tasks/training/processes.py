@@ -23,7 +23,7 @@ from ctclip_model.errors import ConfigurationError, PreemptedError, WorkerDiedEr
 from tasks.settings import LIMITS
 
 if TYPE_CHECKING:
-    from ctclip_model.training.loop import StepRecord
+    from ctclip_model.training.engine.loop import StepRecord
     from ctclip_model.training.worker import Job, Result
 
 logger = logging.getLogger(__name__)
@@ -92,9 +92,9 @@ def train_apart(job: Job, data_root: Path, launch: Launch, on_step: Callable[[St
     Raises the worker's own error, `PreemptedError` where this process was asked to end (SIGTERM, which it hands on and
     then waits for the state to be saved), and `WorkerDiedError` where they ended otherwise.
     """
-    from ctclip_model.training.labeller_training import LabellerResult
-    from ctclip_model.training.log import TrainingResult
-    from ctclip_model.training.loop import StepRecord
+    from ctclip_model.training.engine.curve import TrainingResult
+    from ctclip_model.training.engine.loop import StepRecord
+    from ctclip_model.training.labeller import LabellerResult
     from ctclip_model.training.worker import Kind
 
     result_type = LabellerResult if job.kind is Kind.labeller else TrainingResult
@@ -127,7 +127,7 @@ def _error(kind: str, text: str) -> errors.CTCLIPError:
 @contextmanager
 def _running(command: list[str]) -> Iterator[Iterator[dict[str, Any]]]:
     """The JSON lines of a command, which is ended with the context, and is given time to save its state."""
-    from ctclip_model.training.preemption import heeding_sigterm
+    from ctclip_model.training.engine.sigterm import heeding_sigterm
 
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_end_with_parent

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from tasks.schedules import ask_server
 from tasks.settings import DATA_ROOT_VARIABLE, LIMITS, RAW_CACHE_GB
+from tasks.upkeep.prefect_server import ask_server
 
 PACKAGE = "ctclip-rebuild"
 POOLS = ("cpu", "gpu", "rebuild")  # of prefect.yaml

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tasks.compacting import ThinShard, compact, find_thin
-from tasks.lease import hold_lease
-from tasks.publish import publish
-from tasks.records import new_run_id
-from tasks.runs import open_run
+from tasks.hub.files import PARTIAL_FOLDER
+from tasks.run.lease import hold_lease
+from tasks.run.publish import publish
+from tasks.run.records import new_run_id
+from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS, STAGES
-from tasks.sources.hub_files import PARTIAL_FOLDER
+from tasks.volumes.compact import ThinShard, compact, find_thin
 from warehouse import store
 
 # Their order may have outlived its stage.

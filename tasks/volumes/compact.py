@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ctclip_model.config import fingerprint
 from ctclip_model.data.shards import ShardReader, copy_volumes
-from tasks.runs import StageRun
+from tasks.run.stage_run import StageRun
 from warehouse import store
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 
 from ctclip_model.config import Recipe
-from tasks.conversion import VolumeFile, record_missing
-from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes, list_raw_files
-from tasks.progress import show_progress
-from tasks.runs import StageRun
+from tasks.run.progress import show_progress
+from tasks.run.stage_run import StageRun
+from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes, list_raw_files, record_missing
+from tasks.volumes.jobs import VolumeFile
 from warehouse import store
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from huggingface_hub import is_offline_mode
 
@@ -26,14 +26,13 @@ from ctclip_model.errors import (
     StageFailedError,
     VolumeError,
 )
-from tasks.logs import log_context
+from tasks.hub.files import HubFile, Meter, fetch
+from tasks.hub.requests import Repository
+from tasks.run.logs import log_context
+from tasks.run.stage_run import StageRun
 from tasks.settings import DOWNLOAD_THREADS, LIMITS, RAW_CACHE_GB, Limits
 from tasks.sources.address import parse_address
-from tasks.sources.hub_access import Repository
-from tasks.sources.hub_files import HubFile, Meter, fetch
-
-if TYPE_CHECKING:
-    from tasks.conversion import ConversionJob, VolumeFile
+from tasks.volumes.jobs import ConversionJob, VolumeFile
 
 Fetching: TypeAlias = "deque[tuple[ConversionJob, list[Future[bool]]]]"
 
@@ -230,3 +229,13 @@ def list_raw_files(folder: Path) -> dict[str, int]:
 def count_raw_bytes(volumes: Iterable[VolumeFile]) -> int:
     """What their files take in `raw/`."""
     return sum(volume.size_bytes for volume in volumes if volume.origin)
+
+
+def record_missing(run: StageRun, downloader: Downloader) -> None:
+    """Records the volumes that could not be downloaded; a rerun tries them again."""
+    errors = []
+    while downloader.rejects:
+        volume, error = downloader.rejects.popleft()
+        errors.append((error, volume.fingerprint))
+    if errors:
+        run.reject_all(errors, is_permanent=False)

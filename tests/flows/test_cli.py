@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support.paths import ROOT
 
-from tasks.publish import publish
-from tasks.records import RecordWriter, new_run_id
+from tasks.run.publish import publish
+from tasks.run.records import RecordWriter, new_run_id
 
 
 def ctclip(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "flows", *map(str, arguments)],
-        cwd=Path(__file__).parent.parent, env=os.environ | {"NO_COLOR": "1", "COLUMNS": "80"} | environment,
+        cwd=ROOT, env=os.environ | {"NO_COLOR": "1", "COLUMNS": "80"} | environment,
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
@@ -41,8 +42,8 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("imported", "avoided"),
     [
-        ("flows.cli, tasks.reading, warehouse.store", "torch"),
-        ("flows.cli, tasks.reading, warehouse.store", "prefect"),
+        ("flows.cli, tasks.upkeep.queries, warehouse.store", "torch"),
+        ("flows.cli, tasks.upkeep.queries, warehouse.store", "prefect"),
         ("flows.volumes", "prefect"),
         ("flows.volumes", "duckdb"),
     ],

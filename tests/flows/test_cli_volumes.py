@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from golden_files import SLIM
+from support.golden_files import SLIM
 from test_cli import ctclip
 
 from ctclip_model.config import tiny

@@ -1,6 +1,5 @@
 """prefect.yaml and automations.yaml hold nothing that Prefect would pass over, nor a flow or parameter not there."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +9,11 @@ from prefect.cli.deploy._triggers import DeploymentTriggerAdapter
 from prefect.events.schemas.automations import AutomationCore
 from prefect.flows import Flow, load_flow_from_entrypoint
 from pydantic import BaseModel
+from support.paths import ROOT
 
 from tasks.settings import STAGES
-from tasks.stages.shown import DATA_CHANGED
+from tasks.stages.prefect_pages import DATA_CHANGED
 
-ROOT = Path(__file__).parent.parent
 CONFIGURATION: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS: dict[str, dict[str, Any]] = {one["name"]: one for one in CONFIGURATION["deployments"]}
 ON_REQUEST = {"download", "train-labeller", "rebuild", "compute"}

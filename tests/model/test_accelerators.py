@@ -12,12 +12,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from support.paths import ROOT
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.volume import convert_volume
 
-TESTS = Path(__file__).parent
-ROOT = TESTS.parent
 RECIPE = Recipe("small", spacing_mm=(3.0, 2.0, 2.0), shape=(60, 110, 100))
 BARE = "import sys; sys.modules['numba'] = sys.modules['isal'] = None; "
 CONVERT = (
@@ -34,7 +33,7 @@ def volume(tmp_path) -> Path:
 
 
 def run(code: str, *, root: Path = ROOT, **environment: str) -> str:
-    paths = os.pathsep.join(map(str, (root, TESTS)))
+    paths = os.pathsep.join(map(str, (root, ROOT / "tests", ROOT / "tests" / "model")))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=root, text=True, capture_output=True, timeout=250,
         env={**os.environ, "PYTHONPATH": paths, **environment},
@@ -44,7 +43,7 @@ def run(code: str, *, root: Path = ROOT, **environment: str) -> str:
 
 
 def test_everything_holds_without_them():
-    files = [str(TESTS / f"test_{name}.py") for name in ("volume", "shards", "loader")]
+    files = [str(ROOT / "tests" / "model" / f"test_{name}.py") for name in ("volume", "shards", "loader")]
     chosen = ["-k", "(not golden or train_2_a_1) and not worker"]
     run(f"{BARE} import pytest; sys.exit(pytest.main({files + chosen!r}))")
 

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_files import GOLDEN, TINY, tiny_model, tiny_weights
 from safetensors.torch import save_file
+from support.golden_files import GOLDEN, TINY, tiny_model, tiny_weights
 from torch import Tensor
 
 from ctclip_model.config import CTCLIPConfig, LabellerConfig, TextConfig, VisionConfig, tiny
 from ctclip_model.errors import CheckpointError
 from ctclip_model.models.checkpoint import load_ctclip, load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP
-from ctclip_model.models.radbert import ReportLabeller
+from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
 
 TEXTS = ["Lung nodule, no pleural effusion."] * 4

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from golden_files import GOLDEN, golden, tiny_model
+from support.golden_files import GOLDEN, golden, tiny_model
 
 from ctclip_model.config import CTCLIPConfig
 from ctclip_model.data.reports import clean_report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_files import golden, tiny_model
+from support.golden_files import golden, tiny_model
 
 from ctclip_model.models import vision
 

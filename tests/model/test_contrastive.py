@@ -16,6 +16,7 @@ from torch import nn
 
 from ctclip_model.config import PRESETS, Preset, Recipe, TrainingConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.reports import split_sentences
 from ctclip_model.data.shards import ShardVolume, write_shard
 from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.device import Compute
@@ -24,10 +25,10 @@ from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training.contrastive import start_codebook, train_contrastive
-from ctclip_model.training.loop import Run, StepRecord, rate_at, run_steps, split_decay
+from ctclip_model.training.engine.loop import Run, StepRecord, rate_at, run_steps, split_decay
 from ctclip_model.training.samples import BatchOrder, TrainingData, draw_shifts, hold_out, shift_volumes
-from ctclip_model.training.text_pretraining import pretrain_text
-from ctclip_model.training.texts import split_sentences, vary_report
+from ctclip_model.training.text_encoder import pretrain_text
+from ctclip_model.training.texts import vary_report
 
 SCANS = 12
 FACTS = ((9, 9, 9), (1.0, 1.0, 1.0), ((0, 24), (0, 40), (0, 40)), 0.0, 1.0, -1000, 1000)

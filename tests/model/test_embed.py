@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from golden_files import golden, tiny_model
+from support.golden_files import golden, tiny_model
 
 from ctclip_model.config import CTCLIPConfig, tiny
-from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_texts, embed_volumes, map_texts
+from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_texts, embed_volumes
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.text import tokenize, train_tokenizer
+from ctclip_model.models.text_batches import map_texts
 
 TEXTS = [f"{'No ' * (number % 5)}nodule and effusion." for number in range(9)]
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import golden, tiny_model
+from support.golden_files import golden, tiny_model
 from test_contrastive import SCANS, write_manifest
 
 from ctclip_model.config import PRESETS, LiProConfig, VocabFineConfig
@@ -23,15 +23,8 @@ from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training import worker
-from ctclip_model.training.finetune import (
-    PROMPTS,
-    fit_head,
-    lipro_loss,
-    positive_weights,
-    train_lipro,
-    train_vocabfine,
-    vocabfine_losses,
-)
+from ctclip_model.training.lipro import fit_head, lipro_loss, positive_weights, train_lipro
+from ctclip_model.training.vocabfine import PROMPTS, train_vocabfine, vocabfine_losses
 from ctclip_model.training.worker import Job, Kind
 
 INPUTS, OUTPUTS = golden("ctclip_tiny.finetune.inputs"), golden("ctclip_tiny.finetune.outputs")

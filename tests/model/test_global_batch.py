@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from labelled_reports import write_reports
 from safetensors.torch import load_file
+from support.labelled_reports import write_reports
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import PreTrainedTokenizerFast
@@ -25,14 +25,14 @@ from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.clip import CTCLIP, contrastive_loss
 from ctclip_model.models.text import train_tokenizer
-from ctclip_model.training import distributed
-from ctclip_model.training.checkpoint import WHOLE, Checkpoints
 from ctclip_model.training.contrastive import teach_contrast
-from ctclip_model.training.finetune import teach_prompts
-from ctclip_model.training.labeller_training import train_labeller
-from ctclip_model.training.loop import StepRecord
+from ctclip_model.training.engine import processes as distributed
+from ctclip_model.training.engine.checkpoints import WHOLE, Checkpoints
+from ctclip_model.training.engine.loop import StepRecord
+from ctclip_model.training.labeller import train_labeller
 from ctclip_model.training.losses import backward_in_parts, batch_loss, sigmoid_loss
 from ctclip_model.training.samples import TrainingData
+from ctclip_model.training.vocabfine import teach_prompts
 
 BATCH, STEPS = 8, 4
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden_files import TINY, golden, tiny_weights
+from support.golden_files import TINY, golden, tiny_weights
 
 from ctclip_model.config import LabellerConfig
 from ctclip_model.errors import CheckpointError
@@ -15,7 +15,7 @@ from ctclip_model.models.checkpoint import (
     save_model_folder,
 )
 from ctclip_model.models.heads import LatentClassifier, LiPro
-from ctclip_model.models.radbert import ReportLabeller
+from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import train_tokenizer
 
 INPUTS, OUTPUTS = golden("ctclip_tiny.finetune.inputs"), golden("ctclip_tiny.finetune.outputs")

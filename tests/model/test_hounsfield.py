@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from golden_volumes import golden
+from support.golden_volumes import golden
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.hounsfield import find_wrong_rescaling

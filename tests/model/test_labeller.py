@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_files import golden
-from labelled_reports import write_reports
+from support.golden_files import golden
+from support.labelled_reports import write_reports
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaConfig
 
 from ctclip_model.config import LabellerConfig, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, ConfigurationError, DivergedError
-from ctclip_model.training import labeller_training
-from ctclip_model.training.labeller import Bags, load_labeller
-from ctclip_model.training.labeller_training import train_labeller
+from ctclip_model.labelling.transformer import Bags, load_labeller
+from ctclip_model.training import labeller as labeller_training
+from ctclip_model.training.labeller import train_labeller
 
 CONFIG = dataclasses.replace(tiny().labeller, hidden_size=32, epochs=6, patience=6)
 

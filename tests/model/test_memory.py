@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from ctclip_model.config import Preset, tiny
 from ctclip_model.device import Compute
 from ctclip_model.models.clip import CTCLIP
-from ctclip_model.training.memory import StepMemory, estimate_step
+from ctclip_model.training.step_memory import StepMemory, estimate_step
 
 
 def real_peak(preset: Preset, count: int) -> int:

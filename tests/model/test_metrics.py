@@ -1,12 +1,12 @@
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from bench_bootstrap import plain_metrics
 from scipy.stats import bootstrap
 from sklearn import metrics as sklearn_metrics
+from support.paths import GOLDEN
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.evaluation import metrics
@@ -14,7 +14,7 @@ from ctclip_model.evaluation.bootstrap import Resamples, holm
 from ctclip_model.evaluation.curves import curves
 from ctclip_model.evaluation.weighted import METRICS, Items, weighted_metrics
 
-GOLDEN = Path(__file__).parent / "golden" / "evaluation" / "golden_metrics"
+GOLDEN_METRICS = GOLDEN / "evaluation" / "golden_metrics"
 CONFIG = EvaluationConfig(resamples=200)
 
 
@@ -38,12 +38,12 @@ def value_of(rows, abnormality, metric):
 
 
 def test_published_metrics_are_reproduced():
-    arrays = np.load(GOLDEN.with_suffix(".npz"))
+    arrays = np.load(GOLDEN_METRICS.with_suffix(".npz"))
     labels, predicted = arrays["labels"].astype(float), arrays["predicted"].astype(float)
     names = [str(index) for index in range(18)]
     thresholds = metrics.choose_thresholds(labels, predicted)
     rows = metrics.score(metrics.Scored(names, labels, predicted, thresholds, "scored", range(len(labels))), CONFIG)
-    for index, expected in enumerate(json.loads(GOLDEN.with_suffix(".json").read_text())["classification"]):
+    for index, expected in enumerate(json.loads(GOLDEN_METRICS.with_suffix(".json").read_text())["classification"]):
         expected["weighted_f1"] = expected.pop("f1_weighted")
         assert thresholds[index] == pytest.approx(expected.pop("threshold"), abs=1e-12)
         found = {metric: value_of(rows, str(index), metric) for metric in expected}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import plain_model
 import pytest
 import torch
-from golden_files import golden, tiny_model
+from support.golden_files import golden, tiny_model
 from torch import Tensor
 
 from ctclip_model.models import vision

@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from golden_files import SLIM, tiny_model
 from safetensors.torch import save_file
+from support.golden_files import SLIM, tiny_model
 
 from ctclip_model.config import Recipe, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
@@ -24,10 +24,10 @@ from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInpu
 from ctclip_model.evaluation.embed import embed_prompts, embed_volumes
 from ctclip_model.evaluation.predict import embed_files, list_volumes, make_head
 from ctclip_model.evaluation.zero_shot import zero_shot
-from ctclip_model.models.catalogue import find_model, list_models, open_model
 from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LiPro
+from ctclip_model.models.open_model import find_model, list_models, open_model
 from ctclip_model.models.text import train_tokenizer
 
 RECIPE = Recipe("own", spacing_mm=(6.0, 7.0, 7.0), shape=(30, 40, 40))  # of the golden model's size

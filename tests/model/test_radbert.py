@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 import torch
-from golden_files import GOLDEN, golden
+from support.golden_files import GOLDEN, golden
 
 from ctclip_model.config import LabellerConfig
 from ctclip_model.errors import CheckpointError

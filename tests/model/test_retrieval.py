@@ -1,18 +1,18 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.paths import GOLDEN
 
 from ctclip_model.evaluation import retrieval
 
-GOLDEN = Path(__file__).parent / "golden" / "evaluation" / "golden_metrics"
+GOLDEN_METRICS = GOLDEN / "evaluation" / "golden_metrics"
 
 
 @pytest.fixture(scope="module")
 def golden():
-    arrays = np.load(GOLDEN.with_suffix(".npz"))
-    numbers = json.loads(GOLDEN.with_suffix(".json").read_text())
+    arrays = np.load(GOLDEN_METRICS.with_suffix(".npz"))
+    numbers = json.loads(GOLDEN_METRICS.with_suffix(".json").read_text())
     return arrays["image_latents"], arrays["text_latents"], arrays["labels"], numbers
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from support.paths import ROOT
 
 from ctclip_model.config import Recipe
 from ctclip_model.data import shards
@@ -17,7 +18,7 @@ from ctclip_model.data.shards import ShardReader, ShardVolume, read_volume, writ
 from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.errors import ShardError
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "shards.md"
+DOCUMENT = ROOT / "docs" / "shards.md"
 RECIPE = Recipe("small", spacing_mm=(3.0, 2.0, 2.0), shape=(10, 8, 7))
 
 

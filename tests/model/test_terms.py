@@ -1,7 +1,7 @@
 import pytest
 
 from ctclip_model.config import TfidfConfig
-from ctclip_model.training.terms import report_terms, sentence_terms, split_statements
+from ctclip_model.labelling.terms import report_terms, sentence_terms, split_statements
 
 CONFIG = TfidfConfig(stem_letters=20, pair_distance=2)
 

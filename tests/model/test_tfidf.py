@@ -2,18 +2,18 @@ import json
 
 import numpy as np
 import pytest
-from labelled_reports import COLUMNS, write_reports
 from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import GroupKFold
+from support.labelled_reports import COLUMNS, write_reports
 
 from ctclip_model.config import TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, ConfigurationError
-from ctclip_model.training.labeller import load_labeller
-from ctclip_model.training.tfidf import TfidfLabeller, choose_threshold, train_tfidf_labeller
+from ctclip_model.labelling.tfidf import TfidfLabeller, choose_threshold, train_tfidf_labeller
+from ctclip_model.labelling.transformer import load_labeller
 
 FILES = ("config.json", "model.safetensors", "terms.json")
 
@@ -134,7 +134,7 @@ def test_arrays_of_another_shape_or_nan_are_refused(copied):
 
 @pytest.mark.slow
 def test_real_reports_are_read_better_than_by_plain_tfidf(shared_data, tmp_path):
-    from tasks.sources.hand_labels import read_hand_labels
+    from tasks.labels.hand_labels import read_hand_labels
 
     reports = read_hand_labels(shared_data / "data/text_classifier/train.csv")
     texts, labels = np.array(reports.texts), reports.labels

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.training_runs import curve_of, events, short_preset, start_worker, write_job, write_samples
 from torch import nn
-from training_runs import curve_of, events, short_preset, start_worker, write_job, write_samples
 
 from ctclip_model.device import Compute
 from ctclip_model.errors import CheckpointError, DivergedError, PreemptedError, StorageError
-from ctclip_model.training.checkpoint import REST, WEIGHTS, Checkpoints, Snapshot
 from ctclip_model.training.contrastive import train_contrastive
-from ctclip_model.training.log import RunLog, last_loss
-from ctclip_model.training.loop import Run, StepRecord, Validation, run_steps
-from ctclip_model.training.work import discard_state, state_of
+from ctclip_model.training.engine.checkpoints import REST, WEIGHTS, Checkpoints, Snapshot
+from ctclip_model.training.engine.curve import RunLog, last_loss
+from ctclip_model.training.engine.loop import Run, StepRecord, Validation, run_steps
+from ctclip_model.training.engine.state import discard_state, state_of
 
 
 def snapshot(value: float, score: float | None = None) -> Snapshot:

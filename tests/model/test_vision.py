@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from golden_files import golden, tiny_model
+from support.golden_files import golden, tiny_model
 from torch.nn import functional as F
 
 from ctclip_model.models import vision

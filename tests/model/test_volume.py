@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_volumes import golden
+from support.golden_volumes import golden
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.volume import choose_spacing, convert_volume, load_volume

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from ctclip_model.config import CTCLIPConfig, TextConfig, VisionConfig
 from ctclip_model.models.clip import CTCLIP
-
-GOLDEN = Path(__file__).parent / "golden"
+from support.paths import GOLDEN
 
 TINY = CTCLIPConfig(
     vision=VisionConfig(

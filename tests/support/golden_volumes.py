@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-GOLDEN = Path(__file__).parent / "golden" / "preprocess"
-BESIDE = Path(__file__).parents[2] / "shared" / "golden" / "preprocess"
+from support.paths import GOLDEN, SHARED
+
+GOLDEN_VOLUMES = GOLDEN / "preprocess"
+BESIDE = SHARED / "golden" / "preprocess"
 
 
 def golden(name: str) -> tuple[Path, dict[str, Any], dict[str, np.ndarray]]:
     """A volume's path, the options of its conversion, and what the published code makes of it."""
-    folder = next((folder for folder in (GOLDEN, BESIDE) if (folder / f"{name}.nii.gz").is_file()), None)
+    folder = next((folder for folder in (GOLDEN_VOLUMES, BESIDE) if (folder / f"{name}.nii.gz").is_file()), None)
     if folder is None:
-        pytest.skip(f"golden volume {name} is neither in {GOLDEN} nor in {BESIDE}")
+        pytest.skip(f"golden volume {name} is neither in {GOLDEN_VOLUMES} nor in {BESIDE}")
     with (folder / "metadata.csv").open() as file:
         row = next(row for row in csv.DictReader(file) if row["VolumeName"] == f"{name}.nii.gz")
     options = {

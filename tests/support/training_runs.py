@@ -19,8 +19,8 @@ from ctclip_model.data.shards import ShardVolume, write_shard
 from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.device import Compute
 from ctclip_model.training.worker import Job, Kind
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 FACTS = ((9, 9, 9), (1.0, 1.0, 1.0), ((0, 24), (0, 40), (0, 40)), 0.0, 1.0, -1000, 1000)
 
 

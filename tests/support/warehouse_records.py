@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from tasks.records import RecordWriter
+from tasks.run.records import RecordWriter
 from warehouse import store
 
 RUNS = tuple(f"20261123T19530000000{n}-abc{n:03d}" for n in range(10))

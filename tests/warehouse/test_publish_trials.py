@@ -13,7 +13,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from warehouse_records import query, write_run
+from support.warehouse_records import query, write_run
 
 from ctclip_model.errors import WarehouseError
 from warehouse import schema, store

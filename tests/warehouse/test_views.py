@@ -8,7 +8,7 @@ import duckdb
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
-from warehouse_records import RUNS, query, write_run
+from support.warehouse_records import RUNS, query, write_run
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from warehouse import schema, store

@@ -8,10 +8,10 @@ from typing import Any
 import duckdb
 import pytest
 from filelock import FileLock
-from warehouse_records import RUNS, query, write_run
+from support.warehouse_records import RUNS, query, write_run
 
 from ctclip_model.errors import CheckFailedError, ConfigurationError, MissingInputError, WarehouseError
-from tasks.records import RecordWriter
+from tasks.run.records import RecordWriter
 from warehouse import fold, schema, store
 from warehouse.tables import TABLES
 

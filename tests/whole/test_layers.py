@@ -1,17 +1,22 @@
-"""Imports run one way: flows -> tasks -> {ctclip_model, warehouse}; inside the core, training -> ... -> data."""
+"""Imports run one way: between packages, between the layers of the core and between the rooms of `tasks/`."""
 
 import ast
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 FORBIDDEN = {
     "ctclip_model": {"prefect", "duckdb", "dask", "distributed", "warehouse", "tasks", "flows"},
     "warehouse": {"prefect", "torch", "dask", "distributed", "tasks", "flows"},
     "tasks": {"flows"},
 }
-CORE = ("training", "evaluation", "models", "data")  # a layer imports only those to its right
+CORE = ("training", "evaluation", "labelling", "models", "data")  # a layer imports only those to its right
+ROOMS = (  # from the top floor down: a room imports only those after it
+    "stages", "plan", "training", "evaluation", "report", "models", "upkeep", "labels", "volumes", "sources", "hub",
+    "run", "settings",
+)  # fmt: skip
+ENGINE_MAY_IMPORT = ("ctclip_model.errors", "ctclip_model.files", "ctclip_model.device", "ctclip_model.training.engine")
 # only these may import Prefect: everything else also runs where nobody orchestrates
 PREFECT = ("flows/", "tasks/stages/")
 
@@ -41,13 +46,41 @@ def test_package_imports_nothing_above_it(package):
     assert not wrong
 
 
-def test_core_layers_import_one_way():
+def upward(package: str, order: tuple[str, ...]) -> set[str]:
+    """Imports, inside a package, of a part that stands above the importing one or is in no order."""
     wrong = set()
-    for place, layer in enumerate(CORE):
-        above = {f"ctclip_model.{name}" for name in CORE[:place]}
-        for path in modules(f"ctclip_model/{layer}"):
-            wrong |= {f"{path} imports {name}" for name in imports(path) if ".".join(name.split(".")[:2]) in above}
-    assert not wrong
+    for path in modules(package):
+        parts = path.relative_to(ROOT / package).with_suffix("").parts
+        if parts[0] == "__init__":
+            continue
+        for name in imports(path):
+            part = name.removeprefix(f"{package}.").split(".")[0]
+            if {part, parts[0]} <= set(order) and order.index(part) < order.index(parts[0]):
+                wrong.add(f"{path.relative_to(ROOT)} imports {name}")
+    return wrong
+
+
+def test_core_layers_import_one_way():
+    assert not upward("ctclip_model", CORE)
+
+
+def test_rooms_of_tasks_import_one_way():
+    rooms = {path.parent.name for path in (ROOT / "tasks").glob("*/__init__.py")} | {"settings"}
+    assert rooms == set(ROOMS)
+    assert not upward("tasks", ROOMS)
+
+
+def test_training_engine_knows_no_ct():
+    for path in modules("ctclip_model/training/engine"):
+        inside = {name for name in imports(path) if name.startswith("ctclip_model.")}
+        wrong = {name for name in inside if not name.startswith(ENGINE_MAY_IMPORT)}
+        assert not wrong, path
+
+
+def test_test_files_import_only_support_from_tests():
+    tests = {path.stem for path in (ROOT / "tests").rglob("*.py") if "support" not in path.parts}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert not {name for name in imports(path) if name.split(".")[0] in tests}, path
 
 
 def test_prefect_is_imported_by_flows_and_stages_alone():

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from support.paths import ROOT
 from test_pipeline import edit_report, query, volume_path
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
@@ -26,7 +27,6 @@ from tasks.settings import STAGES
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(1200)]
 
-ROOT = Path(__file__).parent.parent
 POOLS = ("cpu", "gpu", "rebuild")
 PREFECT = Path(sys.executable).with_name("prefect")
 CANARY = "hf_canary_that_must_stand_nowhere"

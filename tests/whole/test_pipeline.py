@@ -18,11 +18,11 @@ from ctclip_model.data.phantom import ANOMALIES, PhantomConfig, make_phantoms
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation.predict import embed_files, make_head
-from ctclip_model.models.catalogue import find_model, open_model
 from ctclip_model.models.checkpoint import load_model_folder
-from tasks.importing import Wish, import_model
-from tasks.progress import REPORTER, LogReporter
-from tasks.runs import open_run
+from ctclip_model.models.open_model import find_model, open_model
+from tasks.models.import_model import Wish, import_model
+from tasks.run.progress import REPORTER, LogReporter
+from tasks.run.stage_run import open_run
 from tasks.settings import STAGES
 from tasks.sources.tables import LABELS, REPORTS
 from warehouse import store
@@ -130,7 +130,7 @@ def test_second_rebuild_does_nothing(data_root, phantoms):
 
 
 def test_plan_has_nothing_to_do_after_a_rebuild_and_everything_when_versions_are_raised(built, monkeypatch):
-    from tasks.explaining import explain_plan
+    from tasks.plan.explain import explain_plan
 
     assert {stage: explain_plan(built, stage, 5)["items"] for stage in STAGES} == {stage: [] for stage in STAGES}
     for stage in ("label", "train", "evaluate", "report"):
@@ -145,7 +145,7 @@ def test_same_data_at_another_place_is_recorded_and_nothing_is_made_again(data_r
 
 def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(data_root, phantoms, source):
     from flows.ingest import ingest
-    from tasks.explaining import explain_plan
+    from tasks.plan.explain import explain_plan
 
     ingest(str(source), data_root)
     name = converted_train_volume(data_root)
@@ -189,7 +189,7 @@ def test_rebuild_evaluates_the_model_of_its_own_seed(data_root, phantoms):
 @pytest.mark.slow
 def test_another_precision_is_another_result_until_asked_otherwise(data_root, source):
     from flows.ingest import ingest
-    from tasks.explaining import explain_plan
+    from tasks.plan.explain import explain_plan
 
     rebuild_all(data_root, source)
     done = rebuild_all(data_root, source, dtype=Precision.bfloat16)

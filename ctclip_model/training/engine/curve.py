@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from ctclip_model.errors import ConfigurationError
-from ctclip_model.training.checkpoint import storing
-from ctclip_model.training.distributed import rank
-from ctclip_model.training.loop import StepRecord
-from ctclip_model.training.work import state_of, work_of
+from ctclip_model.training.engine.checkpoints import storing
+from ctclip_model.training.engine.loop import StepRecord
+from ctclip_model.training.engine.processes import rank
+from ctclip_model.training.engine.state import state_of, work_of
 
 LAST_STEPS = 50  # whose mean loss is the run's
 CURVE = pa.schema(

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from ctclip_model.models.clip import CTCLIP
-from ctclip_model.training.distributed import world_size
+from ctclip_model.training.engine.processes import world_size
 from ctclip_model.training.losses import Latents
 
 

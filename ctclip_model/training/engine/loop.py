@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ctclip_model.errors import DivergedError, PreemptedError
-from ctclip_model.training.checkpoint import Checkpoints, WeightAverage, capture, restore, set_weights
-from ctclip_model.training.distributed import (
+from ctclip_model.training.engine.checkpoints import Checkpoints, WeightAverage, capture, restore, set_weights
+from ctclip_model.training.engine.processes import (
     average_gradients,
     clip_gradients,
     rank,
@@ -26,7 +26,7 @@ from ctclip_model.training.distributed import (
     wait_for_all,
     world_size,
 )
-from ctclip_model.training.preemption import StopRequest, heeding_sigterm
+from ctclip_model.training.engine.sigterm import StopRequest, heeding_sigterm
 
 Batch = TypeVar("Batch")
 

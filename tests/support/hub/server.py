@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from hub.faults import Faults
-from hub.repositories import Blob, HubRepository
+from support.hub.faults import Faults
+from support.hub.repositories import Blob, HubRepository
 
 ACCEPTED, NOT_ACCEPTED, EXPIRED = "hf_accepted", "hf_not_accepted", "hf_expired"  # tokens, by what they open
 CHUNK_BYTES = 1 << 20

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from warehouse_records import label_rows, query, write_run
+from support.warehouse_records import label_rows, query, write_run
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.evaluation import metrics
-from tasks import comparing
-from tasks.comparing import list_comparisons, score_comparison
-from tasks.evaluation import UNDECIDED
-from tasks.models import ModelReference
-from tasks.planning import plan_items
-from tasks.runs import open_run
+from tasks.evaluation import compare as comparing
+from tasks.evaluation.compare import list_comparisons, score_comparison
+from tasks.evaluation.score import UNDECIDED
+from tasks.models.find import ModelReference
+from tasks.run.pending import plan_items
+from tasks.run.stage_run import open_run
 from warehouse import store
 
 SCANS = [f"valid_{number // 2 + 1}_{'ab'[number % 2]}" for number in range(60)]  # two of each patient
@@ -171,7 +171,7 @@ def test_models_without_a_common_scan_have_no_difference(data_root):
 
 
 def test_pages_of_both_models_are_due_again_after_a_comparison(data_root):
-    from tasks.pages import list_pages
+    from tasks.report.pages import list_pages
 
     before = {model_id: list_pages(data_root, reference(model_id)) for model_id in KINDS}
     compare(data_root, "tuned")

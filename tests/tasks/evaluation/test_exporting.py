@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from support.warehouse_records import query, write_run
 from test_cli import ctclip
 from test_loader import FACTS
-from warehouse_records import query, write_run
 
 from ctclip_model.config import smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
@@ -26,12 +26,12 @@ from ctclip_model.evaluation.embed import embed_volumes
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
-from tasks.embedding import embed_volumes as embed_converted
-from tasks.embedding import plan_work
-from tasks.exporting import export_latents, export_tokens
-from tasks.models import find_model
-from tasks.planning import Selection, plan_items
-from tasks.runs import open_run
+from tasks.evaluation.embed import embed_volumes as embed_converted
+from tasks.evaluation.embed import plan_work
+from tasks.evaluation.export import export_latents, export_tokens
+from tasks.models.find import find_model
+from tasks.run.pending import Selection, plan_items
+from tasks.run.stage_run import open_run
 
 MODEL = "smoke-own"
 NAMES = ("valid_2_a_1", "train_1_a_2", "train_10_a_1", "train_1_a_1", "valid_1_a_1")  # as they lie in the shard

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from warehouse_records import query, write_run
+from support.warehouse_records import query, write_run
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.evaluation.zero_shot import zero_shot
-from tasks import evaluation
-from tasks.evaluation import list_evaluations, score_evaluation
-from tasks.models import ModelReference
-from tasks.runs import open_run
+from tasks.evaluation import score as evaluation
+from tasks.evaluation.score import list_evaluations, score_evaluation
+from tasks.models.find import ModelReference
+from tasks.run.stage_run import open_run
 
 SCANS = [f"trn{number:05}" for number in range(24)]
 RNG = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import pytest
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import ConfigurationError, MetadataError
-from tasks.sources.hand_labels import read_hand_labels
+from tasks.labels.hand_labels import read_hand_labels
 
 COLUMNS = ("AccessionNo", "report_text", *ABNORMALITIES)
 

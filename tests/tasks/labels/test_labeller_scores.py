@@ -8,24 +8,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labelled_reports import COLUMNS, write_reports
 from sklearn.metrics import cohen_kappa_score, f1_score
+from support.labelled_reports import COLUMNS, write_reports
+from support.warehouse_records import label_rows, query, write_run
 from test_hand_labels import write
-from warehouse_records import label_rows, query, write_run
 
 from ctclip_model.config import EvaluationConfig, TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import report_sha256
 from ctclip_model.device import Precision
 from ctclip_model.errors import CheckFailedError, ConfigurationError, MetadataError
-from ctclip_model.training.labeller import load_labeller
-from tasks import labeller_scores
-from tasks.labeller_scores import plan_scoring, record_trained_on, score_labeller
-from tasks.labeller_training import LabelledReports, LabellerTraining, run_tfidf_training
-from tasks.labelling import LabellerReference, plan_labels, read_trained_on, record_labels
-from tasks.planning import Selection
-from tasks.runs import open_run
-from tasks.sources.hand_labels import read_hand_labels
+from ctclip_model.labelling.transformer import load_labeller
+from tasks.labels import score as labeller_scores
+from tasks.labels.hand_labels import read_hand_labels
+from tasks.labels.label import plan_labels, record_labels
+from tasks.labels.labellers import LabellerReference, read_trained_on
+from tasks.labels.reports import LabelledReports, LabellerTraining
+from tasks.labels.score import plan_scoring, record_trained_on, score_labeller
+from tasks.run.pending import Selection
+from tasks.run.stage_run import open_run
+from tasks.training.labeller import run_tfidf_training
 from warehouse import store
 
 SCANS = [f"train_{number}_a" for number in range(1, 61)]

@@ -10,23 +10,23 @@ from typing import Any
 
 import pytest
 import torch
-from golden_files import golden
-from hub import LoopbackHub
+from support.golden_files import golden
+from support.hub import LoopbackHub
 from test_labeller import radbert  # noqa: F401  a fixture
 
 from ctclip_model.config import PRESETS, smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
-from ctclip_model.models.catalogue import find_model, open_model
+from ctclip_model.labelling.transformer import load_labeller
 from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LiPro
-from ctclip_model.models.radbert import PUBLISHED_BASE, read_labeller_tokenizer
+from ctclip_model.models.open_model import find_model, open_model
+from ctclip_model.models.report_labeller import PUBLISHED_BASE, read_labeller_tokenizer
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, train_tokenizer
-from ctclip_model.training.labeller import load_labeller
-from tasks.importing import Wish, fetch_models, import_model
-from tasks.labelling import find_labeller
-from tasks.records import sha256_of
+from tasks.labels.labellers import find_labeller
+from tasks.models.import_model import Wish, fetch_models, import_model
+from tasks.run.records import sha256_of
 from tasks.settings import CT_RATE, PUBLISHED_MODELS
 from warehouse import store
 

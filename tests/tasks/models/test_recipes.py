@@ -5,8 +5,8 @@ import json
 import pytest
 
 from ctclip_model.errors import ConfigurationError
-from tasks.presets import find_preset
-from tasks.recipes import find_recipe
+from tasks.models.presets import find_preset
+from tasks.models.recipes import find_recipe
 
 
 def test_the_presets_recipe_stands_without_changes():

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warehouse_records import write_run
+from support.warehouse_records import write_run
 
 from ctclip_model.config import VERSIONS, smoke
 from ctclip_model.device import Precision
 from ctclip_model.errors import VolumeError
-from tasks.conversion import read_volumes
-from tasks.explaining import explain_plan
-from tasks.labelling import plan_labels
-from tasks.planning import Selection, plan_items
-from tasks.publish import publish
-from tasks.runs import open_run
-from tasks.training import config_fingerprint
+from tasks.labels.label import plan_labels
+from tasks.plan.explain import explain_plan
+from tasks.run.pending import Selection, plan_items
+from tasks.run.publish import publish
+from tasks.run.stage_run import open_run
+from tasks.training.manifest import config_fingerprint
+from tasks.volumes.jobs import read_volumes
 
 RECIPE = smoke().recipe
 NAMES = ("train_1_a_1", "train_2_a_1", "valid_1_a_1")

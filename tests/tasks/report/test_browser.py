@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser, open_browser
+from support.browser import Browser, open_browser
 
 from ctclip_model.config import Recipe
-from tasks.page import PageFacts, render_page
-from tasks.page.examples import Example, Found, draw_slices
+from tasks.report.examples import Example, Found, draw_slices
+from tasks.report.render import PageFacts, render_page
 
 pytestmark = pytest.mark.browser
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -6,14 +6,13 @@ import re
 
 import numpy as np
 from PIL import Image
-from warehouse_records import write_run
+from support.warehouse_records import write_run
 
 from ctclip_model.config import Recipe
-from tasks.models import ModelReference
-from tasks.page import PageFacts, render_page
-from tasks.page.examples import Example, Found, draw_slices
-from tasks.page.facts import collect_facts
-from tasks.page.render import AXES
+from tasks.models.find import ModelReference
+from tasks.report.examples import Example, Found, draw_slices
+from tasks.report.facts import collect_facts
+from tasks.report.render import AXES, PageFacts, render_page
 from warehouse import store
 
 LABEL = {

@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from tasks.fanout import fan_out
+from tasks.run.dask_jobs import fan_out
 
 
 def double(job: int) -> int:

@@ -13,13 +13,13 @@ from dataclasses import replace
 import pytest
 
 from ctclip_model.errors import ConfigurationError
-from tasks.lease import hold_lease
+from tasks.run.lease import hold_lease
 from tasks.settings import LIMITS
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from tasks.lease import hold_lease
+from tasks.run.lease import hold_lease
 with hold_lease(Path(sys.argv[1]), "convert", "other"):
     print("held", flush=True)
     time.sleep(60)

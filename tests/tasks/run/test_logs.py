@@ -7,17 +7,17 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.paths import ROOT
 
 from ctclip_model.errors import ConfigurationError, VolumeError
-from tasks.deadline import within
-from tasks.downloads import Downloader, DownloadOptions
-from tasks.fanout import fan_out
-from tasks.logs import OF_PREFECT, OURS, configure_logging, log_context
-from tasks.runs import open_run
+from tasks.run.dask_jobs import fan_out
+from tasks.run.deadline import within
+from tasks.run.logs import OF_PREFECT, OURS, configure_logging, log_context
+from tasks.run.stage_run import open_run
+from tasks.volumes.downloader import Downloader, DownloadOptions
 
 logger = logging.getLogger("tasks.test")
 
@@ -84,7 +84,7 @@ def test_format_that_there_is_not_is_refused(monkeypatch):
 def test_command_that_fails_says_so_as_json_too(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "flows", "status", "--data-root", str(tmp_path)], check=False,
-        cwd=Path(__file__).parent.parent, env=os.environ | {"CTCLIP_LOG": "json"}, capture_output=True, text=True,
+        cwd=ROOT, env=os.environ | {"CTCLIP_LOG": "json"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
     (line,) = lines(done.stderr)

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from ctclip_model.errors import ConfigurationError, StageFailedError, VolumeError
-from tasks.planning import Selection, plan_items
-from tasks.records import new_run_id
-from tasks.runs import open_run
+from tasks.run.pending import Selection, plan_items
+from tasks.run.records import new_run_id
+from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS
 from warehouse import store
 

@@ -3,7 +3,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.records import RecordWriter, new_run_id
+from tasks.run.records import RecordWriter, new_run_id
 
 
 def test_run_ids_sort_by_time():

@@ -8,14 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from warehouse_records import query
+from support.warehouse_records import query
 
 from ctclip_model.config import smoke
 from ctclip_model.errors import StageFailedError
-from tasks.conversion import ConversionJob, VolumeFile, convert_job
-from tasks.fanout import fan_out
-from tasks.lease import hold_lease
+from tasks.run.dask_jobs import fan_out
+from tasks.run.lease import hold_lease
 from tasks.settings import LIMITS
+from tasks.volumes.convert import convert_job
+from tasks.volumes.jobs import ConversionJob, VolumeFile
 
 RECIPE = smoke().recipe
 
@@ -46,7 +47,7 @@ def test_fan_out_of_which_no_job_ends_is_given_up():
 def test_stage_that_hangs_is_ended_and_recorded_as_failed(prefect_server, tmp_path):
     from prefect import flow, task
 
-    from tasks.stages import stage_run
+    from tasks.stages.stage import stage_run
 
     @task
     def hang() -> None:

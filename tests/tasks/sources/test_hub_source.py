@@ -7,19 +7,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub import HubRepository, LoopbackHub
-from hub.repositories import Blob
-from hub.server import ACCEPTED, EXPIRED, NOT_ACCEPTED
 from prefect.artifacts import Artifact
 from prefect.blocks.system import Secret
+from support.hub import HubRepository, LoopbackHub
+from support.hub.repositories import Blob
+from support.hub.server import ACCEPTED, EXPIRED, NOT_ACCEPTED
 
 from ctclip_model.data.names import VolumeName
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError, HubAccessError, HubError, HubNotFoundError, HubUnavailableError
 from tasks.settings import HUB_TOKEN_BLOCK, LIMITS, STAGES
 from tasks.sources.address import parse_address
-from tasks.sources.hub import HubSource
-from tasks.sources.local import LocalSource
+from tasks.sources.hub_source import HubSource
+from tasks.sources.local_source import LocalSource
 from tasks.sources.tables import METADATA
 from warehouse import store
 

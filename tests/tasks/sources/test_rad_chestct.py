@@ -18,9 +18,9 @@ from ctclip_model.data.names import parse_any_name, parse_rad_name, split_of
 from ctclip_model.data.shards import read_volume
 from ctclip_model.data.volume import convert_volume
 from ctclip_model.errors import BadNameError, ConfigurationError
-from tasks.planning import Selection
+from tasks.run.pending import Selection
+from tasks.sources.open_source import open_source
 from tasks.sources.rad_chestct import LABELS, NAME_COLUMN, RadChestSource
-from tasks.stages.ingest import open_source
 from warehouse import store
 
 RECIPE = Recipe("rad", spacing_mm=(1.5, 1.1, 1.1), shape=(12, 24, 24))

@@ -8,8 +8,8 @@ import pytest
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import ConfigurationError
-from tasks.changes import INGESTED, compare
-from tasks.sources.local import LocalSource
+from tasks.sources.changes import INGESTED, compare
+from tasks.sources.local_source import LocalSource
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS, read_table, volume_row
 
 METADATA_COLUMNS = [

@@ -19,18 +19,19 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from training_runs import ROOT, curve_of, events, short_preset, write_job, write_samples
+from support.training_runs import ROOT, curve_of, events, short_preset, write_job, write_samples
 
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError, MissingInputError, PreemptedError, WorkerDiedError
-from tasks import launching
-from tasks.launching import Launch, train_apart
-from tasks.progress import REPORTER, LogReporter
-from tasks.runs import open_run
+from tasks.run.progress import REPORTER, LogReporter
+from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS
-from tasks.training import Manifest, run_training
+from tasks.training import processes as launching
+from tasks.training.ct_clip import run_training
+from tasks.training.manifest import Manifest
+from tasks.training.processes import Launch, train_apart
 from warehouse import store
 
 
@@ -57,7 +58,7 @@ def test_nodes_without_a_place_to_meet_are_refused(rendezvous: str | None) -> No
 @pytest.mark.slow
 def test_two_nodes_train_together_by_the_command_that_the_first_one_tells(tmp_path: Path) -> None:
     from ctclip_model.training.contrastive import train_contrastive
-    from ctclip_model.training.loop import StepRecord
+    from ctclip_model.training.engine.loop import StepRecord
     from ctclip_model.training.worker import Job
 
     (tmp_path / "here").mkdir()
@@ -263,7 +264,7 @@ def test_processes_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_a_preempted_flow_run_of_a_worker_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect import flow
 
-    from tasks.stages import await_retry
+    from tasks.stages.stage import await_retry
 
     @flow
     def preempted() -> Any:

@@ -9,26 +9,36 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from labelled_reports import write_reports
-from training_runs import short_preset, write_samples
-from warehouse_records import query
+from support.labelled_reports import write_reports
+from support.training_runs import short_preset, write_samples
+from support.warehouse_records import query
 
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
-from ctclip_model.training import work
-from ctclip_model.training.labeller import load_labeller
-from ctclip_model.training.log import CURVE
-from ctclip_model.training.loop import StepRecord
-from tasks import orders, training
-from tasks.embedding import EmbeddingWork
-from tasks.labeller_training import LabelledReports, choose_training
-from tasks.launching import Launch
-from tasks.models import ModelReference
-from tasks.orders import LabellerWork, LatentsWork, TrainingWork, carry_out, order_path, order_placed, take_outcome
-from tasks.progress import REPORTER, LogReporter
-from tasks.runs import open_run
-from tasks.training import Manifest
+from ctclip_model.labelling.transformer import load_labeller
+from ctclip_model.training.engine import state as work
+from ctclip_model.training.engine.curve import CURVE
+from ctclip_model.training.engine.loop import StepRecord
+from tasks.evaluation.embed import EmbeddingWork
+from tasks.labels.reports import LabelledReports, choose_training
+from tasks.models.find import ModelReference
+from tasks.run.progress import REPORTER, LogReporter
+from tasks.run.stage_run import open_run
+from tasks.training import ct_clip as training
+from tasks.training import orders
+from tasks.training.labeller import place_reports
+from tasks.training.manifest import Manifest
+from tasks.training.orders import (
+    LabellerWork,
+    LatentsWork,
+    TrainingWork,
+    carry_out,
+    order_path,
+    order_placed,
+    take_outcome,
+)
+from tasks.training.processes import Launch
 
 SHARED = ("records", "shards", "models", "orders", "locks", "manifest.parquet")
 
@@ -102,7 +112,7 @@ def test_a_worker_trains_a_labeller_on_the_reports_that_were_ordered(
     reports = LabelledReports([f"train_{number}_a" for number in range(1, 21)], texts, labels)
     labeller = choose_training("roberta", preset)
     with open_run(data_root, "train-labeller", labeller.name) as run:
-        work = LabellerWork(preset, reports.place(data_root, labeller), Compute("cpu"), Launch())
+        work = LabellerWork(preset, place_reports(data_root, reports, labeller), Compute("cpu"), Launch())
         with order_placed(run, work) as name:
             carry_out(mounted, name)
             take_outcome(run)

@@ -10,8 +10,8 @@ from test_conversion import RECIPE, assert_whole, convert, converted, data_root,
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError
-from tasks.collecting import collect_garbage
-from tasks.lease import hold_lease
+from tasks.run.lease import hold_lease
+from tasks.upkeep.garbage import collect_garbage
 
 
 def paths(data_root: Path, **options: bool) -> dict[str, str]:  # noqa: F811

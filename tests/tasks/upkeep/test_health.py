@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import pytest
 
-from tasks import health
-from tasks.schedules import next_runs
+from tasks.upkeep import doctor as health
+from tasks.upkeep.prefect_server import next_runs
 from warehouse import store
 
 

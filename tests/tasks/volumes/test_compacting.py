@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from warehouse_records import query, write_run
+from support.warehouse_records import query, write_run
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.shards import ShardVolume, copy_volumes, read_volume, write_shard
 from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.errors import ShardError
-from tasks.collecting import collect_garbage
-from tasks.publish import publish
-from tasks.runs import StageRun
+from tasks.run.publish import publish
+from tasks.run.stage_run import StageRun
+from tasks.upkeep.garbage import collect_garbage
 
 RECIPE = Recipe("small", spacing_mm=(3.0, 2.0, 2.0), shape=(10, 8, 7))
 FOLDER = f"shards/{RECIPE.recipe_id}"

@@ -16,19 +16,21 @@ from pathlib import Path
 
 import pytest
 from distributed import LocalCluster
+from support.paths import ROOT
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.data.shards import ShardReader, read_volume
 from ctclip_model.data.slabs import Encoding
 from ctclip_model.errors import ConfigurationError
-from tasks.changes import INGESTED, compare
-from tasks.conversion import check_room, make_jobs, read_volumes, run_jobs
-from tasks.planning import plan_items
-from tasks.progress import REPORTER, LogReporter
-from tasks.runs import open_run
+from tasks.run.pending import plan_items
+from tasks.run.progress import REPORTER, LogReporter
+from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS
-from tasks.sources.local import LocalSource
+from tasks.sources.changes import INGESTED, compare
+from tasks.sources.local_source import LocalSource
+from tasks.volumes.convert import run_jobs
+from tasks.volumes.jobs import check_room, make_jobs, read_volumes
 from warehouse import store
 
 RECIPE = Recipe("test", spacing_mm=(24.0, 24.0, 24.0), shape=(12, 14, 14))
@@ -89,7 +91,7 @@ def kill_conversion(data_root: Path, begun: Path, pattern: str, delay_s: float) 
     program = f"from pathlib import Path; from test_conversion import convert; convert(Path({str(data_root)!r}))"
     child = subprocess.Popen(
         [sys.executable, "-c", f"if __name__ == '__main__':\n    {program}"],
-        cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, start_new_session=True,
+        cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(begun.glob(pattern)) and child.poll() is None and time.monotonic() < deadline:

@@ -13,21 +13,23 @@ import time
 from pathlib import Path
 
 import pytest
-from hub import LoopbackHub
+from support.hub import LoopbackHub
+from support.paths import ROOT
 from test_conversion import RECIPE, assert_whole, converted, ingest
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError, HubAccessError, HubUnavailableError, StageFailedError
-from tasks.conversion import make_jobs, read_volumes, run_jobs
-from tasks.downloading import choose_fitting, download_files, list_unconverted
-from tasks.downloads import Downloader, DownloadOptions, count_raw_bytes
-from tasks.explaining import explain_plan
-from tasks.planning import plan_items
-from tasks.records import sha256_of
-from tasks.runs import open_run
+from tasks.plan.explain import explain_plan
+from tasks.run.pending import plan_items
+from tasks.run.records import sha256_of
+from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS
 from tasks.sources.address import parse_address
-from tasks.sources.hub import HubSource
+from tasks.sources.hub_source import HubSource
+from tasks.volumes.convert import run_jobs
+from tasks.volumes.download import choose_fitting, download_files, list_unconverted
+from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes
+from tasks.volumes.jobs import make_jobs, read_volumes
 from warehouse import store
 
 ADDRESS = "hf://datasets/owner/CT-RATE"
@@ -294,7 +296,7 @@ def test_machine_without_a_network_uses_what_is_there_and_names_the_rest(data_ro
     raw_files(data_root)[0].unlink()
     program = f"from pathlib import Path; from test_downloads import convert; convert(Path({str(data_root)!r}))"
     child = subprocess.run(
-        [sys.executable, "-c", f"if __name__ == '__main__':\n    {program}"], cwd=Path(__file__).parent,
+        [sys.executable, "-c", f"if __name__ == '__main__':\n    {program}"], cwd=ROOT,
         env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     last = child.stderr.splitlines()[-1]
@@ -324,7 +326,7 @@ def test_downloads_killed_ten_times_fetch_little_twice(hub, tmp_path):
     program = f"from pathlib import Path; from test_downloads import download; download(Path({str(data_root)!r}))"
     for _ in range(10):
         before = len(raw_files(data_root))
-        child = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
+        child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
         while len(raw_files(data_root)) == before and child.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.4))

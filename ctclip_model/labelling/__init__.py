@@ -1,0 +1,1 @@
+"""Report labellers at work: the transformer, and tf-idf over stated terms."""

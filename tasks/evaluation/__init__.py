@@ -1,0 +1,1 @@
+"""Latents, predictions, metrics and comparisons."""

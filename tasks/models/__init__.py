@@ -1,0 +1,1 @@
+"""Models of a data root: presets, recipes, finding and importing."""

@@ -1,0 +1,1 @@
+"""Answers to `ctclip plan`: the items that a rerun would make, and why."""

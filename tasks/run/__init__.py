@@ -1,0 +1,1 @@
+"""The run of a stage: fingerprints, pending items, leases, records, publish, logs."""

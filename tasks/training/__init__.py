@@ -1,0 +1,1 @@
+"""Trainings: manifests, processes, GPU orders, and the records of steps and models."""

@@ -1,0 +1,1 @@
+"""Upkeep of a data root: garbage collection, `doctor`, queries."""

@@ -1,0 +1,1 @@
+"""Builders and servers that tests share. Test files import nothing else from `tests`."""
