@@ -26,7 +26,7 @@ from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import train_tokenizer
 from tasks.evaluation.embed import plan_work
 from tasks.models.find import find_model
-from tasks.models.import_model import Wish, import_model
+from tasks.models.import_model import ImportOptions, import_model
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import open_run
 from tasks.settings import STAGES
@@ -104,7 +104,7 @@ def make_everything(source: Path, data_root: Path) -> str:
     torch.save(CTCLIP(preset.model).state_dict(), weights)
     prompts = [prompt for name in ABNORMALITIES for prompt in prompt_pair(name)]
     train_tokenizer(prompts * 2, 120).backend_tokenizer.save(str(data_root / "tokenizer.json"))
-    model_id = import_model(data_root, str(weights), Wish(preset="smoke")).model_id
+    model_id = import_model(data_root, str(weights), ImportOptions(preset="smoke")).model_id
     record_latents(data_root, model_id)
     evaluate(data_root, "smoke", model=model_id)
     write_report(data_root, "smoke", model=model_id)
@@ -118,11 +118,12 @@ def record_latents(data_root: Path, model_id: str) -> None:
     latents = np.random.default_rng(0).standard_normal((len(work.fingerprints), smoke().model.latent_dim), np.float32)
     latents /= np.linalg.norm(latents, axis=1, keepdims=True)
     with open_run(data_root, "embed", model_id) as run:
-        marks = plan_items(run, model_id, work.fingerprints)
-        kinds, items = zip(*(item.split(":", 1) for item in marks), strict=True)
+        fingerprints = plan_items(run, model_id, work.fingerprints)
+        kinds, items = zip(*(item.split(":", 1) for item in fingerprints), strict=True)
         offsets = np.arange(0, latents.size + 1, latents.shape[1], dtype=np.int32)
         columns = {
-            "model_id": [model_id] * len(items), "kind": kinds, "item": items, "fingerprint": list(marks.values()),
+            "model_id": [model_id] * len(items), "kind": kinds, "item": items,
+            "fingerprint": list(fingerprints.values()),
             "latent": pa.ListArray.from_arrays(offsets, latents.ravel()),
         }  # fmt: skip
         run.record("latents", pa.table(columns))

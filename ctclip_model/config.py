@@ -42,7 +42,7 @@ class Recipe:
     @property
     def recipe_id(self) -> str:
         """Name and fingerprint, e.g. `published-1a2b3c4d`: the folder of its shards."""
-        return f"{self.name}-{fingerprint(self, VERSIONS['convert'])[:8]}"
+        return f"{self.name}-{compute_fingerprint(self, VERSIONS['convert'])[:8]}"
 
     @staticmethod
     def from_fields(fields: Mapping[str, Any]) -> Recipe:
@@ -350,7 +350,7 @@ def from_plain(kind: Any, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def fingerprint(*parts: Any) -> str:
+def compute_fingerprint(*parts: Any) -> str:
     """A 32-digit hexadecimal hash of values, lists, mappings and dataclasses; equal parts give equal hashes."""
     text = json.dumps([_plain(part) for part in parts], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -51,7 +51,7 @@ class Precision(StrEnum):
         return None if self is Precision.float32 else getattr(torch, self.value)
 
     @property
-    def mark(self) -> tuple[str, ...]:
+    def fingerprint_parts(self) -> tuple[str, ...]:
         """What a result's fingerprint says of its precision: nothing of float32, so that older records stay valid."""
         return () if self is Precision.float32 else (self.value,)
 

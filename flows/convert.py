@@ -12,7 +12,7 @@ from tasks.models.recipes import find_recipe
 from tasks.run.pending import Selection
 from tasks.settings import DATA_ROOT, DOWNLOAD_THREADS, PRESET, RAW_CACHE_GB
 from tasks.stages.convert import convert_volumes, plan_conversion
-from tasks.stages.stage import stage_run, whole
+from tasks.stages.stage import as_opaque, stage_run
 from tasks.volumes.downloader import DownloadOptions
 
 
@@ -45,5 +45,5 @@ def convert(
     with stage_run(data_root, "convert", chosen.recipe_id) as run:
         selection = Selection(split, volumes, limit)
         jobs = plan_conversion(run, chosen, selection, force, retry_rejects, source, encoding, downloads)
-        convert_volumes(run, whole(jobs), dask_address, downloads)
+        convert_volumes(run, as_opaque(jobs), dask_address, downloads)
     return run.summary()

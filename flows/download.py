@@ -11,7 +11,7 @@ from tasks.models.recipes import find_recipe
 from tasks.run.pending import Selection
 from tasks.settings import DATA_ROOT, DOWNLOAD_THREADS, PRESET, RAW_CACHE_GB
 from tasks.stages.download import download_volumes, plan_downloads
-from tasks.stages.stage import stage_run, whole
+from tasks.stages.stage import as_opaque, stage_run
 from tasks.volumes.downloader import DownloadOptions
 
 
@@ -35,5 +35,5 @@ def download(
     chosen = find_recipe(preset, recipe)
     with stage_run(data_root, "download") as run:
         planned = plan_downloads(run, chosen, Selection(split, volumes, limit), force, source, downloads)
-        download_volumes(run, whole(planned), downloads)
+        download_volumes(run, as_opaque(planned), downloads)
     return run.summary()

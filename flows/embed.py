@@ -11,7 +11,7 @@ from ctclip_model.device import Precision
 from tasks.models.find import find_encoder
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages.embed import embed_items, plan_embedding
-from tasks.stages.stage import stage_run, whole
+from tasks.stages.stage import as_opaque, stage_run
 
 
 @flow(name="embed")
@@ -32,5 +32,5 @@ def embed(
     chosen = find_encoder(data_root, preset, model)
     with stage_run(data_root, "embed", chosen.model_id) as run:
         items = plan_embedding(run, chosen, dtype, force)
-        embed_items(run, chosen, whole(items), device, deployed)
+        embed_items(run, chosen, as_opaque(items), device, deployed)
     return run.summary()

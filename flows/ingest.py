@@ -12,7 +12,7 @@ from tasks.settings import DATA_ROOT, LIMITS
 from tasks.sources.open_source import open_source
 from tasks.stages.hub_token import load_hub_token
 from tasks.stages.ingest import has_moved, read_source, record_changes, refuse_unreadable
-from tasks.stages.stage import stage_run, whole
+from tasks.stages.stage import as_opaque, stage_run
 
 
 @flow(name="ingest", timeout_seconds=LIMITS.stage_timeout_s)
@@ -33,6 +33,6 @@ def ingest(
     with stage_run(data_root, "ingest", opened.name) as run:
         if force or has_moved(run, opened):
             revision, catalogue = read_source(opened)
-            record_changes(run, opened, revision, whole(catalogue), force)
+            record_changes(run, opened, revision, as_opaque(catalogue), force)
             refuse_unreadable(catalogue)
     return run.summary()

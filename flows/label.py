@@ -22,7 +22,7 @@ from tasks.stages.label import (
     plan_labelling,
     score_on_hand_labels,
 )
-from tasks.stages.stage import stage_run, whole
+from tasks.stages.stage import as_opaque, stage_run
 
 
 @flow(name="label", timeout_seconds=LIMITS.stage_timeout_s)
@@ -51,10 +51,10 @@ def label(
         if trained_on is not None:
             note_training_reports(run, opened, trained_on)
         texts = plan_labelling(run, opened, dtype, Selection(split, None, limit), force, retry_rejects)
-        label_reports(run, opened, whole(texts), device, dtype)
+        label_reports(run, opened, as_opaque(texts), device, dtype)
     if hand_labels is None:
         return run.summary()
     with stage_run(data_root, "evaluate", opened.labeller_id) as evaluation:
         scoring = plan_hand_scoring(evaluation, opened, hand_labels, dtype, force)
-        score_on_hand_labels(evaluation, opened, whole(scoring), device, dtype)
+        score_on_hand_labels(evaluation, opened, as_opaque(scoring), device, dtype)
     return run.summary() | {"hand_labels": evaluation.summary()}

@@ -12,7 +12,7 @@ from ctclip_model.errors import PreemptedError
 from tasks.labels.reports import choose_training
 from tasks.models.presets import find_preset
 from tasks.settings import DATA_ROOT, LABELLER_KINDS, PRESET
-from tasks.stages.stage import await_retry, stage_run, whole
+from tasks.stages.stage import as_opaque, await_retry, stage_run
 from tasks.stages.train_labeller import collect_labelled_reports, fit_labeller, plan_labeller_training
 from tasks.training.processes import Launch
 
@@ -40,8 +40,8 @@ def train_labeller(
     try:
         with stage_run(data_root, "train-labeller", training.name) as run:
             reports = collect_labelled_reports(run, training, hand_labels)
-            if plan_labeller_training(run, training, whole(reports), force):
-                fit_labeller(run, training, chosen, whole(reports), compute, Launch(processes), deployed)
+            if plan_labeller_training(run, training, as_opaque(reports), force):
+                fit_labeller(run, training, chosen, as_opaque(reports), compute, Launch(processes), deployed)
     except PreemptedError as error:
         return await_retry(error)
     return run.summary() | {"labeller_id": reports.labeller_id(training)}

@@ -175,7 +175,7 @@ def _print_probabilities(probabilities: NDArray[np.float64], *, in_columns: bool
         for left, right in zip(cells[:half], cells[half:], strict=True):
             table.add_row(*left, *right)
     else:
-        mark = "\N{BOX DRAWINGS HEAVY HORIZONTAL}" if console.encoding.startswith("utf") else "="
+        bar = "\N{BOX DRAWINGS HEAVY HORIZONTAL}" if console.encoding.startswith("utf") else "="
         for cell, value in zip(cells, probabilities, strict=True):
-            table.add_row(*cell, Text(mark * round(value * BAR_WIDTH), style="cyan"))
+            table.add_row(*cell, Text(bar * round(value * BAR_WIDTH), style="cyan"))
     console.print(table)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.config import PRESETS, VERSIONS, Preset, Recipe, fingerprint
+from ctclip_model.config import PRESETS, VERSIONS, Preset, Recipe, compute_fingerprint
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.checkpoint import AnyModel, load_model_folder, load_weights, save_model_folder, tokenizer_json
 from ctclip_model.models.heads import LiPro
@@ -59,7 +59,7 @@ class Candidate:
         """Of the folder that it becomes: its weights, by their file's SHA-256, and all else that results depend on."""
         recipe = asdict(self.recipe) if self.recipe else None
         words = tokenizer_json(self.tokenizer) if self.tokenizer else None
-        return fingerprint(sha256, self.kind, self.model.config, recipe, words, VERSIONS["import-model"])
+        return compute_fingerprint(sha256, self.kind, self.model.config, recipe, words, VERSIONS["import-model"])
 
 
 def open_candidate(path: Path, *, kind: str | None = None, preset: Preset | None = None) -> Candidate:

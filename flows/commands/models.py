@@ -34,8 +34,8 @@ def fetch_models(
     from tasks.models import import_model as importing
 
     with showing_progress():
-        wish = importing.Wish(keep_raw=keep_raw)
-        found = importing.fetch_models(data_root, names or list(PUBLISHED_MODELS), revision, wish)
+        options = importing.ImportOptions(keep_raw=keep_raw)
+        found = importing.fetch_models(data_root, names or list(PUBLISHED_MODELS), revision, options)
     _print_models(found, as_json)
 
 
@@ -56,8 +56,8 @@ def import_model(
     from tasks.models import import_model as importing
 
     with showing_progress():
-        wish = importing.Wish(kind, tokenizer, preset, force, keep_raw)
-        found = importing.import_model(data_root, address, wish)
+        options = importing.ImportOptions(kind, tokenizer, preset, force, keep_raw)
+        found = importing.import_model(data_root, address, options)
     _print_models([found], as_json)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import label_set
 from ctclip_model.evaluation import metrics
 from tasks.evaluation.score import CONFIG, LABEL_SOURCE, PUBLISHED, UNDECIDED, Rows, labels_of, load_labels
 from tasks.models.find import ModelReference
-from tasks.run.fingerprints import VERSION, Mark
+from tasks.run.fingerprints import VERSION, Fingerprint
 from warehouse import store
 
 
@@ -40,7 +40,7 @@ class Comparison:
     @property
     def fingerprint(self) -> str:
         parts = {"scores": self.scored_as, "the other's scores": self.other_scored_as, VERSION: VERSIONS["evaluate"]}
-        return Mark(fingerprint(VERSIONS["evaluate"], self.scored_as, self.other_scored_as), parts)
+        return Fingerprint(compute_fingerprint(VERSIONS["evaluate"], self.scored_as, self.other_scored_as), parts)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.reports import SECTIONS, clean_report
 from ctclip_model.device import Precision
 from tasks.models.find import ModelReference
-from tasks.run.fingerprints import VERSION, Mark
+from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.progress import show_progress
 from tasks.run.stage_run import StageRun
 from warehouse import store
@@ -52,10 +52,10 @@ def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> Embed
             [model.recipe_id],
         ).fetchall()
         texts = {} if model.kind == "lipro" else _read_texts(connection)
-    contents = texts | {item: mark for item, mark, _, _ in volumes}
+    contents = texts | {item: fingerprint for item, fingerprint, _, _ in volumes}
     fingerprints: dict[str, str] = {
-        item: Mark(
-            fingerprint(model.weights_sha256, VERSIONS["embed"], content, *dtype.mark),
+        item: Fingerprint(
+            compute_fingerprint(model.weights_sha256, VERSIONS["embed"], content, *dtype.fingerprint_parts),
             {"weights": model.weights_sha256, "content": content, "precision": dtype.value, VERSION: VERSIONS["embed"]},
         )
         for item, content in contents.items()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.device import Precision
 from ctclip_model.errors import MissingInputError
 from ctclip_model.files import whole_file
@@ -91,9 +91,11 @@ def _plan_tokens(
     with store.read(data_root) as connection:
         rows = connection.execute(_CONVERTED, [model.recipe_id]).fetchall()
     chosen = set(selection.choose([name for name, *_ in rows]))
-    for name, mark, shard_path, row_index in rows:
+    for name, fingerprint, shard_path, row_index in rows:
         if name in chosen:
-            made_of = fingerprint(model.weights_sha256, VERSIONS["embed"], mark, *dtype.mark)
+            made_of = compute_fingerprint(
+                model.weights_sha256, VERSIONS["embed"], fingerprint, *dtype.fingerprint_parts
+            )
             note = {"volume_name": name, "model_id": model.model_id, "fingerprint": made_of}
             yield TokenFile(name, shard_path, row_index, folder / f"{name}.safetensors", note)
 

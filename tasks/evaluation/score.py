@@ -12,14 +12,14 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ctclip_model.config import VERSIONS, EvaluationConfig, fingerprint
+from ctclip_model.config import VERSIONS, EvaluationConfig, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES, label_set
 from ctclip_model.data.names import EXTERNAL
 from ctclip_model.errors import MissingInputError
 from ctclip_model.evaluation import metrics, retrieval, zero_shot
 from ctclip_model.evaluation.curves import curves
 from tasks.models.find import ModelReference
-from tasks.run.fingerprints import VERSION, Mark
+from tasks.run.fingerprints import VERSION, Fingerprint
 from warehouse import store
 
 Rows = list[dict[str, Any]]
@@ -86,7 +86,8 @@ def list_evaluations(
     settings = [VERSIONS["evaluate"], CONFIG, LABEL_SOURCE, ABNORMALITIES, texts, *head]
     found = []
     common = {
-        "reports and prompts": texts, "head": head, "settings": fingerprint(CONFIG, LABEL_SOURCE, ABNORMALITIES),
+        "reports and prompts": texts, "head": head,
+        "settings": compute_fingerprint(CONFIG, LABEL_SOURCE, ABNORMALITIES),
         VERSION: VERSIONS["evaluate"],
     }  # fmt: skip
     for dataset, its_split, kept, everything, kept_parts, all_parts in inputs:
@@ -95,8 +96,10 @@ def list_evaluations(
             content = {PUBLISHED: everything, own: [kept, training]}
             parts = {PUBLISHED: all_parts, own: kept_parts | {"train split": training}}
             for protocol, its_unit in ((own, unit), (PUBLISHED, "volume")):
-                mark = Mark(fingerprint(*settings, protocol, its_unit, content[protocol]), parts[protocol] | common)
-                found.append(Evaluation(dataset, its_split, mark, protocol, its_unit))
+                fingerprint = Fingerprint(
+                    compute_fingerprint(*settings, protocol, its_unit, content[protocol]), parts[protocol] | common
+                )
+                found.append(Evaluation(dataset, its_split, fingerprint, protocol, its_unit))
     if not found:
         wanted = " or ".join(map(repr, splits))
         raise MissingInputError(f"{model.latents_of} has no latents of split {wanted} yet: run `ctclip embed`")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import SECTIONS, clean_report, report_sha256
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ReportError
 from tasks.labels.labellers import LabellerReference, read_trained_on
-from tasks.run.fingerprints import VERSION, Mark
+from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.pending import Selection, plan_items
 from tasks.run.progress import show_progress
 from tasks.run.stage_run import StageRun
@@ -27,19 +27,19 @@ def read_reports(data_root: Path) -> dict[str, str]:
 
 def wanted_labels(
     texts: Mapping[str, str], labeller_id: str, dtype: Precision, trained_on: Collection[str] | None
-) -> dict[str, Mark]:
+) -> dict[str, Fingerprint]:
     """The fingerprint of every report's labels, by scan; another one for what the labeller was trained on."""
     trained = {scan for scan, text in texts.items() if trained_on and report_sha256(text) in trained_on}
     wanted = {}
     for scan, text in texts.items():
-        also = (*dtype.mark, *(("trained on",) if scan in trained else ()))
+        also = (*dtype.fingerprint_parts, *(("trained on",) if scan in trained else ()))
         parts = {
             "text": text,
             "precision": dtype.value,
             "training reports": scan in trained,
             VERSION: VERSIONS["label"],
         }
-        wanted[scan] = Mark(fingerprint(labeller_id, VERSIONS["label"], text, *also), parts)
+        wanted[scan] = Fingerprint(compute_fingerprint(labeller_id, VERSIONS["label"], text, *also), parts)
     return wanted
 
 
@@ -57,7 +57,7 @@ def plan_labels(
             for scan in empty
         ]
         run.reject_all(errors)
-    return {scan: (texts[scan], mark) for scan, mark in pending.items() if texts[scan]}
+    return {scan: (texts[scan], fingerprint) for scan, fingerprint in pending.items() if texts[scan]}
 
 
 def record_labels(

@@ -87,4 +87,4 @@ def read_trained_on(data_root: Path, labeller_id: str) -> frozenset[str] | None:
         rows = connection.execute(
             "select fingerprint from current_model_samples where model_id = ?", [labeller_id]
         ).fetchall()
-    return frozenset(mark for (mark,) in rows) or None
+    return frozenset(fingerprint for (fingerprint,) in rows) or None

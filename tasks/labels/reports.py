@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ctclip_model.config import VERSIONS, LabellerConfig, Preset, TfidfConfig, fingerprint
+from ctclip_model.config import VERSIONS, LabellerConfig, Preset, TfidfConfig, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import EXTERNAL, split_of
 from ctclip_model.data.reports import SECTIONS, clean_report, report_sha256
@@ -74,7 +74,9 @@ class LabelledReports:
 
     def fingerprint(self, training: LabellerTraining) -> str:
         """Of a labeller trained on them."""
-        return fingerprint(training.config, VERSIONS["train-labeller"], self.scans, self.texts, self.labels.tolist())
+        return compute_fingerprint(
+            training.config, VERSIONS["train-labeller"], self.scans, self.texts, self.labels.tolist()
+        )
 
     def labeller_id(self, training: LabellerTraining) -> str:
         """What a labeller trained on them is called."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctclip_model.config import VERSIONS, EvaluationConfig, fingerprint
+from ctclip_model.config import VERSIONS, EvaluationConfig, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import EXTERNAL
 from ctclip_model.data.reports import report_sha256
@@ -67,12 +67,12 @@ def plan_scoring(run: StageRun, labeller_id: str, path: Path, dtype: Precision, 
     reports = everything.without(trained_on)
     if not reports.texts:
         raise ConfigurationError(f"--hand-labels {path}: {labeller_id} was trained on every report of it")
-    mark = fingerprint(
+    fingerprint = compute_fingerprint(
         labeller_id, VERSIONS["label"], VERSIONS["evaluate"], CONFIG, reports.scans, reports.texts,
-        reports.labels.tolist(), *dtype.mark,
+        reports.labels.tolist(), *dtype.fingerprint_parts,
     )  # fmt: skip
     key = "/".join(SCORED.values())
-    return HandScoring(reports, mark) if plan_items(run, labeller_id, {key: mark}, force=force) else None
+    return HandScoring(reports, fingerprint) if plan_items(run, labeller_id, {key: fingerprint}, force=force) else None
 
 
 def score_labeller(
@@ -115,7 +115,7 @@ def _record_hand_labels(run: StageRun, reports: LabelledReports, path: Path) -> 
         sha256 = report_sha256(text)
         row = {
             "report_id": report_id, "text_sha256": sha256, "scan_id": scans.get(sha256),
-            "fingerprint": fingerprint(sha256, scans.get(sha256), values), "source": path.name,
+            "fingerprint": compute_fingerprint(sha256, scans.get(sha256), values), "source": path.name,
         }  # fmt: skip
         if (report_id, row["fingerprint"]) not in known:
             rows += [

@@ -35,7 +35,7 @@ STAGE = "import-model"
 
 
 @dataclass(frozen=True)
-class Wish:
+class ImportOptions:
     """How to read a model; what is None is told by the file, or looked for."""
 
     kind: str | None = None
@@ -57,7 +57,7 @@ class ImportedModel:
     is_new: bool  # whether this call made it
 
 
-def import_model(data_root: Path, address: str, wish: Wish = Wish()) -> ImportedModel:
+def import_model(data_root: Path, address: str, options: ImportOptions = ImportOptions()) -> ImportedModel:
     """Imports a path, or an address on the Hub: `hf://[datasets/]OWNER/NAME[@REVISION]/PATH`.
 
     What is there already is left as it is; the Hub is then asked for nothing, unless the address names a revision.
@@ -68,19 +68,21 @@ def import_model(data_root: Path, address: str, wish: Wish = Wish()) -> Imported
         on_hub = parse_model_address(address)
         if on_hub is None:
             path = Path(address).resolve()
-            return _find_folder(data_root, path) or _import(run, Origin(path, f"file://{path}"), wish)
-        return (None if wish.force else _find_fetched(data_root, on_hub, wish)) or _fetch_and_import(run, on_hub, wish)
+            return _find_folder(data_root, path) or _import(run, Origin(path, f"file://{path}"), options)
+        return (None if options.force else _find_fetched(data_root, on_hub, options)) or _fetch_and_import(
+            run, on_hub, options
+        )
 
 
 def fetch_models(
-    data_root: Path, names: Sequence[str], revision: str | None = None, wish: Wish = Wish()
+    data_root: Path, names: Sequence[str], revision: str | None = None, options: ImportOptions = ImportOptions()
 ) -> list[ImportedModel]:
     """Fetches and imports published models, of `PUBLISHED_MODELS`, one after the other."""
     if unknown := [name for name in names if name not in PUBLISHED_MODELS]:
         raise ConfigurationError(f"no model {unknown[0]!r} is published; there are {', '.join(PUBLISHED_MODELS)}")
     place = f"hf://datasets/{CT_RATE}" + (f"@{revision}" if revision else "")
     return [
-        import_model(data_root, f"{place}/{PUBLISHED_MODELS[name]}", replace(wish, kind=_kind_of(name)))
+        import_model(data_root, f"{place}/{PUBLISHED_MODELS[name]}", replace(options, kind=_kind_of(name)))
         for name in names
     ]
 
@@ -89,32 +91,34 @@ def _kind_of(name: str) -> str:
     return "labeller" if name == "radbert" else name
 
 
-def _fetch_and_import(run: StageRun, address: ModelAddress, wish: Wish) -> ImportedModel:
+def _fetch_and_import(run: StageRun, address: ModelAddress, options: ImportOptions) -> ImportedModel:
     origin = fetch_model(run.data_root, address, run.limits)
-    imported = _import(run, origin, wish)
-    if not wish.keep_raw:
+    imported = _import(run, origin, options)
+    if not options.keep_raw:
         origin.drop_fetched()
     return imported
 
 
-def _import(run: StageRun, origin: Origin, wish: Wish) -> ImportedModel:
+def _import(run: StageRun, origin: Origin, options: ImportOptions) -> ImportedModel:
     """Makes a model folder of what lies on this machine, and its row, unless both are there."""
     started = time.monotonic()
-    candidate = open_candidate(origin.path, kind=wish.kind, preset=find_preset(wish.preset) if wish.preset else None)
-    candidate = _with_tokenizer(run, candidate, wish.tokenizer)
+    candidate = open_candidate(
+        origin.path, kind=options.kind, preset=find_preset(options.preset) if options.preset else None
+    )
+    candidate = _with_tokenizer(run, candidate, options.tokenizer)
     sha256 = sha256_of(candidate.weights)
-    mark = candidate.fingerprint(sha256)
+    fingerprint = candidate.fingerprint(sha256)
     prefix = f"{TRAINED_PREFIX}{candidate.preset}" if candidate.kind == "labeller" else candidate.kind
-    folder = run.data_root / "models" / f"{prefix}-{mark[:10]}"
+    folder = run.data_root / "models" / f"{prefix}-{fingerprint[:10]}"
     imported = ImportedModel(folder.name, candidate.kind, origin.address, origin.revision, sha256, is_new=False)
-    if not wish.force and _is_whole(run.data_root, folder, mark):
+    if not options.force and _is_whole(run.data_root, folder, fingerprint):
         return imported
     for left in folder.parent.glob(f".{folder.name}.*"):  # by an import that was killed
         shutil.rmtree(left, ignore_errors=True)
     provenance = {"source": origin.address, "revision": origin.revision, "SHA-256 of the source": sha256}
     write_candidate(candidate, folder, provenance)
     row = _describe(candidate) | {
-        "model_id": folder.name, "fingerprint": mark, "path": str(folder.relative_to(run.data_root)),
+        "model_id": folder.name, "fingerprint": fingerprint, "path": str(folder.relative_to(run.data_root)),
         "source": origin.address, "revision": origin.revision, "source_sha256": sha256,
         "code_version": code_version(), "weights_sha256": sha256_of(folder / "model.safetensors"),
         "duration_s": time.monotonic() - started, "created_at": datetime.now(UTC),
@@ -161,9 +165,9 @@ def _holds(folder: Path, names: Sequence[str]) -> bool:
     return first or all(others)
 
 
-def _is_whole(data_root: Path, folder: Path, mark: str) -> bool:
+def _is_whole(data_root: Path, folder: Path, fingerprint: str) -> bool:
     """Whether the model has a row, and its folder is what the row says."""
-    rows = _query(data_root, "model_id = ? and fingerprint = ?", [folder.name, mark])
+    rows = _query(data_root, "model_id = ? and fingerprint = ?", [folder.name, fingerprint])
     weights = folder / "model.safetensors"
     has_files = weights.is_file() and (folder / "config.json").is_file()
     return bool(rows) and has_files and sha256_of(weights) == rows[0]["weights_sha256"]
@@ -176,11 +180,11 @@ def _find_folder(data_root: Path, path: Path) -> ImportedModel | None:
     return _found(_query(data_root, "model_id = ?", [path.name]))
 
 
-def _find_fetched(data_root: Path, address: ModelAddress, wish: Wish) -> ImportedModel | None:
+def _find_fetched(data_root: Path, address: ModelAddress, options: ImportOptions) -> ImportedModel | None:
     """The model that was imported last from an address, at the revision if it names one."""
     rows = _query(
         data_root, "source = $1 and ($2 is null or kind = $2) and ($3 is null or revision = $3)",
-        [str(address), wish.kind, address.repository.revision if address.is_pinned else None],
+        [str(address), options.kind, address.repository.revision if address.is_pinned else None],
     )  # fmt: skip
     return _found([row for row in rows if (data_root / row["path"] / "config.json").is_file()])
 

@@ -12,7 +12,7 @@ import duckdb
 
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from tasks.plan.wanted import Call, Wanted, name_variant, want
-from tasks.run.fingerprints import VERSION, Mark, find_moved, flatten, parts_of
+from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, parts_of
 from tasks.settings import STAGES
 from warehouse import store
 
@@ -89,28 +89,30 @@ def _explain(connection: duckdb.DuckDBPyConnection, stage: str, variant: str, wa
     key = {"stage": stage, "variant": variant}
     if stage in TRAINING:
         made = connection.execute("select fingerprint from current_models").fetchall()
-        done = {mark: mark for (mark,) in made}
+        done = {fingerprint: fingerprint for (fingerprint,) in made}
     else:
         done = dict(connection.execute(_DONE, key).fetchall())
     rejects = {item: rest for item, *rest in connection.execute(_REJECTS, key).fetchall()}
-    pending = [item for item, mark in wanted.items() if done.get(item) != mark]
+    pending = [item for item, fingerprint in wanted.items() if done.get(item) != fingerprint]
     pending = [item for item in pending if rejects.get(item, [])[:1] != [wanted[item]] or not rejects[item][2]]
     elsewhere = _done_elsewhere(connection, stage, variant, wanted) if pending and not done else {}
     known = _read_parts(connection, stage, pending)
     why: dict[str, Why] = {}
     for item in pending:
-        mark = wanted[item]
-        if item in rejects and rejects[item][0] == mark:
+        fingerprint = wanted[item]
+        if item in rejects and rejects[item][0] == fingerprint:
             why[item] = (f"failed before: {rejects[item][1]}", "")
         elif stage in TRAINING:
-            why[item] = _explain_training(connection, stage, variant, parts_of(mark) or {})
+            why[item] = _explain_training(connection, stage, variant, parts_of(fingerprint) or {})
         elif item in done or item in rejects:
             before = done[item] if item in done else rejects[item][0]
-            reason, more = _explain_change(stage, known.get((item, before)), parts_of(mark) or known.get((item, mark)))
+            reason, more = _explain_change(
+                stage, known.get((item, before)), parts_of(fingerprint) or known.get((item, fingerprint))
+            )
             why[item] = (reason if item in done else f"{reason} since it was rejected", more)
         elif item in elsewhere:
             other, before = elsewhere[item]
-            why[item] = _explain_variant(stage, other, known.get((item, before)), parts_of(mark))
+            why[item] = _explain_variant(stage, other, known.get((item, before)), parts_of(fingerprint))
         else:
             why[item] = ("never made", "")
     return why
@@ -141,7 +143,7 @@ def _explain_training(connection: duckdb.DuckDBPyConnection, stage: str, variant
     row = connection.execute(_NEWEST_MODEL, {"stage": stage, "variant": variant}).fetchone()
     if row is None:
         return "never trained", ""
-    config = Mark("", flatten(json.loads(row[1]))).parts
+    config = Fingerprint("", flatten(json.loads(row[1]))).parts
     reason, more = _explain_change(stage, {name: config[name] for name in config.keys() & now.keys()}, now)
     return (reason, more) if more else (f"VERSION of {stage} raised", "")
 
@@ -150,7 +152,7 @@ def _read_parts(
     connection: duckdb.DuckDBPyConnection, stage: str, items: Iterable[str]
 ) -> dict[tuple[str, str], dict[str, str]]:
     rows = connection.execute(_PARTS, {"stage": stage, "items": list(items)}).fetchall()
-    return {(item, mark): parts for item, mark, parts in rows}
+    return {(item, fingerprint): parts for item, fingerprint, parts in rows}
 
 
 def _done_elsewhere(
@@ -158,7 +160,7 @@ def _done_elsewhere(
 ) -> dict[str, tuple[str, str]]:
     """The items that are done in the variant that was worked on last, as {item: (that variant, fingerprint)}."""
     rows = connection.execute(_ELSEWHERE, {"stage": stage, "variant": variant}).fetchall()
-    return {item: (other, mark) for item, other, mark in rows if item in wanted}
+    return {item: (other, fingerprint) for item, other, fingerprint in rows if item in wanted}
 
 
 def _describe_ingest(connection: duckdb.DuckDBPyConnection) -> str:

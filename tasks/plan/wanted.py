@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ctclip_model.config import PRESETS
 from ctclip_model.device import Precision
-from tasks.run.fingerprints import Mark, flatten
+from tasks.run.fingerprints import Fingerprint, flatten
 from tasks.settings import FINETUNE, LABELLER, PRESET, PUBLISHED_LABELS
 from warehouse import store
 
@@ -126,9 +126,9 @@ def _want_training(preset: str, call: Call) -> Wanted:
     from tasks.training.manifest import config_fingerprint
 
     chosen = find_preset(preset, seed=call.seed, validate_every=call.validate_every)
-    mark = config_fingerprint(chosen)
+    fingerprint = config_fingerprint(chosen)
     config = {name: part for name, part in asdict(chosen).items() if name in ("recipe", "model", "training")}
-    return {mark: Mark(mark, flatten(config))}
+    return {fingerprint: Fingerprint(fingerprint, flatten(config))}
 
 
 def _want_finetuning(data_root: Path, variant: str, call: Call) -> Wanted:
@@ -139,9 +139,9 @@ def _want_finetuning(data_root: Path, variant: str, call: Call) -> Wanted:
     model_id, _, kind = variant.rpartition("/")
     parent = find_model(data_root, call.preset, model_id)
     finetuning = Finetuning(kind, parent, find_preset(parent.preset, seed=call.seed), call.labels_of)
-    mark, config = finetuning.fingerprint, flatten(asdict(finetuning.config))
+    fingerprint, config = finetuning.fingerprint, flatten(asdict(finetuning.config))
     others = {"labels_of": call.labels_of, "parent_weights_sha256": parent.weights_sha256}
-    return {mark: Mark(mark, config | others)}
+    return {fingerprint: Fingerprint(fingerprint, config | others)}
 
 
 def _as_before(data_root: Path, stage: str, variant: str, choices: Sequence[Wanted]) -> Wanted:

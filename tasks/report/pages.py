@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.files import fsync
 from tasks.models.find import ModelReference
 from tasks.report.facts import collect_facts
 from tasks.report.render import render_page
-from tasks.run.fingerprints import VERSION, Mark
+from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.stage_run import StageRun
 from warehouse import store
 
@@ -36,9 +36,12 @@ def list_pages(data_root: Path, model: ModelReference) -> dict[str, Page]:
     pages = [
         Page(
             dataset, split,
-            Mark(fingerprint(VERSIONS["report"], marks), {"metrics": marks, VERSION: VERSIONS["report"]}),
+            Fingerprint(
+                compute_fingerprint(VERSIONS["report"], fingerprints),
+                {"metrics": fingerprints, VERSION: VERSIONS["report"]},
+            ),
         )
-        for dataset, split, marks in rows
+        for dataset, split, fingerprints in rows
     ]  # fmt: skip
     return {page.key: page for page in pages}
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def within(timeout_s: float, function: Callable[[], T]) -> T:
+def run_with_deadline(timeout_s: float, function: Callable[[], T]) -> T:
     """What the function returns or raises; `TimeoutError` where it takes longer.
 
     It is then left to its thread, which nobody waits for any more: a call that hangs in the system cannot be ended.

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ctclip_model.config import fingerprint
+from ctclip_model.config import compute_fingerprint
 
 LONGEST_SHOWN = 40  # characters; of what is longer its hash is kept
 VERSION = "version"  # the part that is the stage's VERSION
 
 
-class Mark(str):
+class Fingerprint(str):
     """A fingerprint, and its parts by name: as text where that is short, else hashed.
 
     The parts are told and never compared to decide anything: that is for the fingerprint.
@@ -20,15 +20,15 @@ class Mark(str):
 
     parts: dict[str, str]
 
-    def __new__(cls, digest: str, parts: Mapping[str, Any] | None = None) -> Mark:
-        mark = super().__new__(cls, digest)
-        mark.parts = {name: _shorten(value) for name, value in (parts or {}).items()}
-        return mark
+    def __new__(cls, digest: str, parts: Mapping[str, Any] | None = None) -> Fingerprint:
+        fingerprint = super().__new__(cls, digest)
+        fingerprint.parts = {name: _shorten(value) for name, value in (parts or {}).items()}
+        return fingerprint
 
 
-def parts_of(mark: str) -> dict[str, str] | None:
+def parts_of(fingerprint: str) -> dict[str, str] | None:
     """The parts of a fingerprint that knows them."""
-    return mark.parts if isinstance(mark, Mark) and mark.parts else None
+    return fingerprint.parts if isinstance(fingerprint, Fingerprint) and fingerprint.parts else None
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,4 +48,4 @@ def find_moved(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, t
 
 def _shorten(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    return text if len(text) <= LONGEST_SHOWN else fingerprint(text)[:12]
+    return text if len(text) <= LONGEST_SHOWN else compute_fingerprint(text)[:12]

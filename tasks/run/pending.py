@@ -64,9 +64,9 @@ def declare_wanted(
     current = {item: (fingerprint, has_parts) for item, fingerprint, has_parts in rows}
     row: dict[str, Any] = {"stage": stage, "variant": variant}
     changed = [
-        row | {"item": item, "fingerprint": mark, "parts": parts_of(mark), "is_withdrawn": False}
-        for item, mark in wanted.items()
-        if current.get(item) not in ((mark, True), (mark, parts_of(mark) is not None))
+        row | {"item": item, "fingerprint": fingerprint, "parts": parts_of(fingerprint), "is_withdrawn": False}
+        for item, fingerprint in wanted.items()
+        if current.get(item) not in ((fingerprint, True), (fingerprint, parts_of(fingerprint) is not None))
     ]
     withdrawn = [
         row | {"item": item, "fingerprint": fingerprint, "is_withdrawn": True}

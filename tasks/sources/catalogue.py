@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import Storage, VolumeName
 from ctclip_model.errors import BadItemError, MetadataError
@@ -77,7 +77,7 @@ def build_catalogue(
         ]
     for rows in (catalogue.volumes, catalogue.reports, catalogue.exclusions):
         for row in rows:
-            row["fingerprint"] = fingerprint(list(map(str, row.values())), VERSIONS["ingest"])
+            row["fingerprint"] = compute_fingerprint(list(map(str, row.values())), VERSIONS["ingest"])
     return catalogue
 
 
@@ -150,11 +150,11 @@ def _add_labels(catalogue: Catalogue, labels: Table) -> None:
             disputed.setdefault(name.scan_id, set()).update(differing)
     for scan_id, values in first.items():
         wrong = disputed.get(scan_id, set())
-        print_ = fingerprint(values, sorted(wrong), VERSIONS["ingest"])
+        fingerprint = compute_fingerprint(values, sorted(wrong), VERSIONS["ingest"])
         catalogue.published_labels[scan_id] = [
             {
                 "scan_id": scan_id, "abnormality": abnormality, "value": value, "is_disputed": index in wrong,
-                "fingerprint": print_,
+                "fingerprint": fingerprint,
             }
             for index, (abnormality, value) in enumerate(zip(ABNORMALITIES, values, strict=True))
         ]  # fmt: skip

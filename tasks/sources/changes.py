@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.config import VERSIONS, compute_fingerprint
 from tasks.run.stage_run import StageRun
 from tasks.sources.catalogue import Catalogue
 from tasks.sources.open_source import Source
@@ -112,10 +112,11 @@ def _is_unknown(key: str, files: dict[str, str], unknown: list[str]) -> bool:
 def _record_rejects(run: StageRun, catalogue: Catalogue) -> None:
     """Records new errors, and withdraws those that the source has mended."""
     errors = {
-        error.item: (error, fingerprint(error.reason, error.detail, VERSIONS["ingest"])) for error in catalogue.errors
+        error.item: (error, compute_fingerprint(error.reason, error.detail, VERSIONS["ingest"]))
+        for error in catalogue.errors
     }
     stood = _recorded_rejects(run.data_root, run.variant)
-    new = [(error, mark) for item, (error, mark) in errors.items() if stood.get(item) != mark]
+    new = [(error, fingerprint) for item, (error, fingerprint) in errors.items() if stood.get(item) != fingerprint]
     if new:
         run.reject_all(new)
     mended = [item for item in stood if item not in errors]
@@ -127,7 +128,7 @@ def _record_rejects(run: StageRun, catalogue: Catalogue) -> None:
 def _source_row(source: Source, revision: str, catalogue: Catalogue, changes: Changes) -> dict[str, object]:
     return {
         "source": source.name, "revision": revision, "requested_revision": source.requested_revision,
-        "fingerprint": fingerprint(revision, VERSIONS["ingest"]),
+        "fingerprint": compute_fingerprint(revision, VERSIONS["ingest"]),
         "storage": source.storage, "kind": source.kind, "count_volumes": len(catalogue.volumes),
         "count_scans": len({row["scan_id"] for row in catalogue.volumes}), "count_reports": len(catalogue.reports),
         "count_new": changes.count("new"), "count_changed": changes.count("changed"),
@@ -141,7 +142,7 @@ def _current(data_root: Path, force: bool) -> dict[str, dict[str, tuple[str, str
         for table, (keys, _) in INGESTED.items():
             key = " || ' ' || ".join(keys)
             rows = connection.execute(f"select distinct {key}, fingerprint, source from current_{table}").fetchall()
-            current[table] = {name: ("" if force else mark, source) for name, mark, source in rows}
+            current[table] = {name: ("" if force else fingerprint, source) for name, fingerprint, source in rows}
     return current
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctclip_model.config import fingerprint
+from ctclip_model.config import compute_fingerprint
 from ctclip_model.data.names import RadName, Storage, VolumeName
 from ctclip_model.data.phantom import MARKER
 from ctclip_model.errors import ConfigurationError
@@ -43,7 +43,7 @@ class LocalSource:
     def _open(self, folder: Path, data_root: Path, storage: str) -> None:
         self.folder = folder.resolve()
         self.storage = storage  # how voxels are stored
-        self.cache_path = data_root / "raw" / f"files-{fingerprint(str(self.folder))[:8]}.parquet"
+        self.cache_path = data_root / "raw" / f"files-{compute_fingerprint(str(self.folder))[:8]}.parquet"
         self.seen_path = self.cache_path.with_suffix(".json")
         self.absent: list[str] = []  # of the files that tables name
 
@@ -63,7 +63,7 @@ class LocalSource:
         catalogue = build_catalogue(contents, self._facts, "v1" if self.storage == "v1" else "v2")
         hashes = [[path, hashlib.sha256(content or b"-").hexdigest()] for path, content in contents.items()]
         files = [[row["path"], row["sha256"]] for row in catalogue.volumes]
-        revision = fingerprint(self.storage, hashes, files)
+        revision = compute_fingerprint(self.storage, hashes, files)
         self._remember(revision, tables)
         return revision, catalogue
 
@@ -92,7 +92,7 @@ class LocalSource:
                 stats.append(None)
             else:
                 stats.append((found.st_size, found.st_mtime_ns))
-        return fingerprint(self.storage, stats)
+        return compute_fingerprint(self.storage, stats)
 
     def _content(self, path: str) -> bytes | None:
         try:

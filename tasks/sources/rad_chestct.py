@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import EXTERNAL, RadName, parse_rad_name
 from ctclip_model.data.npz import ORIENTATION, SPACING_MM, parse_orientation
@@ -56,13 +56,13 @@ class RadChestSource(LocalSource):
         facts = self._facts(list(rows))
         catalogue.volumes = [_volume_row(name, facts.get(name), self.storage) for name in rows]
         for name, values in rows.items():
-            mark = fingerprint(values, VERSIONS["ingest"])
-            label = {"scan_id": str(name), "is_disputed": False, "fingerprint": mark}
+            fingerprint = compute_fingerprint(values, VERSIONS["ingest"])
+            label = {"scan_id": str(name), "is_disputed": False, "fingerprint": fingerprint}
             catalogue.published_labels[str(name)] = [
                 label | {"abnormality": abnormality, "value": value} for abnormality, value in values.items()
             ]
         files = [[row["path"], row["sha256"]] for row in catalogue.volumes]
-        return fingerprint(self.storage, hashlib.sha256(content or b"-").hexdigest(), files), catalogue
+        return compute_fingerprint(self.storage, hashlib.sha256(content or b"-").hexdigest(), files), catalogue
 
 
 def _add_row(rows: dict[RadName, dict[str, int]], place: str, cells: dict[str, str]) -> None:
@@ -82,4 +82,4 @@ def _volume_row(name: RadName, file: FileFacts | None, storage: str) -> dict[str
         "metadata": {"dataset": "RAD-ChestCT"}, "storage": storage, "path": str(name.path()),
         "size_bytes": file.size_bytes if file else None, "sha256": file.sha256 if file else None,
     }  # fmt: skip
-    return row | {"fingerprint": fingerprint(list(map(str, row.values())), VERSIONS["ingest"])}
+    return row | {"fingerprint": compute_fingerprint(list(map(str, row.values())), VERSIONS["ingest"])}

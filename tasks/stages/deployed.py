@@ -36,7 +36,7 @@ def run_deployed(data_root: Path, stage: str, parameters: dict[str, Any]) -> lis
     return _summarise(data_root, stage, str(flow_run.id))
 
 
-def get_done(run: StageRun, work: Work, deployed: bool) -> None:
+def execute(run: StageRun, work: Work, deployed: bool) -> None:
     """Does the work here, or has it done by the deployment `compute`, on a worker that sees the data root alone.
 
     What that worker records is published here while it works. Raises the work's own error, and `StageFailedError`

@@ -10,7 +10,7 @@ from tasks.evaluation.embed import EmbeddingWork, plan_work
 from tasks.models.find import ModelReference
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import StageRun
-from tasks.stages.deployed import get_done
+from tasks.stages.deployed import execute
 from tasks.training.orders import LatentsWork
 
 
@@ -26,5 +26,5 @@ def embed_items(run: StageRun, model: ModelReference, work: EmbeddingWork, devic
     """Computes and records the latents."""
     if not work.fingerprints:
         return
-    get_done(run, LatentsWork(model, work, device), deployed)
+    execute(run, LatentsWork(model, work, device), deployed)
     get_run_logger().info("%d latents of %s", run.count_done, model.model_id)

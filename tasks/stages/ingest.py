@@ -6,7 +6,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from ctclip_model.config import VERSIONS, fingerprint
+from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.errors import StageFailedError
 from tasks.plan.downstream import declare_downstream
 from tasks.run.publish import publish
@@ -29,7 +29,7 @@ def has_moved(run: StageRun, source: Source) -> bool:
     if row is None or row[:2] != (source.name, source.storage):
         return True
     revision = source.unmoved_revision()
-    if revision is None or row[2] != fingerprint(revision, VERSIONS["ingest"]):
+    if revision is None or row[2] != compute_fingerprint(revision, VERSIONS["ingest"]):
         return True
     run.detail = "nothing changed"
     return False

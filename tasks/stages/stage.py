@@ -24,7 +24,7 @@ from tasks.stages.prefect_pages import ProgressArtifact, show_end, with_server
 T = TypeVar("T")
 
 
-def whole(plan: T) -> T:
+def as_opaque(plan: T) -> T:
     """Marks a large argument of a task, which Prefect would otherwise walk through item by item, for a minute."""
     return cast(T, cast(Any, opaque)(plan))
 

@@ -9,7 +9,7 @@ from ctclip_model.config import Preset
 from ctclip_model.device import Compute
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import StageRun
-from tasks.stages.deployed import get_done
+from tasks.stages.deployed import execute
 from tasks.stages.retries import RETRIED
 from tasks.training.ct_clip import choose_labels, make_manifest
 from tasks.training.manifest import Manifest, config_fingerprint
@@ -24,10 +24,14 @@ def plan_training(run: StageRun, preset: Preset, retrain: bool) -> bool:
 
     Where a model was being trained again and the run was killed, that goes on.
     """
-    mark = config_fingerprint(preset)
-    is_due = bool(plan_items(run, run.variant, {mark: mark}, force=retrain or is_unfinished(run.data_root, mark)))
+    fingerprint = config_fingerprint(preset)
+    is_due = bool(
+        plan_items(
+            run, run.variant, {fingerprint: fingerprint}, force=retrain or is_unfinished(run.data_root, fingerprint)
+        )
+    )
     if not is_due:
-        run.detail = describe_stale(run.data_root, mark)
+        run.detail = describe_stale(run.data_root, fingerprint)
         if run.detail:
             get_run_logger().warning("%s", run.detail)
     return is_due
@@ -47,5 +51,5 @@ def train_model(
     run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch, deployed: bool
 ) -> None:
     """Trains; killed midway, the same call goes on from the last checkpoint."""
-    get_done(run, TrainingWork(preset, manifest, compute, launch), deployed)
+    execute(run, TrainingWork(preset, manifest, compute, launch), deployed)
     get_run_logger().info("%s is trained", manifest.model_id)

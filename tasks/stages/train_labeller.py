@@ -13,7 +13,7 @@ from tasks.labels.hand_labels import read_hand_labels
 from tasks.labels.reports import LabelledReports, LabellerTraining, read_labelled_reports
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import StageRun
-from tasks.stages.deployed import get_done
+from tasks.stages.deployed import execute
 from tasks.stages.retries import RETRIED
 from tasks.training.labeller import place_reports, run_tfidf_training
 from tasks.training.orders import LabellerWork
@@ -32,8 +32,12 @@ def collect_labelled_reports(run: StageRun, training: LabellerTraining, hand_lab
 @task(cache_policy=NO_CACHE)
 def plan_labeller_training(run: StageRun, training: LabellerTraining, reports: LabelledReports, force: bool) -> bool:
     """Whether to train: where no labeller of the configuration has been trained on just these reports."""
-    mark = reports.fingerprint(training)
-    return bool(plan_items(run, run.variant, {mark: mark}, force=force or is_unfinished(run.data_root, mark)))
+    fingerprint = reports.fingerprint(training)
+    return bool(
+        plan_items(
+            run, run.variant, {fingerprint: fingerprint}, force=force or is_unfinished(run.data_root, fingerprint)
+        )
+    )
 
 
 @task(**RETRIED)
@@ -50,5 +54,5 @@ def fit_labeller(
     if isinstance(training.config, TfidfConfig):
         run_tfidf_training(run, training, reports)
     else:
-        get_done(run, LabellerWork(preset, place_reports(run.data_root, reports, training), compute, launch), deployed)
+        execute(run, LabellerWork(preset, place_reports(run.data_root, reports, training), compute, launch), deployed)
     get_run_logger().info("%s is trained on %d reports", reports.labeller_id(training), len(reports.texts))

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ctclip_model.config import VERSIONS, LiProConfig, Preset, VocabFineConfig, fingerprint
+from ctclip_model.config import VERSIONS, LiProConfig, Preset, VocabFineConfig, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, Precision, limit_cpu_threads
 from ctclip_model.errors import ConfigurationError, MissingInputError
@@ -57,7 +57,9 @@ class Finetuning:
     @property
     def fingerprint(self) -> str:
         """What decides whether there is such a model already; as in training, the data does not."""
-        return fingerprint(self.kind, self.parent.weights_sha256, self.config, self.labels_of, VERSIONS["finetune"])
+        return compute_fingerprint(
+            self.kind, self.parent.weights_sha256, self.config, self.labels_of, VERSIONS["finetune"]
+        )
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
@@ -69,8 +71,8 @@ def check_kinds(kinds: Sequence[str]) -> None:
 
 def find_finetuned(data_root: Path, parent: ModelReference, preset: Preset, kinds: Sequence[str]) -> list[str]:
     """The newest model of each kind, of exactly this parent and configuration, on the published labels."""
-    marks = [Finetuning(kind, parent, preset, PUBLISHED_LABELS).fingerprint for kind in kinds]
-    found = [find_trained(data_root, mark) for mark in marks]
+    fingerprints = [Finetuning(kind, parent, preset, PUBLISHED_LABELS).fingerprint for kind in kinds]
+    found = [find_trained(data_root, fingerprint) for fingerprint in fingerprints]
     return [model_id for model_id in found if model_id is not None]
 
 
@@ -105,7 +107,7 @@ def _require_current(data_root: Path, parent: ModelReference, table: pa.Table) -
     """A model trained again keeps its identifier, so that latents of its former weights may still be there."""
     works = [plan_work(data_root, parent, dtype).fingerprints for dtype in Precision]
     rows = zip(table["volume_name"].to_pylist(), table["latent_fingerprint"].to_pylist(), strict=True)
-    count = sum(mark not in {work.get(f"volume:{name}") for work in works} for name, mark in rows)
+    count = sum(fingerprint not in {work.get(f"volume:{name}") for work in works} for name, fingerprint in rows)
     if count:
         raise MissingInputError(
             f"{count} latents of {parent.model_id} are not of its present weights and volumes: run `ctclip embed`"

@@ -34,8 +34,8 @@ from tasks.labels.reports import LabelledReports, LabellerTraining, choose_train
 def place_reports(data_root: Path, reports: LabelledReports, training: LabellerTraining) -> Manifest:
     """Writes the manifest of a labeller's training: all that a worker needs to train it."""
     table = pa.table({"scan_id": reports.scans, "text": reports.texts, "labels": reports.labels.tolist()})
-    mark = reports.fingerprint(training)
-    manifest = place_manifest(data_root, table, reports.labeller_id(training), mark, mark)
+    fingerprint = reports.fingerprint(training)
+    manifest = place_manifest(data_root, table, reports.labeller_id(training), fingerprint, fingerprint)
     are_of_a_file = reports.scans[0].startswith(f"{HAND}:")
     return replace(manifest, source="reports labelled by hand", revision="") if are_of_a_file else manifest
 

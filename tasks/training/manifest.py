@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from ctclip_model.config import VERSIONS, Preset, fingerprint
+from ctclip_model.config import VERSIONS, Preset, compute_fingerprint
 from tasks.run.records import write_parquet
 from warehouse import store
 
@@ -41,13 +41,13 @@ class Manifest:
 
 def config_fingerprint(preset: Preset) -> str:
     """What decides whether a configuration has a model already; the data does not: see *stale*."""
-    return fingerprint(preset.recipe, preset.model, preset.training, VERSIONS["train"])
+    return compute_fingerprint(preset.recipe, preset.model, preset.training, VERSIONS["train"])
 
 
 def write_manifest(data_root: Path, table: pa.Table, name: str, config: str) -> Manifest:
     """Writes the samples of a training of that configuration; its model is called after `name` and what it learns."""
-    content = fingerprint(*(table[column].to_pylist() for column in ("volume_name", "fingerprint", "labels")))
-    model_id = f"{name}-{fingerprint(config, content)[:10]}"
+    content = compute_fingerprint(*(table[column].to_pylist() for column in ("volume_name", "fingerprint", "labels")))
+    model_id = f"{name}-{compute_fingerprint(config, content)[:10]}"
     return place_manifest(data_root, table, model_id, content, config)
 
 

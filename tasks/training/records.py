@@ -31,22 +31,22 @@ R = TypeVar("R", bound="Result")
 STEPS_PER_RECORD = 50
 
 
-def find_trained(data_root: Path, mark: str) -> str | None:
+def find_trained(data_root: Path, fingerprint: str) -> str | None:
     """The newest model of the configuration of that fingerprint, its seed included; None if there is none yet."""
     with store.read(data_root) as connection:
         row = connection.execute(
-            "select model_id from current_models where fingerprint = ? order by run_id desc limit 1", [mark]
+            "select model_id from current_models where fingerprint = ? order by run_id desc limit 1", [fingerprint]
         ).fetchone()
     return row[0] if row else None
 
 
-def describe_stale(data_root: Path, mark: str) -> str:
+def describe_stale(data_root: Path, fingerprint: str) -> str:
     """Says, where the configuration has a model, how far its samples have moved since; empty if they have not."""
     with store.read(data_root) as connection:
         row = connection.execute(
             "select model_id, count_moved_samples, stale_models.count_samples from stale_models join current_models "
             "using (model_id) where fingerprint = ? and is_stale order by run_id desc limit 1",
-            [mark],
+            [fingerprint],
         ).fetchone()
     if row is None:
         return ""
@@ -64,7 +64,7 @@ def is_recorded(run: StageRun, model_id: str) -> bool:
     return True
 
 
-def is_unfinished(data_root: Path, mark: str) -> bool:
+def is_unfinished(data_root: Path, fingerprint: str) -> bool:
     """Whether the newest model of that fingerprint was being trained again, and that was not recorded.
 
     What a training that was recorded has left to go on from is dropped. Only where no training is at work.
@@ -73,7 +73,8 @@ def is_unfinished(data_root: Path, mark: str) -> bool:
 
     with store.read(data_root) as connection:
         row = connection.execute(
-            "select path, weights_sha256 from current_models where fingerprint = ? order by run_id desc limit 1", [mark]
+            "select path, weights_sha256 from current_models where fingerprint = ? order by run_id desc limit 1",
+            [fingerprint],
         ).fetchone()
     if row is None:
         return False

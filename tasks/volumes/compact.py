@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ctclip_model.config import fingerprint
+from ctclip_model.config import compute_fingerprint
 from ctclip_model.data.shards import ShardReader, copy_volumes
 from tasks.run.stage_run import StageRun
 from warehouse import store
@@ -84,7 +84,7 @@ def _rewrite(run: StageRun, shards: Sequence[ThinShard], path: str) -> None:
     copy_volumes([(run.data_root / name, row) for name, row in places], target)
     shard = {
         "shard_path": path, "recipe_id": shards[0].recipe_id, "count_volumes": alive.num_rows,
-        "fingerprint": fingerprint(alive["fingerprint"].to_pylist()), "size_bytes": target.stat().st_size,
+        "fingerprint": compute_fingerprint(alive["fingerprint"].to_pylist()), "size_bytes": target.stat().st_size,
     }  # fmt: skip
     run.record("shards", [shard])
     moved = alive.drop_columns(["run_id", "shard_path", "row_index"])

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ctclip_model.config import Recipe, fingerprint
+from ctclip_model.config import Recipe, compute_fingerprint
 from ctclip_model.data.shards import ShardRow, ShardVolume, write_shard
 from ctclip_model.data.volume import compile_kernels, convert_volume
 from ctclip_model.errors import BadItemError, CTCLIPError, VolumeError
 from tasks.run.dask_jobs import fan_out
-from tasks.run.deadline import within
+from tasks.run.deadline import run_with_deadline
 from tasks.run.logs import log_context
 from tasks.run.progress import show_progress
 from tasks.run.stage_run import StageRun
@@ -70,7 +70,7 @@ def _converted(job: ConversionJob, result: ConversionResult) -> Iterator[ShardVo
     for volume in job.volumes:
         try:
             with log_context(item=volume.volume_name):
-                converted = within(job.volume_timeout_s, partial(convert_file, volume, job.recipe))
+                converted = run_with_deadline(job.volume_timeout_s, partial(convert_file, volume, job.recipe))
             yield converted
         except TimeoutError as error:
             result.rejects.append(VolumeError(volume.volume_name, "timed_out", f"{volume.path}: {error}"))
@@ -111,36 +111,37 @@ def recover_job(run: StageRun, job: ConversionJob, error: BaseException) -> list
     middle = len(job.volumes) // 2
     halves = (("a", job.volumes[:middle]), ("b", job.volumes[middle:]))
     return [
-        dataclasses.replace(job, path=job.path.with_stem(job.path.stem + mark), volumes=part) for mark, part in halves
+        dataclasses.replace(job, path=job.path.with_stem(job.path.stem + suffix), volumes=part)
+        for suffix, part in halves
     ]
 
 
 def record_result(run: StageRun, job: ConversionJob, result: ConversionResult) -> None:
     """Records a finished shard, its volumes and its rejects."""
-    marks = {volume.volume_name: volume.fingerprint for volume in job.volumes}
+    fingerprints = {volume.volume_name: volume.fingerprint for volume in job.volumes}
     path = str(job.path.relative_to(run.data_root))
     recipe_id = job.recipe.recipe_id
     if result.rejects:
         temporary = {"changed_since_ingest", "missing_file", "timed_out"}  # mended otherwise than by another file
         for is_permanent in (True, False):
-            errors = [(e, marks[e.item]) for e in result.rejects if (e.reason not in temporary) is is_permanent]
+            errors = [(e, fingerprints[e.item]) for e in result.rejects if (e.reason not in temporary) is is_permanent]
             if errors:
                 run.reject_all(errors, is_permanent=is_permanent)
     if not result.rows:
         return
     shard: dict[str, Any] = {
         "shard_path": path, "recipe_id": recipe_id,
-        "fingerprint": fingerprint([marks[row.name] for row in result.rows]),
+        "fingerprint": compute_fingerprint([fingerprints[row.name] for row in result.rows]),
         "size_bytes": result.size_bytes, "count_volumes": len(result.rows),
     }  # fmt: skip
     run.record("shards", [shard])
-    run.record("shard_volumes", [_volume_record(row, path, recipe_id, marks[row.name]) for row in result.rows])
+    run.record("shard_volumes", [_volume_record(row, path, recipe_id, fingerprints[row.name]) for row in result.rows])
     run.count_done += len(result.rows)
 
 
-def _volume_record(row: ShardRow, path: str, recipe_id: str, mark: str) -> dict[str, Any]:
+def _volume_record(row: ShardRow, path: str, recipe_id: str, fingerprint: str) -> dict[str, Any]:
     return {
-        "volume_name": row.name, "recipe_id": recipe_id, "fingerprint": mark, "shard_path": path,
+        "volume_name": row.name, "recipe_id": recipe_id, "fingerprint": fingerprint, "shard_path": path,
         "row_index": row.row_index, "source_sha256": row.source_sha256, "crc32": row.crc32, "hu_mean": row.hu_mean,
         "hu_std": row.hu_std, "hu_min": row.hu_min, "hu_max": row.hu_max, "spacing_x_mm": row.spacing_mm[0],
         "spacing_y_mm": row.spacing_mm[1], "spacing_z_mm": row.spacing_mm[2], "shape_in": list(row.shape_in),

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ctclip_model.config import VERSIONS, Recipe, fingerprint
+from ctclip_model.config import VERSIONS, Recipe, compute_fingerprint
 from ctclip_model.data.npz import ORIENTATION
 from ctclip_model.data.shards import ShardRow
 from ctclip_model.data.slabs import Encoding
 from ctclip_model.errors import BadItemError, ConfigurationError
-from tasks.run.fingerprints import VERSION, Mark
+from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.stage_run import StageRun, code_version
 from tasks.settings import LIMITS, count_workers
 from tasks.sources.address import parse_address
@@ -70,20 +70,22 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
             "where sha256 is not null order by all"
         ).fetchall()
     volumes, settings = {}, dataclasses.asdict(recipe)  # once: it is most of a fingerprint's time
-    common = {"recipe": fingerprint(settings), VERSION: VERSIONS["convert"]}
+    common = {"recipe": compute_fingerprint(settings), VERSION: VERSIONS["convert"]}
     addresses = {one: parse_address(one) for one in ({source} if source else {row[1] for row in rows})}
     for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept, revision in rows:
         # v2 files hold HU already: applying the metadata's rescaling again is the published code's fault
         if storage != "v1":
             slope, intercept = 1.0, 0.0
         orientation = storage.removeprefix("npz-") if storage.startswith("npz-") else ORIENTATION
-        digest = fingerprint(sha256, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
+        digest = compute_fingerprint(sha256, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
         own = {"file": sha256, "spacing": [x, y, z], "rescaling": [slope, intercept], "orientation": orientation}
-        mark = Mark(digest, own | common)
+        fingerprint = Fingerprint(digest, own | common)
         address = addresses[source or recorded]
         file = str(address.folder_of_files(data_root) / path)
         origin = f"{address}@{address.revision or revision or 'main'}" if address.is_hub else None
-        volumes[name] = VolumeFile(name, mark, file, size, sha256, (x, y, z), slope, intercept, orientation, origin)
+        volumes[name] = VolumeFile(
+            name, fingerprint, file, size, sha256, (x, y, z), slope, intercept, orientation, origin
+        )
     return volumes
 
 

@@ -177,7 +177,8 @@ def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catal
     write_run(
         catalogue, 2, "train", variant="tiny", models=[model], wanted=wanted("train", "tiny", F="F"),
         model_samples=[
-            {"model_id": "m", "sample_id": name, "fingerprint": mark, "split": "train"} for name, mark in samples
+            {"model_id": "m", "sample_id": name, "fingerprint": fingerprint, "split": "train"}
+            for name, fingerprint in samples
         ],
     )  # fmt: skip
     store.publish(catalogue)
@@ -225,7 +226,8 @@ def test_fine_tuned_model_is_stale_by_the_labels_that_it_learned(catalogue):
     write_run(
         catalogue, 2, "finetune", models=[model],
         model_samples=[
-            {"model_id": "m", "sample_id": name, "fingerprint": mark, "split": "train"} for name, mark in samples
+            {"model_id": "m", "sample_id": name, "fingerprint": fingerprint, "split": "train"}
+            for name, fingerprint in samples
         ],
     )  # fmt: skip
     store.publish(catalogue)

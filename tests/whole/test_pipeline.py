@@ -20,7 +20,7 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation.predict import embed_files, make_head
 from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.open_model import find_model, open_model
-from tasks.models.import_model import Wish, import_model
+from tasks.models.import_model import ImportOptions, import_model
 from tasks.run.progress import REPORTER, LogReporter
 from tasks.run.stage_run import open_run
 from tasks.settings import STAGES
@@ -336,8 +336,8 @@ def test_rebuild_of_an_imported_model_trains_nothing_and_scores_it(data_root, ph
     for parent, kind, path in trained:
         weights = data_root / f"{kind}.pt"
         torch.save(load_model_folder(data_root / path).model.state_dict(), weights)
-        wish = Wish(kind, data_root / path / "tokenizer.json", "smoke")
-        imported = import_model(data_root, str(weights), wish).model_id
+        options = ImportOptions(kind, data_root / path / "tokenizer.json", "smoke")
+        imported = import_model(data_root, str(weights), options).model_id
         done = rebuild_all(data_root, phantoms, model=imported, labeller=labeller)
         assert done.keys() == {"ingest", "convert", "label", "embed", "evaluate", "report"}
         assert counts(done).keys() == {"embed", "evaluate", "report"}

@@ -141,8 +141,8 @@ def test_comparison_is_superseded_once_either_side_is_scored_anew(data_root, mov
     store.publish(data_root)
     assert current(data_root, "tuned", "base") == {}  # it is of scores that stand no more
     assert compare(data_root, "tuned") == ["ct-rate/valid/vocabfine/scan against base/zero-shot"]
-    marks = {model_id: "another" if model_id == moved else "e" for model_id in ("base", "tuned")}
-    expected = auroc("tuned", 0, fingerprint=marks["tuned"]) - auroc("base", 0, fingerprint=marks["base"])
+    fingerprints = {model_id: "another" if model_id == moved else "e" for model_id in ("base", "tuned")}
+    expected = auroc("tuned", 0, fingerprint=fingerprints["tuned"]) - auroc("base", 0, fingerprint=fingerprints["base"])
     assert current(data_root, "tuned", "base")[ABNORMALITIES[0]] == pytest.approx(expected)
     assert query(data_root, "select count(distinct run_id), count(distinct superseded_by_run) from comparisons") == [
         (2, 1)

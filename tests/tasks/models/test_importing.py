@@ -25,12 +25,12 @@ from ctclip_model.models.open_model import find_model, open_model
 from ctclip_model.models.report_labeller import PUBLISHED_BASE, read_labeller_tokenizer
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, train_tokenizer
 from tasks.labels.labellers import find_labeller
-from tasks.models.import_model import Wish, fetch_models, import_model
+from tasks.models.import_model import ImportOptions, fetch_models, import_model
 from tasks.run.records import sha256_of
 from tasks.settings import CT_RATE, PUBLISHED_MODELS
 from warehouse import store
 
-SMOKE = Wish(preset="smoke")
+SMOKE = ImportOptions(preset="smoke")
 
 
 @pytest.fixture
@@ -132,7 +132,9 @@ def wide_labeller(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_labeller_is_imported_and_found_as_radbert(radbert, tmp_path, wide_labeller):  # noqa: F811
     (radbert / "config.json").unlink()
-    imported = import_model(tmp_path / "data", str(radbert / "RadBertClassifier.pth"), Wish(preset=wide_labeller))
+    imported = import_model(
+        tmp_path / "data", str(radbert / "RadBertClassifier.pth"), ImportOptions(preset=wide_labeller)
+    )
     found = find_labeller(tmp_path / "data", "radbert")
     assert found.labeller_id == imported.model_id == find_labeller(tmp_path / "data", imported.model_id).labeller_id
     labeller = load_labeller(found.folder)
@@ -167,7 +169,7 @@ def published(hub: LoopbackHub, weights: Path, tmp_path: Path) -> LoopbackHub:
 def test_published_models_are_fetched_checked_imported_and_not_fetched_again(published, tmp_path):
     names = ["ct-clip", "vocabfine", "lipro"]
     published.faults.play("wrong_bytes", on="CT_LiPro")
-    found = fetch_models(tmp_path / "data", names, wish=SMOKE)
+    found = fetch_models(tmp_path / "data", names, options=SMOKE)
     assert [model.kind for model in found] == names
     commit = published.repositories["datasets", CT_RATE].branches["main"]
     assert {model.revision for model in found} == {commit}
@@ -176,7 +178,7 @@ def test_published_models_are_fetched_checked_imported_and_not_fetched_again(pub
     }
     assert not list((tmp_path / "data" / "raw").rglob("*.pt"))
     asked = len(published.requests)
-    assert [model.is_new for model in fetch_models(tmp_path / "data", names, wish=SMOKE)] == [False] * 3
+    assert [model.is_new for model in fetch_models(tmp_path / "data", names, options=SMOKE)] == [False] * 3
     assert len(published.requests) == asked
     fetch_models(tmp_path / "data", names, commit, SMOKE)
     assert len(published.requests) == asked
@@ -187,7 +189,7 @@ def test_model_whose_download_was_broken_off_is_fetched_on(published, tmp_path, 
     partial = tmp_path / "data/raw/hub" / CT_RATE / ".partial" / sha256_of(path)
     partial.parent.mkdir(parents=True)
     partial.write_bytes(path.read_bytes()[:-5000])
-    assert fetch_models(tmp_path / "data", ["ct-clip"], wish=SMOKE)[0].source_sha256 == sha256_of(path)
+    assert fetch_models(tmp_path / "data", ["ct-clip"], options=SMOKE)[0].source_sha256 == sha256_of(path)
     assert published.sent_bytes < 5000 + (weights / "tokenizer.json").stat().st_size + 1
 
 
@@ -199,7 +201,7 @@ def test_labeller_is_fetched_with_the_tokenizer_of_its_base(published, radbert, 
     (tmp_path / "base").mkdir()
     shutil.copy(radbert / "tokenizer.json", tmp_path / "base")
     published.repository(PUBLISHED_BASE, "models").commit(tmp_path / "base")
-    (fetched,) = fetch_models(tmp_path / "data", ["radbert"], wish=Wish(preset=wide_labeller))
+    (fetched,) = fetch_models(tmp_path / "data", ["radbert"], options=ImportOptions(preset=wide_labeller))
     labeller = load_labeller(find_labeller(tmp_path / "data", "radbert").folder)
     assert fetched.kind == "labeller"
     text = "There is no nodule."

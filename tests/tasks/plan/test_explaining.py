@@ -37,8 +37,8 @@ def convert(data_root: Path, *, bad: str | None = None) -> None:
         volumes = read_volumes(data_root, RECIPE, None)
         pending = plan_items(run, RECIPE.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
         done = [
-            {"volume_name": name, "recipe_id": RECIPE.recipe_id, "fingerprint": mark, "shard_path": "x.arrow"}
-            for name, mark in pending.items()
+            {"volume_name": name, "recipe_id": RECIPE.recipe_id, "fingerprint": fingerprint, "shard_path": "x.arrow"}
+            for name, fingerprint in pending.items()
             if name != bad
         ]
         run.record("shard_volumes", done)
@@ -84,9 +84,12 @@ def test_labels_are_pending_by_their_reports_text(data_root):
 
     write_run(data_root, 1, "ingest", reports=[report("train_1_a", "Clear."), report("train_2_a", "A nodule.")])
     with open_run(data_root, "label", "labeller-1") as run:
-        marks = plan_labels(run, "labeller-1", Precision.float32, Selection(), force=False, retry_rejects=False)
+        fingerprints = plan_labels(run, "labeller-1", Precision.float32, Selection(), force=False, retry_rejects=False)
         made = {"abnormality": "Lung nodule", "labeller_id": "labeller-1", "probability": 0.5, "value": 0}
-        run.record("labels", [made | {"scan_id": scan, "fingerprint": mark} for scan, (_, mark) in marks.items()])
+        run.record(
+            "labels",
+            [made | {"scan_id": scan, "fingerprint": fingerprint} for scan, (_, fingerprint) in fingerprints.items()],
+        )
     assert explain_plan(data_root, "label", 5)["pending"] == 0
     write_run(data_root, 2, "ingest", reports=[report("train_2_a", "A mass.")])
     publish(data_root)

@@ -14,7 +14,7 @@ from support.paths import ROOT
 
 from ctclip_model.errors import ConfigurationError, VolumeError
 from tasks.run.dask_jobs import fan_out
-from tasks.run.deadline import within
+from tasks.run.deadline import run_with_deadline
 from tasks.run.logs import OF_PREFECT, OURS, configure_logging, log_context
 from tasks.run.stage_run import open_run
 from tasks.volumes.downloader import Downloader, DownloadOptions
@@ -33,7 +33,7 @@ def _loggers_as_before():
 
 def log_job(job: str) -> None:
     with log_context(item=job):
-        within(30, lambda: logger.info("read"))
+        run_with_deadline(30, lambda: logger.info("read"))
 
 
 def lines(text: str) -> list[dict[str, str]]:

@@ -86,8 +86,8 @@ def test_failed_run_is_recorded_with_its_reason_and_keeps_what_it_did(tmp_path):
         open_run(tmp_path, "convert", "recipe", limits=strict) as run,
     ):
         plan_items(run, "recipe", WANTED)
-        for item, mark in WANTED.items():
-            run.reject(VolumeError(item, "truncated", "ends early"), fingerprint=mark)
+        for item, fingerprint in WANTED.items():
+            run.reject(VolumeError(item, "truncated", "ends early"), fingerprint=fingerprint)
     with store.read(tmp_path) as connection:
         assert connection.execute("select count(*) from current_rejects").fetchone() == (3,)
         rows = connection.execute("select status, detail like 'StageFailedError%' from runs order by 1").fetchall()

@@ -57,7 +57,7 @@ def data_root(tmp_path: Path) -> Path:
 
 def current(data_root: Path) -> dict[str, tuple[str, int, str]]:
     rows = query(data_root, "select volume_name, shard_path, row_index, fingerprint from current_shard_volumes")
-    return {name: (path, row, mark) for name, path, row, mark in rows}
+    return {name: (path, row, fingerprint) for name, path, row, fingerprint in rows}
 
 
 def garbage(data_root: Path, **options: Any) -> list[str]:
@@ -80,8 +80,8 @@ def test_mostly_dead_shard_is_rewritten_and_every_volume_is_read_as_before(data_
     assert collect_garbage(data_root, compact_shards=True).count_compacted == 1
     after = current(data_root)
     assert [name for name in after if after[name] != before[name]] == ["train_3_a_1"]
-    for name, (path, row, mark) in after.items():
-        expected = volume(int(mark)).converted.voxels
+    for name, (path, row, fingerprint) in after.items():
+        expected = volume(int(fingerprint)).converted.voxels
         assert np.array_equal(read_volume(data_root / path, row, verify=True), expected), name
     publish(data_root, from_scratch=True)
     assert current(data_root) == after

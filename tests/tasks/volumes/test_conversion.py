@@ -44,7 +44,7 @@ def ingest(source: Path | LocalSource, data_root: Path) -> None:
         current = {table: {} for table in INGESTED}
         with store.read(data_root) as connection:
             rows = connection.execute("select volume_name, fingerprint, source from current_volumes").fetchall()
-        current["volumes"] = {name: (mark, origin) for name, mark, origin in rows}
+        current["volumes"] = {name: (fingerprint, origin) for name, fingerprint, origin in rows}
         for table, changed in compare(catalogue, current, opened.name, revision).rows.items():
             if changed:
                 run.record(table, changed)
