@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,20 @@ def read(data_root: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         except duckdb.Error as error:
             raise WarehouseError(f"{path} cannot be opened: {error}") from error
         yield connection
+
+
+def query(
+    data_root: Path, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None
+) -> list[tuple[Any, ...]]:
+    """Rows of one query on the published warehouse. Raises as `read` does."""
+    with read(data_root) as connection:
+        return connection.execute(sql, parameters).fetchall()
+
+
+@cache
+def load_sql(package: str, name: str) -> str:
+    """Text of `name.sql` beside the modules of a package: `load_sql(__package__, "manifest")`."""
+    return resources.files(package).joinpath(f"{name}.sql").read_text(encoding="utf-8")
 
 
 def run_user_sql(data_root: Path, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> SQLResult:
