@@ -101,6 +101,10 @@ class CTCLIPConfig:
     latent_dim: int = 512
 
 
+RADBERT_WEIGHTS = "RadBertClassifier.pth"  # file of the published labeller
+RADBERT_BASE = "zzxslp/RadBERT-RoBERTa-4m"  # Hub repository with the published labeller's tokenizer
+
+
 @dataclass(frozen=True)
 class LabellerConfig:
     """A RoBERTa-shaped report labeller; defaults are RadBERT's shape and the published recipe."""

@@ -9,6 +9,7 @@ from prefect import flow
 
 from ctclip_model.device import Precision
 from tasks.models.find import find_encoder
+from tasks.run.publish import publish_leftovers
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.stages.embed import embed_items, plan_embedding
 from tasks.stages.stage import as_opaque, stage_run
@@ -29,6 +30,7 @@ def embed(
     A LiPro's latents are its parent's, which is what is embedded then. `deployed` has the deployment `compute`
     do it, on a worker of its pool.
     """
+    publish_leftovers(data_root)
     chosen = find_encoder(data_root, preset, model)
     with stage_run(data_root, "embed", chosen.model_id) as run:
         items = plan_embedding(run, chosen, dtype, force)

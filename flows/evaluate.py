@@ -8,6 +8,7 @@ from typing import Any
 from prefect import flow
 
 from tasks.models.find import find_model
+from tasks.run.publish import publish_leftovers
 from tasks.settings import DATA_ROOT, LIMITS, PRESET
 from tasks.stages.evaluate import compare_models, evaluate_model, plan_comparisons, plan_evaluation
 from tasks.stages.stage import stage_run
@@ -27,6 +28,7 @@ def evaluate(
     `unit` is `scan`, reconstructions averaged, or `volume`; the `published` protocol comes beside the model's own. Then
     the model is compared with every one made before it that is scored alike.
     """
+    publish_leftovers(data_root)
     chosen = find_model(data_root, preset, model)
     with stage_run(data_root, "evaluate", chosen.model_id) as run:
         for evaluation in plan_evaluation(run, chosen, split, unit, force):

@@ -12,6 +12,7 @@ from ctclip_model.errors import PreemptedError
 from flows.embed import embed
 from tasks.models.find import find_model
 from tasks.models.presets import choose_compute, find_preset
+from tasks.run.publish import publish_leftovers
 from tasks.settings import DATA_ROOT, FINETUNE, PRESET, PUBLISHED_LABELS
 from tasks.stages.finetune import finetune_model, plan_finetuning, prepare_samples
 from tasks.stages.stage import await_retry, stage_run
@@ -42,6 +43,7 @@ def finetune(
     or with `processes`, torchrun trains a VocabFine apart, with `encoded_at_once` volumes in memory. `deployed` has the
     deployment `compute` train and embed, on a worker of its pool.
     """
+    publish_leftovers(data_root)
     parent = find_model(data_root, preset, model)
     chosen = find_preset(parent.preset, seed=seed)
     finetuning = Finetuning(kind, parent, chosen, labels_of)

@@ -12,8 +12,9 @@ from prefect import flow
 
 from ctclip_model.device import Precision
 from flows.train_labeller import train_labeller
-from tasks.labels.labellers import TFIDF, find_labeller, find_newest
+from tasks.labels.labellers import TFIDF, find_labeller, find_newest_labeller
 from tasks.run.pending import Selection
+from tasks.run.publish import publish_leftovers
 from tasks.settings import DATA_ROOT, LABELLER, LIMITS
 from tasks.stages.label import (
     label_reports,
@@ -44,7 +45,8 @@ def label(
     `hand_labels` is a CSV that scores the labeller, `trained_on` one of the reports that an imported labeller was
     trained on, which never score it.
     """
-    if labeller == TFIDF and find_newest(data_root, TFIDF) is None:
+    publish_leftovers(data_root)
+    if labeller == TFIDF and find_newest_labeller(data_root, TFIDF) is None:
         train_labeller(data_root, kind=TFIDF)
     opened = find_labeller(data_root, labeller)
     with stage_run(data_root, "label", opened.labeller_id) as run:

@@ -22,6 +22,7 @@ from flows.report import report
 from flows.train import train
 from tasks.models.find import find_model
 from tasks.models.presets import find_preset
+from tasks.run.publish import publish_leftovers
 from tasks.settings import DATA_ROOT, DOWNLOAD_THREADS, FINETUNE, LABELLER, PRESET, RAW_CACHE_GB, STAGES
 from tasks.stages.deployed import run_deployed
 from tasks.training.fine_tune import check_kinds, find_finetuned
@@ -68,9 +69,10 @@ def rebuild(
     """
     given = locals()
     check_kinds(finetune_kinds)
-    if model is not None:
-        find_model(data_root, preset, model)  # or hours may pass before one hears that there is none
     stages = choose_stages(from_stage, to_stage, is_training=model is None)
+    publish_leftovers(data_root)
+    if model is not None:
+        find_model(data_root, preset, model)  # fails now, and not after hours of conversion
     return [summary for stage in stages for summary in run_stage(stage, given)]
 
 

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from ctclip_model.config import RADBERT_WEIGHTS
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import split_sentences
 from ctclip_model.labelling.tfidf import TfidfLabeller, is_tfidf_folder, load_tfidf_labeller
 from ctclip_model.models.checkpoint import load_labeller_weights, load_model_folder
 from ctclip_model.models.report_labeller import (
-    PUBLISHED_WEIGHTS,
     ReportLabeller,
     read_labeller_config,
     read_labeller_tokenizer,
@@ -81,7 +81,7 @@ def load_labeller(path: Path | str, *, base: Path | str | None = None, device: s
     path = Path(path)
     if is_tfidf_folder(path):
         return load_tfidf_labeller(path)
-    weights = path / PUBLISHED_WEIGHTS if path.is_dir() else path
+    weights = path / RADBERT_WEIGHTS if path.is_dir() else path
     if path.is_dir() and not weights.is_file():
         loaded = load_model_folder(path, ReportLabeller, device=device)
         return Labeller(loaded.model, loaded.tokenizer, path.name)

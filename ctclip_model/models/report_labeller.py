@@ -9,13 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from ctclip_model.config import LabellerConfig
+from ctclip_model.config import RADBERT_BASE, LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, MissingInputError
 from ctclip_model.models.bert import first_token
 
-PUBLISHED_BASE = "zzxslp/RadBERT-RoBERTa-4m"  # whose tokenizer the published labeller has
-PUBLISHED_WEIGHTS = "RadBertClassifier.pth"
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
 SPECIAL_TOKENS = {
     "bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>",
@@ -82,7 +80,7 @@ def read_labeller_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     path, (vocabulary, merges) = folder / "tokenizer.json", (folder / name for name in VOCABULARY_FILES)
     if not (path.is_file() or (vocabulary.is_file() and merges.is_file())):
         raise MissingInputError(
-            f"{folder} has no tokenizer of the labeller: put {' and '.join(VOCABULARY_FILES)} of {PUBLISHED_BASE} there"
+            f"{folder} has no tokenizer of the labeller: put {' and '.join(VOCABULARY_FILES)} of {RADBERT_BASE} there"
         )
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _byte_pairs(vocabulary, merges)

@@ -78,8 +78,8 @@ def list_evaluations(
     Raises `MissingInputError` if there is nothing to score.
     """
     with store.read(data_root) as connection:
-        inputs = connection.execute(_INPUTS, {"model_id": model.latents_of}).fetchall()
-        texts = connection.execute(_TEXTS, {"model_id": model.latents_of}).fetchall()
+        inputs = connection.execute(_INPUTS, {"model_id": model.encoder_id}).fetchall()
+        texts = connection.execute(_TEXTS, {"model_id": model.encoder_id}).fetchall()
     splits = HELD_OUT if split is None else (split,)
     training = [(dataset, kept) for dataset, its_split, kept, *_ in inputs if its_split == THRESHOLD_SPLIT]
     head = [model.weights_sha256] if model.kind == "lipro" else []  # latents alone do not tell its head
@@ -102,7 +102,7 @@ def list_evaluations(
                 found.append(Evaluation(dataset, its_split, fingerprint, protocol, its_unit))
     if not found:
         wanted = " or ".join(map(repr, splits))
-        raise MissingInputError(f"{model.latents_of} has no latents of split {wanted} yet: run `ctclip embed`")
+        raise MissingInputError(f"{model.encoder_id} has no latents of split {wanted} yet: run `ctclip embed`")
     return {one.key: one for one in found}
 
 
@@ -235,7 +235,7 @@ def _load_train(
     rows = connection.execute(
         "select dataset from evaluation_samples where model_id = ? and split = ? "
         "order by dataset <> ?, dataset limit 1",
-        [model.latents_of, THRESHOLD_SPLIT, evaluation.dataset],
+        [model.encoder_id, THRESHOLD_SPLIT, evaluation.dataset],
     ).fetchall()
     if not rows:
         return None
@@ -248,7 +248,7 @@ def _load_samples(connection: duckdb.DuckDBPyConnection, model: ModelReference, 
     table = connection.sql(
         f"select volume_name, scan_id, patient_id, latent from {view} "
         "where model_id = $model_id and dataset = $dataset and split = $split order by volume_name",
-        params={"model_id": model.latents_of, "dataset": evaluation.dataset, "split": evaluation.split},
+        params={"model_id": model.encoder_id, "dataset": evaluation.dataset, "split": evaluation.split},
     ).to_arrow_table()
     flat = table["latent"].combine_chunks().flatten().to_numpy()
     volumes, scans, patients = (table[name].to_pylist() for name in ("volume_name", "scan_id", "patient_id"))
@@ -260,7 +260,7 @@ def _load_latents(
 ) -> dict[str, NDArray[np.float32]]:
     table = connection.sql(
         "select item, latent from wanted_latents where model_id = $model_id and kind = $kind",
-        params={"model_id": model.latents_of, "kind": kind},
+        params={"model_id": model.encoder_id, "kind": kind},
     ).to_arrow_table()
     if not len(table):
         return {}

@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ctclip_model.config import RADBERT_BASE
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.import_weights import Candidate, open_candidate, read_tokenizer_for, write_candidate
-from ctclip_model.models.report_labeller import PUBLISHED_BASE, VOCABULARY_FILES, ReportLabeller
+from ctclip_model.models.report_labeller import VOCABULARY_FILES, ReportLabeller
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES
 from tasks.hub.models import (
     ModelAddress,
@@ -151,7 +152,7 @@ def _with_tokenizer(run: StageRun, candidate: Candidate, given: Path | None) -> 
     names: Sequence[str]
     repo_id, names = PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES
     if candidate.kind == "labeller":
-        repo_id, names = PUBLISHED_BASE, ("tokenizer.json", *VOCABULARY_FILES)
+        repo_id, names = RADBERT_BASE, ("tokenizer.json", *VOCABULARY_FILES)
     folders = (candidate.weights.parent, hub_folder(run.data_root, repo_id)) if given is None else (given,)
     place = next((folder for folder in folders if folder is given or _holds(folder, names)), None)
     if place is None:

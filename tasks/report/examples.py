@@ -53,7 +53,7 @@ def find_examples(
     connection: duckdb.DuckDBPyConnection, data_root: Path, model: ModelReference, dataset: str, split: str
 ) -> list[Example]:
     """The reports whose own volume ranks first, in the middle and last: neither the best alone nor the worst."""
-    key = {"model_id": model.latents_of, "dataset": dataset, "split": split}
+    key = {"model_id": model.encoder_id, "dataset": dataset, "split": split}
     table = connection.sql(_PAIRS, params=key).to_arrow_table()
     if not len(table):
         return []

@@ -14,6 +14,11 @@ def publish(data_root: Path, *, from_scratch: bool = False) -> store.PublishResu
     return store.publish(data_root, from_scratch=from_scratch)
 
 
+def publish_leftovers(data_root: Path) -> None:
+    """Publishes the records that a killed run or a GPU worker left, so that the finders of a stage see them."""
+    publish(data_root)
+
+
 class PeriodicPublisher:
     """Publishes while a long stage runs, at most every `interval_s`."""
 

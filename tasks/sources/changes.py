@@ -109,13 +109,13 @@ def _is_unknown(key: str, files: dict[str, str], unknown: list[str]) -> bool:
     return any(key.startswith(f"{split}_") for split, path in files.items() if path in unknown)
 
 
-def _record_rejects(run: StageRun, catalogue: Catalogue) -> None:
+def record_rejects(run: StageRun, catalogue: Catalogue) -> None:
     """Records new errors, and withdraws those that the source has mended."""
     errors = {
         error.item: (error, compute_fingerprint(error.reason, error.detail, VERSIONS["ingest"]))
         for error in catalogue.errors
     }
-    stood = _recorded_rejects(run.data_root, run.variant)
+    stood = _read_rejects(run.data_root, run.variant)
     new = [(error, fingerprint) for item, (error, fingerprint) in errors.items() if stood.get(item) != fingerprint]
     if new:
         run.reject_all(new)
@@ -125,7 +125,7 @@ def _record_rejects(run: StageRun, catalogue: Catalogue) -> None:
         run.record("rejects", [row | {"item": item} for item in mended])
 
 
-def _source_row(source: Source, revision: str, catalogue: Catalogue, changes: Changes) -> dict[str, object]:
+def source_row(source: Source, revision: str, catalogue: Catalogue, changes: Changes) -> dict[str, object]:
     return {
         "source": source.name, "revision": revision, "requested_revision": source.requested_revision,
         "fingerprint": compute_fingerprint(revision, VERSIONS["ingest"]),
@@ -136,7 +136,7 @@ def _source_row(source: Source, revision: str, catalogue: Catalogue, changes: Ch
     }  # fmt: skip
 
 
-def _current(data_root: Path, force: bool) -> dict[str, dict[str, tuple[str, str]]]:
+def read_current(data_root: Path, force: bool) -> dict[str, dict[str, tuple[str, str]]]:
     current: dict[str, dict[str, tuple[str, str]]] = {}
     with store.read(data_root) as connection:
         for table, (keys, _) in INGESTED.items():
@@ -146,7 +146,7 @@ def _current(data_root: Path, force: bool) -> dict[str, dict[str, tuple[str, str
     return current
 
 
-def _recorded_rejects(data_root: Path, source: str) -> dict[str, str]:
+def _read_rejects(data_root: Path, source: str) -> dict[str, str]:
     with store.read(data_root) as connection:
         rows = connection.execute(
             "select item, fingerprint from current_rejects where stage = 'ingest' and variant = ?", [source]
@@ -154,7 +154,7 @@ def _recorded_rejects(data_root: Path, source: str) -> dict[str, str]:
     return dict(rows)
 
 
-def _recorded_revision(data_root: Path, source: str) -> str | None:
+def find_revision(data_root: Path, source: str) -> str | None:
     with store.read(data_root) as connection:
         row = connection.execute("select revision from current_sources where source = ?", [source]).fetchone()
     return row[0] if row else None

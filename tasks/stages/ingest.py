@@ -12,7 +12,7 @@ from tasks.plan.downstream import declare_downstream
 from tasks.run.publish import publish
 from tasks.run.stage_run import StageRun
 from tasks.sources.catalogue import Catalogue
-from tasks.sources.changes import Changes, _current, _record_rejects, _recorded_revision, _source_row, compare
+from tasks.sources.changes import Changes, compare, find_revision, read_current, record_rejects, source_row
 from tasks.sources.open_source import Source
 from tasks.stages.prefect_pages import announce_changes
 from warehouse import store
@@ -46,16 +46,16 @@ def read_source(source: Source) -> tuple[str, Catalogue]:
 @task(cache_policy=NO_CACHE)
 def record_changes(run: StageRun, source: Source, revision: str, catalogue: Catalogue, force: bool) -> Changes:
     """Records what differs from the catalogue that stands."""
-    changes = compare(catalogue, _current(run.data_root, force), source.name, revision)
+    changes = compare(catalogue, read_current(run.data_root, force), source.name, revision)
     absent = f"; not there: {', '.join(catalogue.absent)}" if catalogue.absent and changes.is_any else ""
     run.detail = changes.describe() + absent
     for table, rows in changes.rows.items():
         if rows:
             run.record(table, rows)
     run.count_done = sum(map(len, changes.rows.values()))
-    _record_rejects(run, catalogue)
-    if run.is_announced or _recorded_revision(run.data_root, source.name) != revision:
-        run.record("sources", [_source_row(source, revision, catalogue, changes)])
+    record_rejects(run, catalogue)
+    if run.is_announced or find_revision(run.data_root, source.name) != revision:
+        run.record("sources", [source_row(source, revision, catalogue, changes)])
     if run.is_announced:
         publish(run.data_root)
         declare_downstream(run)

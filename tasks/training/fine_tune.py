@@ -85,7 +85,7 @@ def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
     parent, query = finetuning.parent, _LATENTS if finetuning.kind == "lipro" else _SHARDS
     parameters = {
         "names": list(ABNORMALITIES), "labels_of": finetuning.labels_of, "recipe_id": parent.recipe_id,
-        "model_id": parent.latents_of,
+        "model_id": parent.encoder_id,
     }  # fmt: skip
     with store.read(run.data_root) as connection:
         used = {name: value for name, value in parameters.items() if f"${name}" in query}

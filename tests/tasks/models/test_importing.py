@@ -14,7 +14,7 @@ from support.golden_files import golden
 from support.hub import LoopbackHub
 from test_labeller import radbert  # noqa: F401  a fixture
 
-from ctclip_model.config import PRESETS, smoke
+from ctclip_model.config import PRESETS, RADBERT_BASE, smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
 from ctclip_model.labelling.transformer import load_labeller
@@ -22,7 +22,7 @@ from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.open_model import find_model, open_model
-from ctclip_model.models.report_labeller import PUBLISHED_BASE, read_labeller_tokenizer
+from ctclip_model.models.report_labeller import read_labeller_tokenizer
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, train_tokenizer
 from tasks.labels.labellers import find_labeller
 from tasks.models.import_model import ImportOptions, fetch_models, import_model
@@ -145,7 +145,7 @@ def test_labeller_is_imported_and_found_as_radbert(radbert, tmp_path, wide_label
 
 def test_labeller_without_a_tokenizer_says_what_to_put_where(radbert):  # noqa: F811
     (radbert / "tokenizer.json").unlink()
-    with pytest.raises(MissingInputError, match=rf"put vocab\.json and merges\.txt of {PUBLISHED_BASE} there"):
+    with pytest.raises(MissingInputError, match=rf"put vocab\.json and merges\.txt of {RADBERT_BASE} there"):
         load_labeller(radbert)
 
 
@@ -200,7 +200,7 @@ def test_labeller_is_fetched_with_the_tokenizer_of_its_base(published, radbert, 
     published.repositories["datasets", CT_RATE].commit(folder)
     (tmp_path / "base").mkdir()
     shutil.copy(radbert / "tokenizer.json", tmp_path / "base")
-    published.repository(PUBLISHED_BASE, "models").commit(tmp_path / "base")
+    published.repository(RADBERT_BASE, "models").commit(tmp_path / "base")
     (fetched,) = fetch_models(tmp_path / "data", ["radbert"], options=ImportOptions(preset=wide_labeller))
     labeller = load_labeller(find_labeller(tmp_path / "data", "radbert").folder)
     assert fetched.kind == "labeller"

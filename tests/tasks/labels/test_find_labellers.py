@@ -1,0 +1,41 @@
+"""Finding a labeller: by name, from the published warehouse alone, and never another one in its place."""
+
+import pytest
+from support.warehouse_records import write_run
+
+from ctclip_model.errors import MissingInputError
+from tasks.labels.labellers import find_labeller, find_newest_labeller
+from tasks.run.publish import publish
+
+
+def labeller(name: str, kind: str) -> dict[str, str]:
+    return {"model_id": name, "kind": "labeller", "preset": kind, "path": f"models/{name}", "fingerprint": name}
+
+
+def test_newest_labeller_of_the_kind_is_found(tmp_path):
+    write_run(tmp_path, 0, "train-labeller", models=[labeller("labeller-tfidf-1", "tfidf")])
+    write_run(tmp_path, 1, "train-labeller", models=[labeller("labeller-tfidf-2", "tfidf")])
+    write_run(tmp_path, 2, "import-model", models=[labeller("labeller-radbert-1", "radbert")])
+    publish(tmp_path)
+    found = find_labeller(tmp_path, "tfidf")
+    assert (found.labeller_id, found.folder) == ("labeller-tfidf-2", tmp_path.resolve() / "models/labeller-tfidf-2")
+    assert find_labeller(tmp_path, "radbert").labeller_id == "labeller-radbert-1"
+
+
+def test_absent_labeller_is_refused_with_what_to_run(tmp_path):
+    publish(tmp_path)
+    for name, command in (("tfidf", "ctclip label --labeller tfidf"), ("radbert", "ctclip fetch-models radbert")):
+        with pytest.raises(MissingInputError, match=f"run `{command}`"):
+            find_labeller(tmp_path, name)
+    with pytest.raises(MissingInputError, match="there is no labeller 'other'"):
+        find_labeller(tmp_path, "other")
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_labeller_that_a_killed_run_left_unpublished_is_found_by_the_next_stage(tmp_path):
+    from flows.label import label
+
+    publish(tmp_path)
+    write_run(tmp_path, 0, "train-labeller", status=None, models=[labeller("labeller-tfidf-1", "tfidf")])
+    assert find_newest_labeller(tmp_path, "tfidf") is None
+    assert label(tmp_path, "tfidf")["variant"] == "labeller-tfidf-1"  # and none was trained in its place
