@@ -1,4 +1,4 @@
-"""What a stage would want if it were run now, worked out as the stage itself does. Imports no Prefect."""
+"""Items that a stage should have made by now, computed as the stage itself does. Imports no Prefect."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Wanted = Mapping[str, str]  # {item: fingerprint}
 
 
 @dataclass(frozen=True)
-class Call:
-    """How a stage is called, as far as that decides what it wants."""
+class StageOptions:
+    """Options of a stage's call that decide its items."""
 
     preset: str = PRESET
     labeller: str = LABELLER
@@ -29,135 +29,139 @@ class Call:
     validate_every: int = 0
 
 
-def name_variant(data_root: Path, stage: str, call: Call) -> str:
-    """The variant that a call of the stage is of. Raises `MissingInputError` where it lacks a model or a labeller."""
+def name_variant(data_root: Path, stage: str, options: StageOptions) -> str:
+    """Variant (recipe, labeller, preset or model) of a stage's call.
+
+    Raises `MissingInputError` if the variant needs a model or a labeller that does not exist yet.
+    """
     from tasks.labels.labellers import find_labeller
     from tasks.models.find import find_encoder, find_model
     from tasks.models.recipes import find_recipe
 
     if stage == "convert":
-        return find_recipe(call.preset, call.recipe).recipe_id
+        return find_recipe(options.preset, options.recipe).recipe_id
     if stage == "label":
-        return find_labeller(data_root, call.labeller).labeller_id
+        return find_labeller(data_root, options.labeller).labeller_id
     if stage == "train":
-        return call.preset
+        return options.preset
     if stage == "embed":
-        return find_encoder(data_root, call.preset, call.model).model_id
-    model = find_model(data_root, call.preset, call.model).model_id
-    return f"{model}/{call.kind}" if stage == "finetune" else model
+        return find_encoder(data_root, options.preset, options.model).model_id
+    model = find_model(data_root, options.preset, options.model).model_id
+    return f"{model}/{options.kind}" if stage == "finetune" else model
 
 
-def want(data_root: Path, stage: str, variant: str, call: Call) -> Wanted:
-    """What the stage would want of a variant now; what it wanted last, where the variant is of a recipe or a model that
-    is known no more.
+def find_wanted(data_root: Path, stage: str, variant: str, options: StageOptions) -> Wanted:
+    """Items that a rerun of the stage would declare for a variant.
 
-    Raises `MissingInputError` where an earlier stage must run before that can be said.
+    A recipe or a model that no longer exists keeps the items that its last run declared.
+    Raises `MissingInputError` if an earlier stage must run first.
     """
     if stage == "convert":
-        return want_volumes(data_root, variant, call)
+        return find_wanted_volumes(data_root, variant, options)
     if stage == "label":
-        return want_labels(data_root, variant)
+        return find_wanted_labels(data_root, variant)
     if stage == "train":
-        return _want_training(variant, call)
+        return _find_training(variant, options)
     if not _is_model(data_root, variant.rpartition("/")[0] if stage == "finetune" else variant):
-        return _recorded(data_root, stage, variant)
-    wanted = {"embed": _want_latents, "evaluate": _want_scores, "report": _want_pages, "finetune": _want_finetuning}
-    return wanted[stage](data_root, variant, call)
+        return _read_declared(data_root, stage, variant)
+    finders = {
+        "embed": _find_latents, "evaluate": _find_scores, "report": _find_pages, "finetune": _find_finetuning,
+    }  # fmt: skip
+    return finders[stage](data_root, variant, options)
 
 
-def want_volumes(data_root: Path, recipe_id: str, call: Call = Call()) -> Wanted:
-    """The volumes of a recipe."""
+def find_wanted_volumes(data_root: Path, recipe_id: str, options: StageOptions = StageOptions()) -> Wanted:
+    """Volumes that a recipe should have in its shards."""
     from tasks.models.recipes import find_recipe
     from tasks.volumes.jobs import read_volumes
 
-    recipes = [find_recipe(call.preset, call.recipe), *(make().recipe for make in PRESETS.values())]
+    recipes = [find_recipe(options.preset, options.recipe), *(make().recipe for make in PRESETS.values())]
     for recipe in recipes:
         if recipe.recipe_id == recipe_id:
-            return {name: one.fingerprint for name, one in read_volumes(data_root, recipe, None).items()}
-    return _recorded(data_root, "convert", recipe_id)
+            return {name: volume.fingerprint for name, volume in read_volumes(data_root, recipe, None).items()}
+    return _read_declared(data_root, "convert", recipe_id)
 
 
-def want_labels(data_root: Path, labeller_id: str) -> Wanted:
-    """The reports of a labeller, as they were asked for last: in the precision in which most are known already."""
+def find_wanted_labels(data_root: Path, labeller_id: str) -> Wanted:
+    """Reports that a labeller should have read, in the precision of its last run."""
     from tasks.labels.label import read_reports, wanted_labels
     from tasks.labels.labellers import read_trained_on
 
     texts, trained_on = read_reports(data_root), read_trained_on(data_root, labeller_id)
-    return _as_before(
-        data_root, "label", labeller_id,
-        [wanted_labels(texts, labeller_id, dtype, trained_on) for dtype in Precision],
-    )  # fmt: skip
+    by_precision = [wanted_labels(texts, labeller_id, dtype, trained_on) for dtype in Precision]
+    return _choose_declared(data_root, "label", labeller_id, by_precision)
 
 
-def _want_latents(data_root: Path, model_id: str, call: Call) -> Wanted:
+def _find_latents(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
     from tasks.evaluation.embed import plan_work
     from tasks.models.find import find_encoder
 
-    model = find_encoder(data_root, call.preset, model_id)
-    works = [plan_work(data_root, model, dtype).fingerprints for dtype in Precision]
-    return _as_before(data_root, "embed", model_id, works)
+    model = find_encoder(data_root, options.preset, model_id)
+    by_precision = [plan_work(data_root, model, dtype).fingerprints for dtype in Precision]
+    return _choose_declared(data_root, "embed", model_id, by_precision)
 
 
-def _want_scores(data_root: Path, model_id: str, call: Call) -> Wanted:
-    """The evaluations that a call without options makes, those that were made on request, and the comparisons."""
+def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
+    """Default evaluations, those of a `--split` or `--unit` of an earlier run, and comparisons."""
     from tasks.evaluation.compare import list_comparisons
     from tasks.evaluation.score import list_evaluations
     from tasks.models.find import find_model
 
-    model = find_model(data_root, call.preset, model_id)
-    wanted = {key: one.fingerprint for key, one in list_evaluations(data_root, model).items()}
-    for key in _recorded(data_root, "evaluate", model_id):
-        _, split, _, unit = key.split(" ")[0].split("/")
-        if key not in wanted and " " not in key:
-            wanted |= {key: one.fingerprint for key, one in list_evaluations(data_root, model, split, unit).items()}
-    return wanted | {key: one.fingerprint for key, one in list_comparisons(data_root, model).items()}
+    model = find_model(data_root, options.preset, model_id)
+    scores = list_evaluations(data_root, model)
+    for key in _read_declared(data_root, "evaluate", model_id):
+        is_comparison = " " in key
+        if not is_comparison and key not in scores:
+            _, split, _, unit = key.split("/")
+            scores |= list_evaluations(data_root, model, split, unit)
+    wanted = {key: evaluation.fingerprint for key, evaluation in scores.items()}
+    comparisons = list_comparisons(data_root, model)
+    return wanted | {key: comparison.fingerprint for key, comparison in comparisons.items()}
 
 
-def _want_pages(data_root: Path, model_id: str, call: Call) -> Wanted:
+def _find_pages(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
     from tasks.models.find import find_model
     from tasks.report.pages import list_pages
 
-    pages = list_pages(data_root, find_model(data_root, call.preset, model_id))
+    pages = list_pages(data_root, find_model(data_root, options.preset, model_id))
     return {key: page.fingerprint for key, page in pages.items()}
 
 
-def _want_training(preset: str, call: Call) -> Wanted:
+def _find_training(preset: str, options: StageOptions) -> Wanted:
     from tasks.models.presets import find_preset
     from tasks.training.manifest import config_fingerprint
 
-    chosen = find_preset(preset, seed=call.seed, validate_every=call.validate_every)
+    chosen = find_preset(preset, seed=options.seed, validate_every=options.validate_every)
     fingerprint = config_fingerprint(chosen)
     config = {name: part for name, part in asdict(chosen).items() if name in ("recipe", "model", "training")}
     return {fingerprint: Fingerprint(fingerprint, flatten(config))}
 
 
-def _want_finetuning(data_root: Path, variant: str, call: Call) -> Wanted:
+def _find_finetuning(data_root: Path, variant: str, options: StageOptions) -> Wanted:
     from tasks.models.find import find_model
     from tasks.models.presets import find_preset
     from tasks.training.fine_tune import Finetuning
 
     model_id, _, kind = variant.rpartition("/")
-    parent = find_model(data_root, call.preset, model_id)
-    finetuning = Finetuning(kind, parent, find_preset(parent.preset, seed=call.seed), call.labels_of)
+    parent = find_model(data_root, options.preset, model_id)
+    finetuning = Finetuning(kind, parent, find_preset(parent.preset, seed=options.seed), options.labels_of)
     fingerprint, config = finetuning.fingerprint, flatten(asdict(finetuning.config))
-    others = {"labels_of": call.labels_of, "parent_weights_sha256": parent.weights_sha256}
-    return {fingerprint: Fingerprint(fingerprint, config | others)}
+    inputs = {"labels_of": options.labels_of, "parent_weights_sha256": parent.weights_sha256}
+    return {fingerprint: Fingerprint(fingerprint, config | inputs)}
 
 
-def _as_before(data_root: Path, stage: str, variant: str, choices: Sequence[Wanted]) -> Wanted:
-    known = set(_recorded(data_root, stage, variant).values())
-    return max(choices, key=lambda wanted: len(known & set(wanted.values())))
+def _choose_declared(data_root: Path, stage: str, variant: str, choices: Sequence[Wanted]) -> Wanted:
+    """Choice that shares most fingerprints with the last run's items."""
+    declared = set(_read_declared(data_root, stage, variant).values())
+    return max(choices, key=lambda wanted: len(declared & set(wanted.values())))
 
 
-def _recorded(data_root: Path, stage: str, variant: str) -> Wanted:
-    with store.read(data_root) as connection:
-        rows = connection.execute(
-            "select item, fingerprint from current_wanted where stage = ? and variant = ?", [stage, variant]
-        ).fetchall()
-    return dict(rows)
+def _read_declared(data_root: Path, stage: str, variant: str) -> Wanted:
+    """Items that the last run of a variant declared."""
+    sql = "select item, fingerprint from current_wanted where stage = ? and variant = ?"
+    return dict(store.query(data_root, sql, [stage, variant]))
 
 
 def _is_model(data_root: Path, model_id: str) -> bool:
-    with store.read(data_root) as connection:
-        query = "select 1 from current_models where model_id = ? and kind <> 'labeller'"
-        return connection.execute(query, [model_id]).fetchone() is not None
+    sql = "select 1 from current_models where model_id = ? and kind <> 'labeller'"
+    return bool(store.query(data_root, sql, [model_id]))

@@ -1,4 +1,4 @@
-"""`ctclip plan`: which part of what an item is made from has moved."""
+"""`ctclip plan` names the part of a fingerprint that changed, and writes nothing."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def volume(name: str, **columns: Any) -> dict[str, Any]:
 
 
 def convert(data_root: Path, *, bad: str | None = None) -> None:
-    """Records the present volumes as converted, but for one that is refused."""
+    """Records the current volumes as converted, except one that is rejected."""
     with open_run(data_root, "convert", RECIPE.recipe_id, parameters={"preset": "smoke"}) as run:
         volumes = read_volumes(data_root, RECIPE, None)
-        pending = plan_items(run, RECIPE.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
+        wanted = {name: volume.fingerprint for name, volume in volumes.items()}
+        pending = plan_items(run, RECIPE.recipe_id, wanted)
         done = [
             {"volume_name": name, "recipe_id": RECIPE.recipe_id, "fingerprint": fingerprint, "shard_path": "x.arrow"}
             for name, fingerprint in pending.items()
@@ -53,7 +54,7 @@ def data_root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_stage_that_never_ran_says_so_and_what_it_would_do(data_root):
+def test_stage_that_never_ran_says_so_and_plans_everything(data_root):
     plan = explain_plan(data_root, "convert", 5, {"preset": "smoke"})
     assert (plan["pending"], plan["reasons"], plan["notes"]) == (3, {"never made": 3}, ["convert has never run"])
     assert "no model of preset" in explain_plan(data_root, "embed", 5)["notes"][1]
@@ -61,7 +62,7 @@ def test_stage_that_never_ran_says_so_and_what_it_would_do(data_root):
 
 def test_plan_names_the_part_that_moved_item_by_item(data_root):
     convert(data_root, bad="valid_1_a_1")
-    assert explain_plan(data_root, "convert", 5)["pending"] == 0  # the bad one's file is the same
+    assert explain_plan(data_root, "convert", 5)["pending"] == 0  # the rejected file is the same
     moved = [volume(NAMES[0], sha256="s" * 64), volume(NAMES[1], spacing_z_mm=1.5), volume(NAMES[2], sha256="mended")]
     write_run(data_root, 1, "ingest", volumes=[*moved, volume("train_9_a_1")])
     publish(data_root)
@@ -72,13 +73,13 @@ def test_plan_names_the_part_that_moved_item_by_item(data_root):
     assert "spacing changed: spacing [0.7, 0.7, 1.0] → [0.7, 0.7, 1.5]" in [item["why"] for item in plan["items"]]
 
 
-def test_raised_version_is_pending_before_any_run_and_named(data_root, monkeypatch):
+def test_raised_version_is_named_before_any_run(data_root, monkeypatch):
     convert(data_root)
     monkeypatch.setitem(VERSIONS, "convert", 99)
     assert explain_plan(data_root, "convert", 5)["reasons"] == {"VERSION of convert raised": 3}
 
 
-def test_labels_are_pending_by_their_reports_text(data_root):
+def test_changed_report_text_is_pending(data_root):
     def report(scan: str, text: str) -> dict[str, Any]:
         return {"scan_id": scan, "findings": text, "fingerprint": text}
 
@@ -94,11 +95,11 @@ def test_labels_are_pending_by_their_reports_text(data_root):
     write_run(data_root, 2, "ingest", reports=[report("train_2_a", "A mass.")])
     publish(data_root)
     assert explain_plan(data_root, "label", 5)["reasons"] == {"text changed": 1}
-    asked = explain_plan(data_root, "label", 5, {"labeller": "tfidf"})
-    assert (asked["wanted"], asked["notes"][0][:28]) == (0, "no tf-idf labeller is traine")
+    other = explain_plan(data_root, "label", 5, {"labeller": "tfidf"})
+    assert (other["wanted"], other["notes"][0][:28]) == (0, "no tf-idf labeller is traine")
 
 
-def test_training_is_pending_by_the_setting_that_differs_from_the_newest_models(data_root):
+def test_training_names_the_setting_that_differs_from_the_newest_model(data_root):
     preset = smoke()
     older = dataclasses.replace(preset, training=dataclasses.replace(preset.training, samples=7))
     model = {

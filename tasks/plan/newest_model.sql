@@ -1,0 +1,9 @@
+-- one model: the newest of a preset that was trained here, or of a parent and a kind of fine-tuning
+select config
+from current_models
+where case
+    when $stage = 'train' then kind = 'ct-clip' and preset = $variant and source_sha256 is null
+    else concat(parent_model_id, '/', kind) = $variant
+end
+order by run_id desc
+limit 1
