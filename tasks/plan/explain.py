@@ -65,11 +65,7 @@ def explain_plan(
         raise ConfigurationError(f"there is no stage {stage!r}; there are {', '.join(STAGES)}")
     chosen = {name: value for name, value in (given or {}).items() if value is not None}
     notes: list[str] = []
-    if stage == "ingest":
-        notes.append(_describe_ingest(data_root))
-        variants, options = [], StageOptions()
-    else:
-        variants, options = _choose_variants(data_root, stage, chosen, notes)
+    variants, options = _choose_variants(data_root, stage, chosen, notes)
     count, reasons, items = 0, Counter[str](), list[dict[str, str]]()
     for variant in variants:
         try:
@@ -96,8 +92,12 @@ def _choose_variants(
 ) -> tuple[list[str], StageOptions]:
     """Variants that the plan covers, and the options of the planned call.
 
-    The call's own variant comes first. Without a `chosen` option the variants in use follow, latest first.
+    The call's own variant comes first. Without a `chosen` option the variants in use follow, latest first. An ingest
+    has no variant. Notes receive the reasons for missing variants.
     """
+    if stage == "ingest":
+        notes.append(_describe_ingest(data_root))
+        return [], StageOptions()
     used = [variant for (variant,) in store.query(data_root, _VARIANTS_IN_USE, [stage])]
     calls = store.query(data_root, store.load_sql(__package__, "last_call"), {"stage": stage})
     last_stage, last = (calls[0][0], json.loads(calls[0][1])) if calls else ("", {})
