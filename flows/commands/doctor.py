@@ -15,7 +15,7 @@ from flows.display import console, print_json
 from tasks.models.presets import find_preset
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.upkeep import doctor as health
-from tasks.upkeep.doctor import Finding
+from tasks.upkeep.doctor import CheckResult
 
 
 @app.command()
@@ -27,7 +27,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check this machine; exit code 1 where something is wrong."""
-    checks: list[Callable[[], Iterable[Finding]]] = [
+    checks: list[Callable[[], Iterable[CheckResult]]] = [
         health.check_versions, health.check_gpu, lambda: health.check_data_root(data_root), health.check_token,
         health.check_server,
     ]  # fmt: skip
@@ -43,7 +43,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def check_training_memory(preset: str, dtype: Precision) -> list[Finding]:
+def check_training_memory(preset: str, dtype: Precision) -> list[CheckResult]:
     """How many volumes a training step of the preset can hold, with and without recomputing."""
     from ctclip_model.training.step_memory import estimate_step
 
@@ -56,7 +56,7 @@ def check_training_memory(preset: str, dtype: Precision) -> list[Finding]:
         counts[recompute] = memory.count_fitting(free_bytes)
         way = "recomputed" if recompute else "as it is"
         findings.append(
-            Finding(
+            CheckResult(
                 "training memory",
                 f"{preset}, {dtype}, {way}: {memory.fixed / 1e9:.2g} GB and {memory.per_volume / 1e9:.2g} GB a volume; "
                 f"of {free_bytes / 1e9:.1f} GB free on {name}, {counts[recompute]} volumes at once",
@@ -65,11 +65,11 @@ def check_training_memory(preset: str, dtype: Precision) -> list[Finding]:
     most = max(counts.values())
     wanted = chosen.training.batch_size
     if most >= wanted:
-        findings.append(Finding("batch", f"the preset's {wanted} fits one process"))
+        findings.append(CheckResult("batch", f"the preset's {wanted} fits one process"))
     elif most:
-        findings.append(Finding("batch", f"the preset's {wanted} fits one process with --at-once {most}"))
+        findings.append(CheckResult("batch", f"the preset's {wanted} fits one process with --at-once {most}"))
     else:
-        findings.append(Finding("batch", "not one volume fits: take a smaller preset, or bfloat16", is_bad=True))
+        findings.append(CheckResult("batch", "not one volume fits: take a smaller preset, or bfloat16", is_bad=True))
     return findings
 
 

@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 @app.command()
 def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
     """What each stage has done, what is pending, rejected or stale."""
-    from tasks.upkeep.queries import STALE, STATUS, run_query
+    from tasks.upkeep.queries import list_stale_models, read_status
 
     if as_json:
         _print_query(data_root, "select * from stage_status", as_json)
         return
-    _print_query(data_root, STATUS, as_json)
-    for (line,) in run_query(data_root, STALE, [])[1]:
+    print_rows(*read_status(data_root))
+    for line in list_stale_models(data_root):
         console.print(line)
     _print_next_runs()
 
 
 def _print_next_runs() -> None:
-    from tasks.upkeep.prefect_server import next_runs
+    from tasks.upkeep.prefect_server import list_next_runs
 
     try:
-        runs = next_runs()
+        runs = list_next_runs()
     except OSError as error:
         console.print(f"next runs: the Prefect server does not answer ({error})")
         return
@@ -69,7 +69,7 @@ def gc(
 
     found = collect_garbage(data_root, delete=delete, compact_shards=compact, keep_raw=keep_raw)
     root = data_root.resolve()
-    rows = [(str(one.path.relative_to(root)), one.size_bytes, one.why) for one in found.garbage]
+    rows = [(str(one.path.relative_to(root)), one.size_bytes, one.reason) for one in found.garbage]
     thin = [(one.shard_path, one.size_bytes, f"{one.dead_share:.0%} superseded") for one in found.thin]
     if as_json or rows or thin:
         print_rows(("path", "bytes", "why"), rows + thin, as_json)
@@ -109,10 +109,10 @@ def sql(
     as_json: Json = False,
 ) -> None:
     """Query the warehouse, which cannot be changed this way."""
-    from tasks.upkeep.queries import saved_queries
+    from tasks.upkeep.queries import list_saved_queries
 
     if list_queries or not query:
-        print_rows(("query", "what it answers"), saved_queries(), as_json)
+        print_rows(("query", "what it answers"), list_saved_queries(), as_json)
         return
     _print_query(data_root, query, as_json, parameters or [])
 

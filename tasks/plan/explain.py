@@ -13,6 +13,7 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from tasks.plan.wanted import StageOptions, Wanted, find_wanted, name_variant
 from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, parts_of
 from tasks.settings import STAGES
+from tasks.upkeep.queries import list_stale_models
 from warehouse import store
 
 Parts = Mapping[str, str]  # {name of a fingerprint's part: its value}
@@ -78,7 +79,7 @@ def explain_plan(
             reasons[reason.summary] += 1
             items.append({"variant": variant, "item": item, "why": str(reason)})
         if stage in TRAINING:
-            notes.extend(_describe_stale(data_root, stage, variant))
+            notes.extend(list_stale_models(data_root, stage, variant))
     downloads = _list_downloads(data_root, [row["item"] for row in items]) if stage == "convert" else {}
     return {
         "stage": stage, "wanted": count, "pending": len(items), "reasons": dict(reasons.most_common()),
@@ -209,11 +210,6 @@ def _describe_ingest(data_root: Path) -> str:
         return "ingest has never run"
     source, revision = rows[0]
     return f"ingest asks the source for a new revision: {source} was last read at revision {revision[:12]}"
-
-
-def _describe_stale(data_root: Path, stage: str, variant: str) -> list[str]:
-    key = {"stage": stage, "variant": variant}
-    return [line for (line,) in store.query(data_root, store.load_sql(__package__, "stale"), key)]
 
 
 def _list_downloads(data_root: Path, names: Sequence[str]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What of this machine, data root and server is not as a run needs it, and how to mend each. Imports no Prefect."""
+"""Checks of the packages, the machine, the data root and the Prefect server before a run. Imports no Prefect."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from tasks.settings import DATA_ROOT_VARIABLE, LIMITS, RAW_CACHE_GB
-from tasks.upkeep.prefect_server import ask_server
+from tasks.upkeep.prefect_server import post
 
 PACKAGE = "ctclip-rebuild"
-POOLS = ("cpu", "gpu", "rebuild")  # of prefect.yaml
+POOLS = ("cpu", "gpu", "rebuild")  # work pools of prefect.yaml
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a check has found, in words that say how to mend it; one that `is_bad` fails the command."""
+class CheckResult:
+    """Result of one check, with the remedy in its text. `ctclip doctor` fails on a result that `is_bad`."""
 
     check: str
     text: str
     is_bad: bool = False
 
 
-def check_versions() -> Iterator[Finding]:
-    """Whether what is installed is what pyproject.toml asks for."""
+def check_versions() -> Iterator[CheckResult]:
+    """Compares the installed packages with the bounds of pyproject.toml."""
     wrong = []
     for text in metadata.requires(PACKAGE) or ():
         requirement = Requirement(text)
@@ -42,86 +42,92 @@ def check_versions() -> Iterator[Finding]:
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} is {version}, not {requirement.specifier}")
     if wrong:
-        yield Finding("packages", f"{'; '.join(wrong)}: `make install` mends it", is_bad=True)
+        yield CheckResult("packages", f"{'; '.join(wrong)}. Run `make install`", is_bad=True)
     else:
-        yield Finding("packages", "all within the bounds of pyproject.toml")
+        yield CheckResult("packages", "all versions are within the bounds of pyproject.toml")
 
 
-def check_gpu() -> Iterator[Finding]:
-    """What there is to train on."""
+def check_gpu() -> Iterator[CheckResult]:
+    """Looks for a GPU to train on."""
     import torch
 
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        yield Finding("GPU", f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
+        yield CheckResult("GPU", f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free")
     elif torch.version.cuda is None:
-        yield Finding("GPU", "none is used: this torch is built without CUDA")
+        yield CheckResult("GPU", "not used: this PyTorch is built without CUDA")
     else:
-        yield Finding("GPU", "none is visible; if there is one, look at `nvidia-smi` and CUDA_VISIBLE_DEVICES")
+        yield CheckResult("GPU", "no GPU is visible. If there is one, check `nvidia-smi` and CUDA_VISIBLE_DEVICES")
 
 
-def check_data_root(data_root: Path) -> Iterator[Finding]:
-    """Whether the data root can be written, has room, and holds a warehouse that this code can read."""
+def check_data_root(data_root: Path) -> Iterator[CheckResult]:
+    """Checks that the data root is writable, has free space, and has a warehouse that this version can read."""
     from ctclip_model.errors import CTCLIPError
-    from warehouse import store
+    from warehouse import store  # DuckDB may be the package that is missing
 
-    place = data_root.resolve()
-    existing = next(folder for folder in (place, *place.parents) if folder.exists())
+    data_root = data_root.resolve()
+    existing = next(folder for folder in (data_root, *data_root.parents) if folder.exists())
     if not os.access(existing, os.W_OK):
-        yield Finding("data root", f"{existing} cannot be written: choose another by {DATA_ROOT_VARIABLE}", is_bad=True)
+        text = f"{existing} is not writable. Choose another data root with {DATA_ROOT_VARIABLE}"
+        yield CheckResult("data root", text, is_bad=True)
         return
-    free = shutil.disk_usage(existing).free
-    needed = LIMITS.shard_bytes * 2 + RAW_CACHE_GB * 1e9
-    text = f"{place} has {free / 1e9:.0f} GB free"
-    if free < needed:
-        text += f", {needed / 1e9:.0f} are wanted while downloads are converted: make room, or lower --raw-cache-gb"
-    yield Finding("disk", text, is_bad=free < needed)
-    if not (place / store.WAREHOUSE_FILE).exists():
-        yield Finding("warehouse", "none yet: `ctclip ingest` makes it")
+    yield check_disk(data_root, shutil.disk_usage(existing).free)
+    if not (data_root / store.WAREHOUSE_FILE).exists():
+        yield CheckResult("warehouse", "does not exist yet. `ctclip ingest` creates it")
         return
     try:
-        with store.read(place) as connection:
-            rows = connection.execute("select count(*) from runs").fetchall()
+        ((count,),) = store.query(data_root, "select count(distinct run_id) from runs")
     except CTCLIPError as error:
-        yield Finding("warehouse", str(error), is_bad=True)
+        yield CheckResult("warehouse", str(error), is_bad=True)
     else:
-        yield Finding("warehouse", f"opens, with {rows[0][0]} rows of runs")
+        yield CheckResult("warehouse", f"is readable and records {count} runs")
 
 
-def check_token() -> Iterator[Finding]:
-    """Whether there is a token of the Hub; which one is not said."""
+def check_disk(data_root: Path, free_bytes: int) -> CheckResult:
+    """Compares the free space with the size of two shards and a full cache of downloads."""
+    needed_bytes = LIMITS.shard_bytes * 2 + RAW_CACHE_GB * 1e9
+    text = f"{data_root} has {free_bytes / 1e9:.0f} GB free"
+    if free_bytes >= needed_bytes:
+        return CheckResult("disk", text)
+    text += f", and converting downloads needs {needed_bytes / 1e9:.0f} GB. Free some space, or lower --raw-cache-gb"
+    return CheckResult("disk", text, is_bad=True)
+
+
+def check_token() -> Iterator[CheckResult]:
+    """Looks for a token of the Hub, which is never printed."""
     from huggingface_hub import get_token, is_offline_mode
 
     if is_offline_mode():
-        yield Finding("token", "HF_HUB_OFFLINE is set: the Hub is not asked")
+        yield CheckResult("token", "not needed: HF_HUB_OFFLINE is set, so no request goes to the Hub")
     elif get_token():
-        yield Finding("token", "there is one; whether it opens CT-RATE the first download tells")
+        yield CheckResult("token", "found. The first download shows whether it has access to CT-RATE")
     else:
-        yield Finding(
-            "token", "none: for a source on the Hub, `hf auth login`, or HF_TOKEN; workers may have a Prefect Secret"
+        yield CheckResult(
+            "token",
+            "not found. A source on the Hub needs one: run `hf auth login`, set HF_TOKEN, or store a Prefect Secret",
         )
 
 
-def check_server() -> Iterator[Finding]:
-    """Whether the Prefect server answers and has the work pools, each with a worker."""
+def check_server() -> Iterator[CheckResult]:
+    """Checks that the Prefect server answers, and that each work pool exists and has a worker."""
     if not os.environ.get("PREFECT_API_URL"):
-        yield Finding("Prefect", "PREFECT_API_URL is not set: each command runs a server of its own meanwhile")
+        yield CheckResult("Prefect", "PREFECT_API_URL is not set: each command starts a temporary server of its own")
         return
     try:
-        pools = {pool["name"]: pool.get("status") for pool in ask_server("work_pools/filter", {})}
+        pools = {pool["name"]: pool.get("status") for pool in post("work_pools/filter", {})}
     except OSError as error:
-        yield Finding(
-            "Prefect", f"{os.environ['PREFECT_API_URL']} does not answer ({error}): `prefect server start`", is_bad=True
-        )
+        text = f"{os.environ['PREFECT_API_URL']} does not answer ({error}). Run `prefect server start`"
+        yield CheckResult("Prefect", text, is_bad=True)
         return
     for name in POOLS:
-        if name not in pools:
-            yield Finding(
-                f"pool {name}", f"is not there: `prefect work-pool create {name} --type process`", is_bad=True
-            )
-        elif pools[name] != "READY":
-            yield Finding(
-                f"pool {name}", f"is {pools[name]}: `prefect worker start --pool {name}` on its machine", is_bad=True
-            )
-        else:
-            yield Finding(f"pool {name}", "has a worker")
+        yield _check_pool(name, name in pools, pools.get(name))
+
+
+def _check_pool(name: str, exists: bool, status: str | None) -> CheckResult:
+    check = f"pool {name}"
+    if not exists:
+        return CheckResult(check, f"does not exist. Run `prefect work-pool create {name} --type process`", is_bad=True)
+    if status != "READY":
+        text = f"is {status}. Run `prefect worker start --pool {name}` on the pool's machine"
+        return CheckResult(check, text, is_bad=True)
+    return CheckResult(check, "has a worker")

@@ -1,4 +1,4 @@
-"""What nothing needs any more: superseded shards and latents, models without a row, converted raw files, halves."""
+"""Garbage collection: superseded shards and latents, models without a row, converted raw files, partial files."""
 
 from __future__ import annotations
 
@@ -20,113 +20,145 @@ from tasks.settings import LIMITS, STAGES
 from tasks.volumes.compact import ThinShard, compact, find_thin
 from warehouse import store
 
-# Their order may have outlived its stage.
-WORKERS = ("train-worker", "train-labeller-worker", "finetune-worker", "embed-worker")
-FOLDERS_ARE_WRITTEN_BY = (*STAGES, *WORKERS, "download", "train-labeller", "import-model")
+WORKERS = ("train-worker", "train-labeller-worker", "finetune-worker", "embed-worker")  # may outlive their stage
+WRITERS = (*STAGES, *WORKERS, "download", "train-labeller", "import-model")  # leases of all that write files
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """A file or folder below the data root that no row refers to, or only one that another supersedes."""
+    """A file or folder of the data root that no current row refers to."""
 
     path: Path
     size_bytes: int
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What may go, or has gone; the shards that are dead in part; and how many new ones hold what was alive of them."""
+    """Result of a garbage collection."""
 
-    garbage: list[Garbage]
-    thin: list[ThinShard]
-    count_compacted: int = 0
+    garbage: list[Garbage]  # deletable, or deleted on request
+    thin: list[ThinShard]  # shards that are superseded in part
+    count_compacted: int = 0  # new shards with the current volumes of thin ones
 
 
 def collect_garbage(
     data_root: Path, *, delete: bool = False, compact_shards: bool = False, keep_raw: bool = False
 ) -> Collection:
-    """What may go, and, on request, is gone; shards that are mostly dead are, on request, rewritten.
+    """Lists the garbage of a data root, and deletes it on request.
 
-    Rows are history and stay, but for the latents of superseded runs: the warehouse is then remade without them.
-    Holds every stage's lease meanwhile: nothing may be written that is not recorded yet, and nobody reads what goes.
-    Raises `ConfigurationError` where a stage is being run.
+    Rows are history and stay, except latents of superseded runs: the warehouse is rebuilt without them.
+    Holds the lease of every stage, so that no file is unrecorded or in use. `compact_shards` also rewrites shards
+    that are mostly superseded. Raises `ConfigurationError` while a stage is running.
     """
     data_root = data_root.resolve()
-    at_once = replace(LIMITS, lease_wait_s=0)
+    without_waiting = replace(LIMITS, lease_wait_s=0)
     with ExitStack() as leases:
-        for stage in FOLDERS_ARE_WRITTEN_BY:
-            leases.enter_context(hold_lease(data_root, stage, new_run_id(), at_once))
-        publish(data_root)
-        found = list(_find(data_root, keep_raw))
-        for garbage in found if delete else ():
-            shutil.rmtree(garbage.path) if garbage.path.is_dir() else garbage.path.unlink()
-        if delete and any(garbage.path.is_relative_to(data_root / "records/latents") for garbage in found):
-            publish(data_root, from_scratch=True)
+        for stage in WRITERS:
+            leases.enter_context(hold_lease(data_root, stage, new_run_id(), without_waiting))
+        publish(data_root)  # files of unpublished records would look like garbage
+        found = list(_find_garbage(data_root, keep_raw))
+        if delete:
+            _delete(data_root, found)
         thin, count = find_thin(data_root), 0
         mostly_dead = [shard for shard in thin if shard.dead_share >= LIMITS.compacted_share]
         if compact_shards and mostly_dead:
-            with open_run(data_root, "gc", limits=at_once) as run:
+            with open_run(data_root, "gc", limits=without_waiting) as run:
                 count = compact(run, mostly_dead)
     return Collection(found, thin, count)
 
 
-def _find(data_root: Path, keep_raw: bool) -> Iterator[Garbage]:
-    current = _column(data_root, "select distinct shard_path from current_shard_volumes")
-    recorded = _column(data_root, "select distinct shard_path from shards")
-    models = _column(data_root, "select distinct path from models")
-    volumes = "select {} from current_volumes {} join converted_volumes using (volume_name)"
-    converted = _column(data_root, volumes.format("path", "semi"))
-    awaited = _column(data_root, volumes.format("sha256", "anti"))
-    awaited_shards = _read_manifests(data_root, models)
+def _delete(data_root: Path, found: list[Garbage]) -> None:
+    for garbage in found:
+        shutil.rmtree(garbage.path) if garbage.path.is_dir() else garbage.path.unlink()
+    if any(garbage.path.is_relative_to(data_root / "records/latents") for garbage in found):
+        publish(data_root, from_scratch=True)
+
+
+def _find_garbage(data_root: Path, keep_raw: bool) -> Iterator[Garbage]:
+    models = _read_column(data_root, "select distinct path from models")
+    yield from _find_shards(data_root, models)
+    yield from _find_models(data_root, models)
+    yield from _find_latents(data_root)
+    if not keep_raw:
+        yield from _find_converted(data_root)
+    yield from _find_partial(data_root)
+
+
+def _find_shards(data_root: Path, models: set[str]) -> Iterator[Garbage]:
+    """Shards without a row, or with no current volume. A shard that an unfinished training reads is kept."""
+    recorded = _read_column(data_root, "select distinct shard_path from shards")
+    needed = _read_column(data_root, "select distinct shard_path from current_shard_volumes")
+    needed |= _read_manifests(data_root, models)
     for path in sorted((data_root / "shards").rglob("*.arrow*")):
         name = str(path.relative_to(data_root))
         if name not in recorded:
-            yield _garbage(path, "left by a run that died")
-        elif name not in current and name not in awaited_shards:
-            yield _garbage(path, "every volume has a newer row")
-    for path in sorted((data_root / "models").glob("*")):
-        is_known = str(path.relative_to(data_root)).removesuffix(".work") in models
-        if not is_known and path.is_dir() and _is_old(path):  # a younger one's training may yet go on from there
-            yield _garbage(path, "no row of models refers to it")
-        for leaving in sorted(path.glob(".state.removed-*")):
-            yield _garbage(leaving, "left of a training that is recorded")
-    for run_id in sorted(_column(data_root, _SUPERSEDED_LATENTS)):
+            yield _measure(path, "left by a run that died")
+        elif name not in needed:
+            yield _measure(path, "every volume has a newer row")
+
+
+def _find_models(data_root: Path, models: set[str]) -> Iterator[Garbage]:
+    """Model folders without a row, and state of recorded trainings. A young folder's training may still resume."""
+    for folder in sorted((data_root / "models").glob("*")):
+        is_recorded = str(folder.relative_to(data_root)).removesuffix(".work") in models
+        if not is_recorded and folder.is_dir() and _is_abandoned(folder):
+            yield _measure(folder, "no row of models refers to it")
+        for state in sorted(folder.glob(".state.removed-*")):
+            yield _measure(state, "state of a training whose model is recorded")
+
+
+def _find_latents(data_root: Path) -> Iterator[Garbage]:
+    """Record files of the runs whose every latent is superseded."""
+    for run_id in sorted(_read_column(data_root, _SUPERSEDED_LATENTS)):
         for path in sorted((data_root / "records/latents").glob(f"{run_id}-*.parquet")):
-            yield _garbage(path, "every latent has a newer row")
+            yield _measure(path, "every latent has a newer row")
+
+
+def _find_converted(data_root: Path) -> Iterator[Garbage]:
+    """Raw files of converted volumes."""
+    converted = _read_column(
+        data_root, "select path from current_volumes semi join converted_volumes using (volume_name)"
+    )
     for path in sorted((data_root / "raw" / "dataset").rglob("*.nii.gz")):
-        if str(path.relative_to(data_root / "raw")) in converted and not keep_raw:
-            yield _garbage(path, "converted")
+        if str(path.relative_to(data_root / "raw")) in converted:
+            yield _measure(path, "converted")
+
+
+def _find_partial(data_root: Path) -> Iterator[Garbage]:
+    """Partial downloads of volumes that are converted or gone, and partial records."""
+    awaited = _read_column(
+        data_root, "select sha256 from current_volumes anti join converted_volumes using (volume_name)"
+    )
     for path in sorted((data_root / "raw" / PARTIAL_FOLDER).glob("*")):
         if path.name not in awaited:
-            yield _garbage(path, "half of a file that nobody awaits")
+            yield _measure(path, "partial download that no volume needs")
     for path in sorted((data_root / "records").rglob(".*.tmp")):
-        yield _garbage(path, "half of a record")
+        yield _measure(path, "partial record file")
 
 
 def _read_manifests(data_root: Path, models: set[str]) -> set[str]:
-    """The shards that a training which has not ended, and may go on from there, was told to read."""
+    """Shards in the manifests of unfinished trainings, which may resume and read them."""
     shards: set[str] = set()
     for path in (data_root / "models").glob("*.work/manifest.parquet"):
-        is_done = str(path.parent.relative_to(data_root)).removesuffix(".work") in models
-        if not is_done and "shard_path" in pq.read_schema(path).names:
+        is_recorded = str(path.parent.relative_to(data_root)).removesuffix(".work") in models
+        if not is_recorded and "shard_path" in pq.read_schema(path).names:
             shards.update(pq.read_table(path, columns=["shard_path"])["shard_path"].to_pylist())
     return shards
 
 
-def _column(data_root: Path, query: str) -> set[str]:
-    with store.read(data_root) as connection:
-        return {value for (value,) in connection.execute(query).fetchall()}
+def _read_column(data_root: Path, sql: str) -> set[str]:
+    return {value for (value,) in store.query(data_root, sql)}
 
 
-def _garbage(path: Path, why: str) -> Garbage:
+def _measure(path: Path, reason: str) -> Garbage:
     files = path.rglob("*") if path.is_dir() else [path]
-    return Garbage(path, sum(file.stat().st_size for file in files if file.is_file()), why)
+    return Garbage(path, sum(file.stat().st_size for file in files if file.is_file()), reason)
 
 
-def _is_old(path: Path) -> bool:
-    """Whether nothing in a folder has been written for longer than anybody leaves a training."""
-    newest = max(file.stat().st_mtime for file in (path, *path.rglob("*")))
+def _is_abandoned(folder: Path) -> bool:
+    """Tells that nothing in a folder was written for `abandoned_s`."""
+    newest = max(file.stat().st_mtime for file in (folder, *folder.rglob("*")))
     return time.time() - newest > LIMITS.abandoned_s
 
 

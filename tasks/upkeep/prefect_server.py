@@ -1,4 +1,4 @@
-"""When Prefect will run what, asked of its server in one plain request: importing Prefect takes seconds."""
+"""Plain HTTP requests to the Prefect server: importing Prefect takes seconds."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from datetime import UTC, datetime
 from typing import Any
 
 TIMEOUT_S = 0.5
-NO_NAMES = ("ctclip", "auto-scheduled")  # a deployment's other tag is its name
+SHARED_TAGS = ("ctclip", "auto-scheduled")  # tags of every deployment; the remaining tag is the deployment's name
 
 
-def next_runs() -> list[tuple[str, datetime]]:
-    """The next scheduled run of each deployment of ours, soonest first; none where PREFECT_API_URL is not set.
+def list_next_runs() -> list[tuple[str, datetime]]:
+    """Lists each deployment's next scheduled run, soonest first. The list is empty if PREFECT_API_URL is not set.
 
-    Raises `OSError` where the server does not answer in time, or refuses.
+    Raises `OSError` if the server refuses the request or is slower than `TIMEOUT_S`.
     """
     if not os.environ.get("PREFECT_API_URL"):
         return []
-    asked = {
+    body = {
         "flow_runs": {"tags": {"all_": ["ctclip"]}, "state": {"type": {"any_": ["SCHEDULED"]}}},
         "sort": "EXPECTED_START_TIME_ASC", "limit": 200,
     }  # fmt: skip
     soonest: dict[str, datetime] = {}
-    for run in ask_server("flow_runs/filter", asked):
-        name = next((tag for tag in run["tags"] if tag not in NO_NAMES), run["name"])
+    for run in post("flow_runs/filter", body):
+        name = next((tag for tag in run["tags"] if tag not in SHARED_TAGS), run["name"])
         soonest.setdefault(name, datetime.fromisoformat(run["expected_start_time"]).astimezone(UTC))
     return sorted(soonest.items(), key=lambda pair: pair[1])
 
 
-def ask_server(path: str, body: dict[str, Any]) -> Any:
-    """The answer of the Prefect server to a POST. Raises `OSError`."""
+def post(path: str, body: dict[str, Any]) -> Any:
+    """Sends a POST request to the Prefect server and returns its JSON. Raises `OSError`."""
     address = f"{os.environ['PREFECT_API_URL'].rstrip('/')}/{path}"
-    request = urllib.request.Request(address, json.dumps(body).encode(), _headers(), method="POST")
+    request = urllib.request.Request(address, json.dumps(body).encode(), _make_headers(), method="POST")
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         return json.load(answer)
 
 
-def _headers() -> dict[str, str]:
+def _make_headers() -> dict[str, str]:
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("PREFECT_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"

@@ -1,4 +1,4 @@
-"""Questions to the published warehouse, as the command line asks them. Imports no Prefect."""
+"""Read-only questions of the command line to the published warehouse. Imports no Prefect."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.files import whole_file
 from warehouse import store
 
 
 def run_query(data_root: Path, query: str, parameters: Sequence[str]) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """The answer to a person's SQL, or to the saved query `@name` with its `key=value` parameters."""
+    """Runs a person's SQL, or the saved query `@name` with `key=value` parameters. Returns column names and rows."""
     values = {}
     for parameter in parameters:
         name, separator, value = parameter.partition("=")
@@ -23,40 +24,36 @@ def run_query(data_root: Path, query: str, parameters: Sequence[str]) -> tuple[l
     return result.columns, result.rows
 
 
-def saved_queries() -> list[tuple[str, str]]:
-    """Every saved query and what it answers."""
+def list_saved_queries() -> list[tuple[str, str]]:
+    """Lists the saved queries as (@name, description)."""
     return [(f"@{name}", description) for name, description in store.list_queries().items()]
 
 
+def read_status(data_root: Path) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Reads a row for each stage and variant: finished, pending and rejected items, and the last run."""
+    return run_query(data_root, store.load_sql(__package__, "status"), [])
+
+
+def list_stale_models(data_root: Path, stage: str | None = None, variant: str | None = None) -> list[str]:
+    """Describes each model whose training data has moved, of all trainings or of one stage's variant."""
+    key = {"stage": stage, "variant": variant}
+    return [line for (line,) in store.query(data_root, store.load_sql(__package__, "stale"), key)]
+
+
 def export_table(data_root: Path, table: str, path: Path, file_format: str) -> int:
-    """Writes a table or view to a Parquet or CSV file and returns its number of rows."""
+    """Writes a table or view to a Parquet or CSV file and returns its number of rows.
+
+    Raises `ConfigurationError` if the warehouse has no such table or view.
+    """
     with store.read(data_root) as connection:
         known = {name for (name,) in connection.execute("select table_name from information_schema.tables").fetchall()}
         if table not in known:
             raise ConfigurationError(f"there is no table or view {table!r}; there are: {', '.join(sorted(known))}")
         relation = connection.table(table)
-        temporary = path.with_name(f".{path.name}.tmp")
-        if file_format == "csv":
-            relation.write_csv(str(temporary), header=True)
-        else:
-            relation.write_parquet(str(temporary), compression="zstd")
-        temporary.replace(path)
+        with whole_file(path) as file:  # DuckDB writes by name, into the file that takes its place afterwards
+            if file_format == "csv":
+                relation.write_csv(file.name, header=True)
+            else:
+                relation.write_parquet(file.name, compression="zstd")
         (count,) = relation.count("*").fetchall()[0]
     return int(count)
-
-
-# `ctclip status` on a screen of 80 columns; the view has more
-STATUS = """
-select
-    stage, case when length(variant) > 20 then '…' || right(variant, 19) else variant end as variant,
-    done, pending, rejected, coalesce(last_status, 'never run') as "last run",
-    strftime(last_finished_at::timestamp, '%m-%d %H:%M') as "at (UTC)"
-from stage_status
-"""
-STALE = """
-select format('{} is stale: {} of its {} samples moved; `{} --retrain` trains anew',
-    stage_status.model_id, stale_models.count_moved_samples, stale_models.count_samples, stage)
-from stage_status
-join stale_models using (model_id)
-where stale_models.is_stale
-"""

@@ -18,6 +18,7 @@ from tasks.plan.explain import explain_plan
 from tasks.run.pending import Selection, plan_items
 from tasks.run.publish import publish
 from tasks.run.stage_run import open_run
+from tasks.settings import STAGES
 from tasks.training.manifest import config_fingerprint
 from tasks.volumes.jobs import read_volumes
 
@@ -111,3 +112,12 @@ def test_training_names_the_setting_that_differs_from_the_newest_model(data_root
     plan = explain_plan(data_root, "train", 5, {"preset": "smoke"})
     why = f"training.samples changed: training.samples 7 → {preset.training.samples}"
     assert [item["why"] for item in plan["items"]] == [why]
+
+
+def test_plan_leaves_the_data_root_as_it_was(data_root):
+    convert(data_root)
+    write_run(data_root, 1, "train", variant="smoke", models=[{"model_id": "m", "kind": "ct-clip", "preset": "smoke"}])
+    before = {path: path.stat().st_mtime_ns for path in data_root.rglob("*")}
+    for stage in STAGES:
+        explain_plan(data_root, stage, 5, {"preset": "smoke"})
+    assert {path: path.stat().st_mtime_ns for path in data_root.rglob("*")} == before

@@ -1,17 +1,19 @@
-"""`ctclip doctor` says what is wrong with a machine, and how to mend it."""
+"""`ctclip doctor` names each fault of a machine and its remedy."""
 
 from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from tasks.upkeep import doctor as health
-from tasks.upkeep.prefect_server import next_runs
+from tasks.settings import LIMITS, RAW_CACHE_GB
+from tasks.upkeep import doctor
+from tasks.upkeep.prefect_server import list_next_runs
 from warehouse import store
 
 
@@ -43,37 +45,39 @@ def answers(monkeypatch: pytest.MonkeyPatch):
     server.server_close()
 
 
-def test_what_is_installed_is_within_its_bounds():
-    assert [finding.is_bad for finding in health.check_versions()] == [False]
+def test_installed_packages_are_within_their_bounds():
+    assert [result.is_bad for result in doctor.check_versions()] == [False]
 
 
 def test_missing_pools_and_workers_are_bad_and_say_what_to_run(answers):
     answers["/api/work_pools/filter"] = [{"name": "cpu", "status": "READY"}, {"name": "gpu", "status": "NOT_READY"}]
-    found = {finding.check: finding for finding in health.check_server()}
-    assert {name for name, finding in found.items() if finding.is_bad} == {"pool gpu", "pool rebuild"}
+    found = {result.check: result for result in doctor.check_server()}
+    assert {name for name, result in found.items() if result.is_bad} == {"pool gpu", "pool rebuild"}
     assert "prefect worker start --pool gpu" in found["pool gpu"].text
     assert "prefect work-pool create rebuild" in found["pool rebuild"].text
 
 
 def test_server_that_is_away_is_bad(monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    (finding,) = health.check_server()
-    assert finding.is_bad
-    assert "prefect server start" in finding.text
+    (result,) = doctor.check_server()
+    assert result.is_bad
+    assert "prefect server start" in result.text
 
 
-def test_data_root_without_room_is_bad(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("missing_bytes", "is_bad"), [(0, False), (1, True)])
+def test_data_root_needs_room_for_two_shards_and_the_raw_cache(tmp_path, monkeypatch, missing_bytes, is_bad):
     store.publish(tmp_path)
-    good = list(health.check_data_root(tmp_path))
-    assert [finding.check for finding in good] == ["disk", "warehouse"]
-    assert not good[1].is_bad
-    monkeypatch.setattr(health, "RAW_CACHE_GB", 1e9)
-    assert next(iter(health.check_data_root(tmp_path))).is_bad
+    needed_bytes = 2 * LIMITS.shard_bytes + int(RAW_CACHE_GB * 1e9)
+    usage = shutil.disk_usage(tmp_path)._replace(free=needed_bytes - missing_bytes)
+    monkeypatch.setattr(shutil, "disk_usage", {tmp_path.resolve(): usage}.__getitem__)
+    disk, warehouse = doctor.check_data_root(tmp_path)
+    assert (disk.check, disk.is_bad, "lower --raw-cache-gb" in disk.text) == ("disk", is_bad, is_bad)
+    assert (warehouse.check, warehouse.is_bad) == ("warehouse", False)
 
 
 def test_warehouse_that_cannot_be_read_is_bad(tmp_path: Path):
     (tmp_path / store.WAREHOUSE_FILE).write_bytes(b"no database")
-    assert [finding.is_bad for finding in health.check_data_root(tmp_path)][-1]
+    assert [result.is_bad for result in doctor.check_data_root(tmp_path)][-1]
 
 
 def test_next_run_of_each_deployment_is_its_soonest(answers):
@@ -85,4 +89,4 @@ def test_next_run_of_each_deployment_is_its_soonest(answers):
             (["auto-scheduled", "ingest", "ctclip"], "2026-11-26T01:30:00Z"),
         )
     ]  # fmt: skip
-    assert [(name, at.day) for name, at in next_runs()] == [("ingest", 25), ("rebuild", 28)]
+    assert [(name, at.day) for name, at in list_next_runs()] == [("ingest", 25), ("rebuild", 28)]

@@ -1,4 +1,4 @@
-"""What `ctclip gc` lists and deletes, and what it leaves."""
+"""`ctclip gc` lists garbage with its reason, deletes it on request, and keeps everything that is in use."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tasks.upkeep.garbage import collect_garbage
 
 def paths(data_root: Path, **options: bool) -> dict[str, str]:  # noqa: F811
     root = data_root.resolve()
-    return {str(one.path.relative_to(root)): one.why for one in collect_garbage(data_root, **options).garbage}
+    return {str(one.path.relative_to(root)): one.reason for one in collect_garbage(data_root, **options).garbage}
 
 
-def test_superseded_shards_go_on_request_alone_and_what_is_read_stays(data_root, source, tmp_path):  # noqa: F811
+def test_superseded_shards_go_on_request_alone_and_current_ones_stay(data_root, source, tmp_path):  # noqa: F811
     convert(data_root)
     before = {path for path, _ in converted(data_root).values()}
     assert paths(data_root) == {}
     make_phantoms(tmp_path / "other", PhantomConfig(seed=2, train_patients=6, valid_patients=6), processes=1)
-    ingest(tmp_path / "other", data_root)  # the same names, other volumes
+    ingest(tmp_path / "other", data_root)  # same names, different volumes
     convert(data_root)
     superseded = before - {path for path, _ in converted(data_root).values()}
     assert superseded
@@ -36,19 +36,19 @@ def test_superseded_shards_go_on_request_alone_and_what_is_read_stays(data_root,
     assert paths(data_root) == {}
 
 
-def test_halves_and_what_no_row_knows_are_listed_by_their_reason(data_root):  # noqa: F811
+def test_partial_and_unrecorded_files_are_listed_by_their_reason(data_root):  # noqa: F811
     left = {
         f"shards/{RECIPE.recipe_id}/unknown.arrow": "left by a run that died",
         "models/unknown/model.safetensors": "no row of models refers to it",
-        "raw/.partial/0123": "half of a file that nobody awaits",
-        "records/runs/.half.parquet.1.tmp": "half of a record",
+        "raw/.partial/0123": "partial download that no volume needs",
+        "records/runs/.half.parquet.1.tmp": "partial record file",
     }
     for path in left:
         (data_root / path).parent.mkdir(parents=True, exist_ok=True)
         (data_root / path).write_bytes(b"half")
     for path in (data_root / "models/unknown", data_root / "models/unknown/model.safetensors"):
         os.utime(path, times=(0, 0))
-    (data_root / "models/young.work").mkdir()  # of a training that may go on
+    (data_root / "models/young.work").mkdir()  # this training may resume
     found = paths(data_root, delete=True)
     assert {path.removesuffix("/model.safetensors"): why for path, why in left.items()} == found
     assert not any((data_root / path).exists() for path in left)

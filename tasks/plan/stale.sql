@@ -1,6 +1,0 @@
--- stale model of a training's variant
-select format('{} is stale: {} of its {} samples moved; --retrain trains anew',
-    stage_status.model_id, stale_models.count_moved_samples, stale_models.count_samples)
-from stage_status
-join stale_models using (model_id)
-where stale_models.is_stale and stage = $stage and variant = $variant
