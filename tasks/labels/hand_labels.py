@@ -1,4 +1,4 @@
-"""Reports labelled by hand, as CT-RATE's authors publish them: a CSV of AccessionNo, report_text and the 18 labels."""
+"""Reads reports with hand labels as CT-RATE publishes them: a CSV of AccessionNo, report_text and the 18 labels."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tasks.settings import HAND
 from tasks.sources.tables import label_values, read_rows
 
 ID, TEXT = "AccessionNo", "report_text"
-PREFIX = f"{HAND}:"  # its names look like CT-RATE's patients and are others
+PREFIX = f"{HAND}:"  # keeps the file's names apart from CT-RATE's patients, which they look like
 
 
 def read_hand_labels(path: Path) -> LabelledReports:
-    """The reports of the file that say something, cleaned as ingested ones are, and their labels.
+    """Reports of a CSV and their labels. Texts are cleaned like ingested reports, empty ones are left out.
 
-    UTF-8, or Windows-1252 where it is not. Raises `ConfigurationError` where there is no such file or no report in it,
-    `MetadataError` that names the missing column, or the line and what is wrong with it, such as a name given twice.
+    The file is read as UTF-8, or else as Windows-1252. Raises `ConfigurationError` if the file cannot be read or holds
+    no report. Raises `MetadataError` for a missing column and, with the line's number, for a bad row.
     """
     try:
         content = path.read_bytes()
@@ -29,25 +29,25 @@ def read_hand_labels(path: Path) -> LabelledReports:
         raise ConfigurationError(f"--hand-labels {path}: cannot be read ({error.strerror})") from error
     ids, texts, labels, known = [], [], [], set[str]()
     for line, cells in read_rows(str(path), _decode(content), (ID, TEXT, *ABNORMALITIES)):
-        place = f"{path}:{line}"
+        location = f"{path}:{line}"
         if not cells:
-            raise MetadataError(place, "malformed_row", "has another number of cells than the header")
+            raise MetadataError(location, "malformed_row", "has another number of cells than the header")
         report_id = PREFIX + cells[ID]
         if report_id in known:
-            raise MetadataError(place, "duplicate_row", f"{cells[ID]} stands there twice")
+            raise MetadataError(location, "duplicate_row", f"{cells[ID]} is there twice")
         known.add(report_id)
         if text := clean_report(cells[TEXT], None, SECTIONS):
             ids.append(report_id)
             texts.append(text)
-            labels.append(label_values(place, cells))
+            labels.append(label_values(location, cells))
     if not texts:
         raise ConfigurationError(f"--hand-labels {path}: holds no report")
     return LabelledReports(ids, texts, np.array(labels, np.int8))
 
 
 def _decode(content: bytes) -> str:
-    """The text of a file whose encoding nobody has written down."""
+    """Decodes a file of unknown encoding."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")
+        return content.decode("cp1252", errors="relocation")

@@ -1,4 +1,4 @@
-"""Which labeller, and which reports it still has to read."""
+"""Labels reports: plans the pending ones and records what a labeller reads in them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from warehouse import store
 
 
 def read_reports(data_root: Path) -> dict[str, str]:
-    """The text of every scan's report, cleaned as for evaluation; empty where it says nothing."""
-    with store.read(data_root) as connection:
-        rows = connection.execute("select scan_id, findings, impression from current_reports order by all").fetchall()
+    """Cleaned text of every scan's report, by scan. A report without findings and impression has an empty text."""
+    rows = store.query(data_root, "select scan_id, findings, impression from current_reports order by all")
     return {scan: clean_report(findings, impression, SECTIONS) for scan, findings, impression in rows}
 
 
 def wanted_labels(
     texts: Mapping[str, str], labeller_id: str, dtype: Precision, trained_on: Collection[str] | None
 ) -> dict[str, Fingerprint]:
-    """The fingerprint of every report's labels, by scan; another one for what the labeller was trained on."""
+    """Fingerprint of every report's labels, by scan.
+
+    `trained_on` holds the SHA-256 of the labeller's training reports: their labels have other fingerprints.
+    """
     trained = {scan for scan, text in texts.items() if trained_on and report_sha256(text) in trained_on}
     wanted = {}
     for scan, text in texts.items():
@@ -46,7 +48,7 @@ def wanted_labels(
 def plan_labels(
     run: StageRun, labeller_id: str, dtype: Precision, selection: Selection, *, force: bool, retry_rejects: bool
 ) -> dict[str, tuple[str, str]]:
-    """The reports to label, {scan: (text, fingerprint)}; an empty one is a reject."""
+    """Reports to label, as {scan: (text, fingerprint)}. Records an empty report as a reject."""
     texts = read_reports(run.data_root)
     wanted = wanted_labels(texts, labeller_id, dtype, read_trained_on(run.data_root, labeller_id))
     pending = plan_items(run, labeller_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
@@ -63,7 +65,7 @@ def plan_labels(
 def record_labels(
     run: StageRun, reference: LabellerReference, reports: dict[str, tuple[str, str]], device: str, dtype: Precision
 ) -> None:
-    """Labels the reports, a batch at a time, longest first within it; each batch is recorded at once."""
+    """Labels the reports in batches and records each batch as soon as it is labelled."""
     from ctclip_model.labelling.transformer import load_labeller
 
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))

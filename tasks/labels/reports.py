@@ -1,11 +1,10 @@
-"""Reports with labels, and the labeller trained on them."""
+"""Reports with labels, which train and score labellers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +18,22 @@ from tasks.labels.labellers import TFIDF, TRAINED_PREFIX
 from tasks.settings import HAND, LABELLER_KINDS
 from warehouse import store
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class LabellerTraining:
-    """What kind of labeller to train, and how; the name stands in its identifier and in its row of `models`."""
+    """Kind and configuration of a labeller to train."""
 
-    name: str
+    name: str  # part of the labeller's identifier, and the preset of its row of `models`
     config: LabellerConfig | TfidfConfig
 
 
 def choose_training(kind: str, preset: Preset) -> LabellerTraining:
-    """The training of that kind: of the preset's own shape, or of the tf-idf one, which is the same in all presets."""
+    """Training of a kind of labeller: RoBERTa in the preset's shape, or tf-idf, which is the same in all presets.
+
+    Raises `ConfigurationError` for an unknown kind.
+    """
     if kind not in LABELLER_KINDS:
-        raise ConfigurationError(f"there is no labeller of kind {kind!r}; there are {', '.join(LABELLER_KINDS)}")
+        raise ConfigurationError(f"there is no labeller of kind {kind!r}: choose from {', '.join(LABELLER_KINDS)}")
     if kind == TFIDF:
         return LabellerTraining(TFIDF, TfidfConfig())
     return LabellerTraining(preset.name, preset.labeller)
@@ -42,28 +41,27 @@ def choose_training(kind: str, preset: Preset) -> LabellerTraining:
 
 @dataclass(frozen=True)
 class LabelledReports:
-    """Reports and what is known of them: those of the train split, or those of a file of hand labels."""
+    """Reports with labels: the published labels of the train split, or a file of hand labels."""
 
     scans: list[str]
     texts: list[str]
     labels: NDArray[np.int8]  # (reports, abnormalities)
 
     def draw(self, count: int, seed: int) -> LabelledReports:
-        """At most so many of them, at random, in their order."""
-        places = np.sort(np.random.default_rng(seed).permutation(len(self.texts))[:count])
-        return LabelledReports(
-            [self.scans[place] for place in places], [self.texts[place] for place in places], self.labels[places]
-        )
+        """Draws `count` reports at random, or all if there are fewer, and keeps their order."""
+        return self._select(np.sort(np.random.default_rng(seed).permutation(len(self.texts))[:count]).tolist())
 
     def without(self, sha256s: Collection[str]) -> LabelledReports:
-        """Those whose text is none of these."""
-        kept = [place for place, text in enumerate(self.texts) if report_sha256(text) not in sha256s]
+        """The reports whose `report_sha256` is not in `sha256s`."""
+        return self._select([index for index, text in enumerate(self.texts) if report_sha256(text) not in sha256s])
+
+    def _select(self, indices: list[int]) -> LabelledReports:
         return LabelledReports(
-            [self.scans[place] for place in kept], [self.texts[place] for place in kept], self.labels[kept]
+            [self.scans[index] for index in indices], [self.texts[index] for index in indices], self.labels[indices]
         )
 
     def sample_rows(self, labeller_id: str) -> list[dict[str, str]]:
-        """The rows of `model_samples` of a labeller that was trained on them."""
+        """Rows of `model_samples` for a labeller that these reports trained."""
         return [
             {
                 "model_id": labeller_id, "sample_id": scan, "fingerprint": report_sha256(text),
@@ -73,23 +71,20 @@ class LabelledReports:
         ]  # fmt: skip
 
     def fingerprint(self, training: LabellerTraining) -> str:
-        """Of a labeller trained on them."""
+        """Fingerprint of the labeller that this training makes from the reports."""
         return compute_fingerprint(
             training.config, VERSIONS["train-labeller"], self.scans, self.texts, self.labels.tolist()
         )
 
     def labeller_id(self, training: LabellerTraining) -> str:
-        """What a labeller trained on them is called."""
+        """Identifier of the labeller that this training makes from the reports."""
         return f"{TRAINED_PREFIX}{training.name}-{self.fingerprint(training)[:10]}"
 
 
 def read_labelled_reports(data_root: Path) -> LabelledReports:
-    """Every report of the train split that has a text and published labels.
-
-    Raises `MissingInputError` where there is none.
-    """
-    with store.read(data_root) as connection:
-        rows = connection.execute(_LABELLED, [list(ABNORMALITIES), len(ABNORMALITIES)]).fetchall()
+    """Every report of the train split with a text and published labels. Raises `MissingInputError` for none."""
+    names = list(ABNORMALITIES)
+    rows = store.query(data_root, store.load_sql(__package__, "labelled_reports"), [names, len(names)])
     texts = [
         (scan, clean_report(findings, impression, SECTIONS), values) for scan, findings, impression, values in rows
     ]
@@ -98,14 +93,3 @@ def read_labelled_reports(data_root: Path) -> LabelledReports:
         raise MissingInputError("no report of the train split has published labels: run `ctclip ingest`")
     scans, reports, labels = zip(*kept, strict=True)
     return LabelledReports(list(scans), list(reports), np.array(labels, np.int8))
-
-
-_LABELLED = """
-select scan_id, findings, impression, list(value order by list_position($1, abnormality))
-from current_reports
-join current_published_labels using (scan_id)
-where current_reports.split = 'train' and list_contains($1, abnormality)
-group by all
-having count(*) = $2
-order by scan_id
-"""

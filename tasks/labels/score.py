@@ -1,4 +1,4 @@
-"""How well a labeller reads the reports of a file of hand labels, without those that it was trained on."""
+"""Scores a labeller on a file of hand labels, without the reports that trained it."""
 
 from __future__ import annotations
 
@@ -30,43 +30,42 @@ SCORED = {"dataset": "hand-labels", "split": EXTERNAL, "protocol": "labeller", "
 
 @dataclass(frozen=True)
 class HandScoring:
-    """The reports that score a labeller, none of which it was trained on."""
+    """Reports that score a labeller. None of them trained it."""
 
     reports: LabelledReports
     fingerprint: str
 
 
 def record_trained_on(run: StageRun, labeller_id: str, path: Path) -> None:
-    """Records what an imported labeller was trained on, from a file of those reports, in addition to what is known."""
-    with store.read(run.data_root) as connection:
-        rows = connection.sql(
-            "select model_id, sample_id, fingerprint, split from current_model_samples where model_id = $id",
-            params={"id": labeller_id},
-        ).to_arrow_table()
-    known = set(rows["fingerprint"].to_pylist())
-    new = read_hand_labels(path).without(known).sample_rows(labeller_id)
+    """Records the training reports of an imported labeller from a file of them, and keeps those recorded before."""
+    columns = ("model_id", "sample_id", "fingerprint", "split")
+    rows = store.query(
+        run.data_root, f"select {', '.join(columns)} from current_model_samples where model_id = ?", [labeller_id]
+    )
+    known = [dict(zip(columns, row, strict=True)) for row in rows]
+    new = read_hand_labels(path).without({row["fingerprint"] for row in known}).sample_rows(labeller_id)
     if new:
-        by_name = {row["sample_id"]: row for row in (*rows.to_pylist(), *new)}
+        by_name = {row["sample_id"]: row for row in (*known, *new)}
         run.record("model_samples", list(by_name.values()))
         publish(run.data_root)
 
 
 def plan_scoring(run: StageRun, labeller_id: str, path: Path, dtype: Precision, *, force: bool) -> HandScoring | None:
-    """What is to be scored; None where neither the labeller nor a report or label of the file has changed.
+    """Plans the scoring. None: neither the labeller nor a report or label of the file has changed.
 
-    Raises `ConfigurationError` where it is not known what the labeller was trained on, or nothing else is in the file.
+    Raises `ConfigurationError` if the labeller's training reports are unknown, or the file holds no other report.
     """
     trained_on = read_trained_on(run.data_root, labeller_id)
     if trained_on is None:
         raise ConfigurationError(
-            f"it is not recorded what reports {labeller_id} was trained on, which must not score it: name the file of "
-            "them with --trained-on"
+            f"the reports that trained {labeller_id} are not recorded, and must not score it: give them as a file with "
+            "--trained-on"
         )
     everything = read_hand_labels(path)
     _record_hand_labels(run, everything, path)
     reports = everything.without(trained_on)
     if not reports.texts:
-        raise ConfigurationError(f"--hand-labels {path}: {labeller_id} was trained on every report of it")
+        raise ConfigurationError(f"--hand-labels {path}: every report of the file trained {labeller_id}")
     fingerprint = compute_fingerprint(
         labeller_id, VERSIONS["label"], VERSIONS["evaluate"], CONFIG, reports.scans, reports.texts,
         reports.labels.tolist(), *dtype.fingerprint_parts,
@@ -78,9 +77,9 @@ def plan_scoring(run: StageRun, labeller_id: str, path: Path, dtype: Precision, 
 def score_labeller(
     run: StageRun, reference: LabellerReference, scoring: HandScoring, device: str, dtype: Precision
 ) -> None:
-    """Reads the reports and records what the labeller said of each, and its metrics at its own thresholds.
+    """Labels the reports and records the predictions and, at the labeller's own thresholds, the metrics.
 
-    Intervals draw texts, so that the copies of a report stand or fall together.
+    The bootstrap of the intervals resamples texts, so that copies of a report stay together.
     """
     from ctclip_model.labelling.transformer import load_labeller
 
@@ -106,10 +105,9 @@ def score_labeller(
 
 
 def _record_hand_labels(run: StageRun, reports: LabelledReports, path: Path) -> None:
-    """Records the hand labels that are new or changed, with the scan whose report has the same text."""
+    """Records the new and changed hand labels, each with the scan whose report has the same text, if any."""
     scans = {report_sha256(text): scan for scan, text in reversed(read_reports(run.data_root).items())}
-    with store.read(run.data_root) as connection:
-        known = set(connection.execute("select report_id, fingerprint from current_hand_labels").fetchall())
+    known = set(store.query(run.data_root, "select report_id, fingerprint from current_hand_labels"))
     rows = []
     for report_id, text, values in zip(reports.scans, reports.texts, reports.labels.tolist(), strict=True):
         sha256 = report_sha256(text)

@@ -1,4 +1,4 @@
-"""Models from elsewhere: a weights file or a model folder becomes a folder below `models/` and a row of `models`."""
+"""Imports models: a weights file or a model folder becomes a folder below `models/` and a row of `models`."""
 
 from __future__ import annotations
 
@@ -37,32 +37,32 @@ STAGE = "import-model"
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How to read a model; what is None is told by the file, or looked for."""
+    """Options of an import. None: read from the file, or searched for."""
 
-    kind: str | None = None
-    tokenizer: Path | None = None  # a file, or the folder of one
-    preset: str | None = None  # describes weights that have not the published widths
-    force: bool = False  # make the folder again although it is there
-    keep_raw: bool = False  # what was fetched, although it is in the folder now
+    kind: str | None = None  # ct-clip, vocabfine, lipro or labeller
+    tokenizer: Path | None = None  # file or folder of the tokenizer
+    preset: str | None = None  # describes weights of other widths than the published ones
+    force: bool = False  # write the model folder again although it is there
+    keep_raw: bool = False  # keep the downloaded file beside the model folder
 
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """A model of the warehouse that came from elsewhere."""
+    """An imported model of the warehouse."""
 
     model_id: str
     kind: str
     source: str
     revision: str
     source_sha256: str
-    is_new: bool  # whether this call made it
+    is_new: bool  # False: the model was there before the call
 
 
 def import_model(data_root: Path, address: str, options: ImportOptions = ImportOptions()) -> ImportedModel:
-    """Imports a path, or an address on the Hub: `hf://[datasets/]OWNER/NAME[@REVISION]/PATH`.
+    """Imports a path or an address on the Hub, `hf://[datasets/]OWNER/NAME[@REVISION]/PATH`.
 
-    What is there already is left as it is; the Hub is then asked for nothing, unless the address names a revision.
-    Raises `CTCLIPError`.
+    A model that is there already stays as it is. The Hub is asked for nothing then, unless the address names a
+    revision. Raises `CTCLIPError`.
     """
     data_root = data_root.resolve()
     with open_run(data_root, STAGE, parameters={"address": address}) as run:
@@ -70,20 +70,22 @@ def import_model(data_root: Path, address: str, options: ImportOptions = ImportO
         if on_hub is None:
             path = Path(address).resolve()
             return _find_folder(data_root, path) or _import(run, Origin(path, f"file://{path}"), options)
-        return (None if options.force else _find_fetched(data_root, on_hub, options)) or _fetch_and_import(
-            run, on_hub, options
-        )
+        found = None if options.force else _find_fetched(data_root, on_hub, options)
+        return found or _fetch_and_import(run, on_hub, options)
 
 
 def fetch_models(
     data_root: Path, names: Sequence[str], revision: str | None = None, options: ImportOptions = ImportOptions()
 ) -> list[ImportedModel]:
-    """Fetches and imports published models, of `PUBLISHED_MODELS`, one after the other."""
+    """Downloads and imports published models by their names in `PUBLISHED_MODELS`, one after the other.
+
+    Raises `ConfigurationError` for another name, before any download.
+    """
     if unknown := [name for name in names if name not in PUBLISHED_MODELS]:
-        raise ConfigurationError(f"no model {unknown[0]!r} is published; there are {', '.join(PUBLISHED_MODELS)}")
-    place = f"hf://datasets/{CT_RATE}" + (f"@{revision}" if revision else "")
+        raise ConfigurationError(f"no model {unknown[0]!r} is published: choose from {', '.join(PUBLISHED_MODELS)}")
+    repository = f"hf://datasets/{CT_RATE}" + (f"@{revision}" if revision else "")
     return [
-        import_model(data_root, f"{place}/{PUBLISHED_MODELS[name]}", replace(options, kind=_kind_of(name)))
+        import_model(data_root, f"{repository}/{PUBLISHED_MODELS[name]}", replace(options, kind=_kind_of(name)))
         for name in names
     ]
 
@@ -101,7 +103,7 @@ def _fetch_and_import(run: StageRun, address: ModelAddress, options: ImportOptio
 
 
 def _import(run: StageRun, origin: Origin, options: ImportOptions) -> ImportedModel:
-    """Makes a model folder of what lies on this machine, and its row, unless both are there."""
+    """Writes the folder and the row of a model on this machine, unless both are there."""
     started = time.monotonic()
     candidate = open_candidate(
         origin.path, kind=options.kind, preset=find_preset(options.preset) if options.preset else None
@@ -112,10 +114,10 @@ def _import(run: StageRun, origin: Origin, options: ImportOptions) -> ImportedMo
     prefix = f"{TRAINED_PREFIX}{candidate.preset}" if candidate.kind == "labeller" else candidate.kind
     folder = run.data_root / "models" / f"{prefix}-{fingerprint[:10]}"
     imported = ImportedModel(folder.name, candidate.kind, origin.address, origin.revision, sha256, is_new=False)
-    if not options.force and _is_whole(run.data_root, folder, fingerprint):
+    if not options.force and _is_complete(run.data_root, folder, fingerprint):
         return imported
-    for left in folder.parent.glob(f".{folder.name}.*"):  # by an import that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*"):  # half a folder of an import that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     provenance = {"source": origin.address, "revision": origin.revision, "SHA-256 of the source": sha256}
     write_candidate(candidate, folder, provenance)
     row = _describe(candidate) | {
@@ -131,7 +133,7 @@ def _import(run: StageRun, origin: Origin, options: ImportOptions) -> ImportedMo
 
 
 def _describe(candidate: Candidate) -> dict[str, Any]:
-    """What a row says of the model itself."""
+    """The columns of `models` that describe the model itself."""
     model = candidate.model
     encoders = model.trained_model if isinstance(model, LiPro) else model
     return {
@@ -144,9 +146,12 @@ def _describe(candidate: Candidate) -> dict[str, Any]:
 
 
 def _with_tokenizer(run: StageRun, candidate: Candidate, given: Path | None) -> Candidate:
-    """The model with the tokenizer that it needs: the given one, one beside it, or the published one, fetched."""
+    """Adds the tokenizer that a model needs: the given one, the one beside its weights, or the published one.
+
+    The published tokenizer is downloaded unless it is in `raw/hub`.
+    """
     if given is not None and candidate.tokenizer is not None:
-        raise ConfigurationError(f"{candidate.weights.parent} has a tokenizer of its own: leave --tokenizer out")
+        raise ConfigurationError(f"{candidate.weights.parent} has its own tokenizer: leave --tokenizer out")
     if given is None and not candidate.needs_tokenizer:
         return candidate
     names: Sequence[str]
@@ -154,51 +159,54 @@ def _with_tokenizer(run: StageRun, candidate: Candidate, given: Path | None) -> 
     if candidate.kind == "labeller":
         repo_id, names = RADBERT_BASE, ("tokenizer.json", *VOCABULARY_FILES)
     folders = (candidate.weights.parent, hub_folder(run.data_root, repo_id)) if given is None else (given,)
-    place = next((folder for folder in folders if folder is given or _holds(folder, names)), None)
-    if place is None:
-        place = fetch_tokenizer(run.data_root, repo_id, names, run.limits)
-    return replace(candidate, tokenizer=read_tokenizer_for(candidate.kind, place))
+    found = next((folder for folder in folders if folder is given or _has_tokenizer(folder, names)), None)
+    if found is None:
+        found = fetch_tokenizer(run.data_root, repo_id, names, run.limits)
+    return replace(candidate, tokenizer=read_tokenizer_for(candidate.kind, found))
 
 
-def _holds(folder: Path, names: Sequence[str]) -> bool:
-    """Whether a tokenizer is there: the first of the names alone, or all of the others."""
+def _has_tokenizer(folder: Path, names: Sequence[str]) -> bool:
+    """True if the folder holds the first of the named files, or all of the others."""
     first, *others = ((folder / name).is_file() for name in names)
     return first or all(others)
 
 
-def _is_whole(data_root: Path, folder: Path, fingerprint: str) -> bool:
-    """Whether the model has a row, and its folder is what the row says."""
-    rows = _query(data_root, "model_id = ? and fingerprint = ?", [folder.name, fingerprint])
+def _is_complete(data_root: Path, folder: Path, fingerprint: str) -> bool:
+    """True if the model has a row and its folder holds the weights of that row."""
+    rows = store.query(
+        data_root,
+        "select weights_sha256 from current_models where model_id = ? and fingerprint = ?",
+        [folder.name, fingerprint],
+    )
     weights = folder / "model.safetensors"
     has_files = weights.is_file() and (folder / "config.json").is_file()
-    return bool(rows) and has_files and sha256_of(weights) == rows[0]["weights_sha256"]
+    return bool(rows) and has_files and sha256_of(weights) == rows[0][0]
 
 
 def _find_folder(data_root: Path, path: Path) -> ImportedModel | None:
-    """The model whose folder in this data root the path is."""
+    """Finds the model of this data root whose folder is `path`."""
     if path.parent != data_root / "models":
         return None
-    return _found(_query(data_root, "model_id = ?", [path.name]))
+    return next((model for model, _ in _list_models(data_root, model_id=path.name)), None)
 
 
 def _find_fetched(data_root: Path, address: ModelAddress, options: ImportOptions) -> ImportedModel | None:
-    """The model that was imported last from an address, at the revision if it names one."""
-    rows = _query(
-        data_root, "source = $1 and ($2 is null or kind = $2) and ($3 is null or revision = $3)",
-        [str(address), options.kind, address.repository.revision if address.is_pinned else None],
+    """Finds the model that was imported last from an address, at the revision that the address names, if any."""
+    models = _list_models(
+        data_root, source=str(address), kind=options.kind,
+        revision=address.repository.revision if address.is_pinned else None,
     )  # fmt: skip
-    return _found([row for row in rows if (data_root / row["path"] / "config.json").is_file()])
+    return next((model for model, folder in models if (folder / "config.json").is_file()), None)
 
 
-def _found(rows: list[dict[str, Any]]) -> ImportedModel | None:
-    if not rows:
-        return None
-    names = ("model_id", "kind", "source", "revision", "source_sha256")
-    return ImportedModel(**{name: rows[0][name] or "" for name in names}, is_new=False)
-
-
-def _query(data_root: Path, where: str, parameters: list[Any]) -> list[dict[str, Any]]:
-    with store.read(data_root) as connection:
-        answer = connection.execute(f"select * from current_models where {where} order by run_id desc", parameters)
-        columns = [column[0] for column in answer.description or ()]
-        return [dict(zip(columns, row, strict=True)) for row in answer.fetchall()]
+def _list_models(
+    data_root: Path, *, model_id: str | None = None, source: str | None = None, kind: str | None = None,
+    revision: str | None = None,
+) -> list[tuple[ImportedModel, Path]]:  # fmt: skip
+    """Models with these columns, each with its folder, the newest first."""
+    parameters = {"model_id": model_id, "source": source, "kind": kind, "revision": revision}
+    rows = store.query(data_root, store.load_sql(__package__, "find_imported"), parameters)
+    return [
+        (ImportedModel(found, made, address, commit, sha256, is_new=False), data_root / path)
+        for found, made, address, commit, sha256, path in rows
+    ]

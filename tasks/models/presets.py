@@ -1,4 +1,4 @@
-"""Presets by name, as the command line and the deployments give them."""
+"""Presets by name, with the options of a command or a deployment."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from ctclip_model.errors import ConfigurationError
 
 
 def find_preset(name: str, *, seed: int = 0, validate_every: int = 0) -> Preset:
-    """The preset of that name, its training and fine-tuning seeded, its training validated every so many steps."""
+    """Finds a preset by name and seeds its training and fine-tuning.
+
+    `validate_every` is in training steps. 0: the preset's own interval. Raises `ConfigurationError` for an unknown
+    name.
+    """
     if name not in PRESETS:
-        raise ConfigurationError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise ConfigurationError(f"there is no preset {name!r}: choose from {', '.join(PRESETS)}")
     preset = PRESETS[name]()
     return dataclasses.replace(
         preset,
@@ -26,5 +30,5 @@ def find_preset(name: str, *, seed: int = 0, validate_every: int = 0) -> Preset:
 
 
 def choose_compute(preset: Preset, device: str, dtype: Precision, recompute: bool | None, **others: Any) -> Compute:
-    """How to train: as asked, and whether to recompute as the preset has it where that was not asked."""
+    """Options of the computation. `recompute` is the preset's own where it is None."""
     return Compute(device, dtype, preset.recompute if recompute is None else recompute, **others)

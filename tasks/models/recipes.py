@@ -1,4 +1,4 @@
-"""Recipes of one's own, as the command line and the deployments give them."""
+"""Custom recipes: a JSON object over a preset's recipe."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from tasks.models.presets import find_preset
 
 
 def find_recipe(preset: str, changes: str | None = None) -> Recipe:
-    """The preset's recipe, with what a JSON object changes of it: `name`, `spacing_mm`, `shape`, `window_hu`.
+    """A preset's recipe with the changes of a JSON object: `name`, `spacing_mm`, `shape`, `window_hu`.
 
-    `changes` is the JSON itself or the path of a file. Recipes that differ at all have folders and rows of their own.
+    `changes` is the JSON text or the path of a file that holds it. Recipes that differ in any field have shards and
+    rows of their own. Raises `ConfigurationError` for an unknown field or an impossible value.
     """
     recipe = find_preset(preset).recipe
     if changes is None:
@@ -27,7 +28,7 @@ def find_recipe(preset: str, changes: str | None = None) -> Recipe:
         fields = json.loads(text)
         known = {field.name for field in dataclasses.fields(Recipe)}
         if unknown := sorted(fields.keys() - known):
-            raise ValueError(f"a recipe has no {', '.join(unknown)}, only {', '.join(sorted(known))}")
+            raise ValueError(f"a recipe has no field {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
         changed: dict[str, Any] = {"name": "custom"}
         changed |= {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
         recipe = dataclasses.replace(recipe, **changed)
@@ -42,10 +43,14 @@ def _check_recipe(recipe: Recipe) -> None:
         return len(values) == count and all(isinstance(value, kinds) and value is not True for value in values)
 
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", recipe.name):
-        raise ValueError(f"the name {recipe.name!r} is not made of small letters, digits, - and _")
+        raise ValueError(
+            f"the name {recipe.name!r} has other characters than small letters, digits, - and _, or more than 40"
+        )
     if not (are_numbers(recipe.spacing_mm, 3, (int, float)) and all(0 < mm < 1000 for mm in recipe.spacing_mm)):
-        raise ValueError(f"spacing_mm is {recipe.spacing_mm}, not three lengths")
+        raise ValueError(f"spacing_mm is {recipe.spacing_mm}, not three lengths between 0 and 1000 mm")
     if not (are_numbers(recipe.shape, 3, int) and min(recipe.shape) > 0 and math.prod(recipe.shape) <= 2**30):
-        raise ValueError(f"shape is {recipe.shape}, not three numbers of voxels, 2^30 at most")
+        raise ValueError(f"shape is {recipe.shape}, not three whole numbers with a product of at most 2^30 voxels")
     if not (are_numbers(recipe.window_hu, 2, int) and -(2**15) <= recipe.window_hu[0] < recipe.window_hu[1] < 2**15):
-        raise ValueError(f"window_hu is {recipe.window_hu}, not two HU that int16 holds, the lower one first")
+        raise ValueError(
+            f"window_hu is {recipe.window_hu}, not two whole numbers of HU within int16, the lower one first"
+        )

@@ -477,7 +477,7 @@ def write_hand_labels(data_root: Path, path: Path) -> Path:
 def test_unknown_kind_of_labeller_is_refused(data_root):
     from flows.train_labeller import train_labeller
 
-    with pytest.raises(ConfigurationError, match="there are roberta, tfidf"):
+    with pytest.raises(ConfigurationError, match="choose from roberta, tfidf"):
         train_labeller(data_root, kind="forest")
 
 

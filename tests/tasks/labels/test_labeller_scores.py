@@ -139,7 +139,7 @@ def test_labeller_of_unknown_training_is_not_scored_until_that_is_told(data_root
 
 def test_file_of_nothing_but_training_reports_scores_nothing(data_root, tmp_path):
     seen = write(tmp_path / "seen.csv", [["x", TEXTS[0], *[0] * 18]])
-    with pytest.raises(ConfigurationError, match="was trained on every report"):
+    with pytest.raises(ConfigurationError, match="every report of the file trained"):
         score(data_root, seen)
 
 
@@ -184,7 +184,7 @@ def test_copies_of_a_report_are_known_by_letters_and_digits():
 
 
 def test_report_named_twice_is_refused(tmp_path):
-    with pytest.raises(MetadataError, match="x stands there twice"):
+    with pytest.raises(MetadataError, match="x is there twice"):
         read_hand_labels(write(tmp_path / "a.csv", [["x", "A.", *[0] * 18], ["x", "B.", *[0] * 18]]))
 
 
