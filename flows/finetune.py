@@ -9,6 +9,7 @@ from prefect import State, flow
 
 from ctclip_model.device import Precision
 from ctclip_model.errors import PreemptedError
+from ctclip_model.models.kinds import FINE_TUNED, find_kind
 from flows.embed import embed
 from tasks.models.find import find_model
 from tasks.models.presets import choose_compute, find_preset
@@ -46,7 +47,7 @@ def finetune(
     publish_leftovers(data_root)
     parent = find_model(data_root, preset, model)
     chosen = find_preset(parent.preset, seed=seed)
-    finetuning = Finetuning(kind, parent, chosen, labels_of)
+    finetuning = Finetuning(find_kind(kind, FINE_TUNED), parent, chosen, labels_of)
     compute = choose_compute(chosen, device, dtype, recompute, encoded_at_once=encoded_at_once)
     try:
         with stage_run(data_root, "finetune", finetuning.variant) as run:
@@ -55,7 +56,7 @@ def finetune(
                 finetune_model(run, finetuning, manifest, compute, Launch(processes), deployed)
     except PreemptedError as error:
         return await_retry(error)
-    if kind == "lipro":
+    if finetuning.kind.facts.has_head:
         return [run.summary()]
     trained = find_trained(data_root, finetuning.fingerprint)
     return [run.summary(), embed(data_root, preset, trained, device=device, dtype=dtype, deployed=deployed)]

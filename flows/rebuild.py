@@ -12,6 +12,7 @@ from prefect import Flow, flow
 from ctclip_model.data.names import Storage
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.models.kinds import FINE_TUNED, find_kind
 from flows.convert import convert
 from flows.embed import embed
 from flows.evaluate import evaluate
@@ -25,7 +26,7 @@ from tasks.models.presets import find_preset
 from tasks.run.publish import publish_leftovers
 from tasks.settings import DATA_ROOT, DOWNLOAD_THREADS, FINETUNE, LABELLER, PRESET, RAW_CACHE_GB, STAGES
 from tasks.stages.deployed import run_deployed
-from tasks.training.fine_tune import check_kinds, find_finetuned
+from tasks.training.fine_tune import find_finetuned
 from tasks.training.manifest import config_fingerprint
 from tasks.training.records import find_trained
 
@@ -68,7 +69,8 @@ def rebuild(
     is given, each finds the data root by its own CTCLIP_DATA_ROOT.
     """
     given = locals()
-    check_kinds(finetune_kinds)
+    for kind in finetune_kinds:
+        find_kind(kind, FINE_TUNED)
     stages = choose_stages(from_stage, to_stage, is_training=model is None)
     publish_leftovers(data_root)
     if model is not None:
@@ -125,5 +127,6 @@ def list_calls(stage: str, given: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"model": trained, "kind": kind} for kind in kinds]
     if stage == "embed" or trained is None:
         return [{"model": trained}]
-    finetuned = find_finetuned(data_root, find_model(data_root, preset.name, trained), preset, kinds)
+    parent = find_model(data_root, preset.name, trained)
+    finetuned = find_finetuned(data_root, parent, preset, [find_kind(kind, FINE_TUNED) for kind in kinds])
     return [{"model": model_id} for model_id in (trained, *finetuned)]

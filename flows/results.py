@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ctclip_model.models.kinds import ENCODERS
 from flows.display import console, print_rows
 from warehouse import store
 
+PROTOCOLS = tuple(kind.facts.protocol for kind in ENCODERS)  # columns beside the abnormality
+_COLUMNS = ", ".join(f"round(max(value) filter (protocol = '{name}'), 3) as \"{name}\"" for name in PROTOCOLS)
 # the newest model of each protocol, side by side
-_SCORES = """
+_SCORES = f"""
 with newest as (
     select protocol, max_by(model_id, run_id) as model_id
     from current_metrics
@@ -16,17 +19,13 @@ with newest as (
     group by protocol
 )
 select
-    abnormality, round(max(value) filter (protocol = 'zero-shot'), 3) as "zero-shot",
-    round(max(value) filter (protocol = 'lipro'), 3) as lipro,
-    round(max(value) filter (protocol = 'vocabfine'), 3) as vocabfine,
-    max(n_positive) as n_positive, max(n) as n
+    abnormality, {_COLUMNS}, max(n_positive) as n_positive, max(n) as n
 from current_metrics
 join newest using (protocol, model_id)
 where split = 'valid' and unit = 'scan' and metric = 'auroc' and list_contains($visible, abnormality)
 group by abnormality
 order by abnormality
 """
-PROTOCOLS = ("zero-shot", "lipro", "vocabfine")  # the columns behind the abnormality
 
 
 def show_results(folder: Path) -> None:

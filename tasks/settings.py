@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ctclip_model.models.kinds import FINE_TUNED
+
 DATA_ROOT_VARIABLE = "CTCLIP_DATA_ROOT"
 DATA_ROOT = Path(os.environ.get(DATA_ROOT_VARIABLE, "data"))
 PRESET = "published"
@@ -16,17 +18,11 @@ HUB_TOKEN_BLOCK = "hugging-face-token"  # the name of a Prefect Secret
 LABELLER_KINDS = ("roberta", "tfidf")  # that can be trained
 
 STAGES = ("ingest", "convert", "label", "train", "embed", "finetune", "evaluate", "report")  # in a rebuild's order
-FINETUNE = ("lipro", "vocabfine")  # the kinds of fine-tuning, in a rebuild's order
+FINETUNE = tuple(kind.value for kind in FINE_TUNED)  # kinds of fine-tuning, in a rebuild's order
 HAND = "hand"  # the source of labels that people gave
 PUBLISHED_LABELS = "published"  # the labeller that CT-RATE's own labels stand under
 
 CT_RATE = "ibrahimhamamci/CT-RATE"  # a data set's repository on the Hub, which holds the published models too
-PUBLISHED_MODELS = {
-    "ct-clip": "models/CT-CLIP-Related/CT-CLIP_v2.pt",
-    "vocabfine": "models/CT-CLIP-Related/CT_VocabFine_v2.pt",
-    "lipro": "models/CT-CLIP-Related/CT_LiPro_v2.pt",
-    "radbert": "models/RadBertClassifier.pth",
-}
 
 DEPLOYED_POLL_S = 2.0  # between two questions after a stage that runs elsewhere
 DEPLOYED_SILENCE_S = 60.0  # after which one is told that no worker has taken what was asked of a pool

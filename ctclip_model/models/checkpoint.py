@@ -27,13 +27,14 @@ from ctclip_model.errors import CheckpointError, MissingInputError
 from ctclip_model.files import replace_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
+from ctclip_model.models.kinds import ModelKind, kinds_of_type, read_kind
 from ctclip_model.models.report_labeller import FIRST_POSITION, ReportLabeller
 
 AnyModel: TypeAlias = CTCLIP | LiPro | ReportLabeller
 M = TypeVar("M", CTCLIP, LiPro, ReportLabeller)
-KINDS: dict[str, type[CTCLIP] | type[LiPro] | type[ReportLabeller]] = {
-    "ctclip": CTCLIP, "lipro": LiPro, "labeller": ReportLabeller,
-}  # fmt: skip
+MODEL_TYPES: dict[str, type[CTCLIP] | type[LiPro] | type[ReportLabeller]] = {
+    model_type.__name__: model_type for model_type in (CTCLIP, LiPro, ReportLabeller)
+}
 TRUNK, HEAD = "trained_model.", "classifier."  # where a LiPro file keeps CT-CLIP and the head
 # A constant that older transformers saved with the weights.
 POSITION_IDS = (
@@ -49,6 +50,7 @@ class ModelFolder(Generic[M]):
     """What a model folder holds; `info` is what its maker wished to keep, such as the parent or the data set."""
 
     folder: Path
+    kind: ModelKind
     model: M
     config: Any
     info: dict[str, Any]
@@ -158,6 +160,7 @@ def save_model_folder(
     model: AnyModel,
     tokenizer: PreTrainedTokenizerFast | None,
     *,
+    kind: ModelKind | None = None,
     extra: Mapping[str, Any] | None = None,
     card: str | None = None,
     weights: Mapping[str, Any] | None = None,
@@ -165,13 +168,13 @@ def save_model_folder(
 ) -> None:
     """Writes a whole model folder, or none: beside it first, then in its place. `extra` must be fit for JSON.
 
-    `card` is for a person to read; a model that reads no text needs no tokenizer. `weights` are given where the model
-    itself holds but a share of them, `metrics` where it was trained here.
+    `kind` is the first one of the model's class by default. `card` is for a person to read; a model that reads no text
+    needs no tokenizer. `weights` are given where the model itself holds but a share of them, `metrics` where it was
+    trained here.
     """
     folder = Path(folder)
-    kind = next(name for name, model_type in KINDS.items() if isinstance(model, model_type))
     description = {
-        "kind": kind,
+        "kind": kind or kinds_of_type(type(model))[0],
         "config": dataclasses.asdict(model.config),
         "special_tokens": tokenizer.special_tokens_map if tokenizer else {},
         "info": dict(extra or {}),
@@ -212,16 +215,17 @@ def load_model_folder(
     folder = Path(folder)
     try:
         description = json.loads((folder / "config.json").read_text())
-        kind, fields, tokens = description["kind"], description["config"], description["special_tokens"]
-        config = LabellerConfig(**fields) if kind == "labeller" else _ctclip_config(fields)
-        found = KINDS[kind]
+        kind, fields, tokens = read_kind(description), description["config"], description["special_tokens"]
+        found = MODEL_TYPES[kind.facts.model_type]
+        config = LabellerConfig(**fields) if found is ReportLabeller else _ctclip_config(fields)
+        info = {name: value for name, value in description.get("info", {}).items() if name != "kind"}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: is not a model folder ({type(error).__name__}: {error})") from error
     if model_type is not None and found is not model_type:
         raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {model_type.__name__}")
     path = folder / "model.safetensors"
     model = _filled(found, config, read_weights(path), path)
-    return ModelFolder(folder, model.to(device), config, description.get("info", {}), tokens)
+    return ModelFolder(folder, kind, model.to(device), config, info, tokens)
 
 
 def load_encoders(folder: Path | str, *, device: str = "cpu") -> ModelFolder[CTCLIP]:

@@ -12,12 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from ctclip_model.config import PRESETS, VERSIONS, Preset, Recipe, compute_fingerprint
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.checkpoint import AnyModel, load_model_folder, load_weights, save_model_folder, tokenizer_json
-from ctclip_model.models.heads import LiPro
+from ctclip_model.models.kinds import ModelKind, kinds_of_type
 from ctclip_model.models.open_model import check_model, check_vocabulary, read_recipe
 from ctclip_model.models.report_labeller import ReportLabeller, read_labeller_tokenizer
 from ctclip_model.models.text import read_tokenizer
 
-KINDS = ("ct-clip", "vocabfine", "lipro", "labeller")
 CUSTOM = "custom"  # in place of a preset's name, where a model is of none
 RADBERT = "radbert"  # the same, of a labeller in the published form
 
@@ -33,10 +32,6 @@ _CARD = """\
 `ctclip {command}` uses it. For research, not for diagnosis. CT-RATE, and weights published with it or trained on it,
 are under CC-BY-NC-SA 4.0; whoever uses them cites Hamamci et al., arXiv:2403.17834.
 """
-_TITLES = {
-    "ct-clip": "CT-CLIP", "vocabfine": "CT-CLIP, fine-tuned as VocabFine", "lipro": "CT-CLIP with a LiPro head",
-    "labeller": "A report labeller",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Candidate:
     """A model that has been opened; its weights stay in their file until they are copied."""
 
     model: AnyModel
-    kind: str  # one of KINDS
+    kind: ModelKind
     preset: str
     recipe: Recipe | None  # of its volumes; a labeller has none
     weights: Path  # the file whose SHA-256 says which model it is
@@ -53,7 +48,7 @@ class Candidate:
     @property
     def needs_tokenizer(self) -> bool:
         """A LiPro reads no text."""
-        return self.tokenizer is None and self.kind != "lipro"
+        return self.tokenizer is None and not self.kind.facts.has_head
 
     def fingerprint(self, sha256: str) -> str:
         """Of the folder that it becomes: its weights, by their file's SHA-256, and all else that results depend on."""
@@ -62,7 +57,7 @@ class Candidate:
         return compute_fingerprint(sha256, self.kind, self.model.config, recipe, words, VERSIONS["import-model"])
 
 
-def open_candidate(path: Path, *, kind: str | None = None, preset: Preset | None = None) -> Candidate:
+def open_candidate(path: Path, *, kind: ModelKind | None = None, preset: Preset | None = None) -> Candidate:
     """Opens a model folder or a weights file, and tells what it holds.
 
     VocabFine has the keys of CT-CLIP: `kind` tells them apart, or else the file's name. `preset` describes weights
@@ -72,14 +67,14 @@ def open_candidate(path: Path, *, kind: str | None = None, preset: Preset | None
         return _open_folder(path, kind)
     model = load_weights(path, preset)
     if isinstance(model, ReportLabeller):
-        return Candidate(model, _kind(model, kind, path, ""), RADBERT, None, path, None)
+        return Candidate(model, _choose_kind(model, kind, path, ""), RADBERT, None, path, None)
     recipe = preset.recipe if preset else Recipe()
-    return Candidate(model, _kind(model, kind, path, path.name), _preset_name(model, recipe), recipe, path, None)
+    return Candidate(model, _choose_kind(model, kind, path, path.name), _preset_name(model, recipe), recipe, path, None)
 
 
-def read_tokenizer_for(kind: str, path: Path) -> PreTrainedTokenizerFast:
+def read_tokenizer_for(kind: ModelKind, path: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in a folder or file, as a model of the kind needs it; raises as the reader of that kind does."""
-    if kind == "labeller":
+    if kind is ModelKind.labeller:
         return read_labeller_tokenizer(path if path.is_dir() else path.parent)
     return read_tokenizer(path)
 
@@ -91,38 +86,34 @@ def write_candidate(candidate: Candidate, folder: Path, provenance: Mapping[str,
     """
     model, recipe, tokenizer = candidate.model, candidate.recipe, candidate.tokenizer
     info: dict[str, Any] = {"preset": candidate.preset}
-    if candidate.kind in ("vocabfine", "lipro"):
-        info["kind"] = candidate.kind
     if isinstance(model, ReportLabeller):
         check_vocabulary(folder.name, model.config.vocab_size, tokenizer)
     else:
         assert recipe is not None, "whatever embeds volumes has a recipe"
         check_model(folder.name, model.config, recipe, tokenizer)
         info["recipe"] = asdict(recipe)
-    save_model_folder(folder, model, tokenizer, extra=info, card=_make_card(folder.name, candidate, provenance))
+    card = _make_card(folder.name, candidate, provenance)
+    save_model_folder(folder, model, tokenizer, kind=candidate.kind, extra=info, card=card)
 
 
-def _open_folder(folder: Path, kind: str | None) -> Candidate:
+def _open_folder(folder: Path, kind: ModelKind | None) -> Candidate:
     loaded = load_model_folder(folder)
     model, info = loaded.model, loaded.info
     tokenizer = loaded.tokenizer if (folder / "tokenizer.json").is_file() else None
-    weights, found = folder / "model.safetensors", _kind(model, kind, folder, str(info.get("kind", "")))
+    weights, found = folder / "model.safetensors", _choose_kind(model, kind, folder, loaded.kind)
     if isinstance(model, ReportLabeller):
         return Candidate(model, found, info.get("preset", CUSTOM), None, weights, tokenizer)
     recipe = read_recipe(folder, info)
     return Candidate(model, found, _preset_name(model, recipe), recipe, weights, tokenizer)
 
 
-def _kind(model: AnyModel, asked: str | None, path: Path, hint: str) -> str:
-    if isinstance(model, ReportLabeller):
-        possible: tuple[str, ...] = ("labeller",)
-    elif isinstance(model, LiPro):
-        possible = ("lipro",)
-    else:
-        possible = ("vocabfine", "ct-clip") if "vocabfine" in hint.lower() else ("ct-clip", "vocabfine")
+def _choose_kind(model: AnyModel, asked: ModelKind | None, path: Path, hint: str) -> ModelKind:
+    """The kind asked for, or else a fine-tuned one that the hint names, or else the first of the model's class."""
+    possible = kinds_of_type(type(model))
     if asked is not None and asked not in possible:
         raise ConfigurationError(f"--kind {asked}: {path} holds {' or '.join(possible)}")
-    return asked or possible[0]
+    hinted = (kind for kind in possible if kind.facts.is_fine_tuned and kind in hint.lower())
+    return asked or next(hinted, possible[0])
 
 
 def _preset_name(model: AnyModel, recipe: Recipe) -> str:
@@ -137,6 +128,6 @@ def _make_card(name: str, candidate: Candidate, provenance: Mapping[str, str]) -
         spacing = " x ".join(f"{mm:g}" for mm in candidate.recipe.spacing_mm)
         facts["volumes"] = f"{depth} x {height} x {width} voxels of {spacing} mm (recipe {candidate.recipe.name})"
     facts["parameters"] = f"{sum(parameter.numel() for parameter in candidate.model.parameters()):,}"
-    use = f"label --labeller {name}" if candidate.kind == "labeller" else f"predict VOLUME --model {name}"
+    use = f"label --labeller {name}" if candidate.kind is ModelKind.labeller else f"predict VOLUME --model {name}"
     rows = "\n".join(f"| {fact} | {value} |" for fact, value in facts.items() if value)
-    return _CARD.format(name=name, title=_TITLES[candidate.kind], rows=rows, command=use)
+    return _CARD.format(name=name, title=candidate.kind.facts.title, rows=rows, command=use)

@@ -17,11 +17,10 @@ from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInpu
 from ctclip_model.models.checkpoint import AnyModel, load_model_folder, load_weights
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
+from ctclip_model.models.kinds import ENCODERS, FINE_TUNED, ModelKind, read_kind
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES, find_tokenizer_file, read_tokenizer
 
 logger = logging.getLogger(__name__)
-
-KINDS = ("ctclip", "lipro")  # of model folders that embed volumes
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class OpenedModel:
 
 def list_models(models: Path) -> list[Path]:
     """The folders of CT-CLIP models below `models`, newest first."""
-    folders = [path.parent for path in models.glob("[!.]*/config.json") if _kind(path.parent) in KINDS]
+    folders = [path.parent for path in models.glob("[!.]*/config.json") if _embeds_volumes(path.parent)]
     return sorted(folders, key=lambda folder: (folder / "config.json").stat().st_mtime, reverse=True)
 
 
@@ -93,12 +92,19 @@ def _description(folder: Path) -> dict[str, Any]:
     return description if isinstance(description, dict) else {}
 
 
-def _kind(folder: Path) -> str | None:
-    return _description(folder).get("kind")
+def _kind(folder: Path) -> ModelKind | None:
+    try:
+        return read_kind(_description(folder))
+    except (AttributeError, KeyError, ValueError):
+        return None
+
+
+def _embeds_volumes(folder: Path) -> bool:
+    return _kind(folder) in ENCODERS
 
 
 def _is_fine_tuned(folder: Path) -> bool:
-    return not {"parent", "kind"}.isdisjoint(_description(folder).get("info", {}))
+    return _kind(folder) in FINE_TUNED
 
 
 def _opened(name: str, model: AnyModel, recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> OpenedModel:
@@ -111,7 +117,7 @@ def _opened(name: str, model: AnyModel, recipe: Recipe, tokenizer: PreTrainedTok
 
 def _whole(path: Path) -> Path:
     """The model folder that a weights file belongs to, where it belongs to one."""
-    return path.parent if path.is_file() and _kind(path.parent) in KINDS else path
+    return path.parent if path.is_file() and _embeds_volumes(path.parent) else path
 
 
 def open_recipe(folder: Path) -> Recipe:

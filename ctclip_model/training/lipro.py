@@ -51,7 +51,7 @@ def train_lipro(
     model.trained_model, model.classifier = loaded.model, head
     curve = log.curve()
     result = _result(folder, model, loaded.model.temperature, len(curve), curve)
-    facts = {"parent": parent.name, "kind": "lipro", "steps": result.steps}
+    facts = {"parent": parent.name, "steps": result.steps}
     card = _card(result, "LiPro, a linear head on latents of volumes", parent, config, curve, origin or {})
     with storing(folder):
         save_model_folder(folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve)

@@ -19,6 +19,7 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LiPro
+from ctclip_model.models.kinds import ModelKind
 from ctclip_model.models.text import tokenize
 from ctclip_model.training.contrastive import move_codebook, prepare_model
 from ctclip_model.training.engine.checkpoints import Checkpoints, storing
@@ -72,14 +73,15 @@ def train_vocabfine(
     curve = log.curve()
     result = _result(folder, model, model.temperature, steps, curve)
     if rank() == 0:
-        facts = {"parent": parent.name, "kind": "vocabfine", "steps": steps}
+        facts = {"parent": parent.name, "steps": steps}
         card = _card(
             result, "VocabFine, both encoders trained by pairs of prompts", parent, config, curve, origin or {}
         )
         with storing(folder):
             save_model_folder(
-                folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve
-            )
+                folder, model.eval(), loaded.tokenizer, kind=ModelKind.vocabfine, extra=loaded.info | facts,
+                card=card, metrics=curve,
+            )  # fmt: skip
     return result
 
 

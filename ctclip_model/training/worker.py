@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,6 +24,7 @@ from ctclip_model.config import Preset, from_plain
 from ctclip_model.device import Compute, limit_cpu_threads
 from ctclip_model.errors import CTCLIPError, PreemptedError
 from ctclip_model.files import whole_file
+from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.engine.curve import TrainingResult
 from ctclip_model.training.engine.loop import StepRecord
@@ -36,19 +36,11 @@ Result: TypeAlias = TrainingResult | LabellerResult
 PREEMPTED = 128 + 15  # the exit code of what SIGTERM has ended
 
 
-class Kind(StrEnum):
-    """What is trained."""
-
-    ct_clip = "ct-clip"
-    vocabfine = "vocabfine"
-    labeller = "labeller"
-
-
 @dataclass(frozen=True)
 class Job:
     """A training to do; paths are relative to the data root, which may lie elsewhere on each machine."""
 
-    kind: Kind
+    kind: ModelKind
     manifest: str
     folder: str
     preset: Preset
@@ -92,10 +84,10 @@ def train(job: Job, data_root: Path, on_step: Callable[[StepRecord], None]) -> R
     manifest, folder, preset = data_root / job.manifest, data_root / job.folder, job.preset
     told: dict[str, Any] = {"compute": job.compute, "origin": job.origin, "on_step": on_step}
     with limit_cpu_threads(preset.cpu_threads):
-        if job.kind is Kind.labeller:
+        if job.kind is ModelKind.labeller:
             names, reports, labels = read_manifest(manifest)
             return train_labeller(reports, labels, preset.labeller, folder, names=names, **told)
-        if job.kind is Kind.vocabfine:
+        if job.kind is ModelKind.vocabfine:
             assert job.parent is not None
             return train_vocabfine(manifest, data_root, data_root / job.parent, preset.vocabfine, folder, **told)
         return train_contrastive(manifest, data_root, preset, folder, **told)

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ctclip_model.models.kinds import PUBLISHED, ModelKind, find_kind
 from flows.commands import app
 from flows.commands.options import DataRoot, Json, Revision
 from flows.commands.running import showing_progress
 from flows.display import console, print_json
-from tasks.settings import DATA_ROOT, PUBLISHED_MODELS
+from tasks.settings import DATA_ROOT
 
 if TYPE_CHECKING:
     from tasks.models.import_model import ImportedModel
 
-KINDS = "ct-clip, vocabfine, lipro, labeller"
 KeepRaw = Annotated[bool, typer.Option("--keep-raw", help="Keep the downloaded file, which the model's folder copies.")]
 
 
 @app.command()
 def fetch_models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help=f"Of {', '.join(PUBLISHED_MODELS)}; default: all.")
+        list[str] | None, typer.Argument(metavar="[NAME]...", help=f"Of {', '.join(PUBLISHED)}; default: all.")
     ] = None,
     data_root: DataRoot = DATA_ROOT,
     revision: Revision = None,
@@ -35,7 +35,7 @@ def fetch_models(
 
     with showing_progress():
         options = importing.ImportOptions(keep_raw=keep_raw)
-        found = importing.fetch_models(data_root, names or list(PUBLISHED_MODELS), revision, options)
+        found = importing.fetch_models(data_root, names or list(PUBLISHED), revision, options)
     _print_models(found, as_json)
 
 
@@ -43,7 +43,7 @@ def fetch_models(
 def import_model(
     address: Annotated[str, typer.Argument(metavar="PATH|hf://...", help="A weights file, or a model folder.")],
     data_root: DataRoot = DATA_ROOT,
-    kind: Annotated[str | None, typer.Option(help=f"{KINDS}; default: what the file is.")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"{', '.join(ModelKind)}; default: what the file is.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Its file or folder; default: beside the weights, or the published one.")
     ] = None,
@@ -56,7 +56,7 @@ def import_model(
     from tasks.models import import_model as importing
 
     with showing_progress():
-        options = importing.ImportOptions(kind, tokenizer, preset, force, keep_raw)
+        options = importing.ImportOptions(find_kind(kind) if kind else None, tokenizer, preset, force, keep_raw)
         found = importing.import_model(data_root, address, options)
     _print_models([found], as_json)
 

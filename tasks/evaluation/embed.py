@@ -51,7 +51,7 @@ def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> Embed
             "from converted_volumes as shards where recipe_id = ? order by shard_path, row_index",
             [model.recipe_id],
         ).fetchall()
-        texts = {} if model.kind == "lipro" else _read_texts(connection)
+        texts = {} if model.kind.facts.has_head else _read_texts(connection)
     contents = texts | {item: fingerprint for item, fingerprint, _, _ in volumes}
     fingerprints: dict[str, str] = {
         item: Fingerprint(

@@ -25,7 +25,6 @@ from warehouse import store
 Rows = list[dict[str, Any]]
 Classifier = Callable[[NDArray[np.float32]], NDArray[np.float64]]  # latents (N, latent) to probabilities (N, 18)
 
-PROTOCOLS = {"ct-clip": "zero-shot", "vocabfine": "vocabfine", "lipro": "lipro"}  # by the kind of the model
 PUBLISHED = "published"  # every reconstruction a row, excluded ones too, thresholds chosen on the labels they score
 LABEL_SOURCE = "published"
 THRESHOLD_SPLIT = "train"
@@ -82,7 +81,7 @@ def list_evaluations(
         texts = connection.execute(_TEXTS, {"model_id": model.encoder_id}).fetchall()
     splits = HELD_OUT if split is None else (split,)
     training = [(dataset, kept) for dataset, its_split, kept, *_ in inputs if its_split == THRESHOLD_SPLIT]
-    head = [model.weights_sha256] if model.kind == "lipro" else []  # latents alone do not tell its head
+    head = [model.weights_sha256] if model.kind.facts.has_head else []  # latents alone do not tell its head
     settings = [VERSIONS["evaluate"], CONFIG, LABEL_SOURCE, ABNORMALITIES, texts, *head]
     found = []
     common = {
@@ -92,7 +91,8 @@ def list_evaluations(
     }  # fmt: skip
     for dataset, its_split, kept, everything, kept_parts, all_parts in inputs:
         if its_split in splits:
-            own = PROTOCOLS[model.kind]
+            own = model.kind.facts.protocol
+            assert own is not None, "a model that embeds volumes has a protocol"
             content = {PUBLISHED: everything, own: [kept, training]}
             parts = {PUBLISHED: all_parts, own: kept_parts | {"train split": training}}
             for protocol, its_unit in ((own, unit), (PUBLISHED, "volume")):
@@ -112,7 +112,7 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
         samples = _load_samples(connection, model, evaluation)
         predict = _load_classifier(connection, model)
         labels = load_labels(connection)
-        texts = _load_latents(connection, model, "report") if model.kind != "lipro" else {}
+        texts = {} if model.kind.facts.has_head else _load_latents(connection, model, "report")
         train = _load_train(connection, model, evaluation)
     items, scored = _score_items(evaluation, samples, predict, labels, train)
     stamp = {"model_id": model.model_id} | evaluation.columns
@@ -126,7 +126,7 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
         "metrics": _stamped(labelled, metrics.score(scored, CONFIG)),
         "curves": _stamped(labelled, curves(scored.labels, scored.probabilities, scored.names)),
         "retrieval": _stamped(stamp, _retrieval_rows(evaluation, samples, texts, labels)),
-        "projections": [] if evaluation.protocol in (PUBLISHED, "lipro") else _projection_rows(stamp, samples),
+        "projections": _projection_rows(stamp, samples) if _has_projections(model, evaluation) else [],
     }
 
 
@@ -194,6 +194,11 @@ def _scan_latents(samples: Samples) -> tuple[list[str], NDArray[np.float32]]:
     return scans, unit.astype(np.float32)
 
 
+def _has_projections(model: ModelReference, evaluation: Evaluation) -> bool:
+    """True for a model's own protocol, unless its latents are its parent's."""
+    return evaluation.protocol != PUBLISHED and not model.kind.facts.has_head
+
+
 def _projection_rows(stamp: dict[str, Any], samples: Samples) -> Rows:
     from ctclip_model.evaluation.projection import draw_items, project
 
@@ -208,7 +213,7 @@ def _projection_rows(stamp: dict[str, Any], samples: Samples) -> Rows:
 
 def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> Classifier:
     """How the model makes probabilities of latents: LiPro by its head, the others by the prompts."""
-    if model.kind == "lipro":
+    if model.kind.facts.has_head:
         from ctclip_model.models.checkpoint import load_head
 
         return load_head(model.folder).probabilities

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ctclip_model.config import PRESETS, Recipe
 from ctclip_model.errors import ConfigurationError, MissingInputError
+from ctclip_model.models.kinds import ENCODERS, WITH_HEAD, ModelKind
 from warehouse import store
 
 
@@ -15,7 +16,7 @@ class ModelReference:
     """The columns of a row of `models` that a stage needs."""
 
     model_id: str
-    kind: str  # ct-clip, vocabfine or lipro
+    kind: ModelKind
     preset: str
     folder: Path
     recipe_id: str
@@ -44,7 +45,8 @@ def find_model(data_root: Path, preset: str, model_id: str | None) -> ModelRefer
     stage publishes what others left before it asks. Raises `MissingInputError` if the preset has no model yet and
     `ConfigurationError` if the identifier is unknown.
     """
-    rows = store.query(data_root, store.load_sql(__package__, "find"), {"id": model_id, "preset": preset})
+    parameters = {"id": model_id, "preset": preset, "encoders": list(ENCODERS), "with_head": list(WITH_HEAD)}
+    rows = store.query(data_root, store.load_sql(__package__, "find"), parameters)
     if not rows and model_id is not None:
         raise ConfigurationError(f'there is no model {model_id!r}; see: ctclip sql "select * from current_models"')
     if not rows:
@@ -53,7 +55,7 @@ def find_model(data_root: Path, preset: str, model_id: str | None) -> ModelRefer
             "--model"
         )
     found, kind, found_preset, path, *rest = rows[0]
-    return ModelReference(found, kind, found_preset, data_root.resolve() / path, *rest)
+    return ModelReference(found, ModelKind(kind), found_preset, data_root.resolve() / path, *rest)
 
 
 def find_encoder(data_root: Path, preset: str, model_id: str | None) -> ModelReference:

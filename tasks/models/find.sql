@@ -3,7 +3,7 @@ select
     models.model_id, models.kind, models.preset, models.path, models.recipe_id, models.logit_scale, models.fingerprint,
     models.weights_sha256,
     -- a LiPro without a parent in the warehouse, or with a parent that was trained again, reads its own latents
-    if(models.kind = 'lipro', coalesce(parents.model_id, models.model_id), models.model_id) as encoder_id
+    if(models.kind in (select unnest($with_head)), coalesce(parents.model_id, models.model_id), models.model_id) as encoder_id
 from current_models as models
 left join current_models as parents
     on parents.model_id = models.parent_model_id
@@ -11,7 +11,7 @@ left join current_models as parents
 where
     case
         when $id is null then models.kind = 'ct-clip' and models.preset = $preset
-        else models.kind in ('ct-clip', 'vocabfine', 'lipro') and models.model_id = $id
+        else models.kind in (select unnest($encoders)) and models.model_id = $id
     end
 order by models.source_sha256 is not null, models.run_id desc
 limit 1

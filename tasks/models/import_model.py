@@ -15,6 +15,7 @@ from ctclip_model.config import RADBERT_BASE
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.import_weights import Candidate, open_candidate, read_tokenizer_for, write_candidate
+from ctclip_model.models.kinds import OLD_SPELLINGS, PUBLISHED, ModelKind
 from ctclip_model.models.report_labeller import VOCABULARY_FILES, ReportLabeller
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES
 from tasks.hub.models import (
@@ -29,7 +30,7 @@ from tasks.labels.labellers import TRAINED_PREFIX
 from tasks.models.presets import find_preset
 from tasks.run.records import sha256_of
 from tasks.run.stage_run import StageRun, code_version, open_run
-from tasks.settings import CT_RATE, PUBLISHED_MODELS
+from tasks.settings import CT_RATE
 from warehouse import store
 
 STAGE = "import-model"
@@ -39,7 +40,7 @@ STAGE = "import-model"
 class ImportOptions:
     """Options of an import. None: read from the file, or searched for."""
 
-    kind: str | None = None  # ct-clip, vocabfine, lipro or labeller
+    kind: ModelKind | None = None
     tokenizer: Path | None = None  # file or folder of the tokenizer
     preset: str | None = None  # describes weights of other widths than the published ones
     force: bool = False  # write the model folder again although it is there
@@ -51,7 +52,7 @@ class ImportedModel:
     """An imported model of the warehouse."""
 
     model_id: str
-    kind: str
+    kind: ModelKind
     source: str
     revision: str
     source_sha256: str
@@ -77,21 +78,18 @@ def import_model(data_root: Path, address: str, options: ImportOptions = ImportO
 def fetch_models(
     data_root: Path, names: Sequence[str], revision: str | None = None, options: ImportOptions = ImportOptions()
 ) -> list[ImportedModel]:
-    """Downloads and imports published models by their names in `PUBLISHED_MODELS`, one after the other.
+    """Downloads and imports published models by their names in `PUBLISHED`, one after the other.
 
     Raises `ConfigurationError` for another name, before any download.
     """
-    if unknown := [name for name in names if name not in PUBLISHED_MODELS]:
-        raise ConfigurationError(f"no model {unknown[0]!r} is published: choose from {', '.join(PUBLISHED_MODELS)}")
+    names = [OLD_SPELLINGS.get(name, name) for name in names]
+    if unknown := [name for name in names if name not in PUBLISHED]:
+        raise ConfigurationError(f"no model {unknown[0]!r} is published: choose from {', '.join(PUBLISHED)}")
     repository = f"hf://datasets/{CT_RATE}" + (f"@{revision}" if revision else "")
     return [
-        import_model(data_root, f"{repository}/{PUBLISHED_MODELS[name]}", replace(options, kind=_kind_of(name)))
-        for name in names
+        import_model(data_root, f"{repository}/{kind.facts.published_path}", replace(options, kind=kind))
+        for kind in (PUBLISHED[name] for name in names)
     ]
-
-
-def _kind_of(name: str) -> str:
-    return "labeller" if name == "radbert" else name
 
 
 def _fetch_and_import(run: StageRun, address: ModelAddress, options: ImportOptions) -> ImportedModel:
@@ -111,7 +109,7 @@ def _import(run: StageRun, origin: Origin, options: ImportOptions) -> ImportedMo
     candidate = _with_tokenizer(run, candidate, options.tokenizer)
     sha256 = sha256_of(candidate.weights)
     fingerprint = candidate.fingerprint(sha256)
-    prefix = f"{TRAINED_PREFIX}{candidate.preset}" if candidate.kind == "labeller" else candidate.kind
+    prefix = f"{TRAINED_PREFIX}{candidate.preset}" if candidate.kind is ModelKind.labeller else candidate.kind
     folder = run.data_root / "models" / f"{prefix}-{fingerprint[:10]}"
     imported = ImportedModel(folder.name, candidate.kind, origin.address, origin.revision, sha256, is_new=False)
     if not options.force and _is_complete(run.data_root, folder, fingerprint):
@@ -156,7 +154,7 @@ def _with_tokenizer(run: StageRun, candidate: Candidate, given: Path | None) -> 
         return candidate
     names: Sequence[str]
     repo_id, names = PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES
-    if candidate.kind == "labeller":
+    if candidate.kind is ModelKind.labeller:
         repo_id, names = RADBERT_BASE, ("tokenizer.json", *VOCABULARY_FILES)
     folders = (candidate.weights.parent, hub_folder(run.data_root, repo_id)) if given is None else (given,)
     found = next((folder for folder in folders if folder is given or _has_tokenizer(folder, names)), None)
@@ -200,13 +198,13 @@ def _find_fetched(data_root: Path, address: ModelAddress, options: ImportOptions
 
 
 def _list_models(
-    data_root: Path, *, model_id: str | None = None, source: str | None = None, kind: str | None = None,
+    data_root: Path, *, model_id: str | None = None, source: str | None = None, kind: ModelKind | None = None,
     revision: str | None = None,
 ) -> list[tuple[ImportedModel, Path]]:  # fmt: skip
     """Models with these columns, each with its folder, the newest first."""
     parameters = {"model_id": model_id, "source": source, "kind": kind, "revision": revision}
     rows = store.query(data_root, store.load_sql(__package__, "find_imported"), parameters)
     return [
-        (ImportedModel(found, made, address, commit, sha256, is_new=False), data_root / path)
+        (ImportedModel(found, ModelKind(made), address, commit, sha256, is_new=False), data_root / path)
         for found, made, address, commit, sha256, path in rows
     ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ctclip_model.config import PRESETS
 from ctclip_model.device import Precision
+from ctclip_model.models.kinds import ENCODERS, FINE_TUNED, find_kind
 from tasks.run.fingerprints import Fingerprint, flatten
 from tasks.settings import FINETUNE, LABELLER, PRESET, PUBLISHED_LABELS
 from warehouse import store
@@ -144,7 +145,8 @@ def _find_finetuning(data_root: Path, variant: str, options: StageOptions) -> Wa
 
     model_id, _, kind = variant.rpartition("/")
     parent = find_model(data_root, options.preset, model_id)
-    finetuning = Finetuning(kind, parent, find_preset(parent.preset, seed=options.seed), options.labels_of)
+    preset = find_preset(parent.preset, seed=options.seed)
+    finetuning = Finetuning(find_kind(kind, FINE_TUNED), parent, preset, options.labels_of)
     fingerprint, config = finetuning.fingerprint, flatten(asdict(finetuning.config))
     inputs = {"labels_of": options.labels_of, "parent_weights_sha256": parent.weights_sha256}
     return {fingerprint: Fingerprint(fingerprint, config | inputs)}
@@ -163,5 +165,5 @@ def _read_declared(data_root: Path, stage: str, variant: str) -> Wanted:
 
 
 def _is_model(data_root: Path, model_id: str) -> bool:
-    sql = "select 1 from current_models where model_id = ? and kind <> 'labeller'"
-    return bool(store.query(data_root, sql, [model_id]))
+    sql = "select 1 from current_models where model_id = ? and kind in (select unnest(?))"
+    return bool(store.query(data_root, sql, [model_id, list(ENCODERS)]))

@@ -12,6 +12,7 @@ from ctclip_model.config import Preset
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute
 from ctclip_model.errors import MissingInputError
+from ctclip_model.models.kinds import ModelKind
 from tasks.labels.labellers import find_labeller
 from tasks.run.stage_run import StageRun
 from tasks.settings import PUBLISHED_LABELS
@@ -19,7 +20,7 @@ from tasks.training.processes import Launch, train
 from warehouse import store
 
 if TYPE_CHECKING:
-    from ctclip_model.training.worker import Job, Kind
+    from ctclip_model.training.worker import Job
 from tasks.training.manifest import Manifest, config_fingerprint, write_manifest
 from tasks.training.records import is_recorded, record_model, train_and_record
 
@@ -53,24 +54,24 @@ def run_training(run: StageRun, preset: Preset, manifest: Manifest, compute: Com
     """Trains, and records the model, its samples and its steps."""
     from ctclip_model.training.engine.curve import TrainingResult
     from ctclip_model.training.engine.state import discard_state
-    from ctclip_model.training.worker import Kind
 
     if is_recorded(run, manifest.model_id):
         return
     started = time.monotonic()
-    job = make_job(Kind.ct_clip, run.data_root, manifest, preset, compute)
+    job = make_job(ModelKind.ct_clip, run.data_root, manifest, preset, compute)
     total = preset.training.text_pretraining_samples + preset.training.samples
     result = train_and_record(run, manifest, total, partial(train, job, run.data_root, launch))
     assert isinstance(result, TrainingResult)
     record_model(
-        run, manifest, result, kind="ct-clip", preset=preset.name, config=asdict(preset) | {"compute": asdict(compute)},
+        run, manifest, result, kind=ModelKind.ct_clip, preset=preset.name,
+        config=asdict(preset) | {"compute": asdict(compute)},
         recipe_id=preset.recipe.recipe_id, duration_s=time.monotonic() - started,
     )  # fmt: skip
     discard_state(result.folder)
 
 
 def make_job(
-    kind: Kind, data_root: Path, manifest: Manifest, preset: Preset, compute: Compute, parent: Path | None = None
+    kind: ModelKind, data_root: Path, manifest: Manifest, preset: Preset, compute: Compute, parent: Path | None = None
 ) -> Job:
     """The training of a manifest's model, in terms of the data root."""
     from ctclip_model.training.worker import Job

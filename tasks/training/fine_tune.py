@@ -17,10 +17,11 @@ from ctclip_model.config import VERSIONS, LiProConfig, Preset, VocabFineConfig, 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, Precision, limit_cpu_threads
 from ctclip_model.errors import ConfigurationError, MissingInputError
+from ctclip_model.models.kinds import FINE_TUNED, ModelKind, find_kind
 from tasks.evaluation.embed import plan_work
 from tasks.models.find import ModelReference
 from tasks.run.stage_run import StageRun
-from tasks.settings import FINETUNE, PUBLISHED_LABELS
+from tasks.settings import PUBLISHED_LABELS
 from tasks.training.ct_clip import make_job
 from tasks.training.manifest import Manifest, write_manifest
 from tasks.training.processes import Launch, train
@@ -36,19 +37,19 @@ if TYPE_CHECKING:
 class Finetuning:
     """A kind of fine-tuning of one model, on the labels of one labeller."""
 
-    kind: str  # lipro or vocabfine
+    kind: ModelKind
     parent: ModelReference
     preset: Preset
     labels_of: str  # a labeller's identifier, or 'published'
 
     def __post_init__(self) -> None:
-        check_kinds([self.kind])
-        if self.parent.kind == "lipro":
+        find_kind(self.kind, FINE_TUNED)
+        if self.parent.kind.facts.has_head:
             raise ConfigurationError(f"{self.parent.model_id} is a LiPro: fine-tune the model that it was made of")
 
     @property
     def config(self) -> LiProConfig | VocabFineConfig:
-        return self.preset.lipro if self.kind == "lipro" else self.preset.vocabfine
+        return self.preset.lipro if self.kind is ModelKind.lipro else self.preset.vocabfine
 
     @property
     def variant(self) -> str:
@@ -62,14 +63,7 @@ class Finetuning:
         )
 
 
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raises `ConfigurationError` for a kind of fine-tuning that there is not."""
-    for kind in kinds:
-        if kind not in FINETUNE:
-            raise ConfigurationError(f"there is no fine-tuning {kind!r}; there are {', '.join(FINETUNE)}")
-
-
-def find_finetuned(data_root: Path, parent: ModelReference, preset: Preset, kinds: Sequence[str]) -> list[str]:
+def find_finetuned(data_root: Path, parent: ModelReference, preset: Preset, kinds: Sequence[ModelKind]) -> list[str]:
     """The newest model of each kind, of exactly this parent and configuration, on the published labels."""
     fingerprints = [Finetuning(kind, parent, preset, PUBLISHED_LABELS).fingerprint for kind in kinds]
     found = [find_trained(data_root, fingerprint) for fingerprint in fingerprints]
@@ -82,7 +76,7 @@ def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
 
     Raises `MissingInputError` where there is none.
     """
-    parent, query = finetuning.parent, _LATENTS if finetuning.kind == "lipro" else _SHARDS
+    parent, query = finetuning.parent, _LATENTS if finetuning.kind.facts.has_head else _SHARDS
     parameters = {
         "names": list(ABNORMALITIES), "labels_of": finetuning.labels_of, "recipe_id": parent.recipe_id,
         "model_id": parent.encoder_id,
@@ -90,12 +84,12 @@ def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
     with store.read(run.data_root) as connection:
         used = {name: value for name, value in parameters.items() if f"${name}" in query}
         table = connection.sql(query, params=used).to_arrow_table()
-    if finetuning.kind == "lipro":
+    if finetuning.kind.facts.has_head:
         _require_current(run.data_root, parent, table)
     if not table.num_rows:
-        has, stage = f"a latent of {parent.model_id}", "embed"
-        if finetuning.kind == "vocabfine":
-            has, stage = f"a shard (recipe {parent.recipe_id})", "convert"
+        has, stage = f"a shard (recipe {parent.recipe_id})", "convert"
+        if finetuning.kind.facts.has_head:
+            has, stage = f"a latent of {parent.model_id}", "embed"
         raise MissingInputError(
             f"no volume of the train split has {has}, a report and labels of {finetuning.labels_of!r}: "
             f"run `ctclip {stage}` and `ctclip label`"
@@ -146,10 +140,9 @@ def _train(
     on_step: Callable[[StepRecord], None],
 ) -> Result:
     from ctclip_model.training.lipro import train_lipro
-    from ctclip_model.training.worker import Kind
 
     parent, preset = finetuning.parent.folder, finetuning.preset
-    if finetuning.kind == "lipro":
+    if finetuning.kind.facts.has_head:
         with limit_cpu_threads(preset.cpu_threads):
             return train_lipro(
                 manifest.path,
@@ -159,7 +152,7 @@ def _train(
                 origin=manifest.origin,
                 on_step=on_step,
             )
-    job = make_job(Kind.vocabfine, data_root, manifest, preset, compute, parent)
+    job = make_job(finetuning.kind, data_root, manifest, preset, compute, parent)
     return train(job, data_root, launch, on_step)
 
 

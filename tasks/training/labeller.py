@@ -16,6 +16,7 @@ import pyarrow as pa
 from ctclip_model.config import Preset, TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute
+from ctclip_model.models.kinds import ModelKind
 from tasks.run.progress import show_progress
 from tasks.run.records import sha256_of
 from tasks.run.stage_run import StageRun, code_version
@@ -44,13 +45,12 @@ def run_roberta_training(run: StageRun, preset: Preset, manifest: Manifest, comp
     """Trains a labeller of the preset's shape, and records it as a model, what it learned from, and its steps."""
     from ctclip_model.training.engine.state import discard_state
     from ctclip_model.training.labeller import LabellerResult, read_manifest
-    from ctclip_model.training.worker import Kind
 
     if is_recorded(run, manifest.model_id):
         return
     started = time.monotonic()
     reports = LabelledReports(*read_manifest(manifest.path))
-    job = make_job(Kind.labeller, run.data_root, manifest, preset, compute)
+    job = make_job(ModelKind.labeller, run.data_root, manifest, preset, compute)
     train_it = partial(train, job, run.data_root, launch)
     total = round(preset.labeller.epochs * len(reports.texts) * (1 - preset.labeller.validation_share))
     result = train_and_record(run, manifest, total, train_it)
@@ -96,7 +96,7 @@ def _record(
         "models",
         [
             {
-                "model_id": labeller_id, "kind": "labeller", "fingerprint": reports.fingerprint(training),
+                "model_id": labeller_id, "kind": ModelKind.labeller, "fingerprint": reports.fingerprint(training),
                 "preset": training.name, "config": json.dumps(config, sort_keys=True),
                 "path": str(folder.relative_to(run.data_root)), "count_samples": len(reports.texts),
                 "source": source, "revision": revision,

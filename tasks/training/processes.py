@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ctclip_model import errors
 from ctclip_model.device import Compute, choose_device
 from ctclip_model.errors import ConfigurationError, PreemptedError, WorkerDiedError
+from ctclip_model.models.kinds import ModelKind
 from tasks.settings import LIMITS
 
 if TYPE_CHECKING:
@@ -95,13 +96,12 @@ def train_apart(job: Job, data_root: Path, launch: Launch, on_step: Callable[[St
     from ctclip_model.training.engine.curve import TrainingResult
     from ctclip_model.training.engine.loop import StepRecord
     from ctclip_model.training.labeller import LabellerResult
-    from ctclip_model.training.worker import Kind
 
-    result_type = LabellerResult if job.kind is Kind.labeller else TrainingResult
+    result_type = LabellerResult if job.kind is ModelKind.labeller else TrainingResult
     path = data_root / f"{job.folder}.work" / "job.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     job.write(path)
-    suited = None if job.kind is Kind.ct_clip else 1  # a batch of the others is small, of VocabFine one volume
+    suited = None if job.kind is ModelKind.ct_clip else 1  # a batch of the others is small, of VocabFine one volume
     if launch.nodes > 1:
         place = Path("$CTCLIP_DATA_ROOT")
         others = " ".join(launch.command(place / path.relative_to(data_root), place, suited=suited, node="N"))

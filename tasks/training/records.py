@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from ctclip_model.models.kinds import ModelKind
 from tasks.run.progress import show_progress
 from tasks.run.records import sha256_of
 from tasks.run.stage_run import StageRun, code_version
@@ -110,7 +111,7 @@ def record_model(
     manifest: Manifest,
     result: TrainingResult,
     *,
-    kind: str,
+    kind: ModelKind,
     preset: str,
     config: Mapping[str, Any],
     recipe_id: str,

@@ -21,11 +21,12 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LiPro
+from ctclip_model.models.kinds import ModelKind
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training import worker
 from ctclip_model.training.lipro import fit_head, lipro_loss, positive_weights, train_lipro
 from ctclip_model.training.vocabfine import PROMPTS, train_vocabfine, vocabfine_losses
-from ctclip_model.training.worker import Job, Kind
+from ctclip_model.training.worker import Job
 
 INPUTS, OUTPUTS = golden("ctclip_tiny.finetune.inputs"), golden("ctclip_tiny.finetune.outputs")
 VOLUME = golden("ctclip_tiny.inputs")["volume"][:1]
@@ -191,7 +192,8 @@ def test_lipro_leaves_trunk_and_code_book_as_they_were(tmp_path: Path, parent: P
     assert trained.keys() == {f"trained_model.{key}" for key in trunk} | {"classifier.weight", "classifier.bias"}
     for name, value in trunk.items():
         assert torch.equal(trained[f"trained_model.{name}"], value), name
-    assert load_model_folder(tmp_path / "lipro", LiPro).info == {"parent": "parent", "kind": "lipro", "steps": 10}
+    loaded = load_model_folder(tmp_path / "lipro", LiPro)
+    assert (loaded.kind, loaded.info) == ("lipro", {"parent": "parent", "steps": 10})
     assert result.steps == 10
 
 
@@ -202,9 +204,8 @@ def test_vocabfine_trains_both_encoders_and_moves_the_code_book(tmp_path: Path, 
     before, after = state(parent), state(tmp_path / "fine")
     steps = VOCABFINE.epochs * SCANS // VOCABFINE.batch_size
     assert [record.step for record in records] == list(range(1, steps + 1))
-    assert load_model_folder(tmp_path / "fine", CTCLIP).info == {
-        "parent": "parent", "kind": "vocabfine", "steps": steps,
-    }  # fmt: skip
+    loaded = load_model_folder(tmp_path / "fine", CTCLIP)
+    assert (loaded.kind, loaded.info) == ("vocabfine", {"parent": "parent", "steps": steps})
     for name in (
         "to_visual_latent.weight",
         "to_text_latent.weight",
@@ -246,7 +247,7 @@ def test_a_worker_fine_tunes_by_its_job_file(tmp_path: Path, parent: Path, monke
     preset = dataclasses.replace(PRESETS["smoke"](), vocabfine=VOCABFINE)
     manifest = write_manifest(tmp_path, preset.recipe)
     train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "fine", compute=Compute("cpu"))
-    job = Job(Kind.vocabfine, "manifest.parquet", "models/fine", preset, Compute("cpu"), {}, parent="parent")
+    job = Job(ModelKind.vocabfine, "manifest.parquet", "models/fine", preset, Compute("cpu"), {}, parent="parent")
     job.write(tmp_path / "job.json")
     monkeypatch.setattr("sys.argv", ["worker", str(tmp_path / "job.json"), str(tmp_path)])
     worker.main()

@@ -18,7 +18,8 @@ from ctclip_model.config import Preset, Recipe, smoke
 from ctclip_model.data.shards import ShardVolume, write_shard
 from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.device import Compute
-from ctclip_model.training.worker import Job, Kind
+from ctclip_model.models.kinds import ModelKind
+from ctclip_model.training.worker import Job
 from support.paths import ROOT
 
 FACTS = ((9, 9, 9), (1.0, 1.0, 1.0), ((0, 24), (0, 40), (0, 40)), 0.0, 1.0, -1000, 1000)
@@ -59,7 +60,9 @@ def short_preset(**training: Any) -> Preset:
 
 
 def write_job(data_root: Path, preset: Preset, compute: Compute = Compute("cpu")) -> Path:
-    job = Job(Kind.ct_clip, "manifest.parquet", "models/model", preset, compute, {"source": "here", "revision": "1"})
+    job = Job(
+        ModelKind.ct_clip, "manifest.parquet", "models/model", preset, compute, {"source": "here", "revision": "1"}
+    )
     job.write(data_root / "job.json")
     return data_root / "job.json"
 

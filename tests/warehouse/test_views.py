@@ -173,7 +173,7 @@ def test_training_samples_are_converted_reported_unexcluded_volumes_of_train(cat
 def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catalogue):
     store.publish(catalogue)
     samples = query(catalogue, "select volume_name, fingerprint from training_samples")
-    model = {"model_id": "m", "preset": "tiny", "recipe_id": "tiny-1", "fingerprint": "F", "kind": "ctclip"}
+    model = {"model_id": "m", "preset": "tiny", "recipe_id": "tiny-1", "fingerprint": "F", "kind": "ct-clip"}
     write_run(
         catalogue, 2, "train", variant="tiny", models=[model], wanted=wanted("train", "tiny", F="F"),
         model_samples=[

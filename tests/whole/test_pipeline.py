@@ -251,7 +251,7 @@ def test_rebuild_fine_tunes_what_it_is_asked_to(data_root, phantoms):
     done = rebuild_all(data_root, phantoms, finetune_kinds=(), seed=1)
     assert counts(done).keys() == {"train", "embed", "evaluate", "report"}
     assert counts(done)["evaluate"] == 2 + 3  # and compared with the models of the first rebuild
-    with pytest.raises(ConfigurationError, match="no fine-tuning 'lora'"):
+    with pytest.raises(ConfigurationError, match="no kind 'lora'"):
         rebuild_all(data_root, phantoms, finetune_kinds=("lora",))
 
 

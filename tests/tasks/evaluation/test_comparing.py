@@ -15,6 +15,7 @@ from support.warehouse_records import label_rows, query, write_run
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.evaluation import metrics
+from ctclip_model.models.kinds import ModelKind
 from tasks.evaluation import compare as comparing
 from tasks.evaluation.compare import list_comparisons, score_comparison
 from tasks.evaluation.score import UNDECIDED
@@ -84,7 +85,7 @@ def write_scores(
 
 
 def reference(model_id: str) -> ModelReference:
-    return ModelReference(model_id, "ct-clip", "tiny", Path(), "r", 1.0, model_id, "w", model_id)
+    return ModelReference(model_id, ModelKind.ct_clip, "tiny", Path(), "r", 1.0, model_id, "w", model_id)
 
 
 def compare(data_root: Path, model_id: str) -> list[str]:

@@ -15,6 +15,7 @@ from support.warehouse_records import query, write_run
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.evaluation.zero_shot import zero_shot
+from ctclip_model.models.kinds import ModelKind
 from tasks.evaluation import score as evaluation
 from tasks.evaluation.score import list_evaluations, score_evaluation
 from tasks.models.find import ModelReference
@@ -24,7 +25,7 @@ SCANS = [f"trn{number:05}" for number in range(24)]
 RNG = np.random.default_rng(0)
 CALCIFICATIONS = [place for place, name in enumerate(ABNORMALITIES) if name.endswith("wall calcification")]
 MOSAIC = ABNORMALITIES.index("Mosaic attenuation pattern")
-MODEL = ModelReference("m", "ct-clip", "tiny", Path(), "r", 5.0, "f", "w", "m")
+MODEL = ModelReference("m", ModelKind.ct_clip, "tiny", Path(), "r", 5.0, "f", "w", "m")
 
 
 def unit(latents: np.ndarray) -> np.ndarray:

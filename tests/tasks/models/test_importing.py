@@ -21,13 +21,14 @@ from ctclip_model.labelling.transformer import load_labeller
 from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LiPro
+from ctclip_model.models.kinds import PUBLISHED, ModelKind
 from ctclip_model.models.open_model import find_model, open_model
 from ctclip_model.models.report_labeller import read_labeller_tokenizer
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, train_tokenizer
 from tasks.labels.labellers import find_labeller
 from tasks.models.import_model import ImportOptions, fetch_models, import_model
 from tasks.run.records import sha256_of
-from tasks.settings import CT_RATE, PUBLISHED_MODELS
+from tasks.settings import CT_RATE
 from warehouse import store
 
 SMOKE = ImportOptions(preset="smoke")
@@ -77,11 +78,11 @@ def test_published_file_becomes_a_folder_and_a_row_once(weights, tmp_path, name,
 def test_kind_is_an_option_and_another_model(weights, tmp_path):
     path = str(weights / "CT-CLIP_v2.pt")
     plain = import_model(tmp_path / "data", path, SMOKE)
-    tuned = import_model(tmp_path / "data", path, dataclasses.replace(SMOKE, kind="vocabfine"))
+    tuned = import_model(tmp_path / "data", path, dataclasses.replace(SMOKE, kind=ModelKind.vocabfine))
     assert (plain.kind, tuned.kind) == ("ct-clip", "vocabfine")
     assert plain.model_id != tuned.model_id
     with pytest.raises(ConfigurationError, match=r"--kind lipro: .* holds ct-clip or vocabfine"):
-        import_model(tmp_path / "data", path, dataclasses.replace(SMOKE, kind="lipro"))
+        import_model(tmp_path / "data", path, dataclasses.replace(SMOKE, kind=ModelKind.lipro))
 
 
 def test_own_model_folder_is_imported_and_one_of_this_data_root_is_not_doubled(weights, tmp_path):
@@ -155,7 +156,7 @@ def published(hub: LoopbackHub, weights: Path, tmp_path: Path) -> LoopbackHub:
     repository = hub.repository(CT_RATE, is_gated=True)
     folder = tmp_path / "repository"
     for name in ("ct-clip", "vocabfine", "lipro"):
-        path = folder / PUBLISHED_MODELS[name]
+        path = folder / PUBLISHED[name].facts.published_path
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(weights / path.name, path)
     repository.commit(folder)
@@ -174,7 +175,7 @@ def test_published_models_are_fetched_checked_imported_and_not_fetched_again(pub
     commit = published.repositories["datasets", CT_RATE].branches["main"]
     assert {model.revision for model in found} == {commit}
     assert {row["source"] for row in rows(tmp_path / "data")} == {
-        f"hf://datasets/{CT_RATE}/{PUBLISHED_MODELS[name]}" for name in names
+        f"hf://datasets/{CT_RATE}/{PUBLISHED[name].facts.published_path}" for name in names
     }
     assert not list((tmp_path / "data" / "raw").rglob("*.pt"))
     asked = len(published.requests)
@@ -196,7 +197,7 @@ def test_model_whose_download_was_broken_off_is_fetched_on(published, tmp_path, 
 def test_labeller_is_fetched_with_the_tokenizer_of_its_base(published, radbert, tmp_path, wide_labeller):  # noqa: F811
     folder = tmp_path / "labeller"
     (folder / "models").mkdir(parents=True)
-    shutil.copy(radbert / "RadBertClassifier.pth", folder / PUBLISHED_MODELS["radbert"])
+    shutil.copy(radbert / "RadBertClassifier.pth", folder / PUBLISHED["radbert"].facts.published_path)
     published.repositories["datasets", CT_RATE].commit(folder)
     (tmp_path / "base").mkdir()
     shutil.copy(radbert / "tokenizer.json", tmp_path / "base")
@@ -229,5 +230,5 @@ def test_model_folder_without_a_tokenizer_embeds_and_is_not_asked(weights, tmp_p
 def test_card_and_config_say_what_the_model_is(weights, tmp_path):
     first = import_model(tmp_path / "data", str(weights / "CT_VocabFine_v2.pt"), SMOKE)
     folder = tmp_path / "data" / "models" / first.model_id
-    assert json.loads((folder / "config.json").read_text())["info"]["kind"] == "vocabfine"
+    assert json.loads((folder / "config.json").read_text())["kind"] == "vocabfine"
     assert f"`ctclip predict VOLUME --model {first.model_id}`" in (folder / "README.md").read_text()

@@ -9,6 +9,7 @@ from PIL import Image
 from support.warehouse_records import write_run
 
 from ctclip_model.config import Recipe
+from ctclip_model.models.kinds import ModelKind
 from tasks.models.find import ModelReference
 from tasks.report.examples import Example, Found, draw_slices
 from tasks.report.facts import collect_facts
@@ -72,7 +73,7 @@ def test_what_is_printed_stands_beside_our_rows_of_the_published_protocol_alone(
         metrics=[scored | {"protocol": protocol, "unit": "scan"} for protocol in ("zero-shot", "published")],
     )  # fmt: skip
     store.publish(tmp_path)
-    model = ModelReference("m", "ct-clip", "tiny", tmp_path, "r", 1.0, "f", "w", "m")
+    model = ModelReference("m", ModelKind.ct_clip, "tiny", tmp_path, "r", 1.0, "f", "w", "m")
     with store.read(tmp_path) as connection:
         facts = collect_facts(connection, tmp_path, model, "ct-rate", "valid")
     assert [(row["model"], row["protocol"]) for row in facts.leaderboard] == [("m", "zero-shot")]

@@ -176,23 +176,25 @@ def test_what_is_no_event_is_the_process_s_own_words(line: str) -> None:
 
 @pytest.mark.slow
 def test_an_error_of_a_worker_is_raised_as_what_it_is(tmp_path: Path) -> None:
-    from ctclip_model.training.worker import Job, Kind
+    from ctclip_model.models.kinds import ModelKind
+    from ctclip_model.training.worker import Job
 
     preset = short_preset()
     table = pq.read_table(write_samples(tmp_path, preset.recipe))
     pq.write_table(table.slice(0, 0), tmp_path / "manifest.parquet")
-    job = Job(Kind.ct_clip, "manifest.parquet", "models/model", preset, Compute("cpu"), {})
+    job = Job(ModelKind.ct_clip, "manifest.parquet", "models/model", preset, Compute("cpu"), {})
     with pytest.raises(MissingInputError, match="no sample of the train split"):
         train_apart(job, tmp_path, Launch(processes=1), lambda step: None)
 
 
 @pytest.mark.slow
 def test_sigterm_is_handed_on_and_the_state_saved(tmp_path: Path) -> None:
-    from ctclip_model.training.worker import Job, Kind
+    from ctclip_model.models.kinds import ModelKind
+    from ctclip_model.training.worker import Job
 
     preset = short_preset(samples=8 * 10_000, steps_per_checkpoint=10_000)
     write_samples(tmp_path, preset.recipe)
-    job = Job(Kind.ct_clip, "manifest.parquet", "models/model", preset, Compute("cpu"), {})
+    job = Job(ModelKind.ct_clip, "manifest.parquet", "models/model", preset, Compute("cpu"), {})
     stop = threading.Event()
     threading.Thread(target=lambda: (stop.wait(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
     started = []

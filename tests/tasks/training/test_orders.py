@@ -17,6 +17,7 @@ from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
 from ctclip_model.labelling.transformer import load_labeller
+from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.engine import state as work
 from ctclip_model.training.engine.curve import CURVE
 from ctclip_model.training.engine.loop import StepRecord
@@ -86,7 +87,7 @@ def test_a_worker_trains_and_embeds_without_the_warehouse(data_root: Path, mount
     assert query(data_root, "select count(*) from current_training_steps") == [(2,)]
 
     model = ModelReference(
-        model_id, "ct-clip", "smoke", data_root / path, preset.recipe.recipe_id, 1.0, "config", sha256, model_id
+        model_id, ModelKind.ct_clip, "smoke", data_root / path, preset.recipe.recipe_id, 1.0, "config", sha256, model_id
     )
     items = EmbeddingWork(
         Precision.float32,
