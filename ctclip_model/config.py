@@ -10,20 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, get_type_hints
 
-# Raised by hand whenever the stage's result changes for the same inputs and configuration: everything it made is then
-# pending again. The commit is recorded beside results and never decides this.
-VERSIONS = {
-    "ingest": 1,
-    "convert": 2,
-    "label": 1,
-    "train-labeller": 2,
-    "train": 2,
-    "finetune": 1,
-    "embed": 1,
-    "evaluate": 2,
-    "report": 2,
-    "import-model": 1,
-}
+from ctclip_model.stages import VERSIONS
 
 
 @dataclass(frozen=True)

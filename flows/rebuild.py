@@ -13,6 +13,7 @@ from ctclip_model.data.names import Storage
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.kinds import FINE_TUNED, find_kind
+from ctclip_model.stages import PIPELINE
 from flows.convert import convert
 from flows.embed import embed
 from flows.evaluate import evaluate
@@ -34,7 +35,6 @@ FLOWS: dict[str, Flow[..., Any]] = {
     "ingest": ingest, "convert": convert, "label": label, "train": train, "embed": embed,
     "finetune": finetune, "evaluate": evaluate, "report": report,
 }  # fmt: skip
-TRAINING = ("train", "finetune")
 
 
 @flow(name="rebuild")
@@ -86,7 +86,7 @@ def choose_stages(first: str, last: str, *, is_training: bool = True) -> tuple[s
     stages = STAGES[STAGES.index(first) : STAGES.index(last) + 1]
     if not stages:
         raise ConfigurationError(f"{first} comes after {last}")
-    kept = tuple(stage for stage in stages if is_training or stage not in TRAINING)
+    kept = tuple(stage for stage in stages if is_training or not PIPELINE[stage].trains)
     if not kept:
         raise ConfigurationError(f"from {first} to {last} there is nothing but training, and --model asks for none")
     return kept

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctclip_model.models.kinds import FINE_TUNED
+from ctclip_model.stages import PIPELINE
 
 DATA_ROOT_VARIABLE = "CTCLIP_DATA_ROOT"
 DATA_ROOT = Path(os.environ.get(DATA_ROOT_VARIABLE, "data"))
@@ -17,7 +18,7 @@ DOWNLOAD_THREADS = 8
 HUB_TOKEN_BLOCK = "hugging-face-token"  # the name of a Prefect Secret
 LABELLER_KINDS = ("roberta", "tfidf")  # that can be trained
 
-STAGES = ("ingest", "convert", "label", "train", "embed", "finetune", "evaluate", "report")  # in a rebuild's order
+STAGES = tuple(stage.name for stage in PIPELINE.values() if stage.is_rebuilt)  # in a rebuild's order
 FINETUNE = tuple(kind.value for kind in FINE_TUNED)  # kinds of fine-tuning, in a rebuild's order
 HAND = "hand"  # the source of labels that people gave
 PUBLISHED_LABELS = "published"  # the labeller that CT-RATE's own labels stand under

@@ -10,8 +10,9 @@ from pathlib import Path
 import duckdb
 
 from ctclip_model.errors import CheckFailedError, WarehouseError
+from ctclip_model.stages import PIPELINE
 from warehouse.comments import COLUMNS_FILE, comment_columns, quoted
-from warehouse.tables import PLANNED_STAGES, TABLES
+from warehouse.tables import TABLES
 
 HERE = Path(__file__).parent
 MIGRATION_PATTERN = re.compile(r"(\d{4})_\w+")
@@ -63,11 +64,14 @@ def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
                 f"-- {table.grain}: the latest\n"
                 f"select * exclude (superseded_by_run) from {table.name} where superseded_by_run is null{kept}"
             )
-    for stage in PLANNED_STAGES:
-        views[f"pending_{stage.replace('-', '_')}"] = (
-            f"-- an item that `{stage}` would do when run again\n"
-            f"select variant, item, fingerprint from pending where stage = '{stage}'"
-        )
+    for stage in PIPELINE.values():
+        if stage.is_planned:
+            views[f"pending_{stage.name.replace('-', '_')}"] = (
+                f"-- an item that `{stage.name}` would do when run again\n"
+                f"select variant, item, fingerprint from pending where stage = '{stage.name}'"
+            )
+    rows = ", ".join(f"('{stage.name}', {index}, {stage.trains})" for index, stage in enumerate(PIPELINE.values(), 1))
+    views["stages"] = f"-- a stage\nselect * from (values {rows}) as stages(stage, position, trains)"
     words = {name: set(re.findall(r"\w+", re.sub(r"--.*", "", text))) for name, text in views.items()}
     try:
         order = TopologicalSorter(

@@ -88,6 +88,3 @@ TABLES: tuple[Table, ...] = (
     Table("rejects", "a refusal of a stage x variant x item", (), WORK_ITEM, has_withdrawn=True),
     Table("runs", "stage run x status", ("run_id", "status")),
 )
-
-# Stages whose work is listed in `wanted`; each has a view `pending_<stage>`, with `-` written as `_`.
-PLANNED_STAGES = ("convert", "label", "train", "finetune", "train-labeller", "embed", "evaluate", "report")

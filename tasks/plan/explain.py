@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctclip_model.errors import ConfigurationError, MissingInputError
+from ctclip_model.stages import PIPELINE
 from tasks.plan.wanted import StageOptions, Wanted, find_wanted, name_variant
 from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, parts_of
 from tasks.settings import STAGES
@@ -18,8 +19,6 @@ from warehouse import store
 
 Parts = Mapping[str, str]  # {name of a fingerprint's part: its value}
 
-TRAINING = ("train", "finetune")
-VARIANT_NOUNS = {"convert": "recipe", "label": "labeller", "embed": "model", "evaluate": "model", "report": "model"}
 SHARED_OPTIONS = ("preset", "labeller", "seed")  # options that hold for every stage of a rebuild
 NAMES_SHOWN = 4  # names of changed parts in one summary
 
@@ -78,7 +77,7 @@ def explain_plan(
         for item, reason in _explain_pending(data_root, stage, variant, wanted).items():
             reasons[reason.summary] += 1
             items.append({"variant": variant, "item": item, "why": str(reason)})
-        if stage in TRAINING:
+        if PIPELINE[stage].trains:
             notes.extend(list_stale_models(data_root, stage, variant))
     downloads = _list_downloads(data_root, [row["item"] for row in items]) if stage == "convert" else {}
     return {
@@ -121,7 +120,7 @@ def _explain_pending(data_root: Path, stage: str, variant: str, wanted: Wanted) 
     """Reasons of the pending items, in the order of `wanted`."""
     history = _read_history(data_root, stage, variant, wanted)
     pending = {item: fingerprint for item, fingerprint in wanted.items() if _is_pending(history, item, fingerprint)}
-    if stage not in TRAINING:
+    if not PIPELINE[stage].trains:
         return {item: _explain_item(history, stage, item, fingerprint) for item, fingerprint in pending.items()}
     config = _read_newest_config(data_root, stage, variant)
     return {
@@ -152,7 +151,7 @@ def _explain_item(history: History, stage: str, item: str, fingerprint: str) -> 
         # A recipe's identifier hashes the recipe's content and the stage's VERSION, so its parts say what changed.
         if stage == "convert" and before and now:
             return _explain_change(stage, before, now)
-        return Reason(f"another {VARIANT_NOUNS[stage]} than {other}")
+        return Reason(f"another {PIPELINE[stage].variant} than {other}")
     return Reason("never made")
 
 
@@ -181,7 +180,7 @@ def _explain_training(stage: str, config: Parts | None, now: Parts) -> Reason:
 
 def _read_history(data_root: Path, stage: str, variant: str, wanted: Wanted) -> History:
     key = {"stage": stage, "variant": variant}
-    if stage in TRAINING:  # item = fingerprint of a configuration, done once any model has the fingerprint
+    if PIPELINE[stage].trains:  # item = fingerprint of a configuration, done once any model has the fingerprint
         models = store.query(data_root, "select fingerprint from current_models")
         done = {fingerprint: fingerprint for (fingerprint,) in models}
     else:

@@ -24,6 +24,7 @@ from prefect.assets import Asset, add_asset_metadata, materialize
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
+from ctclip_model.stages import PIPELINE, Stage
 from tasks.run.progress import Reporter
 from tasks.run.stage_run import StageRun
 from tasks.sources.changes import Changes
@@ -33,20 +34,6 @@ logger = logging.getLogger(__name__)
 
 DATA_CHANGED = "ctclip.data.changed"  # an event, which prefect.yaml's rebuild waits for
 PROGRESS_INTERVAL_S = 20.0  # a stage that ends sooner has no progress artifact
-
-# stage -> (what it makes, what of), below the data root or in the warehouse
-LINEAGE: dict[str, tuple[str, tuple[str, ...]]] = {
-    "ingest": ("duckdb:volumes", ("source:",)),
-    "download": ("file:raw", ("source:",)),
-    "convert": ("file:shards", ("duckdb:volumes",)),
-    "label": ("duckdb:labels", ("duckdb:volumes",)),
-    "train-labeller": ("file:models/labellers", ("duckdb:labels",)),
-    "train": ("file:models/ct-clip", ("file:shards", "duckdb:labels")),
-    "embed": ("duckdb:latents", ("file:shards", "file:models/ct-clip")),
-    "finetune": ("file:models/finetuned", ("file:models/ct-clip", "duckdb:latents", "duckdb:labels")),
-    "evaluate": ("duckdb:metrics", ("duckdb:latents", "duckdb:labels", "file:models/ct-clip")),
-    "report": ("file:reports", ("duckdb:metrics",)),
-}
 
 
 class ProgressArtifact:
@@ -96,8 +83,9 @@ def show_end(run: StageRun) -> None:
     create_markdown_artifact(_describe(run), key=f"{run.stage}-summary", description=run.detail)
     if reasons := _count_reasons(run):
         create_table_artifact(reasons, key=f"{run.stage}-rejects", description="items rejected, by reason")
-    if run.stage in LINEAGE and run.count_done:
-        _materialize(run)
+    stage = PIPELINE.get(run.stage)
+    if stage is not None and stage.makes and run.count_done:
+        _materialize(run, stage)
 
 
 def show_page(path: Path) -> None:
@@ -137,15 +125,16 @@ def _count_reasons(run: StageRun) -> list[dict[str, Any]]:
     return [dict(zip(("reason", "items", "such as", "detail"), row, strict=True)) for row in rows]
 
 
-def _materialize(run: StageRun) -> None:
-    made, of = LINEAGE[run.stage]
+def _materialize(run: StageRun, stage: Stage) -> None:
     sources = _list_sources(run)
-    keys = [key for one in of for key in (sources if one == "source:" else [_key(run, one)])]
+    keys = [key for data in stage.made_of for key in (sources if data == "source:" else [_key(run, data)])]
 
-    @materialize(Asset(key=_key(run, made)), asset_deps=list(keys), cache_policy=NO_CACHE, name=f"{run.stage}-asset")
+    @materialize(
+        Asset(key=_key(run, stage.makes)), asset_deps=list(keys), cache_policy=NO_CACHE, name=f"{stage.name}-asset"
+    )
     def record_asset() -> None:
         add_asset_metadata(
-            _key(run, made),
+            _key(run, stage.makes),
             {"run_id": run.run_id, "variant": run.variant, "rows": run.count_done, "rejected": run.count_rejected}
             | {"sources": sources, "detail": run.detail},
         )

@@ -11,17 +11,18 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from ctclip_model.stages import PIPELINE
 from tasks.hub.files import PARTIAL_FOLDER
 from tasks.run.lease import hold_lease
 from tasks.run.publish import publish
 from tasks.run.records import new_run_id
 from tasks.run.stage_run import open_run
-from tasks.settings import LIMITS, STAGES
+from tasks.settings import LIMITS
 from tasks.volumes.compact import ThinShard, compact, find_thin
 from warehouse import store
 
-WORKERS = ("train-worker", "train-labeller-worker", "finetune-worker", "embed-worker")  # may outlive their stage
-WRITERS = (*STAGES, *WORKERS, "download", "train-labeller", "import-model")  # leases of all that write files
+# The leases of all that write files below the data root. A GPU worker may outlive the stage that ordered its work.
+LEASES = (*PIPELINE, *(f"{stage.name}-worker" for stage in PIPELINE.values() if stage.is_ordered))
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def collect_garbage(
     data_root = data_root.resolve()
     without_waiting = replace(LIMITS, lease_wait_s=0)
     with ExitStack() as leases:
-        for stage in WRITERS:
+        for stage in LEASES:
             leases.enter_context(hold_lease(data_root, stage, new_run_id(), without_waiting))
         publish(data_root)  # files of unpublished records would look like garbage
         found = list(_find_garbage(data_root, keep_raw))

@@ -7,7 +7,7 @@ union all
 select distinct stage, variant, item, wanted.fingerprint
 from current_wanted as wanted
 join current_models as models on models.fingerprint = wanted.item
-where stage in ('train', 'finetune', 'train-labeller')
+where stage in (select stage from stages where trains)
 union all
 select distinct 'embed', model_id, kind || ':' || item, fingerprint from current_latents
 union all

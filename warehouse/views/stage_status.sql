@@ -44,9 +44,5 @@ left join work using (stage, variant)
 left join run_facts using (stage, variant)
 left join newest_models using (stage, variant)
 left join stale_models using (model_id)
-order by
-    list_position(
-        ['ingest', 'download', 'convert', 'label', 'train-labeller', 'train', 'embed', 'finetune', 'evaluate', 'report'],
-        stage
-    ),
-    stage, variant
+left join stages using (stage)
+order by position, stage, variant
