@@ -16,6 +16,7 @@ CTCLIPError
 ├── StorageError              what a training makes could not be written, as where the disk is full
 ├── WorkerDiedError           a training's process ended without a word; the same call goes on from its checkpoint
 ├── OrderWithdrawnError       what a worker was to do, or is doing, is wanted no more
+├── LeaseLostError            another run of the stage took its lease over, and this one writes no more
 ├── StageFailedError          too many of a stage's items were rejected
 ├── HubError                  the Hugging Face Hub does not give what was asked for; the message says what to do
 │   ├── HubAccessError        it wants a token, another one, or its terms accepted
@@ -101,6 +102,10 @@ class WorkerDiedError(CTCLIPError):
 
 class OrderWithdrawnError(CTCLIPError):
     """What a worker was to do, or is doing, is wanted no more: the run that ordered it has ended."""
+
+
+class LeaseLostError(CTCLIPError):
+    """Another run of the stage took its lease over, as from a machine that was suspended. This run writes no more."""
 
 
 class StageFailedError(CTCLIPError):

@@ -1,112 +1,163 @@
-"""One run of a stage at a time: `locks/<stage>.json` says who, and a heartbeat says that it still lives."""
+"""Leases: one run of a stage at a time, on whichever machine, by a file in `locks/` that its holder keeps touching.
+
+filelock's `SoftFileLease` makes the file, touches it and takes over from a dead process. This module adds the cases
+that the library leaves open: machines of one host name, file systems that cannot exchange two files, files that a
+power cut left empty, and lock files of older versions of this project.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import socket
-import threading
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
-from filelock import FileLock
+from filelock import LeaseSettingsMismatch, OwnerRecord, SoftFileLease, Timeout
 
-from ctclip_model.errors import ConfigurationError
+from ctclip_model.errors import ConfigurationError, LeaseLostError
 from tasks.settings import LIMITS, Limits
 
 logger = logging.getLogger(__name__)
 
+POLL_S = 0.5  # seconds between two attempts at a lease
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+PID_NAMESPACE = Path("/proc/self/ns/pid")
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A lease that this process holds. After a wait for another run (`has_waited`), earlier plans are out of date."""
+
+    stage: str
+    claim: SoftFileLease
+    has_waited: bool
+
+    def check(self) -> None:
+        """Raises `LeaseLostError` if the lease is no longer this process's, as after a suspended machine wakes up."""
+        owner = self.claim.owner
+        is_lost = owner.token != self.claim.token if owner else not os.path.lexists(self.claim.lock_file)
+        if is_lost or self.claim.compromise is not None:
+            raise LeaseLostError(f"{self.stage}: another run has taken over the lease {self.claim.lock_file}")
+
 
 @contextmanager
-def hold_lease(data_root: Path, stage: str, token: str, limits: Limits = LIMITS) -> Iterator[bool]:
-    """Holds the stage's lease; yields whether it had to wait for another run, after which plans are out of date.
+def hold_lease(data_root: Path, stage: str, limits: Limits = LIMITS) -> Iterator[Lease]:
+    """Holds the lease of a stage, after waiting for another holder where there is one.
 
-    Takes over at once from a process of this host that is gone, and from another host after `lease_expiry_s` without
-    a heartbeat. Raises `ConfigurationError` after `lease_wait_s`.
+    A process of this machine that is gone loses its lease at once. Any other holder loses it after `lease_expiry_s`
+    without a heartbeat, measured by the waiter's own monotonic clock. Raises `ConfigurationError` after `lease_wait_s`
+    if the holder is alive.
     """
     folder = data_root / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{stage}.json"
-    mutex = FileLock(folder / f"{stage}.lock")
-    holder = {
-        "token": token,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": _process_start(os.getpid()),
-    }
+    claim = SoftFileLease(
+        folder / f"{stage}.lease",
+        lease_duration=limits.lease_expiry_s,
+        heartbeat_interval=min(limits.lease_heartbeat_s, limits.lease_expiry_s / 3),
+        thread_local=False,
+    )
+    has_waited = _acquire(claim, stage, limits)
+    try:
+        yield Lease(stage, claim, has_waited)
+    finally:
+        claim.release()
+
+
+def _acquire(claim: SoftFileLease, stage: str, limits: Limits) -> bool:
+    """Acquires a claim, and returns if that took a wait."""
+    file = _WatchedFile(Path(claim.lock_file))
+    older_file = _WatchedFile(file.path.with_suffix(".json"))  # as versions before filelock's lease wrote it
     deadline = time.monotonic() + limits.lease_wait_s
     has_waited = False
-    while not _try_acquire(path, mutex, holder, limits):
+    while not _try_acquire(claim, file, older_file, limits.lease_expiry_s):
         if not has_waited:
-            logger.warning("%s is being run by %s; waiting for it to end", stage, describe_holder(path))
+            logger.warning("%s is being run by %s; waiting for it to end", stage, _describe_holder(claim, older_file))
         has_waited = True
-        if time.monotonic() > deadline:
-            raise ConfigurationError(f"{stage}: gave up waiting for {describe_holder(path)}")
-        time.sleep(0.5)
-    stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, mutex, holder, limits, stop), daemon=True)
-    beat.start()
+        is_alive = file.has_changed or older_file.has_changed or _is_running_here(claim.owner)
+        if is_alive and time.monotonic() >= deadline:
+            raise ConfigurationError(f"{stage}: gave up waiting for {_describe_holder(claim, older_file)}")
+        time.sleep(POLL_S)
+    return has_waited
+
+
+def _try_acquire(claim: SoftFileLease, file: _WatchedFile, older_file: _WatchedFile, expiry_s: float) -> bool:
+    for held in (older_file, file):
+        age_s = held.unchanged_s()
+        if age_s is None:
+            continue
+        if age_s >= expiry_s:
+            held.remove()
+        elif held is older_file or not _is_of_this_boot(claim.owner):
+            return False  # filelock would look for the holder's process here, although it ran on another machine
     try:
-        yield has_waited
-    finally:
-        stop.set()
-        beat.join()
-        with mutex:
-            if (_read(path) or {}).get("token") == token:
-                path.unlink(missing_ok=True)
+        claim.acquire(blocking=False)
+    except (Timeout, LeaseSettingsMismatch):
+        return False
+    return True
 
 
-def describe_holder(path: Path) -> str:
-    """Who holds a lease, in words for a log line."""
-    holder = _read(path) or {}
-    return f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+class _WatchedFile:
+    """A lock file, watched for changes by this process's own clock, since the clocks of two machines differ."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state: tuple[int, ...] | None = None
+        self.seen_at = 0.0
+        self.has_changed = False
+
+    def unchanged_s(self) -> float | None:
+        """Seconds since a change was seen, or None if there is no file."""
+        try:
+            stat = self.path.lstat()
+        except FileNotFoundError:
+            self.state = None
+            return None
+        state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if state != self.state:
+            self.has_changed = self.has_changed or self.state is not None
+            self.state, self.seen_at = state, time.monotonic()
+        return time.monotonic() - self.seen_at
+
+    def remove(self) -> None:
+        """Removes the file, unless another process has replaced it since it was watched."""
+        assert self.state is not None
+        aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.expired")
+        try:
+            self.path.rename(aside)  # succeeds for one of several waiters
+        except FileNotFoundError:
+            return
+        if aside.lstat().st_ino != self.state[0]:
+            with suppress(FileExistsError):
+                os.link(aside, self.path)
+        aside.unlink()
 
 
-def _try_acquire(path: Path, mutex: FileLock, holder: dict[str, Any], limits: Limits) -> bool:
-    with mutex:
-        other = _read(path)
-        if other is not None and _is_alive(other, limits):
-            return False
-        _write(path, holder)
-        return True
+def _is_running_here(owner: OwnerRecord | None) -> bool:
+    return owner is not None and _is_of_this_boot(owner) and psutil.pid_exists(owner.pid)
 
 
-def _is_alive(holder: dict[str, Any], limits: Limits) -> bool:
-    if holder.get("host") == socket.gethostname():
-        started = _process_start(int(holder.get("pid", -1)))
-        return started is not None and abs(started - float(holder.get("started") or 0)) < 2.0
-    return time.time() - float(holder.get("heartbeat", 0)) < limits.lease_expiry_s
-
-
-def _process_start(pid: int) -> float | None:
-    """When a process started, which tells it from a later one of the same number; None if there is none."""
+def _is_of_this_boot(owner: OwnerRecord | None) -> bool:
+    """Tells the holders whose processes this process can look for; never true where /proc is hidden."""
     try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return None
+        PID_NAMESPACE.stat()
+        boot_id = int(BOOT_ID.read_text().strip().replace("-", ""), 16)
+    except (OSError, ValueError):
+        return False
+    return owner is not None and owner.start is not None and owner.start >> 64 == boot_id
 
 
-def _beat(path: Path, mutex: FileLock, holder: dict[str, Any], limits: Limits, stop: threading.Event) -> None:
-    while not stop.wait(limits.lease_heartbeat_s):
-        with mutex:
-            if (_read(path) or {}).get("token") == holder["token"]:
-                _write(path, holder)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
+def _describe_holder(claim: SoftFileLease, older_file: _WatchedFile) -> str:
+    owner = claim.owner
+    if owner is not None:
+        return f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
     try:
-        holder = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return holder if isinstance(holder, dict) else None
-
-
-def _write(path: Path, holder: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(holder | {"heartbeat": time.time()}))
-    temporary.replace(path)
+        holder = json.loads(older_file.path.read_text())
+        return f"process {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"the holder of {claim.lock_file}"

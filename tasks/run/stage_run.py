@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ctclip_model.errors import BadItemError, StageFailedError
-from tasks.run.lease import hold_lease
+from ctclip_model.errors import BadItemError, LeaseLostError, StageFailedError
+from tasks.run.lease import Lease, hold_lease
 from tasks.run.logs import log_context
 from tasks.run.publish import PeriodicPublisher, publish
 from tasks.run.records import RecordWriter, Rows, new_run_id
@@ -35,10 +35,11 @@ class StageRun:
 
     def __init__(
         self, data_root: Path, stage: str, variant: str, run_id: str, *, parameters: Mapping[str, Any] | None = None,
-        flow_run_id: str | None = None, limits: Limits = LIMITS,
+        flow_run_id: str | None = None, limits: Limits = LIMITS, lease: Lease | None = None,
     ) -> None:  # fmt: skip
         self.data_root, self.stage, self.variant, self.run_id = data_root, stage, variant, run_id
         self.parameters, self.flow_run_id, self.limits = parameters or {}, flow_run_id, limits
+        self.lease = lease
         self.records = RecordWriter(data_root, run_id)
         self.publisher = PeriodicPublisher(data_root, limits.publish_interval_s)
         self.started = time.monotonic()
@@ -48,8 +49,14 @@ class StageRun:
 
     def record(self, table: str, rows: Rows) -> int:
         """Writes rows to a table's records, announcing the run first, so that no row is of an unknown run."""
+        self.check_lease()
         self.announce()
         return self.records.write(table, rows)
+
+    def check_lease(self) -> None:
+        """Raises `LeaseLostError` once another run has taken over the stage's lease."""
+        if self.lease is not None:
+            self.lease.check()
 
     def has_recorded(self, table: str, model_id: str) -> bool:
         """Whether another attempt of this run has written rows of a model to a table's records."""
@@ -78,6 +85,7 @@ class StageRun:
         self.count_rejected += len(errors)
 
     def publish_if_due(self) -> None:
+        self.check_lease()
         self.publisher.publish_if_due()
 
     def announce(self) -> None:
@@ -118,6 +126,7 @@ class StageRun:
         }  # fmt: skip
 
     def _record_status(self, status: str, detail: str = "") -> None:
+        self.check_lease()
         row = {
             "run_id": self.run_id, "status": status, "stage": self.stage, "variant": self.variant,
             "flow_run_id": self.flow_run_id, "host": socket.gethostname(),
@@ -141,16 +150,21 @@ def open_run(
     """Holds the stage's lease, adopts what a crash left, and publishes what the run wrote, however it ends."""
     data_root = data_root.resolve()
     data_root.mkdir(parents=True, exist_ok=True)
-    with hold_lease(data_root, stage, new_run_id(), limits):
+    with hold_lease(data_root, stage, limits) as lease:
         run_id = new_run_id()  # within the lease: whoever runs later has the greater one
         publish(data_root)
         bury_dead_runs(data_root, stage)
-        run = StageRun(data_root, stage, variant, run_id, parameters=parameters, flow_run_id=flow_run_id, limits=limits)
+        run = StageRun(
+            data_root, stage, variant, run_id,
+            parameters=parameters, flow_run_id=flow_run_id, limits=limits, lease=lease,
+        )  # fmt: skip
         with log_context(stage=stage, variant=variant, run_id=run_id):
             try:
                 yield run
                 publish(data_root)
                 run.check_reject_share()
+            except LeaseLostError:
+                raise  # the run that took over the lease records that this one died
             except BaseException as error:
                 run.announce()
                 run.finish("failed", f"{type(error).__name__}: {error}"[:2000])

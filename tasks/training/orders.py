@@ -18,13 +18,12 @@ from pydantic import TypeAdapter, ValidationError
 from ctclip_model import errors
 from ctclip_model.config import Preset
 from ctclip_model.device import Compute
-from ctclip_model.errors import ConfigurationError, CTCLIPError, OrderWithdrawnError, PreemptedError
+from ctclip_model.errors import ConfigurationError, CTCLIPError, LeaseLostError, OrderWithdrawnError, PreemptedError
 from ctclip_model.files import whole_file
 from tasks.evaluation.embed import EmbeddingWork, embed_reports_and_prompts, embed_volumes
 from tasks.models.find import ModelReference
-from tasks.run.lease import hold_lease
+from tasks.run.lease import Lease, hold_lease
 from tasks.run.logs import log_context
-from tasks.run.records import new_run_id
 from tasks.run.stage_run import ORDERS, StageRun
 from tasks.settings import Limits
 from tasks.training.ct_clip import run_training
@@ -120,12 +119,13 @@ class Outcome:
 class OrderedRun(StageRun):
     """A stage's run as the worker sees it: others have announced it, and others publish its rows."""
 
-    def __init__(self, data_root: Path, order: Order) -> None:
-        super().__init__(data_root, order.stage, order.variant, order.run_id, limits=order.limits)
+    def __init__(self, data_root: Path, order: Order, lease: Lease) -> None:
+        super().__init__(data_root, order.stage, order.variant, order.run_id, limits=order.limits, lease=lease)
         self.is_announced = True
         self.records.count_files = time.time_ns() // 1_000_000  # beyond those of the stage, and of an earlier attempt
 
     def publish_if_due(self) -> None:
+        self.check_lease()
         if not order_path(self.data_root, self.run_id).exists():
             raise OrderWithdrawnError(f"{self.stage}: run {self.run_id} has ended, and wants no more of this")
 
@@ -179,14 +179,14 @@ def carry_out(data_root: Path, name: str) -> Outcome:
         )
     order = _move(_read(path, Order), lambda place: data_root / place)
     facts = {"stage": order.stage, "variant": order.variant, "run_id": order.run_id}
-    with hold_lease(data_root, f"{order.stage}-worker", new_run_id(), order.limits), log_context(**facts):
-        run = OrderedRun(data_root, order)
+    with hold_lease(data_root, f"{order.stage}-worker", order.limits) as lease, log_context(**facts):
+        run = OrderedRun(data_root, order, lease)
         run.publish_if_due()
         if _outcome_path(path).exists():  # of an attempt that was given up too soon
             return _read(_outcome_path(path), Outcome)
         try:
             order.work.do(run)
-        except (PreemptedError, OrderWithdrawnError):
+        except (LeaseLostError, PreemptedError, OrderWithdrawnError):
             raise  # another attempt goes on from here, or nobody wants one
         except CTCLIPError as error:
             outcome = Outcome(run.count_done, run.count_rejected, str(error), type(error).__name__)

@@ -15,7 +15,6 @@ from ctclip_model.stages import PIPELINE
 from tasks.hub.files import PARTIAL_FOLDER
 from tasks.run.lease import hold_lease
 from tasks.run.publish import publish
-from tasks.run.records import new_run_id
 from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS
 from tasks.volumes.compact import ThinShard, compact, find_thin
@@ -56,7 +55,7 @@ def collect_garbage(
     without_waiting = replace(LIMITS, lease_wait_s=0)
     with ExitStack() as leases:
         for stage in LEASES:
-            leases.enter_context(hold_lease(data_root, stage, new_run_id(), without_waiting))
+            leases.enter_context(hold_lease(data_root, stage, without_waiting))
         publish(data_root)  # files of unpublished records would look like garbage
         found = list(_find_garbage(data_root, keep_raw))
         if delete:

@@ -2,11 +2,11 @@
 
 import dataclasses
 import threading
-import time
 
 import pytest
 
-from ctclip_model.errors import ConfigurationError, StageFailedError, VolumeError
+from ctclip_model.errors import ConfigurationError, LeaseLostError, StageFailedError, VolumeError
+from tasks.run import lease
 from tasks.run.pending import Selection, plan_items
 from tasks.run.records import new_run_id
 from tasks.run.stage_run import open_run
@@ -98,26 +98,28 @@ def test_dead_run_is_buried_by_the_next(tmp_path):
     run_context = open_run(tmp_path, "convert", "recipe")
     run = run_context.__enter__()
     plan_items(run, "recipe", WANTED)
-    (tmp_path / "locks/convert.json").unlink()  # as if its process had been killed
+    (tmp_path / "locks/convert.lease").unlink()  # as if its process had been killed
     plan(tmp_path, WANTED)
     with store.read(tmp_path) as connection:
         statuses = connection.execute("select status from runs where run_id = ? order by 1", [run.run_id]).fetchall()
     assert statuses == [("died",), ("running",)]
-    run_context.__exit__(None, None, None)
+    with pytest.raises(LeaseLostError):
+        run_context.__exit__(None, None, None)
 
 
-def test_run_that_waited_for_another_counts_as_later(tmp_path):
-    waited = []
+def test_run_that_waited_for_another_counts_as_later(tmp_path, monkeypatch):
+    waits, run_ids = threading.Event(), []
+    monkeypatch.setattr(lease.logger, "warning", lambda *_: waits.set())
 
     def second():
         with open_run(tmp_path, "convert", "recipe") as run:
-            waited.append(run.run_id)
+            run_ids.append(run.run_id)
 
     with open_run(tmp_path, "convert", "recipe"):
         thread = threading.Thread(target=second)
         thread.start()
-        time.sleep(0.5)
+        assert waits.wait(timeout=60)
         while_it_waits = new_run_id()
-    thread.join(timeout=30)
-    assert waited
-    assert waited[0] > while_it_waits
+    thread.join(timeout=60)
+    assert run_ids
+    assert run_ids[0] > while_it_waits

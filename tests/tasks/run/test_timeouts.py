@@ -62,7 +62,7 @@ def test_stage_that_hangs_is_ended_and_recorded_as_failed(prefect_server, tmp_pa
     with pytest.raises(StageFailedError, match=r"label: not done after \d+ s, and ended"):
         stage()
     assert time.monotonic() - started < 30
-    assert not list(tmp_path.glob("locks/*.json"))
+    assert not list(tmp_path.glob("locks/*.lease"))
     assert query(tmp_path, "select status from runs order by 1") == [("failed",), ("running",)]
 
 
@@ -72,5 +72,5 @@ def test_stage_that_waits_for_another_too_long_is_ended(prefect_server, tmp_path
 
     assert ingest.timeout_seconds == LIMITS.stage_timeout_s
     (tmp_path / "source/dataset").mkdir(parents=True)
-    with hold_lease(tmp_path.resolve() / "data", "ingest", "other"), pytest.raises(StageFailedError, match="ended"):
+    with hold_lease(tmp_path.resolve() / "data", "ingest"), pytest.raises(StageFailedError, match="ended"):
         ingest.with_options(timeout_seconds=2)(str(tmp_path / "source"), tmp_path / "data")

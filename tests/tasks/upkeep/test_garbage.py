@@ -56,5 +56,5 @@ def test_partial_and_unrecorded_files_are_listed_by_their_reason(data_root):  # 
 
 
 def test_nothing_is_collected_while_a_stage_runs(data_root):  # noqa: F811
-    with hold_lease(data_root, "convert", "other"), pytest.raises(ConfigurationError, match="convert: gave up"):
+    with hold_lease(data_root, "convert"), pytest.raises(ConfigurationError, match="convert: gave up"):
         collect_garbage(data_root, delete=True)
