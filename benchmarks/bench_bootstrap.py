@@ -1,7 +1,7 @@
 """Every metric of CT-RATE's validation split with its intervals: scikit-learn in a loop, and ours.
 
-Both compute the same metrics of the same resamples of the patients; the loop sees only some of them, for all would take
-it a quarter of an hour, and its time is scaled up. Scores are rounded, so that many are tied, and one label is so rare
+Both ways compute the same metrics on the same resamples of the patients. All resamples would take the loop a quarter of
+an hour, so it sees a few of them and its time is scaled up. Scores are rounded, so many are tied. One label is so rare
 that some resamples have no positive.
 
 Usage: python benchmarks/bench_bootstrap.py [resamples of the loop]
@@ -26,7 +26,7 @@ VOLUMES, PATIENTS, LABELS, RUNS = 3039, 1304, 18, 3
 RARE = 3  # positives of the last label
 LIMIT_S, WANTED_RATIO, TOLERANCE = 10.0, 30.0, 1e-12
 CONFIG = EvaluationConfig()
-COMPARED = [name for name in METRICS if name != "calibration_error"]  # which scikit-learn does not have
+COMPARED = [name for name in METRICS if name != "calibration_error"]  # scikit-learn has no calibration error
 
 
 def main() -> None:
@@ -59,14 +59,14 @@ def main() -> None:
     print(f"  scikit-learn in a loop, scaled up from {count} resamples {times['loop']:7.1f} s   "
           f"ours {times['ours']:5.2f} s   {ratio:5.0f} x (asked: {WANTED_RATIO:g} x)")  # fmt: skip
     print(f"  equal within {difference:.0e}, resamples of one class included")
-    whole = in_turn({"score": lambda: metrics.score(scored, CONFIG)}, RUNS)["score"]
-    print(f"  with macro, micro, percentile and BCa intervals: {whole:.2f} s (asked: {LIMIT_S:g} s)")
+    total_s = in_turn({"score": lambda: metrics.score(scored, CONFIG)}, RUNS)["score"]
+    print(f"  with macro, micro, percentile and BCa intervals: {total_s:.2f} s (asked: {LIMIT_S:g} s)")
     paired = seconds(lambda: metrics.compare(scored, make_up(seed=1, labels=scored.labels), CONFIG))
     print(f"  paired difference of two models: {paired:.2f} s, once")
 
 
 def make_up(seed: int = 0, labels: NDArray[np.float64] | None = None) -> metrics.Scored:
-    """A model of AUROC about 0.75 on as many volumes and patients as CT-RATE's validation split has."""
+    """Scores of AUROC about 0.75 for as many volumes and patients as CT-RATE's validation split has."""
     rng = np.random.default_rng(seed)
     if labels is None:
         labels = (rng.random((VOLUMES, LABELS)) < np.linspace(0.05, 0.6, LABELS)).astype(float)
@@ -80,7 +80,7 @@ def make_up(seed: int = 0, labels: NDArray[np.float64] | None = None) -> metrics
 
 
 def loop_metrics(scored: metrics.Scored, label: int, repeats: NDArray[np.int32]) -> list[float]:
-    """What scikit-learn says of one label of the repeated items, in the order of COMPARED; nan for a single class."""
+    """scikit-learn's metrics of one label over repeated items, in the order of COMPARED. A single class gives nan."""
     truth, scores = scored.labels[:, label].repeat(repeats), scored.probabilities[:, label].repeat(repeats)
     if len(set(truth)) < 2:
         return [np.nan] * len(COMPARED)
@@ -88,7 +88,7 @@ def loop_metrics(scored: metrics.Scored, label: int, repeats: NDArray[np.int32])
 
 
 def plain_metrics(truth: NDArray[Any], scores: NDArray[Any], decisions: NDArray[Any]) -> list[float]:
-    """What scikit-learn says of one label, in the order of COMPARED."""
+    """scikit-learn's metrics of one label, in the order of COMPARED."""
     return [
         sklearn_metrics.roc_auc_score(truth, scores),
         sklearn_metrics.average_precision_score(truth, scores),

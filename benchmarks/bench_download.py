@@ -1,6 +1,8 @@
-"""Downloads beside `curl` of the same files, and a conversion that downloads beside one whose files are there.
+"""Downloads against `curl` of the same files, and a conversion with downloads against one without.
 
-A hub on loopback serves them from a process of its own. Ours also checks each file's SHA-256.
+A hub on loopback serves the files from its own process. Our downloads also check each file's SHA-256.
+
+Usage: python benchmarks/bench_download.py
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ REPOSITORY = "owner/CT-RATE"
 
 
 def serve(folder: Path) -> None:
-    """The hub's process: tells where it listens, and ends with its input."""
-    from hub import LoopbackHub
+    """Runs the hub's process. It prints its address, and ends when its input ends."""
+    from support.hub import LoopbackHub
 
     with LoopbackHub(folder.parent / "store").running() as hub:
         hub.repository(REPOSITORY).commit(folder)
@@ -38,7 +40,7 @@ def serve(folder: Path) -> None:
 
 
 def make_volumes(folder: Path) -> list[str]:
-    """Volumes of half a CT's size, which compress as a CT does; their paths."""
+    """Writes volumes of half a CT's size, which compress as a CT does. Returns their paths."""
     rng = np.random.default_rng(0)
     voxels = (rng.normal(0, 20, SHAPE) + 400 * np.sin(np.arange(SHAPE[0]) / 40)[:, None, None]).astype(np.int16)
     content = nib.Nifti1Image(voxels, np.diag([*SPACING_MM, 1.0])).to_bytes()
@@ -57,18 +59,24 @@ def make_volumes(folder: Path) -> list[str]:
 
 
 def compare(folder: Path, paths: list[str], endpoint: str) -> None:
-    from test_conversion import ingest
-
     from ctclip_model.config import published
     from tasks.run.stage_run import open_run
     from tasks.sources.address import parse_address
+    from tasks.sources.changes import INGESTED
+    from tasks.sources.changes import compare as compare_catalogues
     from tasks.sources.hub_source import HubSource
     from tasks.volumes.convert import run_jobs
     from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes
     from tasks.volumes.jobs import make_jobs, read_volumes
 
     recipe, data_root = published().recipe, folder.parent / "data"
-    ingest(HubSource(parse_address(f"hf://datasets/{REPOSITORY}"), data_root), data_root)
+    source = HubSource(parse_address(f"hf://datasets/{REPOSITORY}"), data_root)
+    with open_run(data_root, "ingest", source.name) as run:
+        revision, catalogue = source.read()
+        changes = compare_catalogues(catalogue, {table: {} for table in INGESTED}, source.name, revision)
+        for table, rows in changes.rows.items():
+            if rows:
+                run.record(table, rows)
     volumes = list(read_volumes(data_root, recipe, None).values())
     gigabytes = count_raw_bytes(volumes) / 1e9
 
@@ -96,12 +104,12 @@ def compare(folder: Path, paths: list[str], endpoint: str) -> None:
                 assert run.count_done == len(volumes)
 
     times = in_turn({"ours": ours, "curl": curl}, RUNS)
-    print(f"{machine()}: {len(volumes)} files, {gigabytes:.2f} GB, {THREADS} at once, medians of {RUNS}")
+    print(f"{machine()}: {len(volumes)} files, {gigabytes:.2f} GB, {THREADS} threads, medians of {RUNS}")
     print(f"  curl {gigabytes / times['curl']:.2f} GB/s, ours {gigabytes / times['ours']:.2f} GB/s")
     print(f"  ratio ours / curl: {times['curl'] / times['ours']:.2f}")
 
-    conversion_s = in_turn({"convert": convert}, 1)["convert"]  # the files are there
-    rate = gigabytes * 1e3 / conversion_s  # a network on which the downloads take as long
+    conversion_s = in_turn({"convert": convert}, 1)["convert"]  # all files are on disk already
+    rate = gigabytes * 1e3 / conversion_s  # MB/s: downloads then take as long as the conversion
     started = time.perf_counter()
     ours(rate)
     download_s = time.perf_counter() - started
@@ -110,7 +118,7 @@ def compare(folder: Path, paths: list[str], endpoint: str) -> None:
     convert(rate)
     both_s = time.perf_counter() - started
     print(f"  convert {conversion_s:.1f} s, download at {rate:.0f} MB/s {download_s:.1f} s, both {both_s:.1f} s")
-    print(f"  ratio both / the slower: {both_s / max(conversion_s, download_s):.2f}")
+    print(f"  ratio of both to the slower one: {both_s / max(conversion_s, download_s):.2f}")
 
 
 def main() -> None:

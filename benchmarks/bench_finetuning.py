@@ -1,4 +1,4 @@
-"""A VocabFine step with a volume encoded once, once a group, and once a prompt pair; LiPro's head on stored latents.
+"""VocabFine steps that encode a volume once, once per group and once per prompt pair, and LiPro on stored latents.
 
 Usage: python benchmarks/bench_finetuning.py [scans]
 """
@@ -20,7 +20,7 @@ from ctclip_model.training.lipro import fit_head
 from ctclip_model.training.vocabfine import PROMPTS, vocabfine_losses
 
 RUNS = 5
-SCANS, LATENT = 47_149, 512  # CT-RATE's train split, the published width
+SCANS, LATENT = 47_149, 512  # volumes of CT-RATE's train split, and the published width of a latent
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     ours = median_s(once)
     print(f"VocabFine, the tiny preset, {len(volumes)} volumes a step, one thread, median of {RUNS}")
     print(f"  encoded once     {ours:7.3f} s")
-    for name, size in (("once a group", 6), ("once a pair", 1)):
+    for name, size in (("once per group", 6), ("once per pair", 1)):
         plain = median_s(lambda size=size: step_plainly(model, volumes, ids, labels, size))
         print(f"  {name:<16} {plain:7.3f} s   {plain / ours:6.1f} x")
     latents = F.normalize(torch.randn(scans, LATENT), dim=1)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def step_plainly(model: CTCLIP, volumes: Tensor, ids: Tensor, labels: Tensor, size: int) -> None:
-    """The published way: for each `size` abnormalities the volumes are encoded anew, and a backward pass follows."""
+    """One step the published way. Each group of `size` abnormalities encodes the volumes anew and goes backward."""
     for start in range(0, 18, size):
         tokens = ids[2 * start : 2 * (start + size)]
         texts = model.encode_text(tokens, torch.ones_like(tokens))

@@ -1,7 +1,6 @@
 """Report labelling with a model of RadBERT's size and random weights: padded to 512 tokens, and ours.
 
-The texts are words at random, each as long in tokens as one of the 800 public hand-labelled reports, of which the
-quantiles are below.
+The texts are random words. Their lengths in tokens follow the 800 public hand-labelled reports (TOKEN_QUANTILES).
 
 Usage: python benchmarks/bench_labelling.py [reports]
 """
@@ -21,10 +20,9 @@ from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
 
 BATCH, PADDED_TO, RUNS = 8, 512, 3
-# Of the 800 reports' lengths in tokens of RoBERTa's vocabulary, the 0, 10, ... 100 % quantiles; their mean is 409.
+# Lengths of the 800 reports in tokens of RoBERTa's vocabulary: quantiles at 0, 10, ... 100 %. The mean is 409.
 TOKEN_QUANTILES = (80, 195, 242, 280, 317, 357, 402, 461, 554, 704, 1733)
-
-RECONSTRUCTIONS = 50_188 / 25_692  # the published way labels a report once for each
+RECONSTRUCTIONS = 50_188 / 25_692  # volumes per scan: the published way labels a report once per volume
 
 
 def main() -> None:
@@ -34,7 +32,7 @@ def main() -> None:
     texts = write_texts(lengths.astype(int))
     torch.manual_seed(0)
     model = ReportLabeller(LabellerConfig()).eval().to(device)
-    torch.nn.init.normal_(model.classifier.weight, std=0.5)  # probabilities that differ
+    torch.nn.init.normal_(model.classifier.weight, std=0.5)  # so that probabilities differ
     labeller = Labeller(model, train_tokenizer(texts, 2000), "random")
     results: dict[str, NDArray[np.float32]] = {}
 
@@ -54,18 +52,18 @@ def main() -> None:
     print(f"{count} reports, RadBERT's size, fp32, {machine()}, median of {RUNS}")
     ratio = times["plain"] / times["ours"]
     print(f"  padded to {PADDED_TO} {times['plain']:7.2f} s   ours {times['ours']:7.2f} s   {ratio:5.2f} x")
-    print(f"  once a scan, of which CT-RATE has {RECONSTRUCTIONS:.2f} volumes each: {ratio * RECONSTRUCTIONS:5.2f} x")
+    print(f"  labelled once per scan ({RECONSTRUCTIONS:.2f} volumes each in CT-RATE): {ratio * RECONSTRUCTIONS:5.2f} x")
     print(f"  labels equal, probabilities within {difference:.0e}")
     if "half" in ways:
         difference = np.abs(results["plain"] - results["half"]).max()
         print(f"  in bfloat16 {times['half']:.2f} s   {times['plain'] / times['half']:5.2f} x;"
               f" probabilities within {difference:.3f}")  # fmt: skip
     else:
-        print("  bfloat16: not measured, this processor has no instructions for it")
+        print("  bfloat16: not measured, because this processor has no instructions for it")
 
 
 def label_plainly(labeller: Labeller, texts: list[str], device: torch.device) -> NDArray[np.float32]:
-    """In the order of the reports, all padded to the limit, the whole last layer computed by `transformers`."""
+    """Labels all reports in their order, padded to the limit, with every token of the last layer computed."""
     results = []
     for start in range(0, len(texts), BATCH):
         tokens = tokenize(labeller.tokenizer, texts[start : start + BATCH], PADDED_TO)
@@ -79,7 +77,7 @@ def label_plainly(labeller: Labeller, texts: list[str], device: torch.device) ->
 
 
 def write_texts(lengths: NDArray[np.int64]) -> list[str]:
-    """One text a length, in random order, of words that are one token each."""
+    """Texts of the given lengths, in random order. Each word is one token."""
     generator = np.random.default_rng(0)
     words = ["".join(chr(97 + digit) for digit in (n // 26 % 26, n % 26, 3)) for n in range(500)]
     return [" ".join(generator.choice(words, max(1, length))) for length in generator.permutation(lengths)]

@@ -1,11 +1,12 @@
 """Held-out zero-shot AUROC against samples seen: the published training recipe and ours, from the same weights.
 
-Both learn the same phantoms, from the same random weights and text encoder, on one CPU thread, eight volumes in memory
-at a time. The published recipe: batches of 8 with their own negatives, a constant rate, no limit of the temperature,
-Findings alone; its rate is the best of five by its own final AUROC on the first seed. Ours runs twice, each time with a
-schedule that ends with its samples: with as many as the published recipe, and with a third of them.
+Both recipes learn the same phantoms from the same random weights and text encoder. They run on one CPU thread with
+eight volumes in memory at a time. The published recipe has batches of 8 with their own negatives, a constant rate, no
+limit of the temperature, and the Findings alone. Its rate is the best of five by its final AUROC on the first seed.
+Our recipe runs with as many samples as the published one, and with a third of them. Each has a schedule of its own
+length.
 
-Usage: python benchmarks/bench_learning.py FOLDER               all runs that are not there yet, then the table
+Usage: python benchmarks/bench_learning.py FOLDER               all missing runs, then the table
        python benchmarks/bench_learning.py FOLDER SEED RECIPE   one run: `ours`, `third`, or `published-RATE`
 """
 
@@ -44,9 +45,9 @@ PRESET = tiny()
 PATIENTS = 800, 150  # train, valid
 SAMPLES, SAMPLES_PER_POINT = 16_000, 1_000
 SEEDS = range(5)
-BATCH, TEXTS, RATE = 16, 8, 3e-3  # of ours: the preset's are for two and a half times the samples
+BATCH, TEXTS, RATE = 16, 8, 3e-3  # our recipe: the preset's values suit 2.5 times the samples
 RATES = (1e-5, 4e-5, 1.7e-4, 7e-4, 3e-3)
-IN_MEMORY = 8  # volumes, for either recipe
+IN_MEMORY = 8  # volumes encoded at once, for either recipe
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def config_of(recipe: str, seed: int) -> TrainingConfig:
 
 
 def run(folder: Path, seed: int, recipe: str) -> None:
-    """Trains and writes the curve, a list of (samples, AUROC)."""
+    """Trains one model and writes its curve, a list of (samples, AUROC)."""
     torch.set_num_threads(1)
     config = config_of(recipe, seed)
     train, held_out = read_phantoms(folder / "phantoms", config.report_sections)
@@ -105,7 +106,7 @@ def run(folder: Path, seed: int, recipe: str) -> None:
 
 
 def first_weights(folder: Path, seed: int) -> tuple[CTCLIP, PreTrainedTokenizerFast]:
-    """The seed's random weights, the text encoder having learned the train split's labels; made once, for both."""
+    """Random weights of the seed, shared by both recipes. The text encoder has learned the train split's labels."""
     path, tokens = folder / f"{seed}-first.pt", folder / "tokenizer"
     train, _ = read_phantoms(folder / "phantoms", PRESET.training.report_sections)
     if not tokens.exists():
@@ -122,7 +123,7 @@ def first_weights(folder: Path, seed: int) -> tuple[CTCLIP, PreTrainedTokenizerF
 
 
 def read_phantoms(folder: Path, sections: tuple[str, ...]) -> tuple[TrainingData, TrainingData]:
-    """The train split, and a volume of each scan of the valid one with the labels that a volume can tell."""
+    """Train split, and one volume per scan of the valid split. Labels that no volume can show are nan."""
     cache = folder.with_suffix(".pt")
     if not cache.exists():
         train, valid = PATIENTS
@@ -132,13 +133,13 @@ def read_phantoms(folder: Path, sections: tuple[str, ...]) -> tuple[TrainingData
     train_data, valid_data = (as_data(splits[split], sections) for split in ("train", "valid"))
     first = {scan: index for index, scan in reversed(list(enumerate(valid_data.scan_ids)))}
     held_out = valid_data.take(sorted(first.values()))
-    hidden = [place for place, name in enumerate(ABNORMALITIES) if name not in VISIBLE_ABNORMALITIES]
+    hidden = [index for index, name in enumerate(ABNORMALITIES) if name not in VISIBLE_ABNORMALITIES]
     held_out.labels[:, hidden] = torch.nan
     return train_data, held_out
 
 
 def read_split(folder: Path, split: str) -> dict[str, Any]:
-    """Plain values, as `torch.load` takes them."""
+    """Volumes, texts and labels of a split as plain values, which `torch.load` reads."""
     name = {"train": "train", "valid": "validation"}[split]
     reports = read_rows(folder / f"dataset/radiology_text_reports/{name}_reports.csv")
     labels = read_rows(folder / f"dataset/multi_abnormality_labels/{split}_predicted_labels.csv")
@@ -174,7 +175,7 @@ def curve(folder: Path, seed: int, recipe: str) -> list[tuple[int, float]]:
 
 
 def report(folder: Path, best: str) -> None:
-    """Prints the curves' means over the seeds, and when ours has first come to where the published recipe ends."""
+    """Prints the mean curves over the seeds, and after how many samples ours passes the published recipe's end."""
     print(
         f"held-out macro AUROC of {len(VISIBLE_ABNORMALITIES)} abnormalities, mean (least-most) of {len(SEEDS)} seeds"
     )
@@ -192,22 +193,20 @@ def report(folder: Path, best: str) -> None:
         points = curve(folder, seed, "ours")
         reached = next((samples for samples, score in points if score >= goal), None)
         shares.append((reached or math.inf) / SAMPLES)
-        (samples, third), whole = curve(folder, seed, "third")[-1], points[-1][1]
+        (samples, third), final = curve(folder, seed, "third")[-1], points[-1][1]
         print(
-            f"seed {seed}: published {goal:.3f}; ours with a third of the samples {third:.3f} ({samples:,}), with all "
-            f"{whole:.3f}, on whose way it passes the published after {reached}"
+            f"seed {seed}: published {goal:.3f}, ours {third:.3f} with a third of the samples ({samples:,}) and "
+            f"{final:.3f} with all; the latter passes the published recipe after {reached} samples"
         )
     means = [
         (points[0][0], statistics.mean(score for _, score in points))
         for points in zip(*(curve(folder, seed, "ours") for seed in SEEDS), strict=True)
     ]
     reached = next((samples for samples, score in means if score >= statistics.mean(goals)), math.inf)
-    print(f"ours passes the published after {reached / SAMPLES:.2f} of the samples by the seeds' mean (asked: 0.33)")
-    print(f"and by each alone after {statistics.median(shares):.2f} in the median, {max(shares):.2f} at the most")
+    print(f"mean curve: ours passes the published after {reached / SAMPLES:.2f} of the samples (asked: 0.33)")
+    print(f"single seeds: after {statistics.median(shares):.2f} in the median, {max(shares):.2f} at most")
     gains = [curve(folder, seed, "third")[-1][1] - goal for seed, goal in zip(SEEDS, goals, strict=True)]
-    print(
-        f"a third of ours against all of the published: {statistics.mean(gains):+.3f} ({min(gains):+.3f} at the least)"
-    )
+    print(f"ours with a third, less the published with all: {statistics.mean(gains):+.3f} (least {min(gains):+.3f})")
 
 
 if __name__ == "__main__":

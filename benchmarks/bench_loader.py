@@ -1,9 +1,8 @@
-"""What feeds a training: batches from shards, against the shards' bare decoding and against NIfTI files in the loop.
+"""Training batches from shards, against the bare decoding of the shards and against NIfTI files in the loop.
 
-The feed does all that training does before a step: the order of the samples, each decoded into its place in the batch,
-the next batch meanwhile. It is measured from the third batch on: the first two are decoded into fresh memory, which
-takes as long again, and all others into theirs. Bare decoding reads the same rows in the shards' order, in as many
-threads, and drops them.
+The feed does what a training does before a step. It orders the samples, decodes each into its row of the batch, and
+reads the next batch meanwhile. The first two batches are not measured, because decoding into fresh memory takes twice
+as long. Later batches reuse that memory. Bare decoding reads the same rows in the shards' order with as many threads.
 
 Usage: python benchmarks/bench_loader.py
 """
@@ -34,7 +33,7 @@ from ctclip_model.training.engine.loop import read_ahead
 from ctclip_model.training.samples import READING_THREADS, BatchOrder
 
 VOLUMES, EPOCHS, RUNS = 16, 3, 5
-BATCHES = (8, 1)  # the published batch on one process, and on eight or in VocabFine
+BATCHES = (8, 1)  # volumes a process: the published batch on one process, and VocabFine or eight processes
 RECIPE = Recipe()
 
 
@@ -76,13 +75,13 @@ def main() -> None:
         for size, times in feeding_s.items():
             feed_s = statistics.median(times)
             print(
-                f"  the feed of a training, {size} a batch {1 / feed_s:7.2f} volumes/s, {decode_s / feed_s:.0%} of the "
+                f"  training batches of {size}             {1 / feed_s:7.2f} volumes/s, {decode_s / feed_s:.0%} of "
                 f"decoding, {nifti_s / feed_s:.1f} x NIfTI"
             )
 
 
 def feed(dataset: VolumeDataset, size: int) -> float:
-    """Seconds a volume, in batches of that size."""
+    """Seconds per volume in batches of `size` volumes."""
     read = BatchReader(dataset, threads=READING_THREADS)
     order = BatchOrder([sample.scan_id for sample in dataset.samples], size, seed=0)
     steps = read_ahead(lambda step: read(order.batch(step)), 0, 2 + EPOCHS * order.batches)
@@ -95,7 +94,7 @@ def feed(dataset: VolumeDataset, size: int) -> float:
 
 
 def touch(volumes: np.ndarray) -> int:
-    """Reads something of each, as a user would."""
+    """Reads a part of each volume, as a user would."""
     return int(volumes[..., -1, -1].sum())
 
 

@@ -1,6 +1,8 @@
-"""A rebuild of all of CT-RATE's 50,188 volumes that finds nothing to do, and what Prefect adds to a stage.
+"""A rebuild of all of CT-RATE's 50,188 volumes that finds nothing to do, and the time that Prefect adds to a stage.
 
-Names, reports and labels are made up; conversion and embedding are recorded without being done, all else is real.
+Names, reports and labels are made up. Conversion and embedding are recorded without being done. All else is real.
+
+Usage: python benchmarks/bench_orchestration.py
 """
 
 from __future__ import annotations
@@ -49,11 +51,11 @@ def main() -> None:
         print(f"{machine()}: {len(names)} volumes, medians of {RUNS}")
         print(f"  rebuild with nothing to do: {statistics.median(times):.1f} s (at most {LIMIT_S:.0f})")
         times = [one_stage(data_root) for _ in range(RUNS)]
-        print(f"  a stage beyond its own work: {statistics.median(times):.2f} s (at most {STAGE_LIMIT_S:.0f})")
+        print(f"  a stage besides its own work: {statistics.median(times):.2f} s (at most {STAGE_LIMIT_S:.0f})")
 
 
 def write_source(folder: Path, names: list[VolumeName]) -> None:
-    """A folder in CT-RATE's layout whose files are a few bytes each."""
+    """Writes a folder in CT-RATE's layout. Each file has a few bytes."""
     rng = np.random.default_rng(0)
     for split in ("train", "valid"):
         mine = [name for name in names if name.split == split]
@@ -83,7 +85,7 @@ def report(labels: list[int]) -> str:
 
 
 def make_everything(source: Path, data_root: Path) -> str:
-    """Every stage once, and the model that it was for."""
+    """Runs or records every stage once. Returns the model's id."""
     from flows.evaluate import evaluate
     from flows.ingest import ingest
     from flows.label import label
@@ -112,7 +114,7 @@ def make_everything(source: Path, data_root: Path) -> str:
 
 
 def record_latents(data_root: Path, model_id: str) -> None:
-    """A random latent for all that the model should have one of."""
+    """Records a random latent for every volume, report and prompt that the model should embed."""
     model = find_model(data_root, "smoke", model_id)
     work = plan_work(data_root, model, Precision.float32)
     latents = np.random.default_rng(0).standard_normal((len(work.fingerprints), smoke().model.latent_dim), np.float32)

@@ -1,7 +1,7 @@
 """Planning a conversion of all of CT-RATE's 50,188 volumes: at first, with nothing new, and with 5 % of them changed.
 
 Usage: python benchmarks/bench_planning.py [CSV with a column VolumeName ...]
-Without the real CSVs, as many names are made up.
+Without CT-RATE's CSVs the same number of names is made up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_names(path: Path) -> list[VolumeName]:
 
 
 def made_up_names() -> list[VolumeName]:
-    """Two reconstructions a scan, one scan a patient."""
+    """As many names as CT-RATE has, with two reconstructions per scan and one scan per patient."""
     return [
         VolumeName(split, index // 2 + 1, "a", index % 2 + 1)
         for split, count in COUNTS.items()
@@ -64,8 +64,8 @@ def volume_row(name: VolumeName, content: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def convert(data_root: Path, what: str, expected: int) -> None:
-    """Plans a conversion and records it as done, without doing it."""
+def convert(data_root: Path, label: str, expected: int) -> None:
+    """Plans a conversion, and records it as done without doing it."""
     with open_run(data_root, "convert", RECIPE.recipe_id) as run:
         started = time.perf_counter()
         volumes = read_volumes(data_root, RECIPE, None)
@@ -76,7 +76,7 @@ def convert(data_root: Path, what: str, expected: int) -> None:
         done = [{"volume_name": name, "recipe_id": RECIPE.recipe_id, "fingerprint": pending[name]} for name in pending]
         if done:
             run.record("shard_volumes", done)
-    print(f"{len(volumes)} volumes, {what}: {len(pending)} pending in {len(jobs)} jobs, planned in {seconds:.2f} s")
+    print(f"{len(volumes)} volumes, {label}: {len(pending)} pending in {len(jobs)} jobs, planned in {seconds:.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One CT volume: the published preprocessing, ours, and reading it back from a shard, side by side, on one thread.
+"""One CT volume on one thread: the published preprocessing, our conversion, and reading it back from a shard.
 
 Usage: python benchmarks/bench_preprocessing.py [in-plane size] [slices]
 """
@@ -43,18 +43,18 @@ def main() -> None:
         print(f"{side} x {side} x {slices}, {path.stat().st_size / 1e6:.0f} MB, one thread, medians of {RUNS}")
         compare(path, Path(folder))
         own = subprocess.run([sys.executable, __file__, "memory", path], capture_output=True, text=True, check=True)
-        print(f"  memory beside what Python and its libraries take, at most: {own.stdout.strip()}")
+        print(f"  peak memory, without Python and its libraries: {own.stdout.strip()}")
 
 
 def compare(path: Path, folder: Path) -> None:
-    """Prints every way's time and its ratio to the plain one."""
+    """Prints the time of every way, and its ratio to the plain way."""
     plain_voxels = load_volume_plainly(path, RECIPE).numpy()[0]
     assert np.abs(convert_volume(path, recipe=RECIPE).voxels / 1000 - plain_voxels).max() < 5.1e-4
     shard, raw = folder / "shard.arrow", folder / "raw.arrow"
     volume = ShardVolume("valid_1_a_1", "", convert_volume(path, recipe=RECIPE))
     write_shard(shard, RECIPE, [volume])
     write_shard(raw, RECIPE, [volume], encoding="raw")
-    out = np.zeros(RECIPE.shape, np.int16)  # touched: fresh pages cost as much as decoding
+    out = np.zeros(RECIPE.shape, np.int16)  # fresh pages would cost as much as decoding
 
     def convert_and_write() -> None:
         write_shard(shard, RECIPE, [ShardVolume("valid_1_a_1", "", convert_volume(path, recipe=RECIPE))])
@@ -86,7 +86,7 @@ def inflate(path: Path) -> None:
 
 
 def medians_s(*functions: Callable[[], object]) -> list[float]:
-    """Median times; the ways take turns, so that what else the machine does falls on all of them."""
+    """Median seconds of each function. They take turns, so that other work on the machine slows all of them."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(RUNS):
         for function, taken in zip(functions, times, strict=True):
@@ -97,11 +97,11 @@ def medians_s(*functions: Callable[[], object]) -> list[float]:
 
 
 def print_memory(path: Path) -> None:
-    """How much more than before a conversion takes at its peak, encoding and writing included."""
+    """Prints the peak memory of a conversion above the memory before it, encoding and writing included."""
     with tempfile.TemporaryDirectory() as folder:
         small = Path(folder) / "small.nii.gz"
         write_volume(small, 64, 20)
-        for source in (small, path):  # the first loads what is needed
+        for source in (small, path):  # the small volume loads all libraries
             before = psutil.Process().memory_info().rss
             write_shard(Path(folder) / "a.arrow", RECIPE, [ShardVolume("a", "", convert_volume(source, recipe=RECIPE))])
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())

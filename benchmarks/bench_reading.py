@@ -1,7 +1,7 @@
-"""An epoch of volumes: preprocessed sample by sample as published, and read from shards in every way that we have.
+"""An epoch of volumes: preprocessed sample by sample as published, and read from shards in each of our ways.
 
 Usage: python benchmarks/bench_reading.py
-WebDataset and LitData read the same arrays, where they are installed; neither is needed.
+WebDataset and LitData read the same arrays if they are installed. Neither is required.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ def main() -> None:
         source = folder / "valid_1_a_1.nii.gz"
         write_volume(source, 512, 300)
         plain = median_s(lambda: load_volume_plainly(source, RECIPE))
-        print(f"published preprocessing, a 512 x 512 x 300 volume: {plain:.2f} s; from here on, a volume of {VOLUMES}:")
+        print(f"published preprocessing, a 512 x 512 x 300 volume: {plain:.2f} s")
+        print(f"reading, per volume of an epoch of {VOLUMES}:")
         volume = ShardVolume("valid_1_a_1", "", convert_volume(source, recipe=RECIPE))
         for way, epoch in [*our_ways(folder, volume), *other_ways(folder, volume.converted.voxels)]:
-            assert sum(1 for _ in epoch()) == VOLUMES  # and so the pages are warm
+            assert sum(1 for _ in epoch()) == VOLUMES  # also warms the pages
             seconds = median_s(lambda epoch=epoch: [touch(sample) for sample in epoch()]) / VOLUMES
             print(f"  {way:52} {seconds:6.3f} s {plain / seconds:6.1f} x")
 
@@ -71,11 +72,11 @@ def our_ways(folder: Path, volume: ShardVolume) -> list[tuple[str, Callable[[], 
 
 
 def other_ways(folder: Path, voxels: np.ndarray) -> list[tuple[str, Callable[[], Iterable[Any]]]]:
-    """The same int16 arrays by libraries that others use, as their manuals say."""
+    """Other libraries that read the same int16 arrays, used as their manuals say."""
     found = {name: way for name, way in OTHERS.items() if importlib.util.find_spec(name)}
     missing = sorted(OTHERS.keys() - found.keys())
     if missing:
-        print(f"  not installed, so not compared: {', '.join(missing)}", file=sys.stderr)
+        print(f"  not compared, because not installed: {', '.join(missing)}", file=sys.stderr)
     return [(f"{name}, DataLoader with {WORKERS} workers", way(folder / name, voxels)) for name, way in found.items()]
 
 
@@ -110,7 +111,7 @@ OTHERS = {"webdataset": by_webdataset, "litdata": by_litdata}
 
 
 def touch(sample: Any) -> int:
-    """Reads something of a sample, as its user would."""
+    """Reads a part of a sample, as its user would."""
     return int(sample[-1, -1, -1])
 
 

@@ -1,8 +1,7 @@
-"""Retrieval over as many volumes as CT-RATE's validation split has, and its memory over the train split: pair by pair,
-and ours.
+"""Retrieval over CT-RATE's validation split, pair by pair and ours, and the memory of ours over the train split.
 
-The loop looks at some queries only, each against all the gallery, and its time is scaled up; it finds ranks and
-neighbours. Ours also makes recall, Jaccard indices and average precisions of them.
+The loop compares a few queries with all of the gallery, and its time is scaled up. It finds ranks and neighbours. Ours
+also computes recall, Jaccard indices and average precisions from them.
 
 Usage: python benchmarks/bench_retrieval.py [queries of the loop]
 """
@@ -53,12 +52,12 @@ def measure_memory() -> None:
     held = sum(array.nbytes for array in arrays)
     durations: list[float] = []
     peak = held + peak_bytes(lambda: durations.append(seconds(lambda: retrieval_rows(*arrays))))
-    print(f"{TRAIN} volumes and reports: {durations[0]:.0f} s, once; {peak / 2**30:.2f} GiB at the peak, of which "
-          f"{held / 2**30:.2f} the arrays; {'within' if peak < LIMIT_BYTES else 'BEYOND'} 4 GiB")  # fmt: skip
+    print(f"{TRAIN} volumes and reports: {durations[0]:.0f} s, once; {peak / 2**30:.2f} GiB at the peak "
+          f"({held / 2**30:.2f} for the arrays), {'within' if peak < LIMIT_BYTES else 'BEYOND'} 4 GiB")  # fmt: skip
 
 
 def make_up(count: int) -> tuple[Latents, Latents, NDArray[np.float64]]:
-    """Unit latents of volumes and of reports that are a little like them, and labels of which one in five is 1."""
+    """Unit latents of volumes, similar latents of reports, and labels. One label in five is 1."""
     rng = np.random.default_rng(0)
     images = unit(rng.standard_normal((count, LATENT), np.float32))
     texts = unit(images + 4 * rng.standard_normal((count, LATENT), np.float32) / LATENT**0.5)
@@ -71,13 +70,13 @@ def unit(latents: Latents) -> Latents:
 
 
 def rank_of(query: int, queries: Latents, gallery: Latents) -> int:
-    """The rank of the query's own partner, each pair looked at on its own."""
+    """Rank of the query's own partner, found pair by pair."""
     similarities = [float(queries[query] @ other) for other in gallery]
     return sum(similarity >= similarities[query] for similarity in similarities)
 
 
 def nearest_to(query: int, images: Latents, has_label: NDArray[np.bool_]) -> list[int]:
-    """The other volumes with a label that are most similar, the nearest first."""
+    """Most similar other volumes that have a label, nearest first."""
     similarities = {
         other: float(images[query] @ images[other])
         for other in range(len(images))

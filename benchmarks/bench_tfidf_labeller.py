@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/bench_tfidf_labeller.py [HAND_LABELS.csv]
 
-The CSV (AccessionNo, report_text and the 18 labels) are the 800 reports that CT-RATE's authors labelled by hand. They
-may not stand in this project; without them there is nothing to measure. Reports of one text are in one fold.
+The CSV (AccessionNo, report_text and the 18 labels) holds the 800 reports that CT-RATE's authors labelled by hand. Its
+licence does not allow a copy in this project. Without it nothing is measured. Reports of the same text share a fold.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FOLDS = 5
 def main() -> None:
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
     if not path.is_file():
-        print(f"nothing measured: there are no hand-labelled reports in {path}")
+        print(f"nothing measured: {path} with hand-labelled reports does not exist")
         return
     reports = read_hand_labels(path)
     texts, labels = np.array(reports.texts), reports.labels
@@ -45,11 +45,11 @@ def main() -> None:
     best_plain = max(show(f"plain TF-IDF, {name}", labels, read_plainly(texts, labels, folds, options))
                      for name, options in PLAIN.items())  # fmt: skip
     ours = show("ours", labels, read_with_ours(texts, labels, folds))
-    print(f"{'ours less the better plain one':40}  {ours - best_plain:+8.3f}")
+    print(f"{'ours less the better plain way':40}  {ours - best_plain:+8.3f}")
 
 
 def show(name: str, labels: NDArray[np.int8], values: NDArray[np.bool_]) -> float:
-    """Prints F1 over all folds; returns the macro average."""
+    """Prints F1 over all folds. Returns the macro average."""
     macro, micro = (f1_score(labels, values, average=average) for average in ("macro", "micro"))
     print(f"{name:40}  {macro:8.3f}  {micro:8.3f}")
     return float(macro)
@@ -60,9 +60,9 @@ def read_plainly(texts, labels, folds, options) -> NDArray[np.bool_]:
     for training, held in folds:
         vectorizer = TfidfVectorizer(**options)
         seen, unseen = vectorizer.fit_transform(texts[training]), vectorizer.transform(texts[held])
-        for place in range(len(ABNORMALITIES)):
+        for index in range(len(ABNORMALITIES)):
             regression = LogisticRegression(class_weight="balanced", solver="liblinear")
-            values[held, place] = regression.fit(seen, labels[training, place]).predict(unseen)
+            values[held, index] = regression.fit(seen, labels[training, index]).predict(unseen)
     return values
 
 

@@ -1,6 +1,6 @@
 """A contrastive training step: the plain way in float32, and ours in bfloat16, recomputed, and compiled.
 
-Full size and batch 8 on a GPU; anywhere else the tiny model, only to show that every way runs.
+A GPU measures the full size with batch 8. A CPU takes the tiny model, only to show that every way runs.
 
 Usage: python benchmarks/bench_training_step.py [batch]
 """
@@ -62,9 +62,9 @@ def main() -> None:
 
 
 def report(name: str, way: Callable[[], None], batch: int, reference: float | None = None) -> float | None:
-    """Prints a way's volumes a second and its memory; None where it does not fit."""
+    """Prints volumes per second and memory of one way. Returns seconds, or None if it does not fit in memory."""
     try:
-        way()  # the optimizer's own memory is there from now on
+        way()  # allocates the optimizer's own memory
         above = peak_bytes(way)
         duration_s = in_turn({name: way}, RUNS)[name]
     except torch.OutOfMemoryError:

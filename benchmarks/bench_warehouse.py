@@ -1,8 +1,8 @@
 """A warehouse of all of CT-RATE: loading its records, publishing into it, every view, and `ctclip status`.
 
 Usage: python benchmarks/bench_warehouse.py [CSV of labels ...]
-The CSVs are CT-RATE's own, with a column VolumeName and one an abnormality; without them as many names and labels are
-made up. Five models score every scan, and every volume has a latent of 512.
+The CSVs are CT-RATE's own, with VolumeName and a column per abnormality. Without them the same number of names and
+labels is made up. Five models score every scan, and every volume has a latent of 512.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def read_labels(paths: list[Path]) -> tuple[list[VolumeName], np.ndarray]:
-    """Names, and labels (volumes, 18)."""
+    """Names of the volumes, and their labels (volumes, 18)."""
     rows = [row for path in paths for row in csv.DictReader(path.open(encoding="utf-8-sig"))]
     labels = np.array([[int(float(row[name])) for name in ABNORMALITIES] for row in rows], np.int8)
     return [parse_volume_name(row["VolumeName"]) for row in rows], labels
@@ -65,7 +65,7 @@ def made_up_labels() -> tuple[list[VolumeName], np.ndarray]:
 
 
 def write_records(data_root: Path, names: list[VolumeName], labels: np.ndarray) -> None:
-    """What ingest, convert, embed and evaluate would leave, in files of their size."""
+    """Writes records as ingest, convert, embed and evaluate leave them, in files of the same size."""
     writer = RecordWriter(data_root, new_run_id())
     writer.write("runs", [{"run_id": writer.run_id, "status": "running", "stage": "ingest", "variant": ""}])
     first = {name.scan_id: row for row, name in reversed(list(enumerate(names)))}
@@ -93,7 +93,7 @@ def write_records(data_root: Path, names: list[VolumeName], labels: np.ndarray) 
 
 
 def scan_rows(scans: list[str], **columns: object) -> pa.Table:
-    """A row a scan and abnormality; a column is one value, or an array (scans x 18,)."""
+    """One row per scan and abnormality. A column is given as one value, or as an array (scans x 18,)."""
     count = len(scans) * len(ABNORMALITIES)
     table = pa.table({"abnormality": list(ABNORMALITIES) * len(scans)})
     table = table.append_column("scan_id", pa.array(np.repeat(scans, len(ABNORMALITIES))))
@@ -118,7 +118,7 @@ def write_latents(writer: RecordWriter, names: list[VolumeName]) -> None:
 
 
 def write_predictions(writer: RecordWriter, model: str, scans: list[str], labels: np.ndarray, seed: int) -> None:
-    """Of every scan; each split is an evaluation of its own, as in a rebuild."""
+    """Writes predictions of every scan. Each split is an evaluation of its own, as in a rebuild."""
     scored = {"model_id": model, "dataset": "ct-rate", "protocol": "zero-shot", "unit": "scan", "fingerprint": "e"}
     noise = np.random.default_rng(seed).random(labels.shape)
     for split in ("train", "valid"):
@@ -141,7 +141,7 @@ def write_predictions(writer: RecordWriter, model: str, scans: list[str], labels
 
 
 def publish_more(data_root: Path) -> list[float]:
-    """Each time one small run is new, as between two pieces of a stage."""
+    """Seconds of publishes that each find one small new run, as between two pieces of a stage."""
     durations = []
     for _ in range(RUNS):
         writer = RecordWriter(data_root, new_run_id())
@@ -152,7 +152,7 @@ def publish_more(data_root: Path) -> list[float]:
 
 
 def run_status(data_root: Path) -> list[float]:
-    """Wall time of the whole command, Python's start included."""
+    """Wall seconds of the command, Python's start included."""
     command = [sys.executable, "-m", "flows", "status", "--data-root", str(data_root)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return [
@@ -162,7 +162,7 @@ def run_status(data_root: Path) -> list[float]:
 
 
 def measure_views(data_root: Path) -> None:
-    """Every view counted, with all that its rows are made of: `count(*)` alone would leave columns out."""
+    """Times a count and a hash of every view's rows. With `count(*)` alone DuckDB would skip columns."""
     durations = {}
     for view in schema.view_definitions():
         with store.read(data_root) as connection:
@@ -180,8 +180,8 @@ def timed(call: Callable[[], Result]) -> tuple[Result, float]:
     return result, time.perf_counter() - started
 
 
-def report(what: str, seconds: float, limit_s: float) -> None:
-    print(f"{what}: {seconds:.2f} s, {'within' if seconds <= limit_s else 'BEYOND'} {limit_s:g} s")
+def report(name: str, seconds: float, limit_s: float) -> None:
+    print(f"{name}: {seconds:.2f} s, {'within' if seconds <= limit_s else 'BEYOND'} {limit_s:g} s")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Zero-shot probabilities of 18 abnormalities of one volume, full size, same weights: the published way and ours.
 
-Published: an image encoding and two texts, padded to 512 tokens, for each abnormality. Ours: one image encoding, and
-the prompts at their own length, once for a whole data set (counted here for the one volume).
+The published way encodes the image and two texts, padded to 512 tokens, for each abnormality. Ours encodes the image
+once. It encodes the prompts at their own length once for a data set, which is counted here for the one volume.
 
 Usage: python benchmarks/bench_zero_shot.py
 """
@@ -44,7 +44,7 @@ def main() -> None:
         results["ours"] = torch.from_numpy(zero_shot(latents, prompts, model.temperature.exp().item()))[0]
 
     with torch.inference_mode():
-        plain_model.encode_image(model, volume)  # warm
+        plain_model.encode_image(model, volume)  # warm-up
         ours()
         ours_s = seconds(ours)
         plain_s = seconds(plain)

@@ -1,4 +1,4 @@
-"""What benchmarks share: two ways measured in turn in one process, and the ratio of their medians."""
+"""Timing and memory of ways that do the same work, measured in turn in one process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Way = Callable[[], object]
 
 
 def in_turn(ways: Mapping[str, Way], runs: int) -> dict[str, float]:
-    """Median seconds of each way, after one uncounted run; the ways take turns, so that a busy spell hits them all."""
+    """Median seconds of each way, after one uncounted run. The ways take turns, so that a busy spell hits them all."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for run in range(runs + 1):
         for name, way in ways.items():
@@ -27,7 +27,7 @@ def in_turn(ways: Mapping[str, Way], runs: int) -> dict[str, float]:
 
 
 def seconds(way: Way) -> float:
-    """How long one call takes, the GPU's work included."""
+    """Seconds of one call, the GPU's work included."""
     synchronize()
     started = time.perf_counter()
     way()
@@ -41,7 +41,7 @@ def synchronize() -> None:
 
 
 def peak_bytes(way: Way) -> int:
-    """The most memory that one call holds above what was held before it: the GPU's, or else the process's."""
+    """Peak memory of one call above the memory held before it, on the GPU if there is one, else of the process."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -50,7 +50,7 @@ def peak_bytes(way: Way) -> int:
         way()
         return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_bytes("VmRSS")
     way()
     return _status_bytes("VmHWM") - before
@@ -62,7 +62,7 @@ def _status_bytes(field: str) -> int:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Name of the GPU, or the processor and its number of threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines()

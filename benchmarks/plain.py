@@ -1,4 +1,4 @@
-"""The published way, written plainly, for benchmarks to compare with and tests to agree with."""
+"""Published preprocessing, written plainly. Benchmarks and tests compare our conversion with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ctclip_model.config import Recipe
 
 
 def load_volume_plainly(path: Path, recipe: Recipe) -> torch.Tensor:
-    """One volume as the published inference code prepares it: whole, in float64, resampled by `F.interpolate`."""
+    """One volume, (1, depth, height, width), prepared as the published inference code does it.
+
+    The volume is held in float64 and resampled by `F.interpolate`.
+    """
     image = nib.load(path)
     values = np.clip(image.get_fdata(), *recipe.window_hu)  # (height, width, depth)
     spacing = dict(zip(("height", "width", "depth"), image.header.get_zooms(), strict=True))

@@ -1,8 +1,8 @@
-"""CT-CLIP written plainly, as the published code computes it, for benchmarks to compare with and tests to agree with.
+"""CT-CLIP written plainly, as the published code computes it. Benchmarks and tests compare our model with it.
 
-Every function reads the parameters of one of our modules, so that both ways run on the same weights and their gradients
-land in the same places. What the published way spends is spent here too: whole attention matrices, a similarity of
-every token with every code, one-hot codes, the position bias asked for each pair of tokens anew.
+Every function reads the parameters of one of our modules, so both ways share weights and gradients. The costs of the
+published way are kept: full attention matrices, a similarity of every token with every code, one-hot codes, and a
+position bias computed for each pair of tokens.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def embed_patches(encoder: CTViT, volume: Tensor) -> Tensor:
 
 
 def transform(encoder: CTViT, tokens: Tensor) -> Tensor:
-    """Patch tokens to the tokens that the code book sees: within slabs, then along depth."""
+    """Tokens that enter the code book, from patch tokens. Attention runs inside slabs, then along depth."""
     batch, depth, height, width, dim = tokens.shape
     grid = (batch, depth, height, width)
     bias = position_bias(encoder.spatial_rel_pos_bias, height, width)
@@ -50,9 +50,9 @@ def transform(encoder: CTViT, tokens: Tensor) -> Tensor:
 
 
 def position_bias(bias: PositionBias, height: int, width: int) -> Tensor:
-    """(heads, tokens, tokens), the network asked for every pair."""
-    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(bias.offsets)
-    offsets = places[:, None] - places  # (tokens, tokens, 2)
+    """Bias of shape (heads, tokens, tokens). The network computes every pair."""
+    positions = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(bias.offsets)
+    offsets = positions[:, None] - positions  # (tokens, tokens, 2)
     hidden = offsets.sign() * offsets.abs().log1p()
     for layer in bias.net:
         hidden = layer(hidden)
@@ -62,7 +62,7 @@ def position_bias(bias: PositionBias, height: int, width: int) -> Tensor:
 def run_transformer(
     transformer: Transformer, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None
 ) -> Tensor:
-    """(groups, tokens, dim) to the same."""
+    """Tokens (groups, tokens, dim) after all layers, in the same shape."""
     for layer in transformer.layers:
         tokens = generate_positions(layer["0"], tokens, grid) + tokens
         tokens = attend(layer["1"], tokens, bias) + tokens
@@ -73,14 +73,14 @@ def run_transformer(
 
 
 def generate_positions(positions: PositionGenerator, tokens: Tensor, grid: tuple[int, int, int, int]) -> Tensor:
-    """One 3-D convolution of the tokens, re-shaped to the grid."""
+    """A 3-D convolution of the tokens, reshaped to the grid."""
     on_grid = tokens.reshape(*grid, -1).permute(0, 4, 1, 2, 3)
     convolved = positions.dsconv(F.pad(on_grid, (1, 1, 1, 1, 2, 0)))
     return convolved.permute(0, 2, 3, 4, 1).reshape(tokens.shape)
 
 
 def attend(attention: Attention, tokens: Tensor, bias: Tensor | None) -> Tensor:
-    """Cosine-similarity attention through whole matrices."""
+    """Cosine-similarity attention with the full matrix of scores."""
     queries = attention.to_q(attention.norm(tokens))
     keys, values = attention.to_kv(tokens).chunk(2, dim=-1)
     queries, keys, values = (
@@ -96,7 +96,7 @@ def attend(attention: Attention, tokens: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def quantize(quantizer: VectorQuantizer, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (..., dim) to their codes (..., dim) and the codes' indices (...); in training mode the codes move."""
+    """Codes (..., dim) of tokens (..., dim), and the indices of the codes (...). Training mode moves the codes."""
     book = quantizer._codebook
     units = F.normalize(tokens.detach().flatten(0, -2), dim=-1)  # (tokens, dim)
     indices = (units @ F.normalize(book.embed[0], dim=-1).t()).argmax(dim=-1)
@@ -112,9 +112,9 @@ def quantize(quantizer: VectorQuantizer, tokens: Tensor) -> tuple[Tensor, Tensor
 
 
 def zero_shot(model: CTCLIP, volume: Tensor, prompts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Probabilities (L,) of one volume (1, 1, depth, height, width), the encoder run once for every abnormality.
+    """Probabilities (L,) of one volume (1, 1, depth, height, width). The encoder runs once for every abnormality.
 
-    `prompts` holds for each abnormality the ids and mask, (2, tokens) both, of [present, not present].
+    `prompts` holds the ids and the mask of [present, not present] for each abnormality. Both have shape (2, tokens).
     """
     probabilities = []
     for ids, mask in prompts:
