@@ -15,7 +15,7 @@ from measure import in_turn, machine
 from numpy.typing import NDArray
 
 from ctclip_model.config import LabellerConfig
-from ctclip_model.labelling.transformer import Labeller
+from ctclip_model.labelling.transformer import TransformerLabeller
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
 
@@ -33,7 +33,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = ReportLabeller(LabellerConfig()).eval().to(device)
     torch.nn.init.normal_(model.classifier.weight, std=0.5)  # so that probabilities differ
-    labeller = Labeller(model, train_tokenizer(texts, 2000), "random")
+    labeller = TransformerLabeller(model, train_tokenizer(texts, 2000), "random")
     results: dict[str, NDArray[np.float32]] = {}
 
     def plain() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
         print("  bfloat16: not measured, because this processor has no instructions for it")
 
 
-def label_plainly(labeller: Labeller, texts: list[str], device: torch.device) -> NDArray[np.float32]:
+def label_plainly(labeller: TransformerLabeller, texts: list[str], device: torch.device) -> NDArray[np.float32]:
     """Labels all reports in their order, padded to the limit, with every token of the last layer computed."""
     results = []
     for start in range(0, len(texts), BATCH):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.device import Precision, choose_device
+from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, VolumeError
-from ctclip_model.evaluation.predict import EmbeddedVolume, embed_files, list_volumes, make_head
+from ctclip_model.evaluation.predict import EmbeddedVolume, VolumeModel, list_volumes, open_model
 from ctclip_model.files import whole_file
-from ctclip_model.models.open_model import OpenedModel, find_model, open_model
+from ctclip_model.models.find_model import find_model
 from flows.display import console, print_json
 
 BAR_WIDTH = 24  # columns
@@ -43,55 +43,49 @@ class Request:
 
 @dataclass
 class Session:
-    """An opened model going over the files; a file that fails is a line on stderr, and the rest go on."""
+    """An open model and the files to read; a file that cannot be used is a line on stderr, and the others go on."""
 
     request: Request
     files: list[Path]
-    opened: OpenedModel
+    model: VolumeModel
     failed: list[dict[str, Any]] = field(default_factory=list)
 
     @staticmethod
     def start(request: Request, *, with_text: bool, tokenizer: Path | None = None) -> Session:
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line a retry, where one says it all
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warning for each retry repeats our error
         files = list_volumes(request.volumes)
-        device = str(choose_device(request.device))
         path = find_model(request.models, request.model)
-        return Session(request, files, open_model(path, device=device, with_text=with_text, tokenizer=tokenizer))
+        model = open_model(
+            path, device=request.device, precision=request.dtype, with_text=with_text, tokenizer=tokenizer
+        )
+        return Session(request, files, model)
 
-    def embed(self) -> Iterator[EmbeddedVolume]:
-        outcomes = embed_files(self.opened, self.files, dtype=self.request.dtype.autocast)
-        for path, outcome in zip(self.files, outcomes, strict=True):
-            if isinstance(outcome, VolumeError):
-                self.failed.append({"file": str(path), "reason": outcome.reason, "detail": outcome.detail})
-                print(f"ctclip: {printable(path)}: {outcome.detail} [{outcome.reason}]", file=sys.stderr, flush=True)
-            else:
-                yield outcome
+    def record_failure(self, path: Path, error: VolumeError) -> None:
+        self.failed.append({"file": str(path), "reason": error.reason, "detail": error.detail})
+        print(f"ctclip: {printable(path)}: {error.detail} [{error.reason}]", file=sys.stderr, flush=True)
 
     def describe(self) -> str:
-        parts = (f"recipe {self.opened.recipe.name}", self.opened.model.temperature.device.type, self.request.dtype)
-        return f"{self.opened.name} ({', '.join(parts)})"
+        parts = (f"recipe {self.model.recipe.name}", self.model.device.type, self.request.dtype)
+        return f"{self.model.name} ({', '.join(parts)})"
 
     def as_json(self, volumes: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "model": self.opened.name, "recipe": self.opened.recipe.name, "dtype": str(self.request.dtype),
-            "device": self.opened.model.temperature.device.type, "volumes": volumes, "failed": self.failed,
+            "model": self.model.name, "recipe": self.model.recipe.name, "dtype": str(self.request.dtype),
+            "device": self.model.device.type, "volumes": volumes, "failed": self.failed,
         }  # fmt: skip
 
 
 def predict(request: Request, tokenizer: Path | None) -> int:
-    """Prints the probability of each abnormality in each volume, as it becomes known; returns how many failed."""
+    """Prints the probability of each abnormality in each volume as it comes. Returns the number of failed files."""
     session = Session.start(request, with_text=True, tokenizer=tokenizer)
-    head = make_head(session.opened, dtype=request.dtype.autocast)
     rows = []
     if not request.as_json:
         console.print(Text(f"model  {session.describe()}"))
-    for volume in session.embed():
-        probabilities = head(volume.latent[None])[0]
+    for volume in session.model.predict(session.files, on_error=session.record_failure):
         if not request.as_json:
             _print_volume(volume)
-            _print_probabilities(probabilities, in_columns=len(session.files) > 1)
-        by_name = dict(zip(ABNORMALITIES, probabilities.tolist(), strict=True))
-        rows.append(_facts(volume) | {"probabilities": by_name})
+            _print_probabilities(volume.probabilities, in_columns=len(session.files) > 1)
+        rows.append(_facts(volume) | {"probabilities": volume.by_abnormality})
     if request.as_json:
         print_json(session.as_json(rows))
     return len(session.failed)
@@ -105,14 +99,14 @@ def embed_volume(request: Request, output: Path | None) -> int:
     if not request.as_json:
         console.print(Text(f"model  {session.describe()}"))
     volumes = []
-    for volume in session.embed():
+    for volume in session.model.embed(session.files, on_error=session.record_failure):
         volumes.append(volume)
         if not request.as_json:
             _print_volume(volume)
             shown = "  ".join(f"{value:+.5f}" for value in volume.latent[:SHOWN_VALUES])
             console.print(Text(f"latent   {shown} ... {len(volume.latent)} values"))
     if output is not None and volumes:
-        write_latents(output, session.opened.name, volumes)
+        write_latents(output, session.model.name, volumes)
     if request.as_json:
         print_json(session.as_json([_facts(volume) | {"latent": volume.latent.tolist()} for volume in volumes]))
     elif output is None:

@@ -72,10 +72,20 @@ def load_volume(
     intercept: float | None = 0.0,
     recipe: Recipe = PUBLISHED,
 ) -> torch.Tensor:
-    """Reads a NIfTI volume as the model's input, a float32 tensor (1, depth, height, width) in [-1, 1].
+    """Reads a NIfTI volume as the model's input, float32 (1, depth, height, width) in [-1, 1].
 
-    `spacing_mm` is that of the first, second and third array axis, the header's when None. HU = slope x value +
-    intercept; CT-RATE's v2 files hold HU already. Raises `VolumeError` for whatever is wrong with the file.
+    The published inference preprocessing (arXiv:2403.17834): HU are clipped to the recipe's window, resampled to its
+    spacing, cut or padded to its shape around the centre, and divided by 1,000.
+
+    `spacing_mm` is the spacing along the first, second and third array axis. Default: the header's. HU are `slope` x
+    value + `intercept`; CT-RATE's v2 files hold HU already. A spacing or rescaling of None counts as missing.
+
+    Raises `VolumeError` for a file that is missing, damaged, or no CT volume.
+
+    >>> from ctclip_model import load_volume
+    >>> volume = load_volume("scan.nii.gz")
+    >>> tuple(volume.shape), volume.dtype
+    ((1, 240, 480, 480), torch.float32)
     """
     volume = read_volume(path, spacing_mm=spacing_mm, slope=slope, intercept=intercept, recipe=recipe)
     if volume.spacing_note:

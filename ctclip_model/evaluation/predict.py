@@ -1,12 +1,13 @@
-"""Latents and probabilities of anybody's own CT volumes: a file goes in, with no data set around it."""
+"""Latents and probabilities of CT volumes without a data set: `open_model`, and a model's `predict` and `embed`."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -16,20 +17,24 @@ from torch import Tensor
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ConfigurationError, VolumeError
 from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes
 from ctclip_model.evaluation.zero_shot import zero_shot
-from ctclip_model.models.open_model import OpenedModel
+from ctclip_model.models.find_model import LoadedModel, load_model
+from ctclip_model.models.hub import HUB_ID, download_model
 
 SUFFIXES = (".nii", ".nii.gz")
 
-Head = Callable[[Floats], NDArray[np.float64]]  # unit latents (N, latent) to the probabilities (N, 18) of abnormalities
-_Read = tuple[Tensor, tuple[float, float, float], list[str]]  # a file's voxels, spacing and doubts
+Paths = Iterable[str | os.PathLike[str]]
+OnError = Callable[[Path, VolumeError], object]  # called with a file that cannot be used; the other files go on
+Head = Callable[[Floats], NDArray[np.float64]]  # unit latents (N, latent) to probabilities (N, 18)
+_Input = tuple[Tensor, tuple[float, float, float], list[str]]  # voxels, spacing in mm and doubts of a file
 
 
 @dataclass(frozen=True)
 class EmbeddedVolume:
-    """A volume's unit latent (latent,), the spacing used (mm, by array axis), and what is in doubt about the file."""
+    """A volume's unit latent (latent,), the spacing used (mm, by array axis), and doubts about the file."""
 
     path: Path
     latent: Floats
@@ -37,13 +42,135 @@ class EmbeddedVolume:
     doubts: list[str]
 
 
-def list_volumes(paths: Sequence[Path]) -> list[Path]:
-    """The given files, and of a folder every NIfTI below it, sorted; what is hidden is left out, for it is no volume.
+@dataclass(frozen=True)
+class PredictedVolume(EmbeddedVolume):
+    """An embedded volume with the probability (18,) of each abnormality, in the order of `ABNORMALITIES`."""
 
-    Each once. Raises `ConfigurationError` for a folder without any.
+    probabilities: NDArray[np.float64]
+
+    @property
+    def by_abnormality(self) -> dict[str, float]:
+        """Probabilities by the name of the abnormality."""
+        return dict(zip(ABNORMALITIES, self.probabilities.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class VolumeModel:
+    """A model with the recipe that its volumes go through; `open_model` makes one."""
+
+    loaded: LoadedModel
+    precision: Precision = Precision.float32
+
+    @property
+    def name(self) -> str:
+        return self.loaded.name
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loaded.recipe
+
+    @property
+    def device(self) -> torch.device:
+        return self.loaded.model.temperature.device
+
+    @cached_property
+    def head(self) -> Head:
+        """Probabilities by the model's own head, or zero-shot by prompts, which are embedded once."""
+        if self.loaded.head is not None:
+            return self.loaded.head.probabilities
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        if tokenizer is None:
+            raise ConfigurationError(f"{self.name}: predict needs the prompts: open the model with its text side")
+        prompts = embed_prompts(model, tokenizer, ABNORMALITIES, dtype=self.precision.autocast)
+        return partial(zero_shot, prompt_latents=prompts, logit_scale=model.temperature.exp().item())
+
+    def embed(self, paths: Paths, *, on_error: OnError | None = None) -> Iterator[EmbeddedVolume]:
+        """The unit latent of each NIfTI volume, in the order of the paths; a folder stands for all volumes below it.
+
+        The next file is read while the model encodes. A file that cannot be used raises `VolumeError`; with `on_error`
+        that is called instead, and the other files go on. Raises `ConfigurationError` for a folder without a volume.
+
+        >>> from ctclip_model import open_model
+        >>> model = open_model("CT-CLIP_v2.pt", with_text=False)
+        >>> [(volume.path.name, volume.latent.shape) for volume in model.embed(["scan.nii.gz"])]
+        [('scan.nii.gz', (8,))]
+        """
+        for path, read in _read_ahead(list_volumes(paths), self.recipe):
+            try:
+                voxels, spacing_mm, doubts = read.result()
+            except VolumeError as error:
+                if on_error is None:
+                    raise
+                on_error(path, error)
+                continue
+            batch = ([path.name], voxels.unsqueeze(0))
+            ((_, latents),) = embed_volumes(self.loaded.model, [batch], dtype=self.precision.autocast)
+            yield EmbeddedVolume(path, latents[0], spacing_mm, doubts)
+
+    def predict(self, paths: Paths, *, on_error: OnError | None = None) -> Iterator[PredictedVolume]:
+        """The probability of each of the 18 abnormalities in each volume, with what `embed` gives.
+
+        LiPro answers by its head, other models zero-shot by the published prompts. For research, not for diagnosis.
+        Takes and raises what `embed` does.
+
+        >>> from ctclip_model import open_model
+        >>> model = open_model("CT-CLIP_v2.pt")
+        >>> (volume,) = model.predict(["scan.nii.gz"])
+        >>> volume.probabilities.shape
+        (18,)
+        >>> 0 < volume.by_abnormality["Pleural effusion"] < 1
+        True
+        """
+        head = self.head
+        for volume in self.embed(paths, on_error=on_error):
+            yield PredictedVolume(**vars(volume), probabilities=head(volume.latent[None])[0])
+
+
+def open_model(
+    source: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    precision: Precision | str = Precision.float32,
+    with_text: bool = True,
+    tokenizer: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+) -> VolumeModel:
+    """Opens a model to `predict` and `embed` CT volumes of your own.
+
+    `source` is a model folder, a weights file such as `CT-CLIP_v2.pt` or `CT_LiPro_v2.pt`, or the Hub's id of a model
+    folder, `owner/name`, at `revision`. `device` is auto, cpu or cuda, `precision` float32 or bfloat16.
+
+    A weights file has the published recipe. Its prompts need `tokenizer` (a file, or its folder), one beside the
+    weights, or the published one, which is downloaded. `with_text=False` reads no tokenizer: enough to `embed`.
+
+    Raises `CheckpointError` for damaged files or files of another model, `MissingInputError` for a missing tokenizer,
+    `ConfigurationError` for a device that is not there, and a `HubError` where the Hub does not give the model.
+
+    >>> from ctclip_model import open_model
+    >>> model = open_model("CT-CLIP_v2.pt", device="cpu")
+    >>> model.name, model.recipe.shape
+    ('CT-CLIP_v2', (240, 480, 480))
+    >>> for volume in model.predict(["scan.nii.gz"]):
+    ...     print(volume.path, len(volume.by_abnormality))
+    scan.nii.gz 18
+    """
+    chosen = str(choose_device(device))
+    path, name = Path(source), None
+    if not path.exists() and isinstance(source, str) and HUB_ID.fullmatch(source):
+        path, name = download_model(source, revision), source
+    loaded = load_model(
+        path, name=name, device=chosen, with_text=with_text, tokenizer=None if tokenizer is None else Path(tokenizer)
+    )
+    return VolumeModel(loaded, Precision(precision))
+
+
+def list_volumes(paths: Paths) -> list[Path]:
+    """The given files, each once, and every NIfTI below a given folder, sorted; hidden files are left out.
+
+    Raises `ConfigurationError` for a folder without any.
     """
     found: list[Path] = []
-    for path in paths:
+    for path in map(Path, paths):
         if not path.is_dir():
             found.append(path)
             continue
@@ -54,40 +181,14 @@ def list_volumes(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _is_volume(place: PurePath) -> bool:
-    """Whether a name is a NIfTI's, in either case, and nothing on the way to it is hidden."""
-    return place.name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in place.parts)
+def _is_volume(path: PurePath) -> bool:
+    """True for a NIfTI's name, in either case, that is not hidden and lies in no hidden folder."""
+    return path.name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in path.parts)
 
 
-def make_head(opened: OpenedModel, *, dtype: torch.dtype | None = None) -> Head:
-    """How the model makes probabilities of latents: by its own head, or zero-shot, its prompts embedded once."""
-    if opened.head is not None:
-        return opened.head.probabilities
-    assert opened.tokenizer is not None, "open the model with its text side"
-    prompts = embed_prompts(opened.model, opened.tokenizer, ABNORMALITIES, dtype=dtype)
-    return partial(zero_shot, prompt_latents=prompts, logit_scale=opened.model.temperature.exp().item())
-
-
-def embed_files(
-    opened: OpenedModel, paths: Iterable[Path], *, dtype: torch.dtype | None = None
-) -> Iterator[EmbeddedVolume | VolumeError]:
-    """Each file's latent, or why it has none, in the order of the paths; the next file is read meanwhile.
-
-    With a `dtype` such as bfloat16 the model runs in autocast.
-    """
-    for path, read in _read_ahead(paths, opened.recipe):
-        try:
-            volume, spacing_mm, doubts = read.result()
-        except VolumeError as error:
-            yield error
-            continue
-        ((_, latents),) = embed_volumes(opened.model, [([path.name], volume.unsqueeze(0))], dtype=dtype)
-        yield EmbeddedVolume(path, latents[0], spacing_mm, doubts)
-
-
-def _read_ahead(paths: Iterable[Path], recipe: Recipe) -> Iterator[tuple[Path, Future[_Read]]]:
-    """One file is read while the one before it is encoded, and no more: each holds 220 MB as published."""
-    reads: deque[tuple[Path, Future[_Read]]] = deque()
+def _read_ahead(paths: Iterable[Path], recipe: Recipe) -> Iterator[tuple[Path, Future[_Input]]]:
+    """Reads one file while the one before it is encoded, and no more: each holds 220 MB as published."""
+    reads: deque[tuple[Path, Future[_Input]]] = deque()
     with ThreadPoolExecutor(1) as pool:
         for path in paths:
             reads.append((path, pool.submit(_read, path, recipe)))
@@ -96,7 +197,7 @@ def _read_ahead(paths: Iterable[Path], recipe: Recipe) -> Iterator[tuple[Path, F
         yield from reads
 
 
-def _read(path: Path, recipe: Recipe) -> _Read:
+def _read(path: Path, recipe: Recipe) -> _Input:
     """A file as the model's input (1, depth, height, width), its spacing and doubts; every fault is a `VolumeError`."""
     from ctclip_model.data.doubts import list_doubts  # these need nibabel, which a GPU machine may lack
     from ctclip_model.data.nifti import NiftiStream, fault
@@ -106,6 +207,6 @@ def _read(path: Path, recipe: Recipe) -> _Read:
         with NiftiStream(path) as stream:
             header = stream.header
         volume = read_volume(path, recipe=recipe)
-    except OSError as error:  # a stage tries it again; a person is told
+    except OSError as error:  # stages try such a file again; here it is reported
         raise fault(path, "unreadable_file", error.strerror or str(error)) from error
     return volume.to_input(), volume.spacing_mm, list_doubts(header, volume)

@@ -52,7 +52,7 @@ class TfidfResult:
 
 @dataclass
 class TfidfLabeller:
-    """Reads the 18 abnormalities from reports; of the same interface as `Labeller`."""
+    """Reads the 18 abnormalities from reports; see `labelling.labeller.Labeller`."""
 
     labeller_id: str
     config: TfidfConfig

@@ -1,27 +1,18 @@
-"""The report labeller at work: loaded from a folder, or as published, and labelling texts."""
+"""The transformer labeller at work on texts."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.config import RADBERT_WEIGHTS
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import split_sentences
-from ctclip_model.labelling.tfidf import TfidfLabeller, is_tfidf_folder, load_tfidf_labeller
-from ctclip_model.models.checkpoint import load_labeller_weights, load_model_folder
-from ctclip_model.models.report_labeller import (
-    ReportLabeller,
-    read_labeller_config,
-    read_labeller_tokenizer,
-)
+from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text_batches import map_texts
 
 Probabilities = NDArray[np.float32]
@@ -43,7 +34,7 @@ class Bags:
         return Bags(list(places), np.array(members, np.int64).reshape(len(bags), most))
 
 
-class Labeller:
+class TransformerLabeller:
     """Reads the 18 abnormalities from reports."""
 
     def __init__(self, model: ReportLabeller, tokenizer: PreTrainedTokenizerFast, labeller_id: str) -> None:
@@ -69,25 +60,3 @@ class Labeller:
             width=len(ABNORMALITIES),
         )
         return probabilities[bags.members].max(axis=1) if texts else probabilities
-
-
-def load_labeller(path: Path | str, *, base: Path | str | None = None, device: str = "cpu") -> Labeller | TfidfLabeller:
-    """A labeller from one of our model folders, of either kind, or the published one.
-
-    The published one is `RadBertClassifier.pth` or a folder that holds it. `base` is the folder of its tokenizer, and
-    of a `config.json` where it has not RadBERT's shape; its own folder by default. Raises `CheckpointError`, or
-    `MissingInputError` where there is no tokenizer.
-    """
-    path = Path(path)
-    if is_tfidf_folder(path):
-        return load_tfidf_labeller(path)
-    weights = path / RADBERT_WEIGHTS if path.is_dir() else path
-    if path.is_dir() and not weights.is_file():
-        loaded = load_model_folder(path, ReportLabeller, device=device)
-        return Labeller(loaded.model, loaded.tokenizer, path.name)
-    base = Path(base) if base is not None else weights.parent
-    model = load_labeller_weights(weights, read_labeller_config(base)).to(device)
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    labeller_id = f"{weights.resolve().parent.name}-{digest[:8]}"
-    return Labeller(model, read_labeller_tokenizer(base), labeller_id)

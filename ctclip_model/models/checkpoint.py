@@ -72,10 +72,19 @@ class ModelFolder(Generic[M]):
 
 
 def load_ctclip(path: Path | str, config: CTCLIPConfig | None = None) -> CTCLIP:
-    """CT-CLIP, in evaluation mode, with the weights of a published `.pt` or of a `.safetensors` file.
+    """Loads CT-CLIP, in evaluation mode on the CPU, from weights: a published `.pt`, or `.pth` or `.safetensors`.
 
-    Without `config` it is read off the shapes, if these are the published encoder's or another patch size of it.
-    Takes weights saved under `module.` and with BERT's `position_ids`. Raises `CheckpointError` for all else.
+    Without `config`, the shapes of the weights give the configuration: the published one, or one that differs in
+    patch size, depth of the encoders or latents. Names may begin with `module.`. Code in a file is never run.
+
+    Raises `CheckpointError` for a missing or damaged file, and for weights of another model.
+
+    >>> from ctclip_model import load_ctclip, load_volume
+    >>> model = load_ctclip("CT-CLIP_v2.pt")
+    >>> volumes = load_volume("scan.nii.gz").unsqueeze(0)  # (1, 1, depth, height, width)
+    >>> latents = model.encode_image(volumes)
+    >>> latents.shape == (1, model.config.latent_dim)
+    True
     """
     return _ctclip(read_weights(path), path, config)
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from ctclip_model.config import PRESETS, VERSIONS, Preset, Recipe, compute_fingerprint
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.checkpoint import AnyModel, load_model_folder, load_weights, save_model_folder, tokenizer_json
+from ctclip_model.models.find_model import check_model, check_vocabulary, parse_recipe
 from ctclip_model.models.kinds import ModelKind, kinds_of_type
-from ctclip_model.models.open_model import check_model, check_vocabulary, read_recipe
 from ctclip_model.models.report_labeller import ReportLabeller, read_labeller_tokenizer
 from ctclip_model.models.text import read_tokenizer
 
@@ -103,7 +103,7 @@ def _open_folder(folder: Path, kind: ModelKind | None) -> Candidate:
     weights, found = folder / "model.safetensors", _choose_kind(model, kind, folder, loaded.kind)
     if isinstance(model, ReportLabeller):
         return Candidate(model, found, info.get("preset", CUSTOM), None, weights, tokenizer)
-    recipe = read_recipe(folder, info)
+    recipe = parse_recipe(folder, info)
     return Candidate(model, found, _preset_name(model, recipe), recipe, weights, tokenizer)
 
 

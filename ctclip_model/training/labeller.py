@@ -23,7 +23,7 @@ from ctclip_model.config import LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.errors import ConfigurationError
-from ctclip_model.labelling.transformer import Bags, Labeller
+from ctclip_model.labelling.transformer import Bags, TransformerLabeller
 from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
@@ -199,7 +199,7 @@ class _Validation:
         )
 
     def _label(self) -> NDArray[np.float64]:
-        labeller = Labeller(self.training.model, self.training.tokenizer, "")  # without dropout
+        labeller = TransformerLabeller(self.training.model, self.training.tokenizer, "")  # without dropout
         return labeller.label(self.reports, dtype=self.training.compute.precision.autocast).astype(np.float64)
 
     def _loss(self, probabilities: NDArray[np.float64]) -> float:

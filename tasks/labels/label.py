@@ -66,7 +66,7 @@ def record_labels(
     run: StageRun, reference: LabellerReference, reports: dict[str, tuple[str, str]], device: str, dtype: Precision
 ) -> None:
     """Labels the reports in batches and records each batch as soon as it is labelled."""
-    from ctclip_model.labelling.transformer import load_labeller
+    from ctclip_model.labelling.labeller import load_labeller
 
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))
     trained_on = read_trained_on(run.data_root, reference.labeller_id)

@@ -81,7 +81,7 @@ def score_labeller(
 
     The bootstrap of the intervals resamples texts, so that copies of a report stay together.
     """
-    from ctclip_model.labelling.transformer import load_labeller
+    from ctclip_model.labelling.labeller import load_labeller
 
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))
     reports = scoring.reports

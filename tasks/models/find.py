@@ -28,9 +28,9 @@ class ModelReference:
     @property
     def recipe(self) -> Recipe:
         """The recipe that its volumes need, as its folder keeps it."""
-        from ctclip_model.models.open_model import open_recipe
+        from ctclip_model.models.find_model import read_recipe
 
-        return open_recipe(self.folder)
+        return read_recipe(self.folder)
 
     @property
     def cpu_threads(self) -> int | None:

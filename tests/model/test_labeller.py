@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig
 from ctclip_model.config import LabellerConfig, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, ConfigurationError, DivergedError
-from ctclip_model.labelling.transformer import Bags, load_labeller
+from ctclip_model.labelling.labeller import load_labeller
+from ctclip_model.labelling.transformer import Bags
 from ctclip_model.training import labeller as labeller_training
 from ctclip_model.training.labeller import train_labeller
 

@@ -22,12 +22,12 @@ from ctclip_model.data.nifti import NiftiStream
 from ctclip_model.data.volume import convert_volume, read_volume
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError, VolumeError
 from ctclip_model.evaluation.embed import embed_prompts, embed_volumes
-from ctclip_model.evaluation.predict import embed_files, list_volumes, make_head
+from ctclip_model.evaluation.predict import list_volumes, open_model
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.find_model import find_model, list_models, load_model
 from ctclip_model.models.heads import LiPro
-from ctclip_model.models.open_model import find_model, list_models, open_model
 from ctclip_model.models.text import train_tokenizer
 
 RECIPE = Recipe("own", spacing_mm=(6.0, 7.0, 7.0), shape=(30, 40, 40))  # of the golden model's size
@@ -67,15 +67,15 @@ def doubts_of(path: Path) -> str:
 def test_probabilities_are_those_of_the_pipeline(folder, tmp_path):
     """On the recipe's own grid HU stay whole, so that nothing is lost where the pipeline stores them as int16."""
     path = save_volume(tmp_path / "ct.nii.gz")
-    opened = open_model(folder)
-    (ours,) = embed_files(opened, [path])
+    (ours,) = open_model(folder).predict([path])
     loaded = load_model_folder(folder, CTCLIP)
     stored = torch.from_numpy(convert_volume(path, recipe=RECIPE).voxels)[None, None]
     ((_, latents),) = embed_volumes(loaded.model, [(["ct"], stored)])
     prompts = embed_prompts(loaded.model, loaded.tokenizer, ABNORMALITIES)
     expected = zero_shot(latents, prompts, loaded.model.temperature.exp().item())
     assert ours.latent == pytest.approx(latents[0], abs=1e-6)
-    assert make_head(opened)(ours.latent[None]) == pytest.approx(expected, abs=1e-5)
+    assert ours.probabilities == pytest.approx(expected[0], abs=1e-5)
+    assert list(ours.by_abnormality.items()) == list(zip(ABNORMALITIES, ours.probabilities.tolist(), strict=True))
     assert expected.shape == (1, 18)
     assert np.ptp(expected) > 1e-3  # or all would agree whatever was computed
     assert ours.spacing_mm == (7.0, 7.0, 6.0)
@@ -83,20 +83,28 @@ def test_probabilities_are_those_of_the_pipeline(folder, tmp_path):
 
 
 def test_a_bad_file_leaves_the_others_their_place(folder, tmp_path):
-    paths = [tmp_path / "gone.nii.gz", save_volume(tmp_path / "a.nii.gz"), tmp_path / "text.nii", tmp_path]
+    paths = [tmp_path / "gone.nii.gz", save_volume(tmp_path / "a.nii.gz"), tmp_path / "text.nii"]
     paths[2].write_text("no volume")
-    outcomes = list(embed_files(open_model(folder), paths))
-    assert [isinstance(outcome, VolumeError) for outcome in outcomes] == [True, False, True, True]
-    assert [outcome.reason for outcome in outcomes if isinstance(outcome, VolumeError)] == [
-        "missing_file", "not_nifti", "missing_file",
-    ]  # fmt: skip
+    failed = []
+    embedded = open_model(folder).embed(paths, on_error=lambda path, error: failed.append((path, error.reason)))
+    assert [volume.path for volume in embedded] == [paths[1]]
+    assert failed == [(paths[0], "missing_file"), (paths[2], "not_nifti")]
+
+
+def test_a_bad_file_raises_where_nobody_takes_its_error(folder, tmp_path):
+    path = save_volume(tmp_path / "a.nii.gz")
+    volumes = open_model(folder).predict([path, tmp_path / "gone.nii.gz"])
+    assert next(volumes).path == path
+    with pytest.raises(VolumeError, match="missing_file"):
+        next(volumes)
 
 
 def test_half_precision_changes_a_latent_a_little(folder, tmp_path):
-    opened, path = open_model(folder), save_volume(tmp_path / "ct.nii.gz")
-    (whole,), (half,) = embed_files(opened, [path]), embed_files(opened, [path], dtype=torch.bfloat16)
-    assert not np.array_equal(whole.latent, half.latent)
-    assert whole.latent @ half.latent > 0.9
+    path = save_volume(tmp_path / "ct.nii.gz")
+    (full,) = open_model(folder).embed([path])
+    (half,) = open_model(folder, precision="bfloat16").embed([path])
+    assert not np.array_equal(full.latent, half.latent)
+    assert full.latent @ half.latent > 0.9
 
 
 def test_folders_give_their_volumes_sorted_and_each_once(tmp_path):
@@ -126,14 +134,14 @@ def test_doubts_name_what_the_header_may_have_wrong(tmp_path):
 
 
 def test_the_recipe_travels_with_the_model_folder(folder, tokenizer, tmp_path):
-    assert open_model(folder).recipe == RECIPE
+    assert load_model(folder).recipe == RECIPE
     torch.manual_seed(0)
     model = CTCLIP(tiny().model)
     save_model_folder(tmp_path / "older", model, tokenizer, extra={"preset": "tiny"})
-    assert open_model(tmp_path / "older").recipe == tiny().recipe
+    assert load_model(tmp_path / "older").recipe == tiny().recipe
     save_model_folder(tmp_path / "unknown", model, tokenizer, extra={"preset": "mine"})
     with pytest.raises(CheckpointError, match="neither a recipe nor a preset"):
-        open_model(tmp_path / "unknown")
+        load_model(tmp_path / "unknown")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +158,7 @@ def test_a_recipe_that_does_not_fit_is_refused(folder, tmp_path, change, message
     description["info"]["recipe"] |= change
     (copy / "config.json").write_text(json.dumps(description))
     with pytest.raises(CheckpointError, match=message):
-        open_model(copy)
+        load_model(copy)
 
 
 def test_a_model_is_found_by_its_name_its_path_or_as_the_only_one(folder, tmp_path):
@@ -173,10 +181,10 @@ def test_a_model_is_found_by_its_name_its_path_or_as_the_only_one(folder, tmp_pa
 
 
 def test_weights_alone_are_of_the_published_recipe_and_embed_without_a_tokenizer(weights):
-    opened = open_model(weights, with_text=False)
-    assert opened.name == "CT-CLIP_slim"
-    assert opened.recipe == Recipe()
-    assert opened.tokenizer is None
+    loaded = load_model(weights, with_text=False)
+    assert loaded.name == "CT-CLIP_slim"
+    assert loaded.recipe == Recipe()
+    assert loaded.tokenizer is None
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
@@ -188,9 +196,9 @@ def test_weights_alone_take_the_tokenizer_beside_them_or_the_one_named(weights, 
         tokenizer.backend_tokenizer.save(str(tmp_path / name))
     text = ["Hiatal hernia is not present."]
     for tokens in (tmp_path, tmp_path / name):
-        assert open_model(weights, tokenizer=tokens).tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert load_model(weights, tokenizer=tokens).tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
     beside = Path(shutil.copy(weights, tmp_path))
-    assert open_model(beside).tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert load_model(beside).tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(weights, folder, tmp_path):
@@ -198,14 +206,14 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(weights, folder, tmp_path
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary.write_text("\n".join([*special, *(f"word{number}" for number in range(200))]))
     with pytest.raises(CheckpointError, match="knows 120 tokens, and the tokenizer has 205"):
-        open_model(weights, tokenizer=vocabulary)
+        load_model(weights, tokenizer=vocabulary)
     vocabulary.write_text("lung\nnodule")
     with pytest.raises(CheckpointError, match="cannot be read as a tokenizer"):
-        open_model(weights, tokenizer=vocabulary)
+        load_model(weights, tokenizer=vocabulary)
     with pytest.raises(MissingInputError, match=r"no tokenizer\.json and no vocab\.txt"):
-        open_model(weights, tokenizer=folder.parent)
+        load_model(weights, tokenizer=folder.parent)
     with pytest.raises(ConfigurationError, match="a tokenizer of its own"):
-        open_model(folder, tokenizer=vocabulary)
+        load_model(folder, tokenizer=vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -219,11 +227,11 @@ def lipro() -> LiPro:
 def test_a_lipro_file_answers_by_its_head_and_asks_for_no_tokenizer(tmp_path, lipro):
     weights = {key: value for key, value in lipro.state_dict().items() if value.numel()}
     save_file(weights, tmp_path / "CT_LiPro_slim.safetensors")
-    opened = open_model(tmp_path / "CT_LiPro_slim.safetensors")
+    model = open_model(tmp_path / "CT_LiPro_slim.safetensors")
     latents = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
     with torch.inference_mode():
         expected = lipro.classifier(torch.from_numpy(latents)).sigmoid().numpy()
-    assert make_head(opened)(latents) == pytest.approx(expected, abs=1e-6)
+    assert model.head(latents) == pytest.approx(expected, abs=1e-6)
 
 
 def test_fine_tuned_models_are_taken_by_name_alone(tmp_path, folder, lipro, tokenizer):

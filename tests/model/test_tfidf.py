@@ -12,8 +12,8 @@ from support.labelled_reports import COLUMNS, write_reports
 from ctclip_model.config import TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, ConfigurationError
+from ctclip_model.labelling.labeller import load_labeller
 from ctclip_model.labelling.tfidf import TfidfLabeller, choose_threshold, train_tfidf_labeller
-from ctclip_model.labelling.transformer import load_labeller
 
 FILES = ("config.json", "model.safetensors", "terms.json")
 

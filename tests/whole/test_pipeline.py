@@ -17,9 +17,9 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.phantom import ANOMALIES, PhantomConfig, make_phantoms
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, MissingInputError
-from ctclip_model.evaluation.predict import embed_files, make_head
+from ctclip_model.evaluation.predict import open_model
 from ctclip_model.models.checkpoint import load_model_folder
-from ctclip_model.models.open_model import find_model, open_model
+from ctclip_model.models.find_model import find_model
 from tasks.models.import_model import ImportOptions, import_model
 from tasks.run.progress import REPORTER, LogReporter
 from tasks.run.stage_run import open_run
@@ -218,9 +218,8 @@ def test_own_volumes_get_the_probabilities_of_the_evaluation(built, phantoms):
         )
     folder = find_model(built / "models", None)
     assert Recipe.from_fields(load_model_folder(folder).info["recipe"]) == smoke().recipe
-    opened = open_model(folder)
-    embedded = embed_files(opened, [volume_path(phantoms, volume) for volume, _ in rows])
-    ours = make_head(opened)(np.stack([volume.latent for volume in embedded]))
+    predicted = open_model(folder).predict([volume_path(phantoms, volume) for volume, _ in rows])
+    ours = np.stack([volume.probabilities for volume in predicted])
     assert ours == pytest.approx(np.array([recorded[scan] for _, scan in rows]), abs=1e-5)
 
 

@@ -18,7 +18,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import report_sha256
 from ctclip_model.device import Precision
 from ctclip_model.errors import CheckFailedError, ConfigurationError, MetadataError
-from ctclip_model.labelling.transformer import load_labeller
+from ctclip_model.labelling.labeller import load_labeller
 from tasks.labels import score as labeller_scores
 from tasks.labels.hand_labels import read_hand_labels
 from tasks.labels.label import plan_labels, record_labels

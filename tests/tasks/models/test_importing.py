@@ -17,12 +17,12 @@ from test_labeller import radbert  # noqa: F401  a fixture
 from ctclip_model.config import PRESETS, RADBERT_BASE, smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
-from ctclip_model.labelling.transformer import load_labeller
+from ctclip_model.labelling.labeller import load_labeller
 from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.find_model import find_model, load_model
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.kinds import PUBLISHED, ModelKind
-from ctclip_model.models.open_model import find_model, open_model
 from ctclip_model.models.report_labeller import read_labeller_tokenizer
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, train_tokenizer
 from tasks.labels.labellers import find_labeller
@@ -71,7 +71,7 @@ def test_published_file_becomes_a_folder_and_a_row_once(weights, tmp_path, name,
     saved = load_model_folder(folder).model.state_dict()
     torch.testing.assert_close(dict(saved), torch.load(weights / name), rtol=0, atol=0)
     shutil.rmtree(weights)
-    assert (open_model(folder).head is not None) == (kind == "lipro")
+    assert (load_model(folder).head is not None) == (kind == "lipro")
     assert find_model(tmp_path / "data" / "models", None) == folder
 
 
@@ -93,7 +93,7 @@ def test_own_model_folder_is_imported_and_one_of_this_data_root_is_not_doubled(w
         import_model(tmp_path / "data", str(tmp_path / "data" / "models" / copied.model_id)).model_id == copied.model_id
     )
     assert len(rows(tmp_path / "data")) == 1
-    assert open_model(tmp_path / "data" / "models" / copied.model_id).recipe == smoke().recipe
+    assert load_model(tmp_path / "data" / "models" / copied.model_id).recipe == smoke().recipe
 
 
 def test_damaged_folder_is_made_again(weights, tmp_path):
@@ -222,9 +222,9 @@ def test_model_folder_without_a_tokenizer_embeds_and_is_not_asked(weights, tmp_p
     first = import_model(tmp_path / "data", str(weights / "CT-CLIP_v2.pt"), SMOKE)
     folder = tmp_path / "data" / "models" / first.model_id
     (folder / "tokenizer.json").unlink()
-    assert isinstance(open_model(folder, with_text=False).model, CTCLIP)
+    assert isinstance(load_model(folder, with_text=False).model, CTCLIP)
     with pytest.raises(MissingInputError, match=r"put the tokenizer\.json of its texts there"):
-        open_model(folder)
+        load_model(folder)
 
 
 def test_card_and_config_say_what_the_model_is(weights, tmp_path):

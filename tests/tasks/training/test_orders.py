@@ -16,7 +16,7 @@ from support.warehouse_records import query
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
-from ctclip_model.labelling.transformer import load_labeller
+from ctclip_model.labelling.labeller import load_labeller
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.engine import state as work
 from ctclip_model.training.engine.curve import CURVE

@@ -1,4 +1,4 @@
-"""Which model a name means, and all that it takes to use it on a volume: weights, recipe, tokenizer."""
+"""Models that embed volumes: found by name, and loaded with the recipe, tokenizer and head that belong to them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class OpenedModel:
-    """A model in evaluation mode on its device; `recipe` is what its volumes must go through."""
+class LoadedModel:
+    """A model in evaluation mode on its device, and the recipe that its volumes must go through."""
 
     name: str
     model: CTCLIP
     recipe: Recipe
-    tokenizer: PreTrainedTokenizerFast | None  # None where nobody asked for one
-    head: LatentClassifier | None = None  # a LiPro's; without one, prompts are asked
+    tokenizer: PreTrainedTokenizerFast | None  # None: loaded without text
+    head: LatentClassifier | None = None  # the head of a LiPro; None: zero-shot by prompts
 
 
 def list_models(models: Path) -> list[Path]:
@@ -41,14 +41,15 @@ def list_models(models: Path) -> list[Path]:
 
 
 def find_model(models: Path, name: str | None) -> Path:
-    """The folder or the weights file that is meant: `models/<name>`, else the path `name`; without one the only model.
+    """The model folder or weights file of a name.
 
-    Raises `MissingInputError` if there is no such, `ConfigurationError` if several could be meant.
+    Takes `models/<name>` first, then `name` as a path. Without a name, the only model in `models` that was not
+    fine-tuned from another. Raises `MissingInputError` if there is none, `ConfigurationError` if there are several.
     """
     if name is not None:
         for path in (models / name, Path(name)):
             if path.is_file() or (path / "config.json").is_file():
-                return _whole(path)
+                return path.parent if path.is_file() and _embeds_volumes(path.parent) else path
         raise MissingInputError(f"there is no model {name!r}: neither {models / name} nor a model folder or weights")
     found = list_models(models)
     trained = [folder for folder in found if not _is_fine_tuned(folder)] or found
@@ -60,28 +61,67 @@ def find_model(models: Path, name: str | None) -> Path:
     if len(trained) != 1:
         names = ", ".join(folder.name for folder in found)
         raise ConfigurationError(f"{models} has {len(found)} models, newest first: {names}; choose one with --model")
-    return trained[0]  # others were fine-tuned of it
+    return trained[0]
 
 
-def open_model(
-    path: Path, *, device: str = "cpu", with_text: bool = True, tokenizer: Path | None = None
-) -> OpenedModel:
-    """Opens a model folder or a weights file; the latter is of the published recipe and has no tokenizer of its own.
+def load_model(
+    path: Path, *, name: str | None = None, device: str = "cpu", with_text: bool = True, tokenizer: Path | None = None
+) -> LoadedModel:
+    """Loads a model folder or a weights file; a weights file has the published recipe and no tokenizer of its own.
 
-    Its tokenizer is `tokenizer` (a file, or the folder of one), one beside it, or the published one. `with_text` says
-    whether it is needed at all; a LiPro, which asks no prompts, never needs one. Raises `CheckpointError`, or
-    `MissingInputError` where no tokenizer is to be had.
+    `name` is the folder's or file's by default. The tokenizer of a weights file is `tokenizer` (a file, or its folder),
+    one beside the weights, or the published one. Without `with_text`, and for a LiPro, no tokenizer is read. Raises
+    `CheckpointError`, or `MissingInputError` for a missing tokenizer.
     """
     if path.is_dir():
         if tokenizer is not None:
             raise ConfigurationError(f"{path} has a tokenizer of its own: leave --tokenizer out")
         loaded = load_model_folder(path, device=device)
         own = loaded.tokenizer if with_text and isinstance(loaded.model, CTCLIP) else None
-        return _opened(path.resolve().name, loaded.model, read_recipe(path, loaded.info), own)
+        return _check_loaded(name or path.resolve().name, loaded.model, parse_recipe(path, loaded.info), own)
     model = load_weights(path)
     has_prompts = with_text and isinstance(model, CTCLIP)
     reader = read_tokenizer(_find_tokenizer(path, tokenizer)) if has_prompts else None
-    return _opened(path.stem, model.to(device), Recipe(), reader)
+    return _check_loaded(name or path.stem, model.to(device), Recipe(), reader)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a model folder, without loading the model. Raises `CheckpointError`."""
+    return parse_recipe(folder, _description(folder).get("info", {}))
+
+
+def parse_recipe(folder: Path, info: Mapping[str, Any]) -> Recipe:
+    """The recipe in the `info` of a model folder's config.json; older folders name their preset instead.
+
+    Raises `CheckpointError`.
+    """
+    if "recipe" in info:
+        try:
+            return Recipe.from_fields(info["recipe"])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{folder}: its config.json holds no usable recipe ({error})") from error
+    if info.get("preset") in PRESETS:
+        return PRESETS[info["preset"]]().recipe
+    raise CheckpointError(f"{folder}: its config.json names neither a recipe nor a preset of {', '.join(PRESETS)}")
+
+
+def check_model(name: str, config: CTCLIPConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    """Raises `CheckpointError` for a recipe or tokenizer that is not the model's, before a volume is read."""
+    expected = (config.vision.depth, config.vision.image_size, config.vision.image_size)
+    if tuple(recipe.shape) != expected:
+        raise CheckpointError(
+            f"{name}: recipe {recipe.name!r} makes volumes of {_by(recipe.shape)} voxels, and the model takes "
+            f"{_by(expected)}"
+        )
+    check_vocabulary(name, config.text.vocab_size, tokenizer)
+
+
+def check_vocabulary(name: str, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    """Raises `CheckpointError` for a tokenizer with more tokens than the text encoder has embeddings."""
+    if tokenizer is not None and len(tokenizer) > vocab_size:
+        raise CheckpointError(
+            f"{name}: its text encoder knows {vocab_size} tokens, and the tokenizer has {len(tokenizer)}"
+        )
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -107,51 +147,12 @@ def _is_fine_tuned(folder: Path) -> bool:
     return _kind(folder) in FINE_TUNED
 
 
-def _opened(name: str, model: AnyModel, recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> OpenedModel:
+def _check_loaded(name: str, model: AnyModel, recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> LoadedModel:
     encoders = model.trained_model if isinstance(model, LiPro) else model
     if not isinstance(encoders, CTCLIP):
         raise CheckpointError(f"{name}: holds a {type(model).__name__}, which encodes no volume")
     check_model(name, encoders.config, recipe, tokenizer)
-    return OpenedModel(name, encoders, recipe, tokenizer, model.classifier if isinstance(model, LiPro) else None)
-
-
-def _whole(path: Path) -> Path:
-    """The model folder that a weights file belongs to, where it belongs to one."""
-    return path.parent if path.is_file() and _embeds_volumes(path.parent) else path
-
-
-def open_recipe(folder: Path) -> Recipe:
-    """The recipe of a model folder, without opening the model."""
-    return read_recipe(folder, _description(folder).get("info", {}))
-
-
-def read_recipe(folder: Path, info: Mapping[str, Any]) -> Recipe:
-    """The recipe that a folder keeps; older ones keep the name of their preset alone."""
-    if "recipe" in info:
-        try:
-            return Recipe.from_fields(info["recipe"])
-        except (TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{folder}: its config.json holds no usable recipe ({error})") from error
-    if info.get("preset") in PRESETS:
-        return PRESETS[info["preset"]]().recipe
-    raise CheckpointError(f"{folder}: its config.json names neither a recipe nor a preset of {', '.join(PRESETS)}")
-
-
-def check_model(name: str, config: CTCLIPConfig, recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Refuses what would fail, or would embed nonsense, in the middle of a volume."""
-    expected = (config.vision.depth, config.vision.image_size, config.vision.image_size)
-    if tuple(recipe.shape) != expected:
-        raise CheckpointError(
-            f"{name}: recipe {recipe.name!r} makes volumes of {_by(recipe.shape)} voxels, and the model takes "
-            f"{_by(expected)}"
-        )
-    check_vocabulary(name, config.text.vocab_size, tokenizer)
-
-
-def check_vocabulary(name: str, words: int, tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Refuses a tokenizer of words that the text encoder does not know."""
-    if tokenizer is not None and len(tokenizer) > words:
-        raise CheckpointError(f"{name}: its text encoder knows {words} tokens, and the tokenizer has {len(tokenizer)}")
+    return LoadedModel(name, encoders, recipe, tokenizer, model.classifier if isinstance(model, LiPro) else None)
 
 
 def _by(shape: tuple[int, ...]) -> str:

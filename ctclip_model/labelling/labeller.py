@@ -1,0 +1,73 @@
+"""The interface of report labellers, and their loading."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ctclip_model.config import RADBERT_WEIGHTS
+from ctclip_model.labelling.tfidf import is_tfidf_folder, load_tfidf_labeller
+from ctclip_model.labelling.transformer import TransformerLabeller
+from ctclip_model.models.checkpoint import load_labeller_weights, load_model_folder
+from ctclip_model.models.report_labeller import (
+    ReportLabeller,
+    read_labeller_config,
+    read_labeller_tokenizer,
+)
+
+
+class Labeller(Protocol):
+    """A report labeller of either kind: a transformer such as RadBERT, or tf-idf with logistic regressions."""
+
+    @property
+    def labeller_id(self) -> str:
+        """The name under which labels are recorded."""
+
+    @property
+    def thresholds(self) -> NDArray[np.float64]:
+        """The probabilities (18,) from which on an abnormality counts as present."""
+
+    def label(self, texts: Sequence[str], *, dtype: torch.dtype | None = None) -> NDArray[np.float32]:
+        """The probability (texts, 18) of each abnormality, in the order of `ABNORMALITIES`.
+
+        `dtype` such as `torch.bfloat16` runs a transformer in autocast.
+        """
+
+
+def load_labeller(
+    path: str | PathLike[str], *, base: str | PathLike[str] | None = None, device: str = "cpu"
+) -> Labeller:
+    """Loads a report labeller: a model folder of either kind, or the published `RadBertClassifier.pth` or its folder.
+
+    `base` is the folder with the tokenizer of published weights, and with RoBERTa's `config.json` where they have
+    another shape than RadBERT. Default: the folder of the weights. `device` is cpu or cuda.
+
+    Raises `CheckpointError` for damaged files or another model, `MissingInputError` for a missing tokenizer.
+
+    >>> from ctclip_model import load_labeller
+    >>> labeller = load_labeller("labeller")
+    >>> probabilities = labeller.label(["Pleural effusion on the left.", "Normal chest CT."])
+    >>> probabilities.shape
+    (2, 18)
+    >>> is_present = probabilities >= labeller.thresholds
+    """
+    path = Path(path)
+    if is_tfidf_folder(path):
+        return load_tfidf_labeller(path)
+    weights = path / RADBERT_WEIGHTS if path.is_dir() else path
+    if path.is_dir() and not weights.is_file():
+        loaded = load_model_folder(path, ReportLabeller, device=device)
+        return TransformerLabeller(loaded.model, loaded.tokenizer, path.name)
+    base = Path(base) if base is not None else weights.parent
+    model = load_labeller_weights(weights, read_labeller_config(base)).to(device)
+    with weights.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    labeller_id = f"{weights.resolve().parent.name}-{sha256[:8]}"
+    return TransformerLabeller(model, read_labeller_tokenizer(base), labeller_id)
