@@ -1,4 +1,4 @@
-"""Which latents a model should have, and their computation in record-sized pieces."""
+"""Latents of volumes, reports and prompts: the list that a model should have, and their computation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -24,14 +23,15 @@ from warehouse import store
 
 @dataclass(frozen=True)
 class EmbeddingWork:
-    """Items, `kind:item` as `wanted` names them, with their fingerprints and where their content is."""
+    """Items to embed. An item's key is `kind:item`, as in the table `wanted`."""
 
     dtype: Precision
     fingerprints: dict[str, str]
-    rows: dict[str, tuple[str, int]]  # of the volumes: shard, relative to the data root, and row
-    texts: dict[str, str]  # of the reports and prompts
+    rows: dict[str, tuple[str, int]]  # {volume: (shard, relative to the data root; row in the shard)}
+    texts: dict[str, str]  # {report or prompt: text}
 
     def only(self, items: Collection[str]) -> EmbeddingWork:
+        """Restricts the work to some of its items."""
         return EmbeddingWork(
             self.dtype,
             {item: self.fingerprints[item] for item in items},
@@ -41,18 +41,13 @@ class EmbeddingWork:
 
 
 def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> EmbeddingWork:
-    """Everything that the model should have a latent of: converted volumes, reports with a text, prompts.
+    """Lists the items that a model should embed: converted volumes, reports with a text, and prompts.
 
-    Of a LiPro on its own trunk, the volumes alone: nothing is asked of its texts.
+    A LiPro with an encoder of its own embeds only volumes, because it reads no texts.
     """
-    with store.read(data_root) as connection:
-        volumes = connection.execute(
-            "select 'volume:' || volume_name, shards.fingerprint, shard_path, row_index "
-            "from converted_volumes as shards where recipe_id = ? order by shard_path, row_index",
-            [model.recipe_id],
-        ).fetchall()
-        texts = {} if model.kind.facts.has_head else _read_texts(connection)
-    contents = texts | {item: fingerprint for item, fingerprint, _, _ in volumes}
+    volumes = store.query(data_root, store.load_sql(__package__, "converted"), [model.recipe_id])
+    texts = {} if model.kind.facts.has_head else _read_texts(data_root)
+    contents = texts | {f"volume:{name}": fingerprint for name, fingerprint, _, _ in volumes}
     fingerprints: dict[str, str] = {
         item: Fingerprint(
             compute_fingerprint(model.weights_sha256, VERSIONS["embed"], content, *dtype.fingerprint_parts),
@@ -60,16 +55,15 @@ def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> Embed
         )
         for item, content in contents.items()
     }
-    return EmbeddingWork(dtype, fingerprints, {item: (path, row) for item, _, path, row in volumes}, texts)
+    rows = {f"volume:{name}": (path, row) for name, _, path, row in volumes}
+    return EmbeddingWork(dtype, fingerprints, rows, texts)
 
 
-def _read_texts(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-    """Every report that has a text, and both prompts of every abnormality."""
-    reports = connection.execute(
-        "select 'report:' || scan_id, findings, impression from current_reports order by scan_id"
-    ).fetchall()
-    texts = {item: clean_report(findings, impression, SECTIONS) for item, findings, impression in reports}
-    texts = {item: text for item, text in texts.items() if text}
+def _read_texts(data_root: Path) -> dict[str, str]:
+    """Texts of the reports that are not empty, and of both prompts of every abnormality."""
+    reports = store.query(data_root, "select scan_id, findings, impression from current_reports order by scan_id")
+    cleaned = {scan: clean_report(findings, impression, SECTIONS) for scan, findings, impression in reports}
+    texts = {f"report:{scan}": text for scan, text in cleaned.items() if text}
     for name in ABNORMALITIES:
         present, absent = prompt_pair(name)
         texts |= {f"prompt:present:{name}": present, f"prompt:absent:{name}": absent}
@@ -77,7 +71,7 @@ def _read_texts(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
 
 
 def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
-    """Computes and records the latents of the texts."""
+    """Computes and records the latents of reports and prompts."""
     from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation.embed import embed_texts
     from ctclip_model.models.checkpoint import load_encoders
@@ -96,7 +90,7 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
 
 
 def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
-    """Computes and records the latents of the volumes, read from their shards in order."""
+    """Computes and records the latents of volumes, in the order of their shards."""
     from ctclip_model.data.loader import SampleRef, iterate_batches
     from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation import embed
@@ -108,27 +102,27 @@ def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, dev
     samples = [SampleRef(item.removeprefix("volume:"), path, row) for item, (path, row) in work.rows.items()]
     batches = iterate_batches(samples, run.data_root, batch_size=embed.batch_size(loaded.config))
     with show_progress("embed volumes", len(samples), "volumes") as progress, limit_cpu_threads(model.cpu_threads):
-        latents_of_batches = embed.embed_volumes(loaded.model, batches, dtype=work.dtype.autocast)
-        for items, latents in _in_pieces(latents_of_batches, run.limits.label_batch):
-            _record(run, model, work, [f"volume:{name}" for name in items], latents)
-            progress.advance(len(items))
+        batch_latents = embed.embed_volumes(loaded.model, batches, dtype=work.dtype.autocast)
+        for names, latents in _join_batches(batch_latents, run.limits.label_batch):
+            _record(run, model, work, [f"volume:{name}" for name in names], latents)
+            progress.advance(len(names))
             run.publish_if_due()
 
 
-def _in_pieces(
+def _join_batches(
     batches: Iterable[tuple[Sequence[str], NDArray[np.float32]]], size: int
 ) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-    """Joins small batches, so that a record file holds about `size` latents."""
-    items: list[str] = []
+    """Joins batches of (names, latents) to about `size` latents, the content of one record file."""
+    names: list[str] = []
     parts: list[NDArray[np.float32]] = []
-    for names, latents in batches:
-        items += names
+    for batch_names, latents in batches:
+        names += batch_names
         parts.append(latents)
-        if len(items) >= size:
-            yield items, np.concatenate(parts)
-            items, parts = [], []
-    if items:
-        yield items, np.concatenate(parts)
+        if len(names) >= size:
+            yield names, np.concatenate(parts)
+            names, parts = [], []
+    if names:
+        yield names, np.concatenate(parts)
 
 
 def _record(

@@ -1,4 +1,4 @@
-"""A model's latents, or its image encoder's tokens, as files for those who cannot compute them."""
+"""Exports of a model: latents as Parquet, or the image encoder's tokens as safetensors."""
 
 from __future__ import annotations
 
@@ -18,44 +18,46 @@ from tasks.run.progress import show_progress
 from tasks.settings import PRESET
 from warehouse import store
 
-TOKENS = "tokens"  # what the tensor is called in its file
-ROWS_PER_GROUP = 8192
+TOKENS = "tokens"  # name of the tensor in its file
+ROWS_PER_GROUP = 8192  # latents in one row group of the Parquet file
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """A volume's tokens: where they belong, where the voxels are, and what the file says that it was made from."""
+    """File with the tokens of one volume."""
 
     volume_name: str
-    shard_path: str
+    shard_path: str  # shard with the voxels, relative to the data root
     row_index: int
     path: Path
-    note: dict[str, str]
+    metadata: dict[str, str]  # volume, model and fingerprint
 
-    def is_made(self) -> bool:
-        """Whether the file is there, of this very volume, model and precision."""
+    def is_current(self) -> bool:
+        """Tells that the file exists and holds the tokens of this volume, model and precision."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self.path, "pt") as file:
-                return bool(file.metadata() == self.note)
+                return bool(file.metadata() == self.metadata)
         except (OSError, SafetensorError):
             return False
 
 
 def export_latents(data_root: Path, model_id: str | None, selection: Selection, path: Path) -> int:
-    """Writes volume_name, model_id and latent (list of float32) as Parquet, in the order of models and volumes.
+    """Writes the latents of the selected volumes to a Parquet file, ordered by model and volume.
 
-    Of one model, or of all that have latents; those of volumes that have changed since are left out. Returns the
-    number of rows. Raises `MissingInputError` where there is none.
+    The columns are volume_name, model_id and latent (list of float32). `model_id` None exports every model. Latents of
+    volumes that changed since are left out. Returns the number of rows. Raises `MissingInputError` if there are none.
     """
     model = None if model_id is None else find_encoder(data_root, PRESET, model_id)
-    chosen = {"model_id": model and model.model_id}
+    key = {"model_id": model and model.model_id}
     with store.read(data_root) as connection:
-        names = [name for (name,) in connection.execute(_EMBEDDED, chosen).fetchall()]
-        if not (wanted := selection.choose(names)):
+        embedded = connection.execute(store.load_sql(__package__, "embedded_volumes"), key).fetchall()
+        names = selection.choose([name for (name,) in embedded])
+        if not names:
             raise MissingInputError(f"{model_id or 'no model'} has latents of such volumes: run `ctclip embed`")
-        reader = connection.sql(_LATENTS, params=chosen | {"names": wanted}).to_arrow_reader(ROWS_PER_GROUP)
+        latents = connection.sql(store.load_sql(__package__, "volume_latents"), params=key | {"names": names})
+        reader = latents.to_arrow_reader(ROWS_PER_GROUP)
         count = 0
         with whole_file(path) as file, pq.ParquetWriter(file, reader.schema, compression="zstd") as writer:
             for batch in reader:
@@ -67,18 +69,18 @@ def export_latents(data_root: Path, model_id: str | None, selection: Selection, 
 def export_tokens(
     data_root: Path, model_id: str, selection: Selection, folder: Path, device: str, dtype: Precision
 ) -> tuple[int, int]:
-    """Writes the image encoder's tokens before pooling, (depth, height, width, dim) of the patch grid, a file a volume.
+    """Writes the image encoder's tokens before pooling, one file per volume.
 
-    `FOLDER/<volume_name>.safetensors` holds one tensor, `tokens`, in float32 or in `dtype`; published, 28 MB. What is
-    there already is kept, and written again where its volume or the model has changed. Returns how many were made,
-    and how many were there. Raises `MissingInputError` where no such volume is converted.
+    `FOLDER/<volume_name>.safetensors` holds the tensor `tokens`, (depth, height, width, dim) of the patch grid, in
+    `dtype`: 28 MB in float32 for the published model. Files of the same volume, model and precision are kept. Returns
+    the numbers of written and of kept files. Raises `MissingInputError` if no selected volume is converted.
     """
     model = find_encoder(data_root, PRESET, model_id)
     files = list(_plan_tokens(data_root, model, selection, folder, dtype))
     if not files:
         raise MissingInputError(f"no such volume is converted for {model_id}: run `ctclip convert`")
     folder.mkdir(parents=True, exist_ok=True)
-    pending = [file for file in files if not file.is_made()]
+    pending = [file for file in files if not file.is_current()]
     if pending:
         _write_tokens(data_root, model, pending, device, dtype)
     return len(pending), len(files) - len(pending)
@@ -87,17 +89,16 @@ def export_tokens(
 def _plan_tokens(
     data_root: Path, model: ModelReference, selection: Selection, folder: Path, dtype: Precision
 ) -> Iterator[TokenFile]:
-    """The files of the chosen volumes, in the order of their shards."""
-    with store.read(data_root) as connection:
-        rows = connection.execute(_CONVERTED, [model.recipe_id]).fetchall()
+    """Files of the selected volumes, in the order of their shards."""
+    rows = store.query(data_root, store.load_sql(__package__, "converted"), [model.recipe_id])
     chosen = set(selection.choose([name for name, *_ in rows]))
-    for name, fingerprint, shard_path, row_index in rows:
+    for name, content, shard_path, row_index in rows:
         if name in chosen:
-            made_of = compute_fingerprint(
-                model.weights_sha256, VERSIONS["embed"], fingerprint, *dtype.fingerprint_parts
+            fingerprint = compute_fingerprint(
+                model.weights_sha256, VERSIONS["embed"], content, *dtype.fingerprint_parts
             )
-            note = {"volume_name": name, "model_id": model.model_id, "fingerprint": made_of}
-            yield TokenFile(name, shard_path, row_index, folder / f"{name}.safetensors", note)
+            metadata = {"volume_name": name, "model_id": model.model_id, "fingerprint": fingerprint}
+            yield TokenFile(name, shard_path, row_index, folder / f"{name}.safetensors", metadata)
 
 
 def _write_tokens(
@@ -113,31 +114,11 @@ def _write_tokens(
     loaded = load_encoders(model.folder, device=str(choose_device(device)))
     samples = [SampleRef(file.volume_name, file.shard_path, file.row_index) for file in files]
     batches = iterate_batches(samples, data_root, batch_size=embed.batch_size(loaded.config))
-    waiting = iter(files)
+    remaining = iter(files)
     with show_progress("encode volumes", len(files), "volumes") as progress, limit_cpu_threads(model.cpu_threads):
         for _, tokens in embed.encode_tokens(loaded.model, batches, dtype=dtype.autocast):
             for volume in tokens:  # (depth, height, width, dim)
-                file = next(waiting)
+                file = next(remaining)
                 with whole_file(file.path) as opened:
-                    opened.write(save({TOKENS: volume.contiguous()}, metadata=file.note))
+                    opened.write(save({TOKENS: volume.contiguous()}, metadata=file.metadata))
             progress.advance(len(tokens))
-
-
-_EMBEDDED = """
-select distinct item
-from wanted_latents
-where kind = 'volume' and ($model_id is null or model_id = $model_id)
-order by item
-"""
-_LATENTS = """
-select item as volume_name, model_id, latent
-from wanted_latents
-where kind = 'volume' and ($model_id is null or model_id = $model_id) and item in (select unnest($names))
-order by model_id, item
-"""
-_CONVERTED = """
-select volume_name, fingerprint, shard_path, row_index
-from converted_volumes
-where recipe_id = ?
-order by shard_path, row_index
-"""

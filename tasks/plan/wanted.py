@@ -105,7 +105,7 @@ def _find_latents(data_root: Path, model_id: str, options: StageOptions) -> Want
 def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
     """Default evaluations, those of a `--split` or `--unit` of an earlier run, and comparisons."""
     from tasks.evaluation.compare import list_comparisons
-    from tasks.evaluation.score import list_evaluations
+    from tasks.evaluation.evaluations import list_evaluations
     from tasks.models.find import find_model
 
     model = find_model(data_root, options.preset, model_id)

@@ -6,7 +6,8 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.evaluation.compare import Comparison, list_comparisons, score_comparison
-from tasks.evaluation.score import Evaluation, list_evaluations, score_evaluation
+from tasks.evaluation.evaluations import Evaluation, list_evaluations
+from tasks.evaluation.score import score_evaluation
 from tasks.models.find import ModelReference
 from tasks.run.pending import plan_items
 from tasks.run.publish import publish

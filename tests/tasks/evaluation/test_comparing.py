@@ -165,7 +165,7 @@ def test_patients_who_chose_the_thresholds_of_one_are_decided_for_neither(data_r
 def test_models_without_a_common_scan_have_no_difference(data_root):
     with store.read(data_root) as connection:
         comparison = list_comparisons(data_root, reference("tuned")).popitem()[1]
-        side = comparing._load_side(connection, comparison, "base", "zero-shot")
+        side = comparing._load_scored(connection, comparison, "base", "zero-shot")
     nothing = side.restrict(set(), set(), np.zeros(18, bool))
     rows = metrics.compare(nothing, nothing, comparing.CONFIG)
     assert {(row.difference, row.p_value, row.n, row.count_patients) for row in rows} == {(None, None, 0, 0)}

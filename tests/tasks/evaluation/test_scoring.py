@@ -17,7 +17,8 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.kinds import ModelKind
 from tasks.evaluation import score as evaluation
-from tasks.evaluation.score import list_evaluations, score_evaluation
+from tasks.evaluation.evaluations import list_evaluations
+from tasks.evaluation.score import score_evaluation
 from tasks.models.find import ModelReference
 from tasks.run.stage_run import open_run
 

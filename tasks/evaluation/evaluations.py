@@ -1,0 +1,102 @@
+"""Evaluations that a model can have: data set, split, protocol and unit, each with a fingerprint of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctclip_model.config import VERSIONS, EvaluationConfig, compute_fingerprint
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.names import EXTERNAL
+from ctclip_model.errors import MissingInputError
+from tasks.models.find import ModelReference
+from tasks.run.fingerprints import VERSION, Fingerprint
+from warehouse import store
+
+PUBLISHED = "published"  # protocol: a row per reconstruction, excluded ones too; thresholds from the scored labels
+LABEL_SOURCE = "published"
+THRESHOLD_SPLIT = "train"
+HELD_OUT = ("valid", EXTERNAL)
+CONFIG = EvaluationConfig()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One split of a data set, scored by one protocol."""
+
+    dataset: str
+    split: str
+    fingerprint: str
+    protocol: str
+    unit: str  # scan (mean over its reconstructions) or volume
+
+    @property
+    def key(self) -> str:
+        return f"{self.dataset}/{self.split}/{self.protocol}/{self.unit}"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Columns that every row of the evaluation has."""
+        return {
+            "dataset": self.dataset, "split": self.split, "protocol": self.protocol, "unit": self.unit,
+            "fingerprint": self.fingerprint,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SplitInputs:
+    """Hashes of the latents and labels of one split: without the excluded volumes (kept), and with them (all)."""
+
+    dataset: str
+    split: str
+    kept: str
+    all: str
+    kept_parts: dict[str, str]
+    all_parts: dict[str, str]
+
+
+def list_evaluations(
+    data_root: Path, model: ModelReference, split: str | None = None, unit: str = "scan"
+) -> dict[str, Evaluation]:
+    """Lists the evaluations that a model can have now, by key.
+
+    Each data set with latents of the split (default: every held-out split) has two: by the model's own protocol in the
+    given unit, and by the published protocol. Raises `MissingInputError` if the model has no such latents.
+    """
+    key = {"model_id": model.encoder_id}
+    inputs = [SplitInputs(*row) for row in store.query(data_root, store.load_sql(__package__, "inputs"), key)]
+    splits = HELD_OUT if split is None else (split,)
+    scored = [one for one in inputs if one.split in splits]
+    if not scored:
+        wanted = " or ".join(map(repr, splits))
+        raise MissingInputError(f"{model.encoder_id} has no latents of split {wanted} yet: run `ctclip embed`")
+    texts = store.query(data_root, store.load_sql(__package__, "texts"), key)
+    train = [(one.dataset, one.kept) for one in inputs if one.split == THRESHOLD_SPLIT]
+    protocol = model.kind.facts.protocol
+    assert protocol is not None, "a model that embeds volumes has a protocol"
+    evaluations = []
+    for one in scored:
+        own_parts = one.kept_parts | {"train split": train}
+        own = _fingerprint(model, texts, protocol, unit, [one.kept, train], own_parts)
+        published = _fingerprint(model, texts, PUBLISHED, "volume", one.all, one.all_parts)
+        evaluations.append(Evaluation(one.dataset, one.split, own, protocol, unit))
+        evaluations.append(Evaluation(one.dataset, one.split, published, PUBLISHED, "volume"))
+    return {evaluation.key: evaluation for evaluation in evaluations}
+
+
+def _fingerprint(
+    model: ModelReference, texts: Sequence[Any], protocol: str, unit: str, content: Any, parts: Mapping[str, Any]
+) -> Fingerprint:
+    """Hashes everything that an evaluation depends on; `content` hashes the latents and labels that it reads."""
+    head = [model.weights_sha256] if model.kind.facts.has_head else []  # the latents may be another model's
+    settings = (CONFIG, LABEL_SOURCE, ABNORMALITIES)
+    common_parts = {
+        "reports and prompts": texts, "head": head, "settings": compute_fingerprint(*settings),
+        VERSION: VERSIONS["evaluate"],
+    }  # fmt: skip
+    return Fingerprint(
+        compute_fingerprint(VERSIONS["evaluate"], *settings, texts, *head, protocol, unit, content),
+        {**parts, **common_parts},
+    )

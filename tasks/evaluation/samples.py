@@ -1,0 +1,110 @@
+"""Inputs of an evaluation, read from the warehouse: latents of volumes, reports and prompts, and published labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import MissingInputError
+from tasks.evaluation.evaluations import PUBLISHED, THRESHOLD_SPLIT, Evaluation
+from tasks.models.find import ModelReference
+
+Labels = dict[str, NDArray[np.float64]]  # {scan: (18,) in {0, 1}, nan for an unknown label}
+Latents = dict[str, NDArray[np.float32]]  # {item: (latent,)}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Embedded volumes of one split, row by row."""
+
+    volumes: list[str]
+    scans: list[str]
+    patients: list[str]
+    latents: NDArray[np.float32]  # (volumes, latent)
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+
+def load_samples(connection: duckdb.DuckDBPyConnection, model: ModelReference, evaluation: Evaluation) -> Samples:
+    """Loads the volumes of an evaluation's split. Only the published protocol includes excluded volumes."""
+    view = "embedded_samples" if evaluation.protocol == PUBLISHED else "evaluation_samples"
+    return _load_split(connection, view, model.encoder_id, evaluation.dataset, evaluation.split)
+
+
+def load_threshold_samples(
+    connection: duckdb.DuckDBPyConnection, model: ModelReference, evaluation: Evaluation
+) -> tuple[str, Samples] | None:
+    """Loads the train split that thresholds are chosen on, as (data set, samples).
+
+    The evaluation's own data set goes before any other. Returns None if the model has no latents of a train split, if
+    the train split itself is scored, or if the protocol is the published one.
+    """
+    if evaluation.split == THRESHOLD_SPLIT or evaluation.protocol == PUBLISHED:
+        return None
+    rows = connection.execute(
+        "select dataset from evaluation_samples where model_id = ? and split = ? "
+        "order by dataset <> ?, dataset limit 1",
+        [model.encoder_id, THRESHOLD_SPLIT, evaluation.dataset],
+    ).fetchall()
+    if not rows:
+        return None
+    dataset = rows[0][0]
+    return dataset, _load_split(connection, "evaluation_samples", model.encoder_id, dataset, THRESHOLD_SPLIT)
+
+
+def _load_split(connection: duckdb.DuckDBPyConnection, view: str, model_id: str, dataset: str, split: str) -> Samples:
+    table = connection.sql(
+        f"select volume_name, scan_id, patient_id, latent from {view} "
+        "where model_id = $model_id and dataset = $dataset and split = $split order by volume_name",
+        params={"model_id": model_id, "dataset": dataset, "split": split},
+    ).to_arrow_table()
+    flat = table["latent"].combine_chunks().flatten().to_numpy()
+    volumes, scans, patients = (table[name].to_pylist() for name in ("volume_name", "scan_id", "patient_id"))
+    return Samples(volumes, scans, patients, flat.reshape(len(table), -1) if len(table) else flat.reshape(0, 1))
+
+
+def load_latents(connection: duckdb.DuckDBPyConnection, model: ModelReference, kind: str) -> Latents:
+    """Loads a model's latents of one kind: report, prompt or volume."""
+    table = connection.sql(
+        "select item, latent from wanted_latents where model_id = $model_id and kind = $kind",
+        params={"model_id": model.encoder_id, "kind": kind},
+    ).to_arrow_table()
+    if not len(table):
+        return {}
+    latents = table["latent"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    return dict(zip(table["item"].to_pylist(), latents, strict=True))
+
+
+def load_prompts(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> NDArray[np.float32]:
+    """Loads the latents of the prompts as (18, 2, latent): present, absent.
+
+    Raises `MissingInputError` if any is missing.
+    """
+    latents = load_latents(connection, model, "prompt")
+    keys = [[f"present:{name}", f"absent:{name}"] for name in ABNORMALITIES]
+    if any(key not in latents for pair in keys for key in pair):
+        raise MissingInputError(f"{model.model_id} has no latents of the prompts yet: run `ctclip embed`")
+    return np.stack([np.stack([latents[key] for key in pair]) for pair in keys])
+
+
+def load_labels(connection: duckdb.DuckDBPyConnection) -> Labels:
+    """Loads the published labels of every scan that has any."""
+    rows = connection.execute(
+        "select scan_id, map(list(abnormality), list(value)) from current_published_labels group by scan_id"
+    ).fetchall()
+    return {
+        scan: np.array([np.nan if (value := by_name.get(name)) is None else value for name in ABNORMALITIES], float)
+        for scan, by_name in rows
+    }
+
+
+def stack_labels(labels: Labels, scans: Sequence[str]) -> NDArray[np.float64]:
+    """Labels of the scans as (scans, 18), with nan for a scan without labels."""
+    unknown = np.full(len(ABNORMALITIES), np.nan)
+    return np.stack([labels.get(scan, unknown) for scan in scans])
