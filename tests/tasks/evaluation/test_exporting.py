@@ -32,6 +32,7 @@ from tasks.evaluation.export import export_latents, export_tokens
 from tasks.models.find import find_model
 from tasks.run.pending import Selection, plan_items
 from tasks.run.stage_run import open_run
+from warehouse import store
 
 MODEL = "smoke-own"
 NAMES = ("valid_2_a_1", "train_1_a_2", "train_10_a_1", "train_1_a_1", "valid_1_a_1")  # as they lie in the shard
@@ -68,6 +69,7 @@ def data_root(model: CTCLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
         data_root, 1, "train",
         models=[row | {"recipe_id": recipe.recipe_id, "logit_scale": 1.0, "weights_sha256": "w"}],
     )  # fmt: skip
+    store.publish(data_root)
     reference = find_model(data_root, "smoke", MODEL)
     work = plan_work(data_root, reference, Precision.float32)
     with open_run(data_root, "embed", MODEL) as run:
