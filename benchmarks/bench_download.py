@@ -87,7 +87,7 @@ def compare(folder: Path, paths: list[str], endpoint: str) -> None:
         drop_raw()
         options = DownloadOptions(threads=THREADS, keep_raw=True, max_mb_per_s=rate_mb_per_s)
         with Downloader(data_root, options) as downloader:
-            assert all(downloader.pool.map(downloader.get, volumes))
+            assert all(downloader.pool.map(downloader.fetch, volumes))
 
     def curl() -> None:
         shutil.rmtree(folder.parent / "curl", ignore_errors=True)

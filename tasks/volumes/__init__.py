@@ -1,1 +1,1 @@
-"""Volumes on their way to shards: jobs, download, conversion, compaction."""
+"""Volumes on their way to shards: jobs, downloads, conversion, compaction."""

@@ -1,4 +1,4 @@
-"""Conversion jobs: which volumes make a shard, what one job does on a worker, and what of it is recorded."""
+"""Converts volumes: fans conversion jobs out to Dask workers and records the shards that they write."""
 
 from __future__ import annotations
 
@@ -19,54 +19,69 @@ from tasks.run.logs import log_context
 from tasks.run.progress import show_progress
 from tasks.run.stage_run import StageRun
 from tasks.settings import count_workers
-from tasks.volumes.downloader import Downloader, record_missing
+from tasks.volumes.downloader import Downloader
 from tasks.volumes.jobs import ConversionJob, ConversionResult, VolumeFile
+
+TEMPORARY = {"changed_since_ingest", "missing_file", "timed_out"}  # reasons that may pass without another file
 
 
 def run_jobs(
     run: StageRun, jobs: Sequence[ConversionJob], dask_address: str | None, downloader: Downloader | None = None
 ) -> None:
-    """Fans the jobs out, each when its files have been downloaded, and records each as it ends."""
+    """Converts the jobs' volumes on Dask workers and records each job when it ends.
+
+    A job that fails is split in two, and the halves run after the others. A volume that fails alone is a reject. With
+    a downloader, a job starts when its files are there, and they are dropped when it ends.
+    """
     if not jobs:
         return
     if dask_address is None:
-        compile_kernels()
-    waiting, started, done_bytes = list(jobs), time.monotonic(), 0
+        compile_kernels()  # once, into the cache that the local workers read
+    started, done_bytes, waiting = time.monotonic(), 0, list(jobs)
     with show_progress("convert", sum(len(job.volumes) for job in jobs), "volumes") as progress:
         while waiting:
-            following: list[ConversionJob] = []
-            ready = downloader.ready(waiting) if downloader else waiting
-            workers = min(count_workers(), len(waiting))
-            for job, outcome in fan_out(convert_job, ready, address=dask_address, workers=workers, limits=run.limits):
+            halves: list[ConversionJob] = []
+            for job, outcome in _fan_out_jobs(run, waiting, dask_address, downloader):
                 if isinstance(outcome, BaseException):
-                    following += recover_job(run, job, outcome)
+                    halves += recover_job(run, job, outcome)
                 else:
                     record_result(run, job, outcome)
                     done_bytes += sum(volume.size_bytes for volume in job.volumes)
                     rate = f"{done_bytes / 1e9 / (time.monotonic() - started):.2f} GB/s"
                     progress.advance(len(job.volumes), f"{rate}, {downloader.note()}" if downloader else rate)
-                if downloader:
-                    downloader.release(job.volumes)  # what has to be done again is fetched again: it is rare
-                    record_missing(run, downloader)
-                run.publish_if_due()
-            waiting = following
+            waiting = halves
+
+
+def _fan_out_jobs(
+    run: StageRun, jobs: Sequence[ConversionJob], dask_address: str | None, downloader: Downloader | None
+) -> Iterator[tuple[ConversionJob, ConversionResult | BaseException]]:
+    """Yields each job with its outcome. Once the caller has recorded it, drops the job's files and publishes if due."""
+    ready = downloader.fetch_jobs(jobs) if downloader else jobs
+    workers = min(count_workers(), len(jobs))
+    for job, outcome in fan_out(convert_job, ready, address=dask_address, workers=workers, limits=run.limits):
+        yield job, outcome
+        if downloader:
+            downloader.release(job.volumes)  # a half of a failed job downloads its files again: failures are rare
+            downloader.record_rejects(run)
+        run.publish_if_due()
     if downloader:
-        record_missing(run, downloader)
+        downloader.record_rejects(run)
 
 
 def convert_job(job: ConversionJob) -> ConversionResult:
-    """What a worker does: converts a job's volumes, one in memory at a time, into one shard."""
+    """Converts a job's volumes, one in memory at a time, into one shard. Runs on a Dask worker."""
     result = ConversionResult()
     job.path.parent.mkdir(parents=True, exist_ok=True)
     result.rows = write_shard(
-        job.path, job.recipe, _converted(job, result), encoding=job.encoding, code_version=job.code_version
+        job.path, job.recipe, _convert_volumes(job, result), encoding=job.encoding, code_version=job.code_version
     )
     if result.rows:
         result.size_bytes = job.path.stat().st_size
     return result
 
 
-def _converted(job: ConversionJob, result: ConversionResult) -> Iterator[ShardVolume]:
+def _convert_volumes(job: ConversionJob, result: ConversionResult) -> Iterator[ShardVolume]:
+    """Yields the job's converted volumes and adds those that cannot be converted to the result's rejects."""
     for volume in job.volumes:
         try:
             with log_context(item=volume.volume_name):
@@ -79,7 +94,7 @@ def _converted(job: ConversionJob, result: ConversionResult) -> Iterator[ShardVo
 
 
 def convert_file(volume: VolumeFile, recipe: Recipe) -> ShardVolume:
-    """Converts one file; raises `VolumeError` for one that is bad, or is not the one that was ingested."""
+    """Converts one file. Raises `VolumeError` for a bad file, and for one whose size changed since it was ingested."""
     path = Path(volume.path)
     try:
         size = path.stat().st_size
@@ -88,7 +103,7 @@ def convert_file(volume: VolumeFile, recipe: Recipe) -> ShardVolume:
     if size != volume.size_bytes:
         raise VolumeError(
             volume.volume_name, "changed_since_ingest",
-            f"{path} has {size} bytes, {volume.size_bytes} when it was ingested; ingest again",
+            f"{path} has {size} bytes and had {volume.size_bytes} when it was ingested: run `ctclip ingest`",
         )  # fmt: skip
     converted = convert_volume(
         path, spacing_mm=volume.spacing_mm, slope=volume.slope, intercept=volume.intercept, recipe=recipe,
@@ -98,15 +113,18 @@ def convert_file(volume: VolumeFile, recipe: Recipe) -> ShardVolume:
 
 
 def recover_job(run: StageRun, job: ConversionJob, error: BaseException) -> list[ConversionJob]:
-    """The jobs that replace one that failed as a whole; a single volume that killed its workers is a reject."""
+    """Splits a failed job in two jobs, or records its only volume as a reject and returns no job.
+
+    Raises the error if no volume is to blame for it: a full disk, or a wrong configuration.
+    """
     if isinstance(error, CTCLIPError | OSError):
-        raise error  # a full disk or our own mistake: no volume is to blame, and the next job would fail alike
+        raise error  # every other job would fail alike
     if len(job.volumes) == 1:
         volume = job.volumes[0]
         detail = f"{type(error).__name__}: {error}"[:500]
         reason = "killed_worker" if type(error).__name__ == "KilledWorker" else "conversion_failed"
         problem = VolumeError(volume.volume_name, reason, detail)
-        run.reject(problem, fingerprint=volume.fingerprint, is_permanent=False)  # another machine may manage
+        run.reject(problem, fingerprint=volume.fingerprint, is_permanent=False)  # a larger machine may convert it
         return []
     middle = len(job.volumes) // 2
     halves = (("a", job.volumes[:middle]), ("b", job.volumes[middle:]))
@@ -117,18 +135,19 @@ def recover_job(run: StageRun, job: ConversionJob, error: BaseException) -> list
 
 
 def record_result(run: StageRun, job: ConversionJob, result: ConversionResult) -> None:
-    """Records a finished shard, its volumes and its rejects."""
+    """Records a job's shard, its volumes and its rejects."""
     fingerprints = {volume.volume_name: volume.fingerprint for volume in job.volumes}
-    path = str(job.path.relative_to(run.data_root))
-    recipe_id = job.recipe.recipe_id
-    if result.rejects:
-        temporary = {"changed_since_ingest", "missing_file", "timed_out"}  # mended otherwise than by another file
-        for is_permanent in (True, False):
-            errors = [(e, fingerprints[e.item]) for e in result.rejects if (e.reason not in temporary) is is_permanent]
-            if errors:
-                run.reject_all(errors, is_permanent=is_permanent)
+    for is_permanent in (True, False):
+        errors = [
+            (error, fingerprints[error.item])
+            for error in result.rejects
+            if (error.reason not in TEMPORARY) is is_permanent
+        ]
+        if errors:
+            run.reject_all(errors, is_permanent=is_permanent)
     if not result.rows:
         return
+    path, recipe_id = str(job.path.relative_to(run.data_root)), job.recipe.recipe_id
     shard: dict[str, Any] = {
         "shard_path": path, "recipe_id": recipe_id,
         "fingerprint": compute_fingerprint([fingerprints[row.name] for row in result.rows]),

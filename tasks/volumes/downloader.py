@@ -1,4 +1,4 @@
-"""Volumes of the Hub, fetched by threads of this process ahead of the jobs that need them, within a bound on disk."""
+"""Downloads volumes from the Hub ahead of the jobs that need them, within a bound on the disk."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ Fetching: TypeAlias = "deque[tuple[ConversionJob, list[Future[bool]]]]"
 
 @dataclass(frozen=True)
 class DownloadOptions:
-    """How much of the disk and of the network downloads may take."""
+    """Bounds of the downloads. Raises `ConfigurationError` for a bound that is not above zero."""
 
-    raw_cache_gb: float = RAW_CACHE_GB
-    keep_raw: bool = False  # and never mind the bound
+    raw_cache_gb: float = RAW_CACHE_GB  # most GB of volumes in raw/ at once
+    keep_raw: bool = False  # keep downloaded files; raw_cache_gb is ignored
     threads: int = DOWNLOAD_THREADS
-    max_mb_per_s: float | None = None
+    max_mb_per_s: float | None = None  # MB/s of all threads together; None: no limit
 
     def __post_init__(self) -> None:
         if self.raw_cache_gb <= 0 or self.threads < 1 or (self.max_mb_per_s is not None and self.max_mb_per_s <= 0):
-            raise ConfigurationError("--raw-cache-gb, --download-threads and --max-mb-per-s are above zero")
+            raise ConfigurationError("--raw-cache-gb, --download-threads and --max-mb-per-s must be above zero")
 
     @property
     def bound_bytes(self) -> float:
@@ -56,9 +56,9 @@ class DownloadOptions:
 
 
 class Downloader:
-    """Fetches volumes into `raw/`, counts what came of it, and drops what is no longer needed.
+    """Downloads volumes into `raw/` in threads of this process, and drops files that no job needs any more.
 
-    What cannot be had is in `rejects`, for the caller to record. A missing token or a full disk ends it all.
+    A volume that cannot be downloaded waits in `rejects` for `record_rejects`. A refused token and a full disk raise.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class Downloader:
         self.folder, self.options, self.token, self.limits = data_root / "raw", options, token, limits
         self.meter = Meter(options.max_mb_per_s and options.max_mb_per_s * 1e6)
         self.pool = ThreadPoolExecutor(options.threads, thread_name_prefix="download")
-        self.room = threading.Condition()
-        self.held_bytes = 0  # in files of jobs that are not recorded yet, fetched or to be
-        self.foreign_bytes = 0  # in files that no job of this run needs
-        self.needed_bytes = 0.0  # on the disk at once, of what is not there yet
+        self.room = threading.Condition()  # notified when bytes of the bound come free
+        self.held_bytes = 0  # bytes of files that are downloaded or reserved for jobs that are not recorded yet
+        self.foreign_bytes = 0  # bytes of files in raw/ that no job of this run needs
+        self.needed_bytes = 0.0  # most bytes that the downloads to come take on the disk at once
         self.rejects: deque[tuple[VolumeFile, BadItemError]] = deque()
-        self.not_there: deque[VolumeFile] = deque()  # and not to be asked for, offline
+        self.absent: deque[VolumeFile] = deque()  # volumes that are not in raw/ while HF_HUB_OFFLINE is set
         self.count_fetched = self.count_reused = self.reused_bytes = self.failures_in_a_row = 0
         self.started = time.monotonic()
 
@@ -86,16 +86,16 @@ class Downloader:
         self.pool.shutdown(cancel_futures=True)
 
     def prepare(self, volumes: Sequence[VolumeFile], largest_job_bytes: int) -> None:
-        """Raises `ConfigurationError` where the bound or the disk is too small for what is to come."""
-        mine = {volume.path for volume in volumes}
+        """Measures `raw/`. Raises `ConfigurationError` if the bound or the disk is too small for the volumes."""
+        paths = {volume.path for volume in volumes}
         present = list_raw_files(self.folder)
-        self.foreign_bytes = sum(size for path, size in present.items() if path not in mine)
+        self.foreign_bytes = sum(size for path, size in present.items() if path not in paths)
         bound = self.options.bound_bytes
         if self.foreign_bytes + largest_job_bytes > bound:
             raise ConfigurationError(
                 f"--raw-cache-gb {self.options.raw_cache_gb:g} is too small: {largest_job_bytes / 1e9:.3g} GB are "
-                f"needed at once, and {self.folder} holds {self.foreign_bytes / 1e9:.3g} GB that this run needs not; "
-                "`ctclip gc` drops what is converted"
+                f"needed at once, and {self.folder} holds {self.foreign_bytes / 1e9:.3g} GB of other files; "
+                "`ctclip gc` lists converted files to delete"
             )
         missing = sum(volume.size_bytes for volume in volumes if volume.path not in present)
         self.needed_bytes = needed = min(missing, bound - self.foreign_bytes)
@@ -107,24 +107,24 @@ class Downloader:
                 "make room, or choose a smaller --raw-cache-gb"
             )
 
-    def ready(self, jobs: Iterable[ConversionJob]) -> Iterator[ConversionJob]:
-        """Each job once its files are there, without the volumes that could not be had; the next are fetched ahead."""
+    def fetch_jobs(self, jobs: Iterable[ConversionJob]) -> Iterator[ConversionJob]:
+        """Yields each job when its files are there, without its rejected volumes, and downloads ahead."""
         waiting = deque(jobs)
         fetching: Fetching = deque()
-        self._fetch_ahead(waiting, fetching)  # now, and not when the first is drawn
-        return self._as_fetched(waiting, fetching)
+        self._fetch_ahead(waiting, fetching)  # starts before the caller draws the first job
+        return self._yield_fetched(waiting, fetching)
 
-    def fetch(self, volume: VolumeFile) -> Future[bool]:
-        """`get` in another thread, whose log lines are about this one's run, and the volume."""
+    def submit(self, volume: VolumeFile) -> Future[bool]:
+        """Runs `fetch` in a thread of the pool. Its log lines carry the caller's run and the volume."""
         with log_context(item=volume.volume_name):
-            return self.pool.submit(copy_context().run, self.get, volume)
+            return self.pool.submit(copy_context().run, self.fetch, volume)
 
     def _fetch_ahead(self, waiting: deque[ConversionJob], fetching: Fetching) -> None:
         while waiting and self._reserve(count_raw_bytes(waiting[0].volumes), is_patient=not fetching):
             job = waiting.popleft()
-            fetching.append((job, [self.fetch(volume) for volume in job.volumes]))
+            fetching.append((job, [self.submit(volume) for volume in job.volumes]))
 
-    def _as_fetched(self, waiting: deque[ConversionJob], fetching: Fetching) -> Iterator[ConversionJob]:
+    def _yield_fetched(self, waiting: deque[ConversionJob], fetching: Fetching) -> Iterator[ConversionJob]:
         while waiting or fetching:
             self._fetch_ahead(waiting, fetching)
             job, futures = fetching.popleft()
@@ -134,6 +134,7 @@ class Downloader:
                 yield dataclasses.replace(job, volumes=volumes)
 
     def _reserve(self, size: int, is_patient: bool) -> bool:
+        """Reserves bytes within the bound. Waits for room if patient, or else returns False where there is none."""
         with self.room:
             while self.held_bytes and self.foreign_bytes + self.held_bytes + size > self.options.bound_bytes:
                 if not is_patient or self.meter.stopped.is_set():
@@ -143,29 +144,33 @@ class Downloader:
             return True
 
     def release(self, volumes: Iterable[VolumeFile]) -> None:
-        """Drops the files of volumes that are recorded, or given up, unless they are to be kept."""
-        gone = [volume for volume in volumes if volume.origin]
+        """Frees the bytes of volumes that are recorded or rejected, and deletes their files unless `keep_raw`."""
+        downloaded = [volume for volume in volumes if volume.origin]
         if not self.options.keep_raw:
-            for volume in gone:
+            for volume in downloaded:
                 Path(volume.path).unlink(missing_ok=True)
         with self.room:
-            self.held_bytes -= count_raw_bytes(gone)
+            self.held_bytes -= count_raw_bytes(downloaded)
             self.room.notify_all()
 
-    def get(self, volume: VolumeFile) -> bool:
-        """Whether the volume's file is there, whole and right; fetches it if need be."""
+    def fetch(self, volume: VolumeFile) -> bool:
+        """Downloads the volume's file unless it is there with the right hash. Returns False for a rejected volume.
+
+        Raises `HubAccessError` for a refused token, `HubUnavailableError` when the Hub has failed too often in a row,
+        and `StageFailedError` when the disk is full.
+        """
         if volume.origin is None:
             return True
         file = HubFile(str(Path(volume.path).relative_to(self.folder)), volume.size_bytes, volume.sha256)
         if is_offline_mode() and not file.is_at(Path(volume.path)):
-            self.not_there.append(volume)
+            self.absent.append(volume)
             return False
         address = parse_address(volume.origin)
         repository = Repository(address.repo_id, "dataset", address.revision or "main", self.token)
         try:
             is_fetched = fetch(repository, file, self.folder, self.meter, self.limits)
         except (BadItemError, HubNotFoundError, HubUnavailableError) as error:
-            self._give_up(volume, error)
+            self._reject(volume, error)
             return False
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -178,43 +183,52 @@ class Downloader:
             self.reused_bytes += 0 if is_fetched else volume.size_bytes
         return True
 
-    def _give_up(self, volume: VolumeFile, error: BadItemError | HubNotFoundError | HubUnavailableError) -> None:
+    def _reject(self, volume: VolumeFile, error: BadItemError | HubNotFoundError | HubUnavailableError) -> None:
         if isinstance(error, HubUnavailableError):
             self.failures_in_a_row += 1
             if self.failures_in_a_row > self.limits.rejects_tolerated:
-                raise error  # it is not the volume's fault
-        reason = "not_on_hub" if isinstance(error, HubNotFoundError) else "download_failed"
+                raise error  # the Hub is down, no volume is to blame
         if isinstance(error, BadItemError):
-            self.rejects.append((volume, VolumeError(volume.volume_name, error.reason, error.detail)))
+            reason, detail = error.reason, error.detail
         else:
-            self.rejects.append((volume, VolumeError(volume.volume_name, reason, str(error))))
+            reason = "not_on_hub" if isinstance(error, HubNotFoundError) else "download_failed"
+            detail = str(error)
+        self.rejects.append((volume, VolumeError(volume.volume_name, reason, detail)))
 
     def _describe_full_disk(self, volume: VolumeFile) -> str:
         free = shutil.disk_usage(self.folder).free
         needed = max(self.needed_bytes - self.meter.fetched_bytes, volume.size_bytes)
         return (
-            f"the disk is full: {needed / 1e9:.3g} GB are needed still in {self.folder} and"
-            f" {free / 1e9:.3g} GB are free; make room, or choose a smaller --raw-cache-gb; "
-            "a rerun goes on from here"
+            f"the disk is full: {needed / 1e9:.3g} GB are needed in {self.folder} and {free / 1e9:.3g} GB are free. "
+            "Make room, or choose a smaller --raw-cache-gb, and run this again: it goes on from here"
         )
 
+    def record_rejects(self, run: StageRun) -> None:
+        """Records the volumes that were rejected since the last call. A rerun tries them again."""
+        errors = []
+        while self.rejects:
+            volume, error = self.rejects.popleft()
+            errors.append((error, volume.fingerprint))
+        if errors:
+            run.reject_all(errors, is_permanent=False)
+
     def check_offline(self) -> None:
-        """Raises `MissingInputError` for what was not there, and could not be asked for."""
-        if self.not_there:
+        """Raises `MissingInputError` if HF_HUB_OFFLINE kept volumes from being downloaded."""
+        if self.absent:
             raise MissingInputError(
-                f"{len(self.not_there)} volumes, such as {self.not_there[0].volume_name}, are not in {self.folder} and "
+                f"{len(self.absent)} volumes, such as {self.absent[0].volume_name}, are not in {self.folder} and "
                 f"HF_HUB_OFFLINE is set: run `ctclip download` where there is a network "
-                f"({count_raw_bytes(self.not_there) / 1e9:.3g} GB), or unset it"
+                f"({count_raw_bytes(self.absent) / 1e9:.3g} GB), or unset HF_HUB_OFFLINE"
             )
 
     def note(self) -> str:
-        """What came so far, and how fast."""
+        """Bytes downloaded so far and the mean rate, for a line of progress."""
         fetched = self.meter.fetched_bytes
         rate = fetched / 1e6 / max(time.monotonic() - self.started, 1e-3)
         return f"{fetched / 1e9:.3g} GB fetched at {rate:.3g} MB/s"
 
     def summary(self) -> str:
-        """What was fetched, reused and rejected."""
+        """Files downloaded and reused, for the run's detail."""
         return (
             f"{self.count_fetched} files fetched ({self.note()}), {self.count_reused} reused "
             f"({self.reused_bytes / 1e9:.3g} GB)"
@@ -222,20 +236,10 @@ class Downloader:
 
 
 def list_raw_files(folder: Path) -> dict[str, int]:
-    """The volumes' files in `raw/`, and their sizes in bytes."""
+    """Paths of the volumes' files in the folder `raw/`, and their sizes in bytes."""
     return {str(path): path.stat().st_size for path in (folder / "dataset").rglob("*.nii.gz")}
 
 
 def count_raw_bytes(volumes: Iterable[VolumeFile]) -> int:
-    """What their files take in `raw/`."""
+    """Bytes that the files of the Hub's volumes take in `raw/`."""
     return sum(volume.size_bytes for volume in volumes if volume.origin)
-
-
-def record_missing(run: StageRun, downloader: Downloader) -> None:
-    """Records the volumes that could not be downloaded; a rerun tries them again."""
-    errors = []
-    while downloader.rejects:
-        volume, error = downloader.rejects.popleft()
-        errors.append((error, volume.fingerprint))
-    if errors:
-        run.reject_all(errors, is_permanent=False)

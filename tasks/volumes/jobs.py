@@ -20,31 +20,32 @@ from tasks.settings import LIMITS, count_workers
 from tasks.sources.address import parse_address
 from warehouse import store
 
-SHARD_BYTES_A_VOXEL: dict[Encoding, float] = {"delta-zstd": 0.6, "raw": 2.0}
+# bytes on the disk per voxel of a shard, for estimates
+SHARD_BYTES_PER_VOXEL: dict[Encoding, float] = {"delta-zstd": 0.6, "raw": 2.0}
 
 
 @dataclass(frozen=True)
 class VolumeFile:
-    """A volume to convert, and all that its file does not say."""
+    """A volume to convert, with the facts that its file does not hold."""
 
     volume_name: str
     fingerprint: str
     path: str
     size_bytes: int
     sha256: str
-    spacing_mm: tuple[float | None, float | None, float | None]  # first, second, third array axis
+    spacing_mm: tuple[float | None, float | None, float | None]  # mm along the first, second and third array axis
     slope: float
     intercept: float
-    orientation: str = ORIENTATION  # of RAD-ChestCT's arrays
-    origin: str | None = None  # hf://…@COMMIT where `path` is to be downloaded from
+    orientation: str = ORIENTATION  # axes of a RAD-ChestCT array
+    origin: str | None = None  # hf://…@COMMIT of a volume that is downloaded to `path`
 
 
 @dataclass(frozen=True)
 class ConversionJob:
-    """A shard to be written."""
+    """Volumes to convert into one shard."""
 
     recipe: Recipe
-    path: Path
+    path: Path  # shard to write
     volumes: tuple[VolumeFile, ...]
     code_version: str
     encoding: Encoding = "delta-zstd"
@@ -53,27 +54,21 @@ class ConversionJob:
 
 @dataclass
 class ConversionResult:
-    """What a job made: the shard's rows, in order, and the volumes that it refused."""
+    """A job's shard and its rejects."""
 
-    rows: list[ShardRow] = field(default_factory=list)
+    rows: list[ShardRow] = field(default_factory=list)  # volumes in the order of the shard
     rejects: list[BadItemError] = field(default_factory=list)
-    size_bytes: int = 0
+    size_bytes: int = 0  # size of the shard; 0: every volume is a reject and there is no shard
 
 
 def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[str, VolumeFile]:
-    """Every current volume that has a file, by name; `source` overrides where files lie now."""
-    with store.read(data_root) as connection:
-        rows = connection.execute(
-            "select volume_name, volumes.source, path, size_bytes, sha256, spacing_x_mm, spacing_y_mm, spacing_z_mm, "
-            "volumes.storage, rescale_slope, rescale_intercept, sources.revision from current_volumes as volumes "
-            "left join current_sources as sources on sources.source = volumes.source "
-            "where sha256 is not null order by all"
-        ).fetchall()
-    volumes, settings = {}, dataclasses.asdict(recipe)  # once: it is most of a fingerprint's time
+    """Every current volume with a file, by name. `source` is another address of the files than the ingested one."""
+    rows = store.query(data_root, store.load_sql(__package__, "convertible_volumes"))
+    volumes, settings = {}, dataclasses.asdict(recipe)  # once for all volumes: most of a fingerprint's time
     common = {"recipe": compute_fingerprint(settings), VERSION: VERSIONS["convert"]}
-    addresses = {one: parse_address(one) for one in ({source} if source else {row[1] for row in rows})}
+    addresses = {text: parse_address(text) for text in ({source} if source else {row[1] for row in rows})}
     for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept, revision in rows:
-        # v2 files hold HU already: applying the metadata's rescaling again is the published code's fault
+        # v2 files hold HU already: the published code rescales them a second time by mistake
         if storage != "v1":
             slope, intercept = 1.0, 0.0
         orientation = storage.removeprefix("npz-") if storage.startswith("npz-") else ORIENTATION
@@ -96,18 +91,19 @@ def make_jobs(
     encoding: Encoding = "delta-zstd",
     raw_bytes: float = math.inf,
 ) -> list[ConversionJob]:
-    """Splits volumes into shards of about `shard_bytes`, and into enough jobs for every worker.
+    """Splits volumes into jobs: shards of about `shard_bytes`, and enough jobs for every worker.
 
-    Of `raw_bytes`, the room for downloads, a job takes a share that leaves some for those that run beside it.
+    `raw_bytes` is the bound of the downloads. A job takes a share that leaves room for the jobs beside it.
     """
     if not volumes:
         return []
-    fitting = int(run.limits.shard_bytes / (math.prod(recipe.shape) * SHARD_BYTES_A_VOXEL[encoding]))
-    jobs_a_worker = 16 if any(volume.origin for volume in volumes) else 4  # the first waits for all of its downloads
-    share = math.ceil(len(volumes) / (jobs_a_worker * count_workers()))
+    fitting = int(run.limits.shard_bytes / (math.prod(recipe.shape) * SHARD_BYTES_PER_VOXEL[encoding]))
+    # small jobs with downloads: the first one starts when all of its volumes are there
+    jobs_per_worker = 16 if any(volume.origin for volume in volumes) else 4
+    share = math.ceil(len(volumes) / (jobs_per_worker * count_workers()))
     size = max(1, min(fitting, run.limits.shard_volumes, share))
     folder = run.data_root / "shards" / recipe.recipe_id
-    for leftover in folder.glob(".*.tmp"):  # of a killed run: whoever holds the lease is the only writer
+    for leftover in folder.glob(".*.tmp"):  # half a shard of a killed run: the lease's holder is the only writer
         leftover.unlink()
     room = raw_bytes / (run.limits.jobs_in_flight_per_worker * count_workers() + 1)
     parts = list(_split(volumes, size, room))
@@ -121,18 +117,18 @@ def make_jobs(
 
 
 def check_room(data_root: Path, count: int, recipe: Recipe, encoding: Encoding) -> None:
-    """Raises `ConfigurationError` where the shards of so many volumes would not fit on the disk."""
-    needed = count * math.prod(recipe.shape) * SHARD_BYTES_A_VOXEL[encoding]
+    """Raises `ConfigurationError` if the shards of `count` volumes do not fit on the disk."""
+    needed = count * math.prod(recipe.shape) * SHARD_BYTES_PER_VOXEL[encoding]
     free = shutil.disk_usage(data_root).free
     if needed > free:
         raise ConfigurationError(
-            f"{count} volumes make shards of about {needed / 1e9:.3g} GB; {data_root} has {free / 1e9:.3g} GB free: "
-            "make room (`ctclip gc` lists what nothing needs), or convert a part of it by --limit or --split"
+            f"{count} volumes make shards of about {needed / 1e9:.3g} GB and {data_root} has {free / 1e9:.3g} GB free: "
+            "make room (`ctclip gc` lists unused files), or convert a part with --limit or --split"
         )
 
 
 def _split(volumes: Sequence[VolumeFile], count: int, room: float) -> Iterator[tuple[VolumeFile, ...]]:
-    """Parts of `count` volumes at most whose downloads fit in `room` bytes, but never of none."""
+    """Splits volumes into parts of at most `count` volumes and `room` bytes of downloads, but at least one volume."""
     part: list[VolumeFile] = []
     held = 0
     for volume in volumes:

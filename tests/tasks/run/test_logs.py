@@ -58,9 +58,9 @@ def test_lines_of_a_run_carry_it_and_their_item(tmp_path, monkeypatch, capfd):
 def test_lines_of_a_download_carry_its_run_and_its_volume(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("CTCLIP_LOG", "json")
     configure_logging()
-    monkeypatch.setattr(Downloader, "get", lambda self, volume: logger.info("fetched"))
+    monkeypatch.setattr(Downloader, "fetch", lambda self, volume: logger.info("fetched"))
     with Downloader(tmp_path, DownloadOptions()) as downloader, log_context(stage="download", run_id="1"):
-        downloader.fetch(SimpleNamespace(volume_name="valid_1_a_1")).result()
+        downloader.submit(SimpleNamespace(volume_name="valid_1_a_1")).result()
     (line,) = lines(capfd.readouterr().err)
     assert (line["stage"], line["run_id"], line["item"]) == ("download", "1", "valid_1_a_1")
 

@@ -122,7 +122,7 @@ def test_killed_conversion_goes_on_where_it_stopped(data_root):
 
 def test_shards_that_would_not_fit_are_refused(tmp_path):
     check_room(tmp_path, 10, RECIPE, "delta-zstd")
-    with pytest.raises(ConfigurationError, match=r"make shards of about .* GB; .* GB free: make room"):
+    with pytest.raises(ConfigurationError, match=r"make shards of about .* GB and .* GB free: make room"):
         check_room(tmp_path, 10**12, RECIPE, "delta-zstd")
 
 

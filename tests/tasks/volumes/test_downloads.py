@@ -152,7 +152,7 @@ def test_hub_that_is_down_stops_the_downloads(hub, data_root):
         limits = dataclasses.replace(QUICK, rejects_tolerated=2)
         with Downloader(data_root, DownloadOptions(threads=1), None, limits) as downloader:
             for volume in volumes:
-                downloader.get(volume)
+                downloader.fetch(volume)
     assert run.count_done == 0
 
 
@@ -227,7 +227,7 @@ def test_kept_raw_files_are_used_by_the_next_recipe_without_a_request(hub, data_
     with open_run(data_root, "convert", RECIPE.recipe_id, limits=QUICK):
         volumes = list(read_volumes(data_root, RECIPE, None).values())
         with Downloader(data_root, DownloadOptions(keep_raw=True), None, QUICK) as downloader:
-            assert all(map(downloader.get, volumes))
+            assert all(map(downloader.fetch, volumes))
     assert len(hub.requests) == asked
     assert downloader.count_reused == len(volumes)
 
