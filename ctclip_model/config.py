@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, get_type_hints
+from typing import Any
 
 from ctclip_model.stages import VERSIONS
 
@@ -30,12 +29,6 @@ class Recipe:
     def recipe_id(self) -> str:
         """Name and fingerprint, e.g. `published-1a2b3c4d`: the folder of its shards."""
         return f"{self.name}-{compute_fingerprint(self, VERSIONS['convert'])[:8]}"
-
-    @staticmethod
-    def from_fields(fields: Mapping[str, Any]) -> Recipe:
-        """The recipe that JSON holds, whose tuples are lists; raises `TypeError` or `ValueError` for what is none."""
-        values: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in fields.items()}
-        return Recipe(**values)
 
 
 @dataclass(frozen=True)
@@ -326,19 +319,6 @@ def smoke() -> Preset:
 
 
 PRESETS = {"published": published, "small_gpu": small_gpu, "tiny": tiny, "smoke": smoke}
-
-
-def from_plain(kind: Any, value: Any) -> Any:
-    """The configuration that JSON holds, of that dataclass or type: `from_plain(Preset, asdict(preset)) == preset`.
-
-    Raises `TypeError` or `ValueError` for what is none.
-    """
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        kinds = get_type_hints(kind)
-        return kind(**{name: from_plain(kinds.get(name), part) for name, part in value.items()})
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return kind(value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def compute_fingerprint(*parts: Any) -> str:

@@ -26,6 +26,7 @@ from ctclip_model.data.accelerators import crc32
 from ctclip_model.data.slabs import COLUMNS, VOXEL, Encoding, decode_slab, encode_slab
 from ctclip_model.errors import ShardError
 from ctclip_model.files import fsync, whole_file
+from ctclip_model.json_config import parse_config
 
 if TYPE_CHECKING:
     from ctclip_model.data.volume import ConvertedVolume
@@ -155,7 +156,7 @@ class ShardReader:
         try:
             self._reader = pa.ipc.open_file(self._map)
             self._read_schema(self._reader.schema)
-        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             self._map.close()
             raise ShardError(f"{path}: is not a whole shard of version {FORMAT_VERSION}: {error}") from error
 
@@ -163,7 +164,7 @@ class ShardReader:
         metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
         if metadata["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version is {metadata['format_version']}")
-        self.recipe = Recipe(**_with_tuples(json.loads(metadata["recipe"])))
+        self.recipe = parse_config(Recipe, json.loads(metadata["recipe"]), "recipe")
         self.recipe_id = metadata["recipe_id"]
         self.code_version = metadata["code_version"]
         self.encoding: Encoding = "raw" if metadata["encoding"] == "raw" else "delta-zstd"
@@ -196,7 +197,8 @@ class ShardReader:
         """What the shard knows of a volume beside its voxels."""
         batch = self.batch(row)
         facts = {field.name: batch.column(field.name)[0].as_py() for field in FACTS}
-        return ShardRow(row_index=row, **_with_tuples(facts))
+        tuples: dict[str, Any] = {name: tuple(fact) for name, fact in facts.items() if isinstance(fact, list)}
+        return ShardRow(row_index=row, **(facts | tuples))
 
     def read(self, row: int, out: np.ndarray | None = None) -> np.ndarray:
         """A volume, int16 HU (depth, height, width), decoded into `out` where given."""
@@ -314,7 +316,3 @@ def _encode_volume(
     values = vars(row) | dict(zip(COLUMNS[encoding], zip(*slabs, strict=True), strict=True))
     arrays = [pa.array([values[field.name]], field.type) for field in schema]
     return row, pa.record_batch(arrays, schema=schema)
-
-
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

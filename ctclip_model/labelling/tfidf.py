@@ -27,8 +27,9 @@ from ctclip_model.config import TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, ConfigurationError
 from ctclip_model.files import replace_folder
+from ctclip_model.json_config import parse_config
 from ctclip_model.labelling.terms import report_terms, sentence_terms, split_statements
-from ctclip_model.models.checkpoint import read_weights
+from ctclip_model.models.checkpoint import read_description, read_weights
 
 KIND = "tfidf-labeller"
 ALMOST_UNREGULARISED = 1e6  # the calibration has two parameters
@@ -254,8 +255,8 @@ def _save(labeller: TfidfLabeller, folder: Path, info: Mapping[str, object]) -> 
 def is_tfidf_folder(folder: Path) -> bool:
     """Whether a model folder says that it holds such a labeller."""
     try:
-        return json.loads((folder / "config.json").read_text())["kind"] == KIND
-    except (OSError, KeyError, TypeError, ValueError):
+        return read_description(folder).get("kind") == KIND
+    except CheckpointError:
         return False
 
 
@@ -263,10 +264,9 @@ def load_tfidf_labeller(folder: Path | str) -> TfidfLabeller:
     """A labeller from its folder. Raises `CheckpointError` where the folder is incomplete or damaged."""
     folder = Path(folder)
     try:
-        fields = json.loads((folder / "config.json").read_text())["config"]
-        config = TfidfConfig(**{**fields, "strengths": tuple(fields["strengths"])})
+        config = parse_config(TfidfConfig, read_description(folder)["config"], "config")
         terms = json.loads((folder / "terms.json").read_text("utf-8"))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder}: is not a folder of a {KIND} ({type(error).__name__}: {error})") from error
     arrays = {name: values.double().numpy() for name, values in read_weights(folder / "model.safetensors").items()}
     count = len(ABNORMALITIES)

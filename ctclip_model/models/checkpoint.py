@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from ctclip_model.config import CTCLIPConfig, LabellerConfig, Preset, TextConfig, VisionConfig
 from ctclip_model.errors import CheckpointError, MissingInputError
 from ctclip_model.files import replace_folder
+from ctclip_model.json_config import parse_config
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.kinds import ModelKind, kinds_of_type, read_kind
@@ -210,6 +211,17 @@ def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
     return text
 
 
+def read_description(folder: Path) -> dict[str, Any]:
+    """The object in a model folder's config.json. Raises `CheckpointError`."""
+    try:
+        description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: is not a model folder ({type(error).__name__}: {error})") from error
+    if not isinstance(description, dict):
+        raise CheckpointError(f"{folder}: is not a model folder (config.json holds no object)")
+    return description
+
+
 @overload
 def load_model_folder(folder: Path | str, *, device: str = "cpu") -> ModelFolder[Any]: ...
 @overload
@@ -222,13 +234,13 @@ def load_model_folder(
     Raises `CheckpointError` where the folder is incomplete, damaged, or holds another model than a `model_type`.
     """
     folder = Path(folder)
+    description = read_description(folder)
     try:
-        description = json.loads((folder / "config.json").read_text())
         kind, fields, tokens = read_kind(description), description["config"], description["special_tokens"]
         found = MODEL_TYPES[kind.facts.model_type]
-        config = LabellerConfig(**fields) if found is ReportLabeller else _ctclip_config(fields)
+        config = parse_config(LabellerConfig if found is ReportLabeller else CTCLIPConfig, fields, "config")
         info = {name: value for name, value in description.get("info", {}).items() if name != "kind"}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: is not a model folder ({type(error).__name__}: {error})") from error
     if model_type is not None and found is not model_type:
         raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {model_type.__name__}")
@@ -380,8 +392,3 @@ def _infer_labeller_config(weights: dict[str, Tensor], path: Path | str) -> Labe
 def _count(weights: dict[str, Tensor], prefix: str) -> int:
     """How many layers stand under a prefix."""
     return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
-
-
-def _ctclip_config(fields: Mapping[str, Any]) -> CTCLIPConfig:
-    parts = {"vision": VisionConfig(**fields["vision"]), "text": TextConfig(**fields["text"])}
-    return CTCLIPConfig(**{**fields, **parts})

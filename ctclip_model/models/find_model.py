@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import PRESETS, CTCLIPConfig, Recipe
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
-from ctclip_model.models.checkpoint import AnyModel, load_model_folder, load_weights
+from ctclip_model.json_config import parse_config
+from ctclip_model.models.checkpoint import AnyModel, load_model_folder, load_weights, read_description
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.kinds import ENCODERS, FINE_TUNED, ModelKind, read_kind
@@ -87,7 +87,7 @@ def load_model(
 
 def read_recipe(folder: Path) -> Recipe:
     """The recipe of a model folder, without loading the model. Raises `CheckpointError`."""
-    return parse_recipe(folder, _description(folder).get("info", {}))
+    return parse_recipe(folder, read_description(folder).get("info", {}))
 
 
 def parse_recipe(folder: Path, info: Mapping[str, Any]) -> Recipe:
@@ -97,8 +97,8 @@ def parse_recipe(folder: Path, info: Mapping[str, Any]) -> Recipe:
     """
     if "recipe" in info:
         try:
-            return Recipe.from_fields(info["recipe"])
-        except (TypeError, ValueError, AttributeError) as error:
+            return parse_config(Recipe, info["recipe"], "recipe")
+        except ConfigurationError as error:
             raise CheckpointError(f"{folder}: its config.json holds no usable recipe ({error})") from error
     if info.get("preset") in PRESETS:
         return PRESETS[info["preset"]]().recipe
@@ -124,18 +124,10 @@ def check_vocabulary(name: str, vocab_size: int, tokenizer: PreTrainedTokenizerF
         )
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    try:
-        description = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return description if isinstance(description, dict) else {}
-
-
 def _kind(folder: Path) -> ModelKind | None:
     try:
-        return read_kind(_description(folder))
-    except (AttributeError, KeyError, ValueError):
+        return read_kind(read_description(folder))
+    except (CheckpointError, AttributeError, KeyError, ValueError):
         return None
 
 

@@ -20,10 +20,11 @@ from typing import Any, TypeAlias
 import torch
 import torch.distributed as dist
 
-from ctclip_model.config import Preset, from_plain
+from ctclip_model.config import Preset
 from ctclip_model.device import Compute, limit_cpu_threads
 from ctclip_model.errors import CTCLIPError, PreemptedError
 from ctclip_model.files import whole_file
+from ctclip_model.json_config import read_config
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.engine.curve import TrainingResult
@@ -54,8 +55,7 @@ class Job:
 
     @staticmethod
     def read(path: Path) -> Job:
-        job: Job = from_plain(Job, json.loads(path.read_text()))
-        return job
+        return read_config(Job, path)
 
 
 def main() -> None:

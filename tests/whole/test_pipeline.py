@@ -18,6 +18,7 @@ from ctclip_model.data.phantom import ANOMALIES, PhantomConfig, make_phantoms
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation.predict import open_model
+from ctclip_model.json_config import parse_config
 from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.find_model import find_model
 from tasks.models.import_model import ImportOptions, import_model
@@ -217,7 +218,7 @@ def test_own_volumes_get_the_probabilities_of_the_evaluation(built, phantoms):
             ).fetchall()
         )
     folder = find_model(built / "models", None)
-    assert Recipe.from_fields(load_model_folder(folder).info["recipe"]) == smoke().recipe
+    assert parse_config(Recipe, load_model_folder(folder).info["recipe"]) == smoke().recipe
     predicted = open_model(folder).predict([volume_path(phantoms, volume) for volume, _ in rows])
     ours = np.stack([volume.probabilities for volume in predicted])
     assert ours == pytest.approx(np.array([recorded[scan] for _, scan in rows]), abs=1e-5)
