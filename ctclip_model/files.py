@@ -1,4 +1,4 @@
-"""What makes a written file whole, and last."""
+"""Atomic, durable writes: after a crash or a power cut, a path holds its old content or its new content, never a part."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, which takes its place when all is written: whole or absent, whenever the process dies."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Opens a temporary file for writing, which replaces `path` once it is complete and on the disk.
+
+    After an error `path` stays as it was. A killed process leaves a hidden file that ends in `.tmp`.
+    """
+    temporary = _temporary_for(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -37,19 +40,28 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which then takes the place of `folder`; after an error that stays as it was."""
+    """Makes an empty temporary folder, which replaces `folder` once its files are on the disk.
+
+    After an error `folder` stays as it was. A process that is killed between two renames leaves no folder, and a
+    killed process leaves hidden folders that end in `.tmp`.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary, replaced = _temporary_for(folder), _temporary_for(folder)
     temporary.mkdir()
     try:
         yield temporary
-        for path in (*temporary.iterdir(), temporary):
+        for path in (*temporary.rglob("*"), temporary):
             fsync(path)
-        replaced = temporary.with_name(f"{temporary.name}.replaced")
         if folder.exists():
             folder.rename(replaced)
         temporary.rename(folder)
         fsync(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        for path in (temporary, replaced):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _temporary_for(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")

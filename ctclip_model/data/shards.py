@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from ctclip_model.config import Recipe
 from ctclip_model.data.accelerators import crc32
 from ctclip_model.data.slabs import COLUMNS, VOXEL, Encoding, decode_slab, encode_slab
 from ctclip_model.errors import ShardError
-from ctclip_model.files import fsync, whole_file
+from ctclip_model.files import whole_file
 from ctclip_model.json_config import parse_config
 
 if TYPE_CHECKING:
@@ -98,22 +96,15 @@ def write_shard(
     """
     rows: list[ShardRow] = []
     schema = _schema(recipe, encoding, code_version)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("wb") as file:
-            with pa.ipc.new_file(file, schema) as writer:
-                for volume in volumes:
-                    row, batch = _encode_volume(volume, len(rows), recipe, encoding, schema)
-                    writer.write_batch(batch)
-                    rows.append(row)
-            file.flush()
-            os.fsync(file.fileno())
-        if rows:
-            temporary.rename(path)
-            fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    writer = None
+    with ExitStack() as stack:
+        for volume in volumes:
+            if writer is None:  # opened late, since a shard without volumes is no file
+                writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(whole_file(path)), schema))
+            row, batch = _encode_volume(volume, len(rows), recipe, encoding, schema)
+            writer.write_batch(batch)
+            rows.append(row)
     return rows
 
 

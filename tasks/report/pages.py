@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctclip_model.config import VERSIONS, compute_fingerprint
-from ctclip_model.files import fsync
+from ctclip_model.files import whole_file
 from tasks.models.find import ModelReference
 from tasks.report.facts import collect_facts
 from tasks.report.render import render_page
@@ -52,13 +51,8 @@ def make_page(run: StageRun, model: ModelReference, page: Page) -> Path:
         html = render_page(collect_facts(connection, run.data_root, model, page.dataset, page.split))
     path = run.data_root / "reports" / f"{model.model_id}-{page.dataset}-{page.split}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(html)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync(path.parent)
+    with whole_file(path) as file:
+        file.write(html.encode())
     run.record(
         "pages",
         [

@@ -1,9 +1,24 @@
 """Record files: whole or absent, and stamped with their run."""
 
+import resource
+import secrets
+from contextlib import contextmanager
+
 import pyarrow.parquet as pq
 import pytest
 
 from tasks.run.records import RecordWriter, new_run_id
+
+
+@contextmanager
+def limited_file_size(size_bytes: int):
+    """Lets no file of this process grow beyond a size, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_run_ids_sort_by_time():
@@ -32,10 +47,21 @@ def test_mapping_of_metadata_stays_a_mapping(tmp_path):
     assert [dict(row["metadata"]) for row in rows] == [{"Manufacturer": "X"}, {"Rows": "512"}]
 
 
-def test_failed_write_leaves_nothing(tmp_path):
+def test_failed_write_is_not_counted(tmp_path):
     writer = RecordWriter(tmp_path, "r1")
     (tmp_path / "records").mkdir()
     (tmp_path / "records/volumes").write_text("a file where a folder should be")
     with pytest.raises(OSError, match="volumes"):
         writer.write("volumes", [{"volume_name": "a"}])
     assert writer.count_files == 0
+
+
+def test_failed_write_leaves_nothing(tmp_path):
+    rows = [{"volume_name": secrets.token_hex(50)} for _ in range(1000)]
+    writer = RecordWriter(tmp_path, "r1")
+    writer.write("volumes", rows[:1])
+    with limited_file_size(4096), pytest.raises(OSError, match="File too large"):
+        writer.write("volumes", rows)
+    assert [path.name for path in (tmp_path / "records/volumes").iterdir()] == ["r1-000000.parquet"]
+    writer.write("volumes", rows)  # the number of the failed file is used again
+    assert sorted(path.name for path in (tmp_path / "records/volumes").iterdir())[1:] == ["r1-000001.parquet"]
