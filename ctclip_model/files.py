@@ -1,4 +1,4 @@
-"""Atomic, durable writes: after a crash or a power cut, a path holds its old content or its new content, never a part."""
+"""Atomic, durable writes: after a crash, a path holds its old content or its new content, never a part."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def calls(monkeypatch):
     fsync, rename = os.fsync, Path.rename
 
     def record_fsync(descriptor):
-        made.append(("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.partition(".tmp")[0]))
+        made.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink().name.partition(".tmp")[0]))
         fsync(descriptor)
 
     def record_rename(path, target):
