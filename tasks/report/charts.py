@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, coloured by the page's own style sheet."""
+"""Line and scatter charts as inline SVG, coloured by the page's style sheet."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
+Range = tuple[float, float]
 
 WIDTH, HEIGHT = 320, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 42  # margins
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 42  # margins of a line chart
+PLANE_SIDE, PLANE_MARGIN = 600, 8  # side and margin of a scatter chart
+LARGEST_PLAIN = 1000  # ticks from here on have no decimals
 
 
 def line_chart(
@@ -18,21 +21,24 @@ def line_chart(
     title: str,
     x_label: str,
     y_label: str,
-    x_range: tuple[float, float] | None = None,
-    y_range: tuple[float, float] | None = None,
+    x_range: Range | None = None,
+    y_range: Range | None = None,
     has_diagonal: bool = False,
 ) -> Markup:
-    """One chart of up to four series; `title` is what a screen reader says of it."""
+    """Draws up to four series in one chart. Ranges default to the extent of the points.
+
+    `title` is the chart's description for screen readers.
+    """
     points = [point for line in series.values() for point in line]
     if not points:
         return Markup("")
-    x_low, x_high = x_range or (min(x for x, _ in points), max(x for x, _ in points))
-    y_low, y_high = y_range or (min(y for _, y in points), max(y for _, y in points))
+    x_low, x_high = x_range or _extent([x for x, _ in points])
+    y_low, y_high = y_range or _extent([y for _, y in points])
 
-    def place(x: float, y: float) -> str:
-        across = LEFT + (WIDTH - LEFT - RIGHT) * (x - x_low) / ((x_high - x_low) or 1)
-        down = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (y - y_low) / ((y_high - y_low) or 1)
-        return f"{across:.1f},{down:.1f}"
+    def to_svg(x: float, y: float) -> str:
+        svg_x = LEFT + (WIDTH - LEFT - RIGHT) * _share(x, x_low, x_high)
+        svg_y = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * _share(y, y_low, y_high)
+        return f"{svg_x:.1f},{svg_y:.1f}"
 
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
@@ -45,32 +51,39 @@ def line_chart(
         f'<text transform="translate(14 {HEIGHT / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>',
     ]
     if has_diagonal:
-        parts.append(f'<polyline class="chance" points="{place(x_low, y_low)} {place(x_high, y_high)}"/>')
+        parts.append(f'<polyline class="chance" points="{to_svg(x_low, y_low)} {to_svg(x_high, y_high)}"/>')
     for number, (name, line) in enumerate(series.items()):
-        path = " ".join(place(x, y) for x, y in line)
+        path = " ".join(to_svg(x, y) for x, y in line)
         parts.append(f'<polyline class="line line-{number}" points="{path}"><title>{escape(name)}</title></polyline>')
     return Markup("".join(parts) + "</svg>")
 
 
 def scatter_chart(points: Sequence[tuple[float, float, float]], *, title: str) -> Markup:
-    """Points (x, y, shade) on a plane without axes; the greater its shade, the stronger a point's colour."""
+    """Draws points (x, y, shade) without axes. A greater shade gives a stronger colour."""
     if not points:
         return Markup("")
     xs, ys, shades = zip(*points, strict=True)
-    side, margin = 600, 8
-
-    def place(value: float, values: Sequence[float]) -> float:
-        return margin + (side - 2 * margin) * (value - min(values)) / ((max(values) - min(values)) or 1)
-
-    most = max(shades) or 1
-    bounds_x, bounds_y = (min(xs), max(xs)), (min(ys), max(ys))
+    x_range, y_range, largest_shade = _extent(xs), _extent(ys), max(shades) or 1
     dots = "".join(
-        f'<circle cx="{place(x, bounds_x):.0f}" cy="{place(y, bounds_y):.0f}" r="4" '
-        f'fill-opacity="{0.15 + 0.8 * float(shade) / float(most):.2f}"/>'
+        f'<circle cx="{_plane(x, x_range):.0f}" cy="{_plane(y, y_range):.0f}" r="4" '
+        f'fill-opacity="{0.15 + 0.8 * float(shade) / float(largest_shade):.2f}"/>'
         for x, y, shade in points
     )
-    return Markup(f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="{escape(title)}">{dots}</svg>')
+    return Markup(f'<svg viewBox="0 0 {PLANE_SIDE} {PLANE_SIDE}" role="img" aria-label="{escape(title)}">{dots}</svg>')
+
+
+def _plane(value: float, extent: Range) -> float:
+    return PLANE_MARGIN + (PLANE_SIDE - 2 * PLANE_MARGIN) * _share(value, *extent)
+
+
+def _extent(values: Sequence[float]) -> Range:
+    return min(values), max(values)
+
+
+def _share(value: float, low: float, high: float) -> float:
+    """Share of the way from low to high."""
+    return (value - low) / ((high - low) or 1)
 
 
 def _tick(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= LARGEST_PLAIN else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Examples of retrieval: reports, the volumes most similar to them, and what those look like."""
+"""Examples of retrieval: a report, the volumes most similar to it, and their middle slices."""
 
 from __future__ import annotations
 
@@ -18,90 +18,93 @@ from ctclip_model.data.shards import ShardReader
 from ctclip_model.errors import ShardError
 from ctclip_model.evaluation.retrieval import match_ranks
 from tasks.models.find import ModelReference
+from warehouse import store
 
-NEAREST = 2  # volumes shown of each report, beside its own
+NEAREST = 2  # most similar volumes shown beside a report's own volume
 REPORT_CHARACTERS = 700
 SHOWN_HU = (-1000, 400)  # lung and soft tissue in one picture
-PICTURE_SIDE = 160  # pixels, of the longer side
+PICTURE_SIDE = 160  # pixels on the longer side of a slice
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A volume beside a report; `pictures` are (plane, data URI) and empty where its shard is elsewhere."""
+class RankedVolume:
+    """A volume beside a report."""
 
     volume_name: str
-    rank: int
+    rank: int  # 1 = most similar to the report
     similarity: float
-    is_match: bool
-    pictures: Sequence[tuple[str, str]]
+    is_match: bool  # the report's own volume
+    pictures: Sequence[tuple[str, str]]  # (plane, data URI), empty if the shard is on another machine
 
 
 @dataclass(frozen=True)
 class Example:
-    """A report, the rank of its own volume among `count` of them, and volumes in the order of their similarity."""
+    """A report beside volumes in the order of their similarity."""
 
     scan_id: str
     text: str
-    rank: int
-    count: int
-    found: Sequence[Found]
+    rank: int  # rank of the report's own volume
+    count: int  # number of ranked volumes
+    volumes: Sequence[RankedVolume]
 
 
 def find_examples(
     connection: duckdb.DuckDBPyConnection, data_root: Path, model: ModelReference, dataset: str, split: str
 ) -> list[Example]:
-    """The reports whose own volume ranks first, in the middle and last: neither the best alone nor the worst."""
+    """Selects reports whose own volumes rank first, in the middle and last: neither only the best nor the worst."""
     key = {"model_id": model.encoder_id, "dataset": dataset, "split": split}
-    table = connection.sql(_PAIRS, params=key).to_arrow_table()
+    table = connection.sql(store.load_sql(__package__, "pairs"), params=key).to_arrow_table()
     if not len(table):
         return []
-    images, texts = (
+    images, texts = (  # (scans, latent)
         table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1) for name in ("image", "text")
     )
     names, scans = table["volume_name"].to_pylist(), table["scan_id"].to_pylist()
     ranks = match_ranks(texts, images)
-    in_order = np.argsort(ranks, kind="stable")
-    chosen = dict.fromkeys(int(in_order[place]) for place in (0, len(in_order) // 2, len(in_order) - 1))
+    by_rank = np.argsort(ranks, kind="stable")
+    chosen = dict.fromkeys(int(by_rank[index]) for index in (0, len(by_rank) // 2, len(by_rank) - 1))
     examples = []
     for row in chosen:
-        similarities = images @ texts[row]  # (volumes,)
+        similarities = images @ texts[row]  # (scans,)
         nearest = np.argsort(-similarities, kind="stable").tolist()
         shown = sorted({*nearest[:NEAREST], row}, key=nearest.index)
-        found = [
-            Found(
-                names[one], int(ranks[row]) if one == row else nearest.index(one) + 1, float(similarities[one]),
-                one == row, draw_volume(connection, data_root, model, names[one]),
+        volumes = [
+            RankedVolume(
+                names[other], int(ranks[row]) if other == row else nearest.index(other) + 1,
+                float(similarities[other]), other == row, draw_volume(connection, data_root, model, names[other]),
             )
-            for one in shown
+            for other in shown
         ]  # fmt: skip
-        text = connection.execute(_REPORT, [scans[row]]).fetchone()
-        short = _shorten(text[0] if text else "")
-        examples.append(Example(scans[row], short, int(ranks[row]), len(table), found))
+        text = connection.execute(_REPORT, [scans[row]]).fetchall()
+        short = _shorten(text[0][0] if text else "")
+        examples.append(Example(scans[row], short, int(ranks[row]), len(table), volumes))
     return examples
 
 
 def draw_volume(
     connection: duckdb.DuckDBPyConnection, data_root: Path, model: ModelReference, volume_name: str
 ) -> list[tuple[str, str]]:
-    """The middle slices of a converted volume, or none where its shard is not on this machine."""
-    place = connection.execute(_SHARD, [volume_name, model.recipe_id]).fetchone()
-    if place is None:
+    """Draws the middle slices of a converted volume. The list is empty if the shard is on another machine."""
+    found = connection.execute(_SHARD, [volume_name, model.recipe_id]).fetchall()
+    if not found:
         return []
+    shard_path, row_index = found[0]
     try:
-        with ShardReader(data_root / place[0]) as reader:
-            return draw_slices(reader.read(place[1]), reader.recipe)
+        with ShardReader(data_root / shard_path) as reader:
+            return draw_slices(reader.read(row_index), reader.recipe)
     except ShardError as error:
         logger.warning("the page shows no slices of %s: %s", volume_name, error)
         return []
 
 
 def draw_slices(volume: np.ndarray, recipe: Recipe) -> list[tuple[str, str]]:
-    """The mid-axial, coronal and sagittal slice of a volume, HU (depth, height, width), as (plane, data URI of a PNG).
+    """Draws the middle axial, coronal and sagittal slices of a volume.
 
-    Height and width are the first and second array axes of the source, left to right and front to back in CT-RATE,
-    depth runs from foot to head: so an axial slice is transposed, and the others turned upside down.
+    The volume is HU (depth, height, width). In CT-RATE the height axis runs from left to right, the width axis from
+    front to back, and depth from foot to head. Axial slices are therefore transposed, and the others turned head up.
+    Returns (plane, data URI of a PNG).
     """
     depth, height, width = volume.shape
     depth_mm, height_mm, width_mm = recipe.spacing_mm
@@ -114,11 +117,12 @@ def draw_slices(volume: np.ndarray, recipe: Recipe) -> list[tuple[str, str]]:
 
 
 def _png(voxels: np.ndarray, spacing_mm: tuple[float, float]) -> str:
+    """Scales a slice (rows, columns) to square pixels and encodes it as a data URI."""
     low, high = SHOWN_HU
     grey = (np.clip((voxels.astype(np.float32) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    down_mm, across_mm = (side * spacing for side, spacing in zip(grey.shape, spacing_mm, strict=True))
-    scale = PICTURE_SIDE / max(down_mm, across_mm)
-    size = (max(1, round(across_mm * scale)), max(1, round(down_mm * scale)))
+    height_mm, width_mm = (count * spacing for count, spacing in zip(grey.shape, spacing_mm, strict=True))
+    scale = PICTURE_SIDE / max(height_mm, width_mm)
+    size = (max(1, round(width_mm * scale)), max(1, round(height_mm * scale)))
     picture = Image.fromarray(grey).resize(size, Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
@@ -130,17 +134,5 @@ def _shorten(text: str) -> str:
     return text if len(text) <= REPORT_CHARACTERS else text[:REPORT_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
-# a scan by its first reconstruction, beside its report: as retrieval is scored
-_PAIRS = """
-select
-    volumes.scan_id, min(volumes.volume_name) as volume_name, arg_min(volumes.latent, volumes.volume_name) as image,
-    any_value(reports.latent) as text
-from evaluation_samples as volumes
-join wanted_latents as reports
-    on reports.kind = 'report' and reports.model_id = volumes.model_id and reports.item = volumes.scan_id
-where volumes.model_id = $model_id and dataset = $dataset and split = $split
-group by volumes.scan_id
-order by volumes.scan_id
-"""
 _REPORT = "select concat_ws(' ', findings, impression) from current_reports where scan_id = ?"
 _SHARD = "select shard_path, row_index from converted_volumes where volume_name = ? and recipe_id = ?"

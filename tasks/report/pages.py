@@ -1,4 +1,4 @@
-"""Which pages are due, and the writing of one."""
+"""Report pages that a model can have, and the writing of one page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from warehouse import store
 
 @dataclass(frozen=True)
 class Page:
-    """One page to write: the evaluations of a model on a data set's split."""
+    """A page about the evaluations of a model on one split."""
 
     dataset: str
     split: str
@@ -29,56 +29,28 @@ class Page:
 
 
 def list_pages(data_root: Path, model: ModelReference) -> dict[str, Page]:
-    """The pages that a model can have, by key; a page is due again when any of its rows moved."""
-    with store.read(data_root) as connection:
-        rows = connection.execute(_MARKS, [model.model_id]).fetchall()
-    pages = [
-        Page(
-            dataset, split,
-            Fingerprint(
-                compute_fingerprint(VERSIONS["report"], fingerprints),
-                {"metrics": fingerprints, VERSION: VERSIONS["report"]},
-            ),
-        )
-        for dataset, split, fingerprints in rows
-    ]  # fmt: skip
+    """Lists the pages that a model can have, by key. A page's fingerprint changes with any row that the page shows."""
+    rows = store.query(data_root, store.load_sql(__package__, "evaluations"), [model.model_id])
+    pages = []
+    for dataset, split, fingerprints in rows:
+        parts = {"metrics": fingerprints, VERSION: VERSIONS["report"]}
+        fingerprint = Fingerprint(compute_fingerprint(VERSIONS["report"], fingerprints), parts)
+        pages.append(Page(dataset, split, fingerprint))
     return {page.key: page for page in pages}
 
 
 def make_page(run: StageRun, model: ModelReference, page: Page) -> Path:
-    """Writes one page, whole or not at all, records it, and returns its path."""
+    """Writes and records one page, and returns its path."""
     with store.read(run.data_root) as connection:
         html = render_page(collect_facts(connection, run.data_root, model, page.dataset, page.split))
     path = run.data_root / "reports" / f"{model.model_id}-{page.dataset}-{page.split}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(html.encode())
-    run.record(
-        "pages",
-        [
-            {
-                "model_id": model.model_id, "dataset": page.dataset, "split": page.split,
-                "fingerprint": page.fingerprint, "path": str(path.relative_to(run.data_root)),
-                "size_bytes": path.stat().st_size,
-            }
-        ],
-    )  # fmt: skip
+    row = {
+        "model_id": model.model_id, "dataset": page.dataset, "split": page.split, "fingerprint": page.fingerprint,
+        "path": str(path.relative_to(run.data_root)), "size_bytes": path.stat().st_size,
+    }  # fmt: skip
+    run.record("pages", [row])
     run.count_done += 1
     return path
-
-
-_MARKS = """
-with shown as (
-    select model_id, dataset, split, fingerprint from current_metrics
-    union
-    select model_id, dataset, split, fingerprint from model_comparisons
-    union
-    select model_id, dataset, split, hand.fingerprint
-    from current_metrics
-    cross join (select distinct fingerprint from current_metrics where label_source = 'hand') as hand
-)
-select dataset, split, string_agg(fingerprint, ',' order by fingerprint)
-from shown
-where model_id = ?
-group by dataset, split
-"""

@@ -1,4 +1,4 @@
-"""Facts in, one HTML file out: no outside request, readable on a phone, in print, in light and dark."""
+"""HTML of a report page: self-contained, readable on a phone, in print, in light and dark."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ AXES = {
     "precision and recall": ("recall", "precision"),
     "calibration": ("predicted probability", "share with the label"),
 }
-PLANE_TITLE = "t-SNE of the volumes' latents, stronger the more labels a scan has"
+PLANE_TITLE = "t-SNE of the scans' latents; scans with more abnormalities have stronger dots"
 
 
 @dataclass(frozen=True)
 class PageFacts:
-    """Everything that a page says; rows are mappings of the warehouse's columns."""
+    """Content of a page. A row maps column names to values."""
 
     title: str
-    headline: Sequence[tuple[str, str]]  # (figure, what it is)
-    leaderboard: Sequence[Row] = ()  # ours, each by its own protocol
-    published: Sequence[Row] = ()  # ours by the published protocol, and the printed ones
-    comparisons: Sequence[Row] = ()  # with each other model
-    labels: Sequence[Row] = ()  # a row an abnormality
-    curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)  # by a key of AXES and abnormality
-    training: Mapping[str, Points] = field(default_factory=dict)  # by phase: (samples, loss)
+    headline: Sequence[tuple[str, str]]  # (figure, its meaning)
+    leaderboard: Sequence[Row] = ()  # models of the data root, each by its own protocol
+    published: Sequence[Row] = ()  # published results, and models of the data root by the published protocol
+    comparisons: Sequence[Row] = ()  # a row per other model
+    labels: Sequence[Row] = ()  # a row per abnormality
+    curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)  # {key of AXES: {abnormality: points}}
+    training: Mapping[str, Points] = field(default_factory=dict)  # {phase: (samples, loss)}
     retrieval: Sequence[Row] = ()
     examples: Sequence[Example] = ()
-    projection: Sequence[tuple[float, float, float]] = ()  # x, y, number of labels
-    labellers: Sequence[Row] = ()  # a row an abnormality, against hand labels
-    agreement: Sequence[Row] = ()
+    projection: Sequence[tuple[float, float, float]] = ()  # (x, y, number of abnormalities)
+    labellers: Sequence[Row] = ()  # a row per abnormality and labeller, against hand labels
+    agreement: Sequence[Row] = ()  # a row per abnormality and labeller, against published labels
     quality: Sequence[Row] = ()
     rejects: Sequence[Row] = ()
     provenance: Sequence[tuple[str, str]] = ()
 
 
 def render_page(facts: PageFacts) -> str:
-    """The page; every text in it is escaped."""
+    """Renders a page. Every text is escaped."""
     environment = Environment(
         loader=PackageLoader("tasks.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -53,7 +53,7 @@ def render_page(facts: PageFacts) -> str:
     environment.filters["number"] = _number
     charts = {
         name: {kind: _curve_chart(kind, name, lines[name]) for kind, lines in facts.curves.items() if name in lines}
-        for name in facts.curves.get("ROC", {})  # a label of one class has none, and nothing to calibrate
+        for name in facts.curves.get("ROC", {})  # an abnormality of one class has no curves
     }
     losses = {phase: _loss_chart(phase, points) for phase, points in facts.training.items() if points}
     return environment.get_template("page.html").render(
@@ -70,7 +70,7 @@ def _curve_chart(kind: str, name: str, points: Points) -> Markup:
 
 
 def _loss_chart(phase: str, points: Points) -> Markup:
-    title = f"loss of the {phase} phase, {points[0][1]:.3f} at first, {points[-1][1]:.3f} at last"
+    title = f"loss in the {phase} phase, from {points[0][1]:.3f} to {points[-1][1]:.3f}"
     return line_chart({phase: points}, title=title, x_label="samples", y_label="loss")
 
 

@@ -11,7 +11,7 @@ import pytest
 from support.browser import Browser, open_browser
 
 from ctclip_model.config import Recipe
-from tasks.report.examples import Example, Found, draw_slices
+from tasks.report.examples import Example, RankedVolume, draw_slices
 from tasks.report.render import PageFacts, render_page
 
 pytestmark = pytest.mark.browser
@@ -43,7 +43,7 @@ def page(browser: Browser, tmp_path: Path) -> Browser:
         labels=[LABEL | {"abnormality": name, "auroc": score} for name, score in SCORES.items()],
         curves={"ROC": line, "precision and recall": line, "calibration": line},
         training={"text": [(1, 2.0), (2, 1.0)]},
-        examples=[Example("valid_1_a", SCRIPT, 1, 2, [Found("valid_1_a_1", 1, 0.5, True, pictures)])],
+        examples=[Example("valid_1_a", SCRIPT, 1, 2, [RankedVolume("valid_1_a_1", 1, 0.5, True, pictures)])],
         projection=[(0.0, 0.0, 1), (1.0, 2.0, 3)],
         provenance=[("revision", "abc")],
     )  # fmt: skip

@@ -11,7 +11,7 @@ from support.warehouse_records import write_run
 from ctclip_model.config import Recipe
 from ctclip_model.models.kinds import ModelKind
 from tasks.models.find import ModelReference
-from tasks.report.examples import Example, Found, draw_slices
+from tasks.report.examples import Example, RankedVolume, draw_slices
 from tasks.report.facts import collect_facts
 from tasks.report.render import AXES, PageFacts, render_page
 from warehouse import store
@@ -24,7 +24,7 @@ BOARD = {
     "model": "x", "dataset": "d", "protocol": "p", "unit": "scan", "auroc": 0.5, "auroc_ci_low": 0.4,
     "auroc_ci_high": None, "weighted_f1": None, "accuracy": None, "n": 3,
 }  # fmt: skip
-FOUND = Found("v", 1, 0.5, True, [("axial", "data:,")])
+VOLUME = RankedVolume("v", 1, 0.5, True, [("axial", "data:,")])
 
 
 def test_page_makes_no_outside_request():
@@ -45,7 +45,7 @@ def test_text_of_the_data_stays_text():
             [],
             labels=[row],
             curves={"ROC": {attack: [(0, 0), (1, 1)]}},
-            examples=[Example(attack, attack, 1, 1, [FOUND])],
+            examples=[Example(attack, attack, 1, 1, [VOLUME])],
             provenance=[(attack, attack)],
         )
     )
@@ -97,7 +97,7 @@ def test_every_chart_says_what_it_shows():
         PageFacts("t", [], curves={"ROC": {"Emphysema": [(0, 0), (1, 1)]}}, training={"text": [(1, 2.0), (2, 1.0)]})
     )
     charts = re.findall(r'<svg[^>]*role="img" aria-label="([^"]+)"', html)
-    assert charts == ["ROC curve of Emphysema", "loss of the text phase, 2.000 at first, 1.000 at last"]
+    assert charts == ["ROC curve of Emphysema", "loss in the text phase, from 2.000 to 1.000"]
 
 
 def test_curves_of_an_abnormality_stand_side_by_side():
@@ -113,12 +113,12 @@ def test_page_of_a_whole_evaluation_is_below_5_mb():
     line = [(point / 200, point / 200) for point in range(200)]
     names = [f"abnormality {number}" for number in range(18)]
     volume = np.random.default_rng(0).integers(-1000, 400, (240, 480, 480), np.int16)
-    found = Found("v", 1, 0.5, True, draw_slices(volume, Recipe()))  # of noise, which no PNG makes smaller
+    noise = RankedVolume("v", 1, 0.5, True, draw_slices(volume, Recipe()))  # PNG cannot compress noise
     html = render_page(
         PageFacts(
             "t", [], labels=[LABEL | {"abnormality": name} for name in names], leaderboard=[BOARD] * 50,
             curves={kind: dict.fromkeys(names, line) for kind in AXES}, training={"contrastive": line},
-            examples=[Example("s", "x" * 700, 1, 1, [found] * 3)] * 3, projection=[(0.123456, 1.2, 3)] * 1500,
+            examples=[Example("s", "x" * 700, 1, 1, [noise] * 3)] * 3, projection=[(0.123456, 1.2, 3)] * 1500,
         )
     )  # fmt: skip
     assert len(html) < 2_500_000

@@ -1,0 +1,6 @@
+-- point of a curve x abnormality
+select abnormality, x, y
+from current_curves
+where model_id = $model_id and dataset = $dataset and split = $split and curve = $curve
+    and protocol <> 'published' and unit = 'scan'
+order by abnormality, point

@@ -1,0 +1,14 @@
+-- abnormality or macro: scores of a model on a split, in units of scans, by its own protocol
+pivot (
+    select abnormality, metric, value, max(n) over label as n, max(n_positive) over label as n_positive,
+        max(ci_low) filter (metric = 'auroc') over label as ci_low,
+        max(ci_high) filter (metric = 'auroc') over label as ci_high
+    from current_metrics
+    where model_id = $model_id and dataset = $dataset and split = $split and label_source = 'published'
+        and abnormality <> 'micro' and protocol <> 'published' and unit = 'scan'
+    window label as (partition by abnormality)
+)
+on metric in ('auroc', 'average_precision', 'f1', 'weighted_f1', 'accuracy', 'precision')
+using max(value)
+group by abnormality, n, n_positive, ci_low, ci_high
+order by auroc desc nulls last, abnormality

@@ -1,0 +1,5 @@
+-- retrieval task x K
+select task, k, value, n
+from current_retrieval
+where model_id = $model_id and dataset = $dataset and split = $split and protocol <> 'published' and unit = 'scan'
+order by task, k
