@@ -68,28 +68,28 @@ def list_evaluations(
     key = {"model_id": model.encoder_id}
     inputs = [SplitInputs(*row) for row in store.query(data_root, store.load_sql(__package__, "inputs"), key)]
     splits = HELD_OUT if split is None else (split,)
-    scored = [one for one in inputs if one.split in splits]
+    scored = [row for row in inputs if row.split in splits]
     if not scored:
         wanted = " or ".join(map(repr, splits))
         raise MissingInputError(f"{model.encoder_id} has no latents of split {wanted} yet: run `ctclip embed`")
     texts = store.query(data_root, store.load_sql(__package__, "texts"), key)
-    train = [(one.dataset, one.kept) for one in inputs if one.split == THRESHOLD_SPLIT]
+    train = [(row.dataset, row.kept) for row in inputs if row.split == THRESHOLD_SPLIT]
     protocol = model.kind.facts.protocol
     assert protocol is not None, "a model that embeds volumes has a protocol"
     evaluations = []
-    for one in scored:
-        own_parts = one.kept_parts | {"train split": train}
-        own = _fingerprint(model, texts, protocol, unit, [one.kept, train], own_parts)
-        published = _fingerprint(model, texts, PUBLISHED, "volume", one.all, one.all_parts)
-        evaluations.append(Evaluation(one.dataset, one.split, own, protocol, unit))
-        evaluations.append(Evaluation(one.dataset, one.split, published, PUBLISHED, "volume"))
+    for row in scored:
+        own_parts = row.kept_parts | {"train split": train}
+        own = _fingerprint(model, texts, protocol, unit, [row.kept, train], own_parts)
+        published = _fingerprint(model, texts, PUBLISHED, "volume", row.all, row.all_parts)
+        evaluations.append(Evaluation(row.dataset, row.split, own, protocol, unit))
+        evaluations.append(Evaluation(row.dataset, row.split, published, PUBLISHED, "volume"))
     return {evaluation.key: evaluation for evaluation in evaluations}
 
 
 def _fingerprint(
     model: ModelReference, texts: Sequence[Any], protocol: str, unit: str, content: Any, parts: Mapping[str, Any]
 ) -> Fingerprint:
-    """Hashes everything that an evaluation depends on; `content` hashes the latents and labels that it reads."""
+    """Hashes everything that an evaluation depends on. `content` stands for its latents and labels."""
     head = [model.weights_sha256] if model.kind.facts.has_head else []  # the latents may be another model's
     settings = (CONFIG, LABEL_SOURCE, ABNORMALITIES)
     common_parts = {

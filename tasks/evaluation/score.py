@@ -127,7 +127,7 @@ def _predict(samples: Samples, unit: str, predict: Classifier, labels: Labels, n
 def _score_retrieval(
     evaluation: Evaluation, samples: Samples, reports: Latents, labels: Labels
 ) -> list[retrieval.RetrievalRow]:
-    """Retrieval of volumes by reports; in units of scans a volume is the mean latent of a scan's reconstructions."""
+    """Retrieval between volumes and reports. In units of scans, a scan's latent is the mean of its reconstructions."""
     scans, latents = (samples.scans, samples.latents) if evaluation.unit == "volume" else _average_scans(samples)
     rows = [row for row, scan in enumerate(scans) if scan in reports]
     if not rows:
