@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support.paths import ROOT
+from support.command_line import run_ctclip
 
 from tasks.run.publish import publish
 from tasks.run.records import RecordWriter, new_run_id
-
-
-def ctclip(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flows", *map(str, arguments)],
-        cwd=ROOT, env=os.environ | {"NO_COLOR": "1", "COLUMNS": "80"} | environment,
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +46,7 @@ def test_commands_do_not_wait_for_what_they_do_not_use(imported, avoided):
 
 
 def test_help_lists_every_stage():
-    result = ctclip("--help")
+    result = run_ctclip("--help")
     assert result.returncode == 0
     for command in ("demo", "rebuild", "ingest", "convert", "label", "train", "embed", "evaluate", "report", "plan"):
         assert command in result.stdout
@@ -63,22 +54,22 @@ def test_help_lists_every_stage():
 
 def test_sql_prints_a_table_or_json(data_root):
     query = "select volume_name from current_volumes order by 1"
-    assert ctclip("sql", query, "--data-root", data_root).stdout.split() == [
+    assert run_ctclip("sql", query, "--data-root", data_root).stdout.split() == [
         "volume_name",
         "valid_1_a_1",
         "valid_2_a_1",
     ]
-    printed = ctclip("sql", query, "--json", CTCLIP_DATA_ROOT=str(data_root))
+    printed = run_ctclip("sql", query, "--json", CTCLIP_DATA_ROOT=str(data_root))
     assert json.loads(printed.stdout) == [{"volume_name": "valid_1_a_1"}, {"volume_name": "valid_2_a_1"}]
 
 
 def test_text_in_brackets_is_printed_as_it_is(data_root):
-    assert "x[abc]y [/z]" in ctclip("sql", "select 'x[abc]y [/z]' as text", "--data-root", data_root).stdout
+    assert "x[abc]y [/z]" in run_ctclip("sql", "select 'x[abc]y [/z]' as text", "--data-root", data_root).stdout
 
 
 def test_saved_query_takes_parameters(data_root):
-    assert "@best_model_by_label" in ctclip("sql", "--list").stdout
-    result = ctclip(
+    assert "@best_model_by_label" in run_ctclip("sql", "--list").stdout
+    result = run_ctclip(
         "sql", "@mentioned_but_unlabelled", "--data-root", data_root,
         "--param", "term=effusion", "--param", "abnormality=Pleural effusion",
     )  # fmt: skip
@@ -99,7 +90,7 @@ def test_saved_query_takes_parameters(data_root):
     ],
 )
 def test_mistake_is_one_clear_line_and_exit_code_1(data_root, arguments, line):
-    result = ctclip(*arguments, "--data-root", data_root)
+    result = run_ctclip(*arguments, "--data-root", data_root)
     assert result.returncode == 1
     assert result.stdout == ""
     assert line in result.stderr
@@ -107,28 +98,28 @@ def test_mistake_is_one_clear_line_and_exit_code_1(data_root, arguments, line):
 
 
 def test_command_before_anything_was_made_says_what_to_run(tmp_path):
-    result = ctclip("status", "--data-root", tmp_path)
+    result = run_ctclip("status", "--data-root", tmp_path)
     assert result.returncode == 1
     assert "ctclip ingest" in result.stderr
 
 
 def test_status_fits_a_screen_of_80_columns(data_root):
-    result = ctclip("status", "--data-root", data_root)
+    result = run_ctclip("status", "--data-root", data_root)
     assert "convert" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
 def test_plan_says_what_a_rerun_would_do_and_why(data_root):
-    explained = json.loads(ctclip("plan", "convert", "--json", "--data-root", data_root).stdout)
+    explained = json.loads(run_ctclip("plan", "convert", "--json", "--data-root", data_root).stdout)
     assert explained["pending"] == 1
     assert explained["items"] == [{"variant": "recipe", "item": "valid_2_a_1", "why": "never made"}]
-    assert "1 pending of 2 wanted" in ctclip("plan", "convert", "--data-root", data_root).stdout
+    assert "1 pending of 2 wanted" in run_ctclip("plan", "convert", "--data-root", data_root).stdout
 
 
 def test_export_writes_parquet_and_csv(data_root, tmp_path):
     for file_format in ("parquet", "csv"):
         path = tmp_path / f"volumes.{file_format}"
-        result = ctclip(
+        result = run_ctclip(
             "export", "current_volumes", "--format", file_format, "--output", path, "--data-root", data_root
         )
         assert result.returncode == 0, result.stderr
@@ -138,5 +129,5 @@ def test_export_writes_parquet_and_csv(data_root, tmp_path):
 
 
 def test_publish_from_scratch_gives_the_same_rows(data_root):
-    result = ctclip("publish", "--from-scratch", "--data-root", data_root)
+    result = run_ctclip("publish", "--from-scratch", "--data-root", data_root)
     assert result.stdout.startswith("6 rows from 4 record files")

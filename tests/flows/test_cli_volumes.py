@@ -12,23 +12,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.golden_files import SLIM
-from test_cli import ctclip
+from support.command_line import run_ctclip, run_ctclip_process
+from support.models import SLIM, make_model, save_random_model
+from support.volumes import save_nifti
 
 from ctclip_model.config import tiny
-from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
-from ctclip_model.models.checkpoint import save_model_folder
-from ctclip_model.models.clip import CTCLIP
-from ctclip_model.models.text import train_tokenizer
+from ctclip_model.data.abnormalities import ABNORMALITIES
+
+SPACING_MM = (9.0, 9.0, 9.0)
 
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root that holds a model, and nothing else."""
-    torch.manual_seed(0)
     data_root = tmp_path_factory.mktemp("data")
-    tokenizer = train_tokenizer([prompt for name in ABNORMALITIES for prompt in prompt_pair(name)] * 2, 200)
-    save_model_folder(data_root / "models" / "tiny-own", CTCLIP(tiny().model), tokenizer, extra={"preset": "tiny"})
+    save_random_model(data_root / "models" / "tiny-own", tiny())
     return data_root
 
 
@@ -37,7 +35,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two volumes, one under a name that a terminal cannot show."""
     folder = tmp_path_factory.mktemp("good")
     for seed, name in enumerate(("a.nii.gz", "odd\nname [b].nii")):
-        save(folder / name, np.random.default_rng(seed).integers(-1000, 500, (30, 30, 20), dtype=np.int16))
+        voxels = np.random.default_rng(seed).integers(-1000, 500, (30, 30, 20), dtype=np.int16)
+        save_nifti(folder / name, voxels, SPACING_MM)
     return folder
 
 
@@ -50,8 +49,9 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     files["not_nifti"].write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(400))
     whole = gzip.compress(nib.Nifti1Image(voxels, np.diag([9.0, 9.0, 9.0, 1.0])).to_bytes())
     files["truncated"].write_bytes(whole[: len(whole) // 2])
-    save(files["not_3d"], np.stack([voxels, voxels], axis=-1))
-    save(files["nan_voxels"], np.where(voxels == voxels.max(), np.nan, voxels.astype(np.float32)))
+    save_nifti(files["not_3d"], np.stack([voxels, voxels], axis=-1), SPACING_MM)
+    with_nan = np.where(voxels == voxels.max(), np.nan, voxels.astype(np.float32))
+    save_nifti(files["nan_voxels"], with_nan, SPACING_MM)
     files["bad_spacing"] = folder / "bad_spacing.nii"
     image = nib.Nifti1Image(voxels, None)
     image.header["pixdim"][1:4] = 0
@@ -61,12 +61,8 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return files
 
 
-def save(path: Path, voxels: np.ndarray) -> None:
-    nib.save(nib.Nifti1Image(voxels, np.diag([9.0, 9.0, 9.0, 1.0])), path)
-
-
 def test_one_volume_is_a_line_an_abnormality(data_root, good):
-    result = ctclip("predict", good / "a.nii.gz", "--data-root", data_root)
+    result = run_ctclip("predict", good / "a.nii.gz", "--data-root", data_root)
     assert result.returncode == 0, result.stderr
     assert "model  tiny-own (recipe tiny, cpu, float32)" in result.stdout
     assert "spacing  9 x 9 x 9 mm" in result.stdout
@@ -76,7 +72,7 @@ def test_one_volume_is_a_line_an_abnormality(data_root, good):
 
 
 def test_a_folder_prints_every_volume_in_80_columns(data_root, good):
-    result = ctclip("predict", good, "--data-root", data_root)
+    result = run_ctclip("predict", good, "--data-root", data_root)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("Interlobular septal thickening") == 2
     assert "odd\\nname [b].nii" in result.stdout
@@ -85,7 +81,7 @@ def test_a_folder_prints_every_volume_in_80_columns(data_root, good):
 
 
 def test_json_says_which_model_gave_which_file_what(data_root, good):
-    result = ctclip("predict", good, "--json", "--data-root", data_root)
+    result = run_ctclip("predict", good, "--json", "--data-root", data_root)
     printed = json.loads(result.stdout)
     assert (printed["model"], printed["recipe"], printed["failed"]) == ("tiny-own", "tiny", [])
     assert [volume["file"] for volume in printed["volumes"]] == [str(path) for path in sorted(good.iterdir())]
@@ -96,7 +92,7 @@ def test_json_says_which_model_gave_which_file_what(data_root, good):
 
 
 def test_bad_files_are_a_line_each_and_the_rest_go_on(data_root, good, bad):
-    result = ctclip("predict", *bad.values(), good / "a.nii.gz", "--json", "--data-root", data_root)
+    result = run_ctclip("predict", *bad.values(), good / "a.nii.gz", "--json", "--data-root", data_root)
     assert result.returncode == 1
     lines = result.stderr.splitlines()
     assert len(lines) == len(bad)
@@ -111,7 +107,7 @@ def test_bad_files_are_a_line_each_and_the_rest_go_on(data_root, good, bad):
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])
 def test_latents_are_written_and_printed(data_root, good, tmp_path, suffix):
     output = tmp_path / f"latents{suffix}"
-    result = ctclip("embed-volume", good, "--output", output, "--json", "--data-root", data_root)
+    result = run_ctclip("embed-volume", good, "--output", output, "--json", "--data-root", data_root)
     assert result.returncode == 0, result.stderr
     latents = [volume["latent"] for volume in json.loads(result.stdout)["volumes"]]
     assert [math.hypot(*latent) for latent in latents] == pytest.approx([1, 1], abs=1e-5)
@@ -139,7 +135,7 @@ def test_latents_are_written_and_printed(data_root, good, tmp_path, suffix):
 )
 def test_mistake_is_one_clear_line_before_anything_is_done(data_root, tmp_path, arguments, line):
     command, path, *options = arguments
-    result = ctclip(command, tmp_path / path, *options, "--data-root", data_root)
+    result = run_ctclip(command, tmp_path / path, *options, "--data-root", data_root)
     assert result.returncode == 1
     assert result.stdout == ""
     assert line in result.stderr
@@ -149,8 +145,8 @@ def test_mistake_is_one_clear_line_before_anything_is_done(data_root, tmp_path, 
 def test_weights_without_a_tokenizer_say_what_to_put_where(good, tmp_path):
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
     weights = tmp_path / "CT-CLIP_v2.pt"
-    torch.save(CTCLIP(SLIM).state_dict(), weights)
-    result = ctclip("predict", good, "--model", weights, **offline)
+    torch.save(make_model(SLIM).state_dict(), weights)
+    result = run_ctclip_process("predict", good, "--model", weights, **offline)
     assert result.returncode == 1
     assert "put vocab.txt of microsoft/BiomedVLP-CXR-BERT-specialized beside it" in result.stderr.splitlines()[-1]
-    assert ctclip("embed-volume", good, "--model", weights, **offline).returncode == 0
+    assert run_ctclip_process("embed-volume", good, "--model", weights, **offline).returncode == 0

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.golden_files import GOLDEN, TINY, tiny_model, tiny_weights
+from support.golden import load_tiny_weights
+from support.models import TINY, load_tiny_model
+from support.paths import GOLDEN
 from torch import Tensor
 
 from ctclip_model.config import CTCLIPConfig, LabellerConfig, TextConfig, VisionConfig, tiny
@@ -45,7 +47,7 @@ def assert_holds(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_published_weights_load_in_every_form_they_come_in(tmp_path, suffix, prefix):
-    weights = tiny_weights()
+    weights = load_tiny_weights()
     extra = {"text_transformer.embeddings.position_ids": torch.arange(512)[None]}
     path = stored(tmp_path / f"weights{suffix}", {prefix + key: value for key, value in (weights | extra).items()})
     model = load_ctclip(path, TINY)
@@ -54,11 +56,11 @@ def test_published_weights_load_in_every_form_they_come_in(tmp_path, suffix, pre
 
 
 def test_parameters_without_elements_may_be_left_out():
-    assert_holds(load_ctclip(GOLDEN / "ctclip_tiny.weights.safetensors", TINY), tiny_weights())
+    assert_holds(load_ctclip(GOLDEN / "ctclip_tiny.weights.safetensors", TINY), load_tiny_weights())
 
 
 def test_a_loaded_model_computes_and_learns_like_the_one_that_was_built():
-    loaded, built = load_ctclip(GOLDEN / "ctclip_tiny.weights.safetensors", TINY), tiny_model()
+    loaded, built = load_ctclip(GOLDEN / "ctclip_tiny.weights.safetensors", TINY), load_tiny_model()
     assert dict(loaded.named_buffers()).keys() == dict(built.named_buffers()).keys()
     for (name, ours), theirs in zip(loaded.named_buffers(), built.buffers(), strict=True):
         assert torch.equal(ours, theirs), name
@@ -90,14 +92,14 @@ def test_a_config_that_the_shapes_cannot_tell_must_be_given():
     ],
 )
 def test_other_weights_are_refused_by_name(tmp_path, change, message):
-    weights = tiny_weights()
+    weights = load_tiny_weights()
     change(weights)
     with pytest.raises(CheckpointError, match=message):
         load_ctclip(stored(tmp_path / "weights.pt", weights), TINY)
 
 
 def test_a_mixture_of_prefixes_is_refused(tmp_path):
-    weights = {f"module.{key}" if key == "temperature" else key: value for key, value in tiny_weights().items()}
+    weights = {f"module.{key}" if key == "temperature" else key: value for key, value in load_tiny_weights().items()}
     with pytest.raises(CheckpointError, match=r"missing temperature; unexpected module\.temperature"):
         load_ctclip(stored(tmp_path / "weights.pt", weights), TINY)
 
@@ -121,7 +123,7 @@ def test_a_pickle_that_carries_code_is_refused_and_does_not_run(tmp_path, save):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_damaged_files_are_refused(tmp_path, suffix):
-    path = stored(tmp_path / f"weights{suffix}", tiny_weights())
+    path = stored(tmp_path / f"weights{suffix}", load_tiny_weights())
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], whole[: len(whole) - 1], b"", b"garbage" * 100):
         path.write_bytes(damaged)
@@ -130,9 +132,9 @@ def test_damaged_files_are_refused(tmp_path, suffix):
 
 
 def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path):
-    stored(tmp_path / "a.pt", tiny_weights()).rename(tmp_path / "a.safetensors")
-    stored(tmp_path / "b.safetensors", tiny_weights()).rename(tmp_path / "b.pt")
-    stored(tmp_path / "c.pt", tiny_weights()).rename(tmp_path / "c.bin")
+    stored(tmp_path / "a.pt", load_tiny_weights()).rename(tmp_path / "a.safetensors")
+    stored(tmp_path / "b.safetensors", load_tiny_weights()).rename(tmp_path / "b.pt")
+    stored(tmp_path / "c.pt", load_tiny_weights()).rename(tmp_path / "c.bin")
     for name in ("a.safetensors", "b.pt", "c.bin", "absent.pt"):
         with pytest.raises(CheckpointError, match=name):
             load_ctclip(tmp_path / name, TINY)
@@ -149,7 +151,7 @@ def labeller() -> ReportLabeller:
     return ReportLabeller(LabellerConfig(vocab_size=80, hidden_size=16, layers=1, heads=2, intermediate_size=16))
 
 
-@pytest.mark.parametrize("build", [tiny_model, labeller])
+@pytest.mark.parametrize("build", [load_tiny_model, labeller])
 def test_a_model_folder_gives_back_model_tokenizer_config_and_info(tmp_path, build):
     model, tokenizer = build(), train_tokenizer(TEXTS, vocab_size=80)
     tokens = tokenize(tokenizer, TEXTS, max_length=8)

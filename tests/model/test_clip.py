@@ -2,14 +2,16 @@ import json
 
 import pytest
 import torch
-from support.golden_files import GOLDEN, golden, tiny_model
+from support.golden import load_golden
+from support.models import load_tiny_model
+from support.paths import GOLDEN
 
 from ctclip_model.config import CTCLIPConfig
 from ctclip_model.data.reports import clean_report
 from ctclip_model.models.clip import CTCLIP, contrastive_loss, similarity
 from ctclip_model.models.text import tokenize, train_tokenizer
 
-INPUTS, OUTPUTS = golden("ctclip_tiny.inputs"), golden("ctclip_tiny.outputs")
+INPUTS, OUTPUTS = load_golden("ctclip_tiny.inputs"), load_golden("ctclip_tiny.outputs")
 VOLUME, TEXT = INPUTS["volume"], (INPUTS["input_ids"], INPUTS["attention_mask"])
 BOTH = ("findings", "impression")
 
@@ -20,7 +22,7 @@ def close(ours: torch.Tensor, name: str) -> None:
 
 @torch.no_grad()
 def test_latents_similarities_and_loss_are_the_published_ones():
-    model = tiny_model()
+    model = load_tiny_model()
     images, texts = model.encode_image(VOLUME), model.encode_text(*TEXT)
     close(images, "image_latents")
     close(texts, "text_latents")
@@ -32,7 +34,7 @@ def test_latents_similarities_and_loss_are_the_published_ones():
 
 
 def test_a_training_step_gives_the_published_loss_gradients_and_codes():
-    model = tiny_model()
+    model = load_tiny_model()
     model.visual_transformer.train()
     loss = model(VOLUME, *TEXT)
     loss.backward()
@@ -50,13 +52,13 @@ def test_a_training_step_gives_the_published_loss_gradients_and_codes():
 
 
 def test_every_parameter_that_takes_a_gradient_gets_one():
-    model = tiny_model()
+    model = load_tiny_model()
     model(VOLUME, *TEXT).backward()
     assert [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None] == []
 
 
 def test_a_text_keeps_its_latent_whatever_it_is_padded_to():
-    model = tiny_model()
+    model = load_tiny_model()
     ids, mask = (part[2:, :6] for part in TEXT)
     padded = torch.nn.functional.pad(ids, (0, 30)), torch.nn.functional.pad(mask, (0, 30))
     torch.testing.assert_close(model.encode_text(ids, mask), model.encode_text(*padded), rtol=0, atol=1e-6)

@@ -7,18 +7,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.training_runs import write_samples
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from ctclip_model.config import PRESETS, Preset, Recipe, TrainingConfig
+from ctclip_model.config import PRESETS, Preset, TrainingConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import split_sentences
-from ctclip_model.data.shards import ShardVolume, write_shard
-from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError, DivergedError, MissingInputError
 from ctclip_model.models.checkpoint import load_model_folder
@@ -29,9 +27,6 @@ from ctclip_model.training.engine.loop import Run, StepRecord, rate_at, run_step
 from ctclip_model.training.samples import BatchOrder, TrainingData, draw_shifts, hold_out, shift_volumes
 from ctclip_model.training.text_encoder import pretrain_text
 from ctclip_model.training.texts import vary_report
-
-SCANS = 12
-FACTS = ((9, 9, 9), (1.0, 1.0, 1.0), ((0, 24), (0, 40), (0, 40)), 0.0, 1.0, -1000, 1000)
 
 
 @pytest.fixture
@@ -46,35 +41,7 @@ def preset() -> Preset:
 
 @pytest.fixture
 def manifest(tmp_path: Path, preset: Preset) -> Path:
-    return write_manifest(tmp_path, preset.recipe)
-
-
-def write_manifest(data_root: Path, recipe: Recipe, valid_text: str = "Nothing at all.") -> Path:
-    """Twelve train scans of one or two reconstructions, and a valid one, in one shard."""
-    rng = np.random.default_rng(0)
-    names = [f"train_{scan}_a_{count}" for scan in range(1, SCANS + 1) for count in range(1, 2 + scan % 2)]
-    names.append("valid_1_a_1")
-    volumes = (
-        ShardVolume(name, "", ConvertedVolume(rng.integers(-1000, 1000, recipe.shape, np.int16), *FACTS))
-        for name in names
-    )
-    shard = write_shard(data_root / "shards/0.arrow", recipe, volumes)
-    rows = []
-    for row in shard:
-        split, patient, _, _ = row.name.split("_")
-        has_effusion = int(patient) % 2
-        text = "Pleural effusion is seen." if has_effusion else "No pleural effusion. The spleen is normal."
-        rows.append(
-            {
-                "volume_name": row.name, "scan_id": row.name[:-2], "patient_id": f"{split}_{patient}", "split": split,
-                "shard_path": "shards/0.arrow", "row_index": row.row_index, "fingerprint": "",
-                "findings": text if split == "train" else valid_text, "impression": None,
-                "labels": [has_effusion] * 17 + [None],
-            }
-        )  # fmt: skip
-    path = data_root / "manifest.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
+    return write_samples(tmp_path, preset.recipe, scans=12, valid_findings="Nothing at all.")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -118,7 +85,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 def test_the_valid_split_is_never_learned(tmp_path: Path, preset: Preset) -> None:
     for name, text in (("one", "Nothing at all."), ("other", "Another valid report entirely.")):
         (tmp_path / name).mkdir()
-        manifest = write_manifest(tmp_path / name, preset.recipe, valid_text=text)
+        manifest = write_samples(tmp_path / name, preset.recipe, scans=12, valid_findings=text)
         train_contrastive(manifest, tmp_path / name, preset, tmp_path / name / "model")
     assert_same(weights(tmp_path / "one/model"), weights(tmp_path / "other/model"))
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from support.golden_files import golden, tiny_model
+from support.golden import load_golden
+from support.models import load_tiny_model
 
 from ctclip_model.config import CTCLIPConfig, tiny
 from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_texts, embed_volumes
@@ -14,7 +15,7 @@ TEXTS = [f"{'No ' * (number % 5)}nodule and effusion." for number in range(9)]
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model()
+    return load_tiny_model()
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +24,13 @@ def tokenizer():
 
 
 def test_golden_volumes_get_the_published_latents_batch_by_batch(model):
-    volumes = golden("ctclip_tiny.inputs")["volume"]
+    volumes = load_golden("ctclip_tiny.inputs")["volume"]
     batches = [(["a", "b"], volumes[:2]), (["c"], volumes[2:])]
     embedded = list(embed_volumes(model, batches))
     assert [names for names, _ in embedded] == [["a", "b"], ["c"]]
     latents = np.concatenate([latents for _, latents in embedded])
     assert latents.dtype == np.float32
-    assert latents == pytest.approx(golden("ctclip_tiny.outputs")["image_latents"].numpy(), abs=1e-5)
+    assert latents == pytest.approx(load_golden("ctclip_tiny.outputs")["image_latents"].numpy(), abs=1e-5)
 
 
 def test_stored_hu_and_scaled_volumes_get_the_same_latents(model):
@@ -40,7 +41,7 @@ def test_stored_hu_and_scaled_volumes_get_the_same_latents(model):
 
 
 def test_half_precision_latents_are_of_length_one(model):
-    volumes = golden("ctclip_tiny.inputs")["volume"]
+    volumes = load_golden("ctclip_tiny.inputs")["volume"]
     ((_, latents),) = embed_volumes(model, [(["a", "b", "c"], volumes)], dtype=torch.bfloat16)
     assert np.linalg.norm(latents, axis=1) == pytest.approx(1, abs=1e-6)
 
@@ -74,10 +75,10 @@ def test_prompts_come_in_pairs_that_make_zero_shot_probabilities(model, tokenize
 
 
 def test_golden_latents_get_the_published_zero_shot_probabilities(model):
-    inputs, outputs = golden("ctclip_tiny.finetune.inputs"), golden("ctclip_tiny.finetune.outputs")
+    inputs, outputs = load_golden("ctclip_tiny.finetune.inputs"), load_golden("ctclip_tiny.finetune.outputs")
     with torch.inference_mode():
         prompts = model.encode_text(inputs["prompt_ids"], inputs["prompt_mask"]).numpy().reshape(18, 2, -1)
-    volume = golden("ctclip_tiny.outputs")["image_latents"].numpy()[:1]
+    volume = load_golden("ctclip_tiny.outputs")["image_latents"].numpy()[:1]
     probabilities = zero_shot(volume, prompts, model.temperature.exp().item())
     assert probabilities[0] == pytest.approx(outputs["zero_shot_probability"].numpy(), abs=1e-5)
 

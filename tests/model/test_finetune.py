@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from support.golden_files import golden, tiny_model
-from test_contrastive import SCANS, write_manifest
+from support.golden import load_golden
+from support.models import load_tiny_model
+from support.training_runs import write_samples
 
 from ctclip_model.config import PRESETS, LiProConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -28,8 +29,8 @@ from ctclip_model.training.lipro import fit_head, lipro_loss, positive_weights, 
 from ctclip_model.training.vocabfine import PROMPTS, train_vocabfine, vocabfine_losses
 from ctclip_model.training.worker import Job
 
-INPUTS, OUTPUTS = golden("ctclip_tiny.finetune.inputs"), golden("ctclip_tiny.finetune.outputs")
-VOLUME = golden("ctclip_tiny.inputs")["volume"][:1]
+INPUTS, OUTPUTS = load_golden("ctclip_tiny.finetune.inputs"), load_golden("ctclip_tiny.finetune.outputs")
+VOLUME = load_golden("ctclip_tiny.inputs")["volume"][:1]
 LABELS = INPUTS["labels"][None]  # (1, 18)
 PUBLISHED_POSITIVE_WEIGHTS = torch.tensor(
     [
@@ -38,6 +39,7 @@ PUBLISHED_POSITIVE_WEIGHTS = torch.tensor(
         10.81701149, 13.40695067,
     ]
 )  # fmt: skip
+SCANS = 12
 VOCABFINE = VocabFineConfig(
     batch_size=4, epochs=2, learning_rate=1e-3, warm_up_steps=2, varies_samples=True, steps_per_checkpoint=2
 )
@@ -53,7 +55,7 @@ def gradients(model):
 
 
 def test_vocabfine_losses_and_gradients_are_the_published_ones():
-    model = tiny_model()
+    model = load_tiny_model()
     losses = vocabfine_of(model)
     torch.testing.assert_close(losses, OUTPUTS["vocabfine_losses"], rtol=0, atol=1e-5)
     losses.sum().backward()
@@ -64,8 +66,8 @@ def test_vocabfine_losses_and_gradients_are_the_published_ones():
 
 def test_one_encoding_of_a_step_has_the_gradients_of_one_a_group():
     """The published way, group by group: encode the volume, order each pair by its label, softmax, backward."""
-    once, plain = tiny_model(), tiny_model()
-    volumes, labels = golden("ctclip_tiny.inputs")["volume"][:2], torch.cat([LABELS, 1 - LABELS])
+    once, plain = load_tiny_model(), load_tiny_model()
+    volumes, labels = load_golden("ctclip_tiny.inputs")["volume"][:2], torch.cat([LABELS, 1 - LABELS])
     vocabfine_of(once, volumes, labels).sum().backward()
     for group in range(3):
         pairs = slice(12 * group, 12 * group + 12)
@@ -85,7 +87,7 @@ def test_one_encoding_of_a_step_has_the_gradients_of_one_a_group():
 
 
 def test_an_unknown_label_counts_for_nothing_in_vocabfine():
-    model = tiny_model()
+    model = load_tiny_model()
     labels = LABELS.clone()
     labels[0, 0] = torch.nan
     whole, partial = vocabfine_of(model), vocabfine_of(model, labels=labels)
@@ -198,7 +200,7 @@ def test_lipro_leaves_trunk_and_code_book_as_they_were(tmp_path: Path, parent: P
 
 
 def test_vocabfine_trains_both_encoders_and_moves_the_code_book(tmp_path: Path, parent: Path) -> None:
-    manifest = write_manifest(tmp_path, PRESETS["smoke"]().recipe)
+    manifest = write_samples(tmp_path, PRESETS["smoke"]().recipe, SCANS)
     records = []
     train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "fine", on_step=records.append)
     before, after = state(parent), state(tmp_path / "fine")
@@ -218,7 +220,7 @@ def test_vocabfine_trains_both_encoders_and_moves_the_code_book(tmp_path: Path, 
 
 def test_vocabfine_lowers_its_loss(tmp_path: Path, parent: Path) -> None:
     config = dataclasses.replace(VOCABFINE, epochs=40, varies_samples=False)
-    manifest = write_manifest(tmp_path, PRESETS["smoke"]().recipe)
+    manifest = write_samples(tmp_path, PRESETS["smoke"]().recipe, SCANS)
     losses: list[float] = []
     train_vocabfine(
         manifest, tmp_path, parent, config, tmp_path / "fine", on_step=lambda record: losses.append(record.loss)
@@ -227,7 +229,7 @@ def test_vocabfine_lowers_its_loss(tmp_path: Path, parent: Path) -> None:
 
 
 def test_a_stopped_vocabfine_goes_on_to_the_same_weights(tmp_path: Path, parent: Path) -> None:
-    manifest = write_manifest(tmp_path, PRESETS["smoke"]().recipe)
+    manifest = write_samples(tmp_path, PRESETS["smoke"]().recipe, SCANS)
 
     def stop(record):
         if record.step == 5:
@@ -245,7 +247,7 @@ def test_a_stopped_vocabfine_goes_on_to_the_same_weights(tmp_path: Path, parent:
 
 def test_a_worker_fine_tunes_by_its_job_file(tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = dataclasses.replace(PRESETS["smoke"](), vocabfine=VOCABFINE)
-    manifest = write_manifest(tmp_path, preset.recipe)
+    manifest = write_samples(tmp_path, preset.recipe, SCANS)
     train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "fine", compute=Compute("cpu"))
     job = Job(ModelKind.vocabfine, "manifest.parquet", "models/fine", preset, Compute("cpu"), {}, parent="parent")
     job.write(tmp_path / "job.json")
@@ -262,7 +264,7 @@ def test_vocabfine_does_not_share_out_a_model(tmp_path: Path, parent: Path) -> N
 
 
 def test_fine_tuning_without_a_known_label_is_refused(tmp_path: Path, parent: Path) -> None:
-    manifest = write_manifest(tmp_path, PRESETS["smoke"]().recipe)
+    manifest = write_samples(tmp_path, PRESETS["smoke"]().recipe, SCANS)
     table = pq.read_table(manifest)
     unknown = pa.array([[None] * len(ABNORMALITIES)] * table.num_rows, pa.list_(pa.int64()))
     latents = pa.array([[1.0, 0.0]] * table.num_rows)

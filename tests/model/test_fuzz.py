@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_volume import SMALL, noise, reference, save
+from support.volumes import RECIPE, convert_plainly, make_noise, save_nifti
 
 from ctclip_model.data.volume import convert_volume
 from ctclip_model.errors import VolumeError
@@ -42,13 +42,13 @@ thorough = settings(
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> bytes:
-    return save(tmp_path_factory.mktemp("plain") / "a.nii", noise(SHAPE)).read_bytes()
+    return save_nifti(tmp_path_factory.mktemp("plain") / "a.nii", make_noise(SHAPE)).read_bytes()
 
 
 def convert(path: Path) -> np.ndarray | None:
     """The volume, int16 HU; None if it was refused."""
     try:
-        return convert_volume(path, spacing_mm=SPACING, recipe=SMALL).voxels
+        return convert_volume(path, spacing_mm=SPACING, recipe=RECIPE).voxels
     except VolumeError as error:
         reason = error.reason
     assert reason in REASONS
@@ -105,7 +105,7 @@ def test_a_damaged_header_is_refused_or_read_as_another_reader_reads_it(tmp_path
     path.write_bytes(gzip.compress(bytes(block), mtime=0) if is_gzip else bytes(block))
     voxels = convert(path)
     if voxels is not None:
-        assert np.abs(voxels / 1000 - reference(read_otherwise(bytes(block)), SPACING, SMALL)).max() < 6e-4
+        assert np.abs(voxels / 1000 - convert_plainly(read_otherwise(bytes(block)), SPACING, RECIPE)).max() < 6e-4
 
 
 def read_otherwise(content: bytes) -> np.ndarray:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from support.golden_files import TINY, golden, tiny_weights
+from support.golden import load_golden, load_tiny_weights
+from support.models import TINY
 
 from ctclip_model.config import LabellerConfig
 from ctclip_model.errors import CheckpointError
@@ -18,12 +19,12 @@ from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import train_tokenizer
 
-INPUTS, OUTPUTS = golden("ctclip_tiny.finetune.inputs"), golden("ctclip_tiny.finetune.outputs")
-VOLUME = golden("ctclip_tiny.inputs")["volume"][:1]
+INPUTS, OUTPUTS = load_golden("ctclip_tiny.finetune.inputs"), load_golden("ctclip_tiny.finetune.outputs")
+VOLUME = load_golden("ctclip_tiny.inputs")["volume"][:1]
 
 
 def lipro_weights():
-    trunk = {f"trained_model.{key}": value for key, value in tiny_weights().items()}
+    trunk = {f"trained_model.{key}": value for key, value in load_tiny_weights().items()}
     head = {f"classifier.{name}": INPUTS[f"lipro.classifier.{name}"] for name in ("weight", "bias")}
     return trunk | head
 
@@ -38,7 +39,7 @@ def model():
 @torch.no_grad()
 def test_logits_and_probabilities_are_the_published_ones(model):
     torch.testing.assert_close(model(VOLUME), OUTPUTS["lipro_logits"], rtol=0, atol=1e-5)
-    latents = golden("ctclip_tiny.outputs")["image_latents"][:1].numpy()
+    latents = load_golden("ctclip_tiny.outputs")["image_latents"][:1].numpy()
     latents.flags.writeable = False  # as the warehouse gives them
     expected = OUTPUTS["lipro_logits"].double().sigmoid().numpy()
     assert model.classifier.probabilities(latents) == pytest.approx(expected, abs=1e-6)
@@ -88,7 +89,7 @@ def test_a_folder_gives_back_the_whole_its_encoders_or_its_head_alone(tmp_path, 
     assert (whole.config, whole.info) == (TINY, {"parent": "b"})
     torch.testing.assert_close(dict(whole.model.state_dict()), lipro_weights(), rtol=0, atol=0)
     encoders = load_encoders(tmp_path / "a").model
-    torch.testing.assert_close(dict(encoders.state_dict()), tiny_weights(), rtol=0, atol=0)
+    torch.testing.assert_close(dict(encoders.state_dict()), load_tiny_weights(), rtol=0, atol=0)
     latents = np.eye(16, dtype=np.float32)
     probabilities = load_head(tmp_path / "a").probabilities(latents)
     assert np.array_equal(probabilities, model.classifier.probabilities(latents))

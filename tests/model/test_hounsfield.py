@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from support.golden_volumes import golden
+from support.volumes import load_golden_volume
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.hounsfield import find_wrong_rescaling
@@ -83,13 +83,13 @@ def test_every_phantom_passes_and_its_mistaken_twins_do_not(phantoms):
 
 @pytest.mark.parametrize("name", ["train_1_a_1", "train_2_a_1", "train_3_a_1", "valid_1_a_1", "valid_2_b_2"])
 def test_golden_volumes_pass_with_their_rescaling_recorded(name):
-    path, options, _ = golden(name)
+    path, options, _ = load_golden_volume(name)
     converted = convert_volume(path, **options, recipe=SMALL)
     assert (converted.rescale_slope, converted.rescale_intercept) == (options["slope"], options["intercept"])
 
 
 def test_a_real_crop_rescaled_twice_is_refused():
-    path, options, _ = golden("train_1_a_1")
+    path, options, _ = load_golden_volume("train_1_a_1")
     for intercept, expected in ((-1024.0, "rescaled_twice"), (1024.0, "not_rescaled")):
         with pytest.raises(VolumeError) as caught:
             convert_volume(path, **(options | {"intercept": intercept}), recipe=SMALL)

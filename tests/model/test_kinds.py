@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.golden_files import tiny_model
+from support.models import load_tiny_model
 
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.checkpoint import MODEL_TYPES, load_model_folder, save_model_folder
@@ -36,7 +36,7 @@ def test_unknown_kind_is_refused_by_name():
 @pytest.mark.parametrize(("info", "kind"), [({}, "ct-clip"), ({"parent": "p", "kind": "vocabfine"}, "vocabfine")])
 def test_model_folder_of_the_old_spelling_is_read(tmp_path, info, kind):
     folder = tmp_path / "models" / "old"
-    save_model_folder(folder, tiny_model(), train_tokenizer(["No nodule."], vocab_size=80))
+    save_model_folder(folder, load_tiny_model(), train_tokenizer(["No nodule."], vocab_size=80))
     description = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(description | {"kind": "ctclip", "info": info}))
     loaded = load_model_folder(folder)
@@ -45,7 +45,7 @@ def test_model_folder_of_the_old_spelling_is_read(tmp_path, info, kind):
 
 
 def test_model_folder_names_its_kind_once(tmp_path):
-    save_model_folder(tmp_path / "a", tiny_model(), None, kind=ModelKind.vocabfine, extra={"parent": "p"})
+    save_model_folder(tmp_path / "a", load_tiny_model(), None, kind=ModelKind.vocabfine, extra={"parent": "p"})
     description = json.loads((tmp_path / "a" / "config.json").read_text())
     assert (description["kind"], description["info"]) == ("vocabfine", {"parent": "p"})
     assert load_model_folder(tmp_path / "a").kind is ModelKind.vocabfine

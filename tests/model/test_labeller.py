@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.golden_files import golden
-from support.labelled_reports import write_reports
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, RobertaConfig
+from support.models import write_radbert
+from support.reports import write_reports
 
 from ctclip_model.config import LabellerConfig, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -136,27 +134,7 @@ def test_bags_hold_each_sentence_once():
 
 @pytest.fixture
 def radbert(tmp_path):
-    """A folder as downloads leave it: a small RoBERTa's configuration and tokenizer, `RadBertClassifier.pth`."""
-    folder = tmp_path / "radbert"
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator(write_reports(50, seed=0)[0], trainer)
-    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", pad_token="<pad>", eos_token="</s>", cls_token="<s>",
-        sep_token="</s>", unk_token="<unk>", mask_token="<mask>",
-    ).save_pretrained(folder)  # fmt: skip
-    RobertaConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=66, type_vocab_size=1,
-    ).save_pretrained(folder)  # fmt: skip
-    torch.save(golden("radbert_tiny.weights"), folder / "RadBertClassifier.pth")
-    return folder
+    return write_radbert(tmp_path / "radbert")
 
 
 def test_the_published_labeller_is_loaded_and_reads_reports_whole(radbert, tmp_path):

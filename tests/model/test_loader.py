@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.volumes import RECIPE, make_shard_volume
 from torch.utils.data import DataLoader
 
 from ctclip_model.config import Recipe
@@ -22,12 +23,8 @@ from ctclip_model.data.loader import (
     iterate_batches,
     to_model_input,
 )
-from ctclip_model.data.shards import ShardVolume, write_shard
-from ctclip_model.data.volume import ConvertedVolume
+from ctclip_model.data.shards import write_shard
 from ctclip_model.errors import ShardError
-
-RECIPE = Recipe("small", shape=(3, 4, 5))
-FACTS = ((9, 9, 9), (1.0, 1.0, 1.0), ((0, 3), (0, 4), (0, 5)), 0.0, 1.0, -1000, 1000)
 
 
 def voxels(index: int) -> np.ndarray:
@@ -41,7 +38,7 @@ def samples(tmp_path) -> list[SampleRef]:
     for shard in range(3):
         path = f"shards/{shard}.arrow"
         names = {f"train_{index + 1}_a_1": index for index in range(4 * shard, 4 * shard + 4)}
-        volumes = (ShardVolume(name, "", ConvertedVolume(voxels(index), *FACTS)) for name, index in names.items())
+        volumes = (make_shard_volume(name, voxels=voxels(index)) for name, index in names.items())
         found += [SampleRef(row.name, path, row.row_index) for row in write_shard(tmp_path / path, RECIPE, volumes)]
     return [found[index] for index in (7, 0, 11, 3, 4, 8, 1, 2, 10, 9, 6, 5)]
 
@@ -54,7 +51,7 @@ def test_a_sample_is_its_volume(tmp_path, samples):
     dataset = VolumeDataset(samples, tmp_path, verify=True)
     assert len(dataset) == 12
     assert dataset[0].dtype == torch.int16
-    assert dataset.shape == (3, 4, 5)
+    assert dataset.shape == RECIPE.shape
     assert [int(dataset[index][1, 2, 3]) for index in range(12)] == expected(samples)
     assert dataset.read_batch([2, 0, 2])[:, 0, 0, 0].tolist() == [11, 7, 11]
 
@@ -90,7 +87,7 @@ def test_a_sample_that_is_another_volume_is_refused(tmp_path, samples):
 def test_batches_come_whole_and_in_order(tmp_path, samples, batch_size):
     batches = list(iterate_batches(samples, tmp_path, batch_size=batch_size, threads=2))
     assert [name for names, _ in batches for name in names] == [sample.name for sample in samples]
-    assert all(volumes.shape[1:] == (1, 3, 4, 5) and len(volumes) <= batch_size for _, volumes in batches)
+    assert all(volumes.shape[1:] == (1, *RECIPE.shape) and len(volumes) <= batch_size for _, volumes in batches)
     assert torch.cat([volumes[:, 0, 0, 0, 0] for _, volumes in batches]).tolist() == expected(samples)
     assert list(iterate_batches([], tmp_path, batch_size=batch_size)) == []
 
@@ -176,14 +173,15 @@ def test_threads_read_the_same_batch_and_raise_what_is_wrong(tmp_path, samples):
 
 def test_threads_share_a_volume_out_by_its_slabs(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SLAB_VOXELS", 20)  # a plane a slab
-    noise = np.random.default_rng(0).integers(-1000, 1000, RECIPE.shape, np.int16)
-    (row,) = write_shard(tmp_path / "0.arrow", RECIPE, [ShardVolume("train_1_a_1", "", ConvertedVolume(noise, *FACTS))])
+    planes = Recipe("planes", shape=(3, 4, 5))
+    volume = make_shard_volume("train_1_a_1", planes)
+    (row,) = write_shard(tmp_path / "0.arrow", planes, [volume])
     assert [shards.ShardReader(tmp_path / "0.arrow").split(count) for count in (1, 2, 9)] == [
         [(0, 3)], [(0, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)],
     ]  # fmt: skip
     dataset = VolumeDataset([SampleRef(row.name, "0.arrow", row.row_index)], tmp_path)
     for threads in (1, 2, 4):
-        assert np.array_equal(dataset.read_batch([0, 0], threads=threads), np.stack([noise, noise]))
+        assert np.array_equal(dataset.read_batch([0, 0], threads=threads), np.stack([volume.converted.voxels] * 2))
 
 
 def test_a_reader_overwrites_a_batch_only_with_the_second_after_it(tmp_path, samples):

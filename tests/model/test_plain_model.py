@@ -5,13 +5,14 @@ from __future__ import annotations
 import plain_model
 import pytest
 import torch
-from support.golden_files import golden, tiny_model
+from support.golden import load_golden
+from support.models import load_tiny_model
 from torch import Tensor
 
 from ctclip_model.models import vision
 from ctclip_model.models.clip import CTCLIP, contrastive_loss
 
-INPUTS, OUTPUTS = golden("ctclip_tiny.inputs"), golden("ctclip_tiny.outputs")
+INPUTS, OUTPUTS = load_golden("ctclip_tiny.inputs"), load_golden("ctclip_tiny.outputs")
 VOLUME, TEXT = INPUTS["volume"], (INPUTS["input_ids"], INPUTS["attention_mask"])
 
 
@@ -22,12 +23,12 @@ def close(plain: Tensor, name: str) -> None:
 def test_groups_of_tokens_come_out_in_their_order(monkeypatch):
     monkeypatch.setitem(vision.TOKENS_AT_ONCE, "cpu", 32)
     with torch.no_grad():
-        close(tiny_model().encode_image(VOLUME), "image_latents")
+        close(load_tiny_model().encode_image(VOLUME), "image_latents")
 
 
 @torch.no_grad()
 def test_the_plain_way_gives_the_published_numbers():
-    model = tiny_model()
+    model = load_tiny_model()
     encoder = model.visual_transformer
     patches = plain_model.embed_patches(encoder, VOLUME)
     close(patches, "patch_tokens")
@@ -50,7 +51,7 @@ def step(model: CTCLIP, images: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_plain_training_step_is_the_published_one_and_ours_equals_it(recompute):
-    plain, ours = tiny_model(), tiny_model()
+    plain, ours = load_tiny_model(), load_tiny_model()
     for model in (plain, ours):
         model.visual_transformer.train()
     ours.visual_transformer.recompute = recompute

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.golden_files import SLIM, tiny_model
+from support.models import SLIM, load_tiny_model, make_model, make_tokenizer
+from support.volumes import save_nifti
 
 from ctclip_model.config import Recipe, tiny
-from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
+from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.doubts import list_doubts
 from ctclip_model.data.nifti import NiftiStream
 from ctclip_model.data.volume import convert_volume, read_volume
@@ -28,35 +29,32 @@ from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.find_model import find_model, list_models, load_model
 from ctclip_model.models.heads import LiPro
-from ctclip_model.models.text import train_tokenizer
 
 RECIPE = Recipe("own", spacing_mm=(6.0, 7.0, 7.0), shape=(30, 40, 40))  # of the golden model's size
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer([prompt for name in ABNORMALITIES for prompt in prompt_pair(name)] * 2, vocab_size=120)
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("models") / "golden"
-    save_model_folder(folder, tiny_model(), tokenizer, extra={"recipe": dataclasses.asdict(RECIPE)})
+    save_model_folder(folder, load_tiny_model(), tokenizer, extra={"recipe": dataclasses.asdict(RECIPE)})
     return folder
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "CT-CLIP_slim.safetensors"
-    save_file({key: value for key, value in CTCLIP(SLIM).state_dict().items() if value.numel()}, path)
+    save_file({key: value for key, value in make_model(SLIM).state_dict().items() if value.numel()}, path)
     return path
 
 
 def save_volume(path: Path, *, shape=(40, 40, 30), spacing=(7.0, 7.0, 6.0), low=-1000, affine=None, seed=0) -> Path:
     voxels = np.random.default_rng(seed).integers(low, low + 1500, shape, dtype=np.int16)
-    nib.save(nib.Nifti1Image(voxels, np.diag([*spacing, 1.0]) if affine is None else affine), path)
-    return path
+    return save_nifti(path, voxels, spacing, affine=affine)
 
 
 def doubts_of(path: Path) -> str:
@@ -135,8 +133,7 @@ def test_doubts_name_what_the_header_may_have_wrong(tmp_path):
 
 def test_the_recipe_travels_with_the_model_folder(folder, tokenizer, tmp_path):
     assert load_model(folder).recipe == RECIPE
-    torch.manual_seed(0)
-    model = CTCLIP(tiny().model)
+    model = make_model(tiny().model)
     save_model_folder(tmp_path / "older", model, tokenizer, extra={"preset": "tiny"})
     assert load_model(tmp_path / "older").recipe == tiny().recipe
     save_model_folder(tmp_path / "unknown", model, tokenizer, extra={"preset": "mine"})

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from support.golden_files import SLIM, tiny_model
+from support.models import SLIM, load_tiny_model
 from support.paths import ROOT
 
 import ctclip_model
@@ -93,7 +93,7 @@ def test_both_labellers_have_the_public_interface(folder, kind):
 def published(hub, tmp_path, monkeypatch, tokenizer):
     """A model folder in a repository of the loopback hub, and an empty cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    save_model_folder(tmp_path / "made", tiny_model(), tokenizer, extra={"recipe": vars(RECIPE)})
+    save_model_folder(tmp_path / "made", load_tiny_model(), tokenizer, extra={"recipe": vars(RECIPE)})
     repository = hub.repository("someone/tiny-ct-clip", "models")
     repository.commit(tmp_path / "made")
     shutil.rmtree(tmp_path / "made")

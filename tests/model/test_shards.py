@@ -11,29 +11,26 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from support.paths import ROOT
+from support.volumes import RECIPE, make_shard_volume
 
 from ctclip_model.config import Recipe
 from ctclip_model.data import shards
 from ctclip_model.data.shards import ShardReader, ShardVolume, read_volume, write_shard
-from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.errors import ShardError
 
 DOCUMENT = ROOT / "docs" / "shards.md"
-RECIPE = Recipe("small", spacing_mm=(3.0, 2.0, 2.0), shape=(10, 8, 7))
 
 
 @pytest.fixture(autouse=True)
 def _small_slabs(monkeypatch):
-    monkeypatch.setattr(shards, "SLAB_VOXELS", 4 * 8 * 7)  # slabs of 4, 4 and 2 planes
+    monkeypatch.setattr(shards, "SLAB_VOXELS", 4 * 16 * 12)  # slabs of 4, 4 and 2 planes
 
 
 def volume(index: int) -> ShardVolume:
-    low, high = (-32768, 32767) if index % 2 else (-1000, 1000)  # differences of the former wrap around
+    """Random HU. Differences of every second volume's wrap around."""
+    low, high = (-32768, 32767) if index % 2 else (-1000, 1000)
     voxels = np.random.default_rng(index).integers(low, high, RECIPE.shape, endpoint=True).astype(np.int16)
-    converted = ConvertedVolume(
-        voxels, (50, 60, 70), (0.7, 0.7, 1.5), ((0, 10), (1, 7), (2, 5)), -500.5, 300.25, -1024, 3000, None
-    )
-    return ShardVolume(f"train_{index + 1}_a_1", "ab" * 32, converted)
+    return make_shard_volume(f"train_{index + 1}_a_1", voxels=voxels, window=((0, 10), (1, 7), (2, 5)))
 
 
 VOLUMES = [volume(index) for index in range(5)]
@@ -65,7 +62,7 @@ def test_a_slab_is_a_part_of_its_volume(path, start, stop):
         assert np.array_equal(reader.read_slab(1, start, stop), VOLUMES[1].converted.voxels[start:stop])
 
 
-WHOLE = ((0, 10), (0, 8), (0, 7))
+WHOLE = ((0, 10), (0, 16), (0, 12))
 BOXES = [WHOLE, ((3, 5), (2, 6), (1, 2)), ((4, 8), (0, 8), (3, 7)), ((9, 10), (7, 8), (6, 7))]
 BAD_BOXES = [((0, 11), *WHOLE[1:]), ((-1, 5), *WHOLE[1:]), ((0, 1), (3, 3), (0, 7)), ((0, 1), (0, 8), (5, 2))]
 
@@ -82,7 +79,7 @@ def test_a_box_is_a_part_of_its_volume(path, box):
 
 @pytest.mark.parametrize("box", BAD_BOXES)
 def test_a_box_that_is_not_inside_is_refused(path, box):
-    with ShardReader(path) as reader, pytest.raises(ValueError, match=r"\(10, 8, 7\)"):
+    with ShardReader(path) as reader, pytest.raises(ValueError, match=r"\(10, 16, 12\)"):
         reader.read_box(1, box)
 
 
@@ -145,8 +142,8 @@ def test_volumes_are_taken_one_by_one(tmp_path):
 
 
 def test_a_volume_of_another_shape_or_type_is_refused(tmp_path):
-    other = Recipe("other", shape=(10, 8, 8))
-    with pytest.raises(ShardError, match=r"train_1_a_1.*\(10, 8, 7\)"):
+    other = Recipe("other", shape=(10, 16, 13))
+    with pytest.raises(ShardError, match=r"train_1_a_1.*\(10, 16, 12\)"):
         write_shard(tmp_path / "a.arrow", other, VOLUMES)
 
 
@@ -187,7 +184,7 @@ def test_damage_is_noticed_by_the_checksum(tmp_path):
 
 def test_damage_anywhere_is_an_error_or_harmless(path):
     content = path.read_bytes()
-    for position in range(8, len(content), 61):
+    for position in range(8, len(content), 181):
         block = bytearray(content)
         block[position] ^= 0xFF
         path.write_bytes(block)

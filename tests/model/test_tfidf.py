@@ -7,7 +7,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import GroupKFold
-from support.labelled_reports import COLUMNS, write_reports
+from support.reports import COLUMNS, write_reports
 
 from ctclip_model.config import TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.training_runs import curve_of, events, short_preset, start_worker, write_job, write_samples
+from support.training_runs import parse_events, read_curve, short_preset, start_worker, write_job, write_samples
 from torch import nn
 
 from ctclip_model.device import Compute
@@ -197,7 +197,7 @@ def test_sigterm_saves_at_the_end_of_the_step_and_the_rerun_goes_on(tmp_path: Pa
         train_contrastive(manifest, tmp_path, preset, tmp_path / "stopped", on_step=ask_to_stop)
     train_contrastive(manifest, tmp_path, preset, tmp_path / "stopped", on_step=lambda step: steps.append(step.step))
     assert steps == list(range(1, 13))
-    assert curve_of(tmp_path / "stopped") == curve_of(tmp_path / "whole")
+    assert read_curve(tmp_path / "stopped") == read_curve(tmp_path / "whole")
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("stopped", "whole"))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
@@ -239,7 +239,7 @@ def test_killed_at_twenty_moments_the_curve_is_the_same_to_the_bit(tmp_path: Pat
         write_samples(root, preset.recipe)
         write_job(root, preset)
     output, errors = start_worker(roots[0]).communicate()
-    assert events(output)[-1]["event"] == "result", errors
+    assert parse_events(output)[-1]["event"] == "result", errors
     rng = random.Random(0)
     for _ in range(20):
         worker = start_worker(roots[1])
@@ -254,7 +254,7 @@ def test_killed_at_twenty_moments_the_curve_is_the_same_to_the_bit(tmp_path: Pat
     output, errors = worker.communicate()
     assert worker.returncode == 0, errors
     assert "damaged" not in errors
-    assert curve_of(roots[1] / "models/model") == curve_of(roots[0] / "models/model")
+    assert read_curve(roots[1] / "models/model") == read_curve(roots[0] / "models/model")
     ours, theirs = (load_file(root / "models/model/model.safetensors") for root in roots)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
@@ -273,13 +273,13 @@ def test_a_run_of_four_processes_goes_on_with_two_and_one(tmp_path: Path) -> Non
         worker.send_signal(signal.SIGTERM)
         output, errors = worker.communicate(timeout=60)
         assert worker.returncode != 0
-        told = events("".join(seen) + output)
+        told = parse_events("".join(seen) + output)
         assert {event.get("kind") for event in told if event["event"] == "error"} == {"PreemptedError"}, errors
     worker = start_worker(tmp_path)
     output, errors = worker.communicate()
     assert worker.returncode == 0, errors
-    assert events(output)[0]["step"] > 5
-    found, expected = curve_of(tmp_path / "models/model"), curve_of(tmp_path / "whole")
+    assert parse_events(output)[0]["step"] > 5
+    found, expected = read_curve(tmp_path / "models/model"), read_curve(tmp_path / "whole")
     assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-3)
 
 
@@ -296,5 +296,5 @@ def test_sigterm_ends_the_worker_with_its_own_exit_code_and_one_line(tmp_path: P
     output, _ = worker.communicate(timeout=60)
     assert worker.returncode == 143
     assert time.monotonic() - started < 25
-    assert "stopped on request (SIGTERM); the training is saved after step" in events(output)[-1]["text"]
+    assert "stopped on request (SIGTERM); the training is saved after step" in parse_events(output)[-1]["text"]
     assert len(steps_in(tmp_path / "models/model.work/state/checkpoints")) == 1

@@ -2,13 +2,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support.golden_files import golden, tiny_model
+from support.golden import load_golden
+from support.models import load_tiny_model
 from torch.nn import functional as F
 
 from ctclip_model.models import vision
 from ctclip_model.models.vision import PositionBias, VectorQuantizer
 
-INPUTS, OUTPUTS = golden("ctclip_tiny.inputs"), golden("ctclip_tiny.outputs")
+INPUTS, OUTPUTS = load_golden("ctclip_tiny.inputs"), load_golden("ctclip_tiny.outputs")
 VOLUME = INPUTS["volume"]
 
 
@@ -25,7 +26,7 @@ def close(ours: torch.Tensor, name: str) -> None:
 
 @torch.no_grad()
 def test_every_stage_gives_the_published_numbers():
-    encoder = tiny_model().visual_transformer
+    encoder = load_tiny_model().visual_transformer
     patches = encoder.embed(VOLUME)
     close(patches, "patch_tokens")
     tokens = encoder.encode(patches)
@@ -39,7 +40,7 @@ def test_every_stage_gives_the_published_numbers():
 @pytest.mark.parametrize("shape", [(3, 30, 40, 40), (3, 2, 30, 40, 40), (3, 1, 40, 40, 30), (3, 1, 35, 40, 40)])
 def test_a_volume_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"\(B, 1, 30, 40, 40\)"):
-        tiny_model().visual_transformer(torch.zeros(shape))
+        load_tiny_model().visual_transformer(torch.zeros(shape))
 
 
 def test_position_bias_equals_the_network_asked_for_every_pair(seeded):

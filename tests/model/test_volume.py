@@ -11,19 +11,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from support.golden_volumes import golden
+from support.volumes import RECIPE, convert_plainly, load_golden_volume, make_noise, reason_of_refusal, save_nifti
 
-from ctclip_model.config import Recipe
 from ctclip_model.data.volume import choose_spacing, convert_volume, load_volume
 from ctclip_model.errors import VolumeError
-
-SMALL = Recipe("small", spacing_mm=(3.0, 2.0, 2.0), shape=(10, 16, 12))
 
 
 @pytest.mark.parametrize("name", ["train_1_a_1", "train_2_a_1", "train_3_a_1", "valid_1_a_1", "valid_2_b_2"])
 def test_golden_volume_is_the_published_one(name):
-    path, options, expected = golden(name)
+    path, options, expected = load_golden_volume(name)
     parts = tuple(slice(*bounds) for bounds in zip(expected["lo"], expected["hi"], expected["step"], strict=True))
     volume = load_volume(path, **options)
     assert volume.shape == (1, 240, 480, 480)
@@ -38,82 +34,49 @@ def test_golden_volume_is_the_published_one(name):
     assert converted.window == tuple(zip(expected["lo"], expected["hi"], strict=True))
 
 
-def noise(shape: tuple[int, ...], dtype: str = "<i2", low: int = -1500, high: int = 1500) -> np.ndarray:
-    return np.random.default_rng(0).integers(low, high, shape).astype(dtype)
-
-
-def save(
-    path: Path, array: np.ndarray, zooms: tuple[float, ...] = (2.0, 2.0, 3.0), kind: type = nib.Nifti1Image
-) -> Path:
-    header = kind.header_class(endianness=">" if array.dtype.byteorder == ">" else "<")
-    header.set_data_dtype(array.dtype)
-    image = kind(array, np.diag([*zooms[:3], 1.0]), header)
-    image.header.set_slope_inter(1, 0)
-    nib.save(image, path)
-    return path
-
-
-def reference(hu: np.ndarray, spacing: tuple[float, ...], recipe: Recipe) -> np.ndarray:
-    """The published way, on the whole volume at once."""
-    volume = torch.from_numpy(np.clip(hu, *recipe.window_hu)).double().permute(2, 0, 1)[None, None]
-    along = [spacing[2], spacing[0], spacing[1]]
-    size = [
-        int(n * (ours / target)) for n, ours, target in zip(volume.shape[2:], along, recipe.spacing_mm, strict=True)
-    ]
-    volume = F.interpolate(volume, size=size, mode="trilinear", align_corners=False)[0, 0] / 1000
-    for axis, (n, wanted) in enumerate(zip(size, recipe.shape, strict=True)):
-        start = max((n - wanted) // 2, 0)
-        volume = volume.narrow(axis, start, min(n, wanted))
-        before = max((wanted - n) // 2, 0)
-        padding = [0] * 6
-        padding[4 - 2 * axis : 6 - 2 * axis] = before, wanted - volume.shape[axis] - before
-        volume = F.pad(volume, padding, value=-1.0)
-    return volume.numpy()
-
-
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 3.0), (0.7, 5.0, 1.1), (3.1, 3.1, 0.6), (9.0, 1.0, 12.0)])
 @pytest.mark.parametrize("shape", [(13, 17, 20), (40, 9, 8)])
 def test_any_size_and_spacing_match_the_plain_way(tmp_path, shape, spacing):
-    hu = noise(shape)
-    path = save(tmp_path / "a.nii.gz", hu)
-    expected = reference(hu, spacing, SMALL)
-    ours = load_volume(path, spacing_mm=spacing, recipe=SMALL)[0].numpy()
+    hu = make_noise(shape)
+    path = save_nifti(tmp_path / "a.nii.gz", hu)
+    expected = convert_plainly(hu, spacing, RECIPE)
+    ours = load_volume(path, spacing_mm=spacing, recipe=RECIPE)[0].numpy()
     assert np.abs(ours - expected).max() < 1e-6
-    assert np.abs(convert_volume(path, spacing_mm=spacing, recipe=SMALL).voxels / 1000 - expected).max() < 5.01e-4
+    assert np.abs(convert_volume(path, spacing_mm=spacing, recipe=RECIPE).voxels / 1000 - expected).max() < 5.01e-4
 
 
 @pytest.mark.parametrize("dtype", ["<i2", ">i2", "u1", "<u2", "<i4", ">i4", "<i8", "<f4", ">f4", "<f8", ">f8"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_every_voxel_type_and_byte_order_reads_the_same(tmp_path, dtype, suffix):
-    hu = noise((12, 11, 10), low=0, high=255)
-    expected = convert_volume(save(tmp_path / "a.nii", hu), recipe=SMALL)
-    ours = convert_volume(save(tmp_path / f"b{suffix}", hu.astype(dtype)), recipe=SMALL)
+    hu = make_noise((12, 11, 10), low=0, high=255)
+    expected = convert_volume(save_nifti(tmp_path / "a.nii", hu), recipe=RECIPE)
+    ours = convert_volume(save_nifti(tmp_path / f"b{suffix}", hu.astype(dtype)), recipe=RECIPE)
     assert np.array_equal(ours.voxels, expected.voxels)
     assert (ours.hu_min, ours.hu_max, ours.shape_in) == (hu.min(), hu.max(), hu.shape)
 
 
 def test_nifti_2_and_a_fourth_axis_of_one_read_the_same(tmp_path):
-    hu = noise((12, 11, 10))
-    expected = convert_volume(save(tmp_path / "a.nii", hu), recipe=SMALL).voxels
-    second = save(tmp_path / "b.nii.gz", hu[..., None], kind=nib.Nifti2Image)
-    assert np.array_equal(convert_volume(second, recipe=SMALL).voxels, expected)
+    hu = make_noise((12, 11, 10))
+    expected = convert_volume(save_nifti(tmp_path / "a.nii", hu), recipe=RECIPE).voxels
+    second = save_nifti(tmp_path / "b.nii.gz", hu[..., None], kind=nib.Nifti2Image)
+    assert np.array_equal(convert_volume(second, recipe=RECIPE).voxels, expected)
 
 
 def test_the_files_scaling_comes_before_the_tables(tmp_path):
-    stored = noise((12, 11, 10), low=0, high=400)
-    plain = convert_volume(save(tmp_path / "a.nii", (stored * 2 - 100) * 3 - 800), recipe=SMALL)
-    path = save(tmp_path / "b.nii", stored)
+    stored = make_noise((12, 11, 10), low=0, high=400)
+    plain = convert_volume(save_nifti(tmp_path / "a.nii", (stored * 2 - 100) * 3 - 800), recipe=RECIPE)
+    path = save_nifti(tmp_path / "b.nii", stored)
     block = bytearray(path.read_bytes())
     struct.pack_into("<ff", block, 112, 2.0, -100.0)
     path.write_bytes(block)
-    scaled = convert_volume(path, slope=3.0, intercept=-800.0, recipe=SMALL)
+    scaled = convert_volume(path, slope=3.0, intercept=-800.0, recipe=RECIPE)
     assert np.array_equal(scaled.voxels, plain.voxels)
     assert (scaled.hu_min, scaled.hu_max) == (plain.hu_min, plain.hu_max)
 
 
 def test_statistics_are_those_of_the_source(tmp_path):
-    hu = noise((12, 11, 60), low=-3000, high=3000)
-    converted = convert_volume(save(tmp_path / "a.nii.gz", hu), recipe=SMALL)
+    hu = make_noise((12, 11, 60), low=-3000, high=3000)
+    converted = convert_volume(save_nifti(tmp_path / "a.nii.gz", hu), recipe=RECIPE)
     clipped = np.clip(hu, -1000, 1000).astype(float)
     assert (converted.hu_min, converted.hu_max) == (hu.min(), hu.max())
     assert np.isclose(converted.hu_mean, clipped.mean(), atol=0.01)
@@ -121,19 +84,12 @@ def test_statistics_are_those_of_the_source(tmp_path):
 
 
 def gz(path: Path) -> Path:
-    return save(path, noise((12, 11, 10)))
-
-
-def refusal(path: Path, **options) -> str:
-    with pytest.raises(VolumeError) as caught:
-        convert_volume(path, recipe=SMALL, **options)
-    assert caught.value.item == path.name.split(".")[0]
-    return caught.value.reason
+    return save_nifti(path, make_noise((12, 11, 10)))
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    assert refusal(tmp_path / "a.nii.gz") == "missing_file"
-    assert refusal(tmp_path) == "missing_file"
+    assert reason_of_refusal(tmp_path / "a.nii.gz") == "missing_file"
+    assert reason_of_refusal(tmp_path) == "missing_file"
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99, 0.9999])
@@ -141,10 +97,10 @@ def test_a_truncated_file_is_refused(tmp_path, kept):
     path = gz(tmp_path / "a.nii.gz")
     content = path.read_bytes()
     path.write_bytes(content[: max(12, int(len(content) * kept))])
-    assert refusal(path) == "truncated"
-    plain = save(tmp_path / "b.nii", noise((12, 11, 10)))
+    assert reason_of_refusal(path) == "truncated"
+    plain = save_nifti(tmp_path / "b.nii", make_noise((12, 11, 10)))
     plain.write_bytes(plain.read_bytes()[:-1])
-    assert refusal(plain) == "truncated"
+    assert reason_of_refusal(plain) == "truncated"
 
 
 def test_a_wrong_checksum_is_refused(tmp_path):
@@ -152,7 +108,7 @@ def test_a_wrong_checksum_is_refused(tmp_path):
     block = bytearray(path.read_bytes())
     block[-8] ^= 1
     path.write_bytes(block)
-    assert refusal(path) == "bad_crc"
+    assert reason_of_refusal(path) == "bad_crc"
 
 
 def test_a_damaged_stream_is_refused_wherever_the_damage_is(tmp_path):
@@ -162,24 +118,31 @@ def test_a_damaged_stream_is_refused_wherever_the_damage_is(tmp_path):
         block = bytearray(content)
         block[position] ^= 0x55
         path.write_bytes(block)
-        assert refusal(path) in {"bad_crc", "truncated", "oversized_header", "not_nifti", "trailing_data", "not_3d"}
+        assert reason_of_refusal(path) in {
+            "bad_crc",
+            "truncated",
+            "oversized_header",
+            "not_nifti",
+            "trailing_data",
+            "not_3d",
+        }
 
 
 def test_what_follows_the_voxels_is_refused(tmp_path):
     path = gz(tmp_path / "a.nii.gz")
     content = path.read_bytes()
     path.write_bytes(content + b"garbage")
-    assert refusal(path) == "trailing_data"
+    assert reason_of_refusal(path) == "trailing_data"
     path.write_bytes(gzip.compress(gzip.decompress(content) + b"\0"))
-    assert refusal(path) == "trailing_data"
+    assert reason_of_refusal(path) == "trailing_data"
 
 
 def test_a_gzip_of_several_members_is_whole(tmp_path):
     path = gz(tmp_path / "a.nii.gz")
-    expected = convert_volume(path, recipe=SMALL).voxels
+    expected = convert_volume(path, recipe=RECIPE).voxels
     plain = gzip.decompress(path.read_bytes())
     path.write_bytes(b"".join(gzip.compress(plain[start : start + 1000]) for start in range(0, len(plain), 1000)))
-    assert np.array_equal(convert_volume(path, recipe=SMALL).voxels, expected)
+    assert np.array_equal(convert_volume(path, recipe=RECIPE).voxels, expected)
 
 
 def test_a_header_that_promises_a_little_more_is_refused(tmp_path):
@@ -187,42 +150,45 @@ def test_a_header_that_promises_a_little_more_is_refused(tmp_path):
     block = bytearray(gzip.decompress(path.read_bytes()))
     struct.pack_into("<h", block, 46, 11)
     path.write_bytes(gzip.compress(block))
-    assert refusal(path) == "oversized_header"
+    assert reason_of_refusal(path) == "oversized_header"
 
 
 def test_what_is_no_nifti_is_refused(tmp_path):
     path = tmp_path / "a.nii.gz"
     for content in (b"\x89PNG\r\n\x1a\n" + bytes(1000), gzip.compress(b"hello"), gzip.compress(bytes(5000))):
         path.write_bytes(content)
-        assert refusal(path) == "not_nifti"
+        assert reason_of_refusal(path) == "not_nifti"
 
 
 @pytest.mark.parametrize("code", [32, 128, 16384, -1])  # complex, colour and two that do not exist
 def test_voxels_that_are_no_plain_numbers_are_refused(tmp_path, code):
-    path = save(tmp_path / "a.nii", noise((12, 11, 10)))
+    path = save_nifti(tmp_path / "a.nii", make_noise((12, 11, 10)))
     block = bytearray(path.read_bytes())
     struct.pack_into("<h", block, 70, code)
     path.write_bytes(block)
-    assert refusal(path) == "bad_dtype"
+    assert reason_of_refusal(path) == "bad_dtype"
 
 
 def test_volumes_of_the_wrong_shape_are_refused(tmp_path):
-    assert refusal(save(tmp_path / "a.nii.gz", noise((8, 8, 8, 2)))) == "not_3d"
-    assert refusal(save(tmp_path / "b.nii.gz", noise((8, 8)))) == "not_3d"
-    assert refusal(save(tmp_path / "c.nii.gz", noise((8, 8, 1)))) == "too_few_slices"
-    assert refusal(save(tmp_path / "d.nii.gz", noise((8, 8, 2))), spacing_mm=(1, 1, 1)) == "too_few_slices"
+    assert reason_of_refusal(save_nifti(tmp_path / "a.nii.gz", make_noise((8, 8, 8, 2)))) == "not_3d"
+    assert reason_of_refusal(save_nifti(tmp_path / "b.nii.gz", make_noise((8, 8)))) == "not_3d"
+    assert reason_of_refusal(save_nifti(tmp_path / "c.nii.gz", make_noise((8, 8, 1)))) == "too_few_slices"
+    assert (
+        reason_of_refusal(save_nifti(tmp_path / "d.nii.gz", make_noise((8, 8, 2))), spacing_mm=(1, 1, 1))
+        == "too_few_slices"
+    )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_voxels_that_are_no_numbers_are_refused(tmp_path, value):
-    hu = noise((12, 11, 10), "<f4")
+    hu = make_noise((12, 11, 10), "<f4")
     hu[3, 4, 9] = value
-    assert refusal(save(tmp_path / "a.nii.gz", hu)) == "nan_voxels"
+    assert reason_of_refusal(save_nifti(tmp_path / "a.nii.gz", hu)) == "nan_voxels"
 
 
 def test_a_volume_of_one_value_is_refused(tmp_path):
-    assert refusal(save(tmp_path / "a.nii.gz", np.zeros((12, 11, 10), "<i2"))) == "all_zero"
-    assert refusal(save(tmp_path / "b.nii.gz", np.full((12, 11, 10), -1024, "<i2"))) == "constant"
+    assert reason_of_refusal(save_nifti(tmp_path / "a.nii.gz", np.zeros((12, 11, 10), "<i2"))) == "all_zero"
+    assert reason_of_refusal(save_nifti(tmp_path / "b.nii.gz", np.full((12, 11, 10), -1024, "<i2"))) == "constant"
 
 
 @pytest.mark.parametrize("offset", [42, 46])  # the first and the third dimension
@@ -232,7 +198,7 @@ def test_a_header_that_promises_more_than_the_file_can_hold_is_refused_unread(tm
     struct.pack_into("<h", block, offset, 32767)
     path.write_bytes(gzip.compress(block))
     with pytest.raises(VolumeError, match=r"promises .* \[oversized_header\]"):
-        convert_volume(path, recipe=SMALL)
+        convert_volume(path, recipe=RECIPE)
 
 
 def test_a_plane_too_large_for_memory_is_refused_before_it_is_allocated(tmp_path):
@@ -244,32 +210,34 @@ def test_a_plane_too_large_for_memory_is_refused_before_it_is_allocated(tmp_path
     content = compressor.compress(header.binaryblock + bytes(4)) + compressor.flush()
     path = tmp_path / "a.nii.gz"
     path.write_bytes(content + np.random.default_rng(0).bytes(4_000_000))
-    assert refusal(path) == "oversized_header"
+    assert reason_of_refusal(path) == "oversized_header"
 
 
 @pytest.mark.parametrize("options", [{"slope": 0.0}, {"slope": np.nan}, {"intercept": np.inf}, {"slope": None}])
 def test_rescaling_that_makes_no_hu_is_refused(tmp_path, options):
-    assert refusal(gz(tmp_path / "a.nii.gz"), **options) == "bad_rescale"
+    assert reason_of_refusal(gz(tmp_path / "a.nii.gz"), **options) == "bad_rescale"
 
 
 def test_hu_beyond_all_sense_are_refused(tmp_path):
     for slope in (1e9, -1e9, 1e300):
-        assert refusal(gz(tmp_path / "a.nii.gz"), slope=slope) == "bad_rescale"
+        assert reason_of_refusal(gz(tmp_path / "a.nii.gz"), slope=slope) == "bad_rescale"
 
 
 @pytest.mark.parametrize("z", [0.0, -1.0, np.nan, np.inf, 0.035, 50.0, None])
 def test_the_header_stands_in_for_an_unusable_spacing_and_is_noted(tmp_path, z):
     path = gz(tmp_path / "a.nii.gz")
-    converted = convert_volume(path, spacing_mm=(2.0, 2.0, z), recipe=SMALL)
+    converted = convert_volume(path, spacing_mm=(2.0, 2.0, z), recipe=RECIPE)
     assert converted.spacing_mm == (2.0, 2.0, 3.0)
     assert converted.spacing_note is not None
 
 
 def test_no_usable_spacing_is_refused(tmp_path):
-    path = save(tmp_path / "a.nii.gz", noise((12, 11, 10)), zooms=(2.0, 2.0, 0.01))
-    assert refusal(path) == "bad_spacing"
-    assert refusal(path, spacing_mm=(2.0, 2.0, None)) == "bad_spacing"
-    assert refusal(gz(tmp_path / "b.nii.gz"), spacing_mm=(0.7, 0.7, None)) == "bad_spacing", "the header is another's"
+    path = save_nifti(tmp_path / "a.nii.gz", make_noise((12, 11, 10)), spacing_mm=(2.0, 2.0, 0.01))
+    assert reason_of_refusal(path) == "bad_spacing"
+    assert reason_of_refusal(path, spacing_mm=(2.0, 2.0, None)) == "bad_spacing"
+    assert reason_of_refusal(gz(tmp_path / "b.nii.gz"), spacing_mm=(0.7, 0.7, None)) == "bad_spacing", (
+        "the header is another's"
+    )
 
 
 def test_the_table_wins_over_the_header_and_a_disagreement_is_noted():
@@ -284,11 +252,11 @@ def test_the_table_wins_over_the_header_and_a_disagreement_is_noted():
 
 def test_the_headers_transforms_and_a_blank_scaling_change_nothing(tmp_path):
     path = gz(tmp_path / "a.nii.gz")
-    expected = convert_volume(path, recipe=SMALL).voxels
+    expected = convert_volume(path, recipe=RECIPE).voxels
     block = bytearray(gzip.decompress(path.read_bytes()))
     struct.pack_into("<2h", block, 252, 1, 2)  # qform and sform, which disagree
     struct.pack_into("<12f", block, 280, *[-9.0, 0, 0, 5, 0, 9.0, 0, 5, 0, 0, 9.0, 5])
     for slope, intercept in ((np.nan, np.nan), (0.0, 7.0), (1.0, 0.0)):
         struct.pack_into("<2f", block, 112, slope, intercept)
         path.write_bytes(gzip.compress(block))
-        assert np.array_equal(convert_volume(path, recipe=SMALL).voxels, expected)
+        assert np.array_equal(convert_volume(path, recipe=RECIPE).voxels, expected)

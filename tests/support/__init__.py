@@ -1,1 +1,1 @@
-"""Builders and servers that tests share. Test files import nothing else from `tests`."""
+"""Builders and servers that tests share. A test file imports nothing else from `tests`."""

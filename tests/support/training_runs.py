@@ -10,38 +10,38 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctclip_model.config import Preset, Recipe, smoke
-from ctclip_model.data.shards import ShardVolume, write_shard
-from ctclip_model.data.volume import ConvertedVolume
+from ctclip_model.data.shards import write_shard
 from ctclip_model.device import Compute
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.worker import Job
 from support.paths import ROOT
+from support.volumes import make_shard_volume
 
-FACTS = ((9, 9, 9), (1.0, 1.0, 1.0), ((0, 24), (0, 40), (0, 40)), 0.0, 1.0, -1000, 1000)
 
+def write_samples(data_root: Path, recipe: Recipe, scans: int = 24, valid_findings: str | None = None) -> Path:
+    """A manifest of labelled train scans of one or two reconstructions, and their shard.
 
-def write_samples(data_root: Path, recipe: Recipe, scans: int = 24) -> Path:
-    """A manifest of so many labelled train scans, of one or two reconstructions, and their shard."""
-    rng = np.random.default_rng(0)
+    With `valid_findings`, a last sample is of the valid split and has these findings.
+    """
     names = [f"train_{scan}_a_{count}" for scan in range(1, scans + 1) for count in range(1, 2 + scan % 2)]
-    volumes = (
-        ShardVolume(name, "", ConvertedVolume(rng.integers(-1000, 1000, recipe.shape, np.int16), *FACTS))
-        for name in names
-    )
+    if valid_findings is not None:
+        names.append("valid_1_a_1")
+    volumes = (make_shard_volume(name, recipe, seed=seed) for seed, name in enumerate(names))
     rows = []
     for row in write_shard(data_root / "shards/0.arrow", recipe, volumes):
-        patient = int(row.name.split("_")[1])
+        split, patient, _, _ = row.name.split("_")
+        has_effusion = int(patient) % 2
+        findings = "Pleural effusion is seen." if has_effusion else "No pleural effusion. The spleen is normal."
         rows.append(
             {
-                "volume_name": row.name, "scan_id": row.name[:-2], "patient_id": f"train_{patient}", "split": "train",
+                "volume_name": row.name, "scan_id": row.name[:-2], "patient_id": f"{split}_{patient}", "split": split,
                 "shard_path": "shards/0.arrow", "row_index": row.row_index, "fingerprint": "",
-                "findings": f"Finding {patient} is seen. The rest is normal.", "impression": f"Number {patient}.",
-                "labels": [patient % 2] * 18,
+                "findings": findings if split == "train" else valid_findings, "impression": f"Number {patient}.",
+                "labels": [has_effusion] * 17 + [None],
             }
         )  # fmt: skip
     path = data_root / "manifest.parquet"
@@ -50,7 +50,7 @@ def write_samples(data_root: Path, recipe: Recipe, scans: int = 24) -> Path:
 
 
 def short_preset(**training: Any) -> Preset:
-    """A few steps of batches of 8, with all that draws random numbers; the text encoder learns too."""
+    """The smoke preset with a few steps of batches of 8, with everything that draws random numbers."""
     base = smoke()
     settings = {
         "batch_size": 8, "samples": 96, "learning_rate": 1e-3, "text_learning_rate": None, "short_text_share": 0.5,
@@ -60,6 +60,7 @@ def short_preset(**training: Any) -> Preset:
 
 
 def write_job(data_root: Path, preset: Preset, compute: Compute = Compute("cpu")) -> Path:
+    """Writes the job that trains CT-CLIP on the manifest of `write_samples`."""
     job = Job(
         ModelKind.ct_clip, "manifest.parquet", "models/model", preset, compute, {"source": "here", "revision": "1"}
     )
@@ -68,7 +69,7 @@ def write_job(data_root: Path, preset: Preset, compute: Compute = Compute("cpu")
 
 
 def start_worker(data_root: Path, *, processes: int = 1) -> subprocess.Popen[str]:
-    """The job of a data root in processes of their own."""
+    """Starts the job of a data root in processes of its own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "--no-python"]
     program = [sys.executable, "-m", "ctclip_model.training.worker", str(data_root / "job.json"), str(data_root)]
     command = program if processes == 1 else [sys.executable, *launcher, *program]
@@ -78,10 +79,12 @@ def start_worker(data_root: Path, *, processes: int = 1) -> subprocess.Popen[str
     )
 
 
-def events(output: str) -> list[dict[str, Any]]:
+def parse_events(output: str) -> list[dict[str, Any]]:
+    """Events that a worker has printed."""
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
-def curve_of(folder: Path) -> list[tuple[int, float]]:
+def read_curve(folder: Path) -> list[tuple[int, float]]:
+    """Step and loss of each step of a trained model."""
     table = pq.read_table(folder / "metrics.parquet")
     return list(zip(table["step"].to_pylist(), table["loss"].to_pylist(), strict=True))

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from support.warehouse_records import query, write_run
+from support.records import write_run
 
 from ctclip_model.errors import WarehouseError
 from warehouse import schema, store
+from warehouse.store import query
 
 PUBLISH = "import sys, pathlib; from warehouse.store import publish; publish(pathlib.Path(sys.argv[1]))"
 # opens, asks and closes until the file `stop` appears; prints how often

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.warehouse_records import RUNS, write_run
+from support.records import RUNS, write_run
 
 from ctclip_model.errors import ConfigurationError
 from warehouse import store

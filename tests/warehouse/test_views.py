@@ -8,17 +8,11 @@ import duckdb
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
-from support.warehouse_records import RUNS, query, write_run
+from support.records import RUNS, report_row, volume_row, wanted_rows, write_run
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from warehouse import schema, store
-
-
-def wanted(stage: str, variant: str, **fingerprints: str) -> list[dict[str, Any]]:
-    return [
-        {"stage": stage, "variant": variant, "item": item, "fingerprint": fingerprint}
-        for item, fingerprint in fingerprints.items()
-    ]
+from warehouse.store import query
 
 
 def converted(name: str, fingerprint: str = "f", recipe: str = "tiny-1") -> dict[str, Any]:
@@ -33,17 +27,6 @@ def reject(item: str, fingerprint: str, is_permanent: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def volume(name: str, **columns: Any) -> dict[str, Any]:
-    split, patient, scan, _ = name.split("_")
-    facts = {"scan_id": f"{split}_{patient}_{scan}", "patient_id": f"{split}_{patient}", "split": split}
-    spacing = {f"spacing_{axis}_mm": 0.8 for axis in "xyz"}
-    return {"volume_name": name, "sha256": "00", "metadata": {"Rows": "512"}, **facts, **spacing, **columns}
-
-
-def report(scan_id: str, findings: str | None = None, fingerprint: str = "r") -> dict[str, Any]:
-    return {"scan_id": scan_id, "findings": findings or f"Findings of {scan_id}.", "fingerprint": fingerprint}
-
-
 @pytest.fixture
 def catalogue(tmp_path) -> Path:
     """Two scans of train, one excluded, and one of valid, all converted and reported."""
@@ -51,8 +34,8 @@ def catalogue(tmp_path) -> Path:
     scans = dict.fromkeys(name[:-2] for name in names)
     write_run(
         tmp_path, 0, "ingest",
-        volumes=[volume(name) for name in names],
-        reports=[report(scan_id) for scan_id in scans],
+        volumes=[volume_row(name) for name in names],
+        reports=[report_row(scan_id) for scan_id in scans],
         exclusions=[{"volume_name": "train_3_a_1", "reason": "no_chest"}],
         published_labels=[
             {"scan_id": scan_id, "abnormality": abnormality, "value": int(scan_id == "train_1_a")}
@@ -61,7 +44,7 @@ def catalogue(tmp_path) -> Path:
     )  # fmt: skip
     write_run(
         tmp_path, 1, "convert", variant="tiny-1", shard_volumes=[converted(name) for name in names],
-        wanted=wanted("convert", "tiny-1", **dict.fromkeys(names, "f")),
+        wanted=wanted_rows("convert", "tiny-1", dict.fromkeys(names, "f")),
     )  # fmt: skip
     return tmp_path
 
@@ -95,7 +78,7 @@ def test_pending_is_wanted_minus_done_minus_what_was_refused_for_good_with_that_
     items = dict.fromkeys(["never", "done", "stale", "refused", "flaky", "mended"], "new")
     write_run(
         tmp_path, 0, "convert", variant="tiny-1",
-        wanted=wanted("convert", "tiny-1", **items),
+        wanted=wanted_rows("convert", "tiny-1", items),
         shard_volumes=[converted("done", "new"), converted("stale", "old"), converted("never", "new", "other-2")],
         rejects=[reject("refused", "new", True), reject("flaky", "new", False), reject("mended", "old", True)],
     )  # fmt: skip
@@ -108,7 +91,7 @@ def test_pending_is_wanted_minus_done_minus_what_was_refused_for_good_with_that_
 
 
 def test_item_made_again_after_it_was_refused_counts_as_done(tmp_path):
-    write_run(tmp_path, 0, wanted=wanted("convert", "tiny-1", x="f"), rejects=[reject("x", "f", True)] * 2)
+    write_run(tmp_path, 0, wanted=wanted_rows("convert", "tiny-1", {"x": "f"}), rejects=[reject("x", "f", True)] * 2)
     write_run(tmp_path, 1, shard_volumes=[converted("x", "f")])
     store.publish(tmp_path)
     assert query(tmp_path, "select wanted, done, pending, rejected from stage_status where wanted > 0") == [
@@ -117,8 +100,10 @@ def test_item_made_again_after_it_was_refused_counts_as_done(tmp_path):
 
 
 def test_withdrawn_want_is_no_longer_pending(tmp_path):
-    write_run(tmp_path, 0, wanted=wanted("convert", "tiny-1", x="f", y="f"))
-    write_run(tmp_path, 1, wanted=[row | {"is_withdrawn": True} for row in wanted("convert", "tiny-1", x="f")])
+    write_run(tmp_path, 0, wanted=wanted_rows("convert", "tiny-1", {"x": "f", "y": "f"}))
+    write_run(
+        tmp_path, 1, wanted=[row | {"is_withdrawn": True} for row in wanted_rows("convert", "tiny-1", {"x": "f"})]
+    )
     store.publish(tmp_path)
     assert query(tmp_path, "select item from pending") == [("y",)]
 
@@ -139,7 +124,7 @@ def test_withdrawn_want_is_no_longer_pending(tmp_path):
     ],
 )  # fmt: skip
 def test_rows_of_each_stages_table_make_its_item_done(tmp_path, stage, variant, item, table, row):
-    write_run(tmp_path, 0, stage, wanted=wanted(stage, variant, **{item: "f"}))
+    write_run(tmp_path, 0, stage, wanted=wanted_rows(stage, variant, {item: "f"}))
     store.publish(tmp_path)
     assert query(tmp_path, f"from pending_{stage.replace('-', '_')}") == [(variant, item, "f")]
     write_run(tmp_path, 1, stage, **{table: [row | {"fingerprint": "f"}]})
@@ -149,7 +134,9 @@ def test_rows_of_each_stages_table_make_its_item_done(tmp_path, stage, variant, 
 
 def test_stage_status_tells_the_latest_run_of_each_variant(tmp_path):
     write_run(tmp_path, 0, "ingest", status="completed")
-    write_run(tmp_path, 1, "convert", variant="tiny-1", wanted=wanted("convert", "tiny-1", x="f"), status="failed")
+    write_run(
+        tmp_path, 1, "convert", variant="tiny-1", wanted=wanted_rows("convert", "tiny-1", {"x": "f"}), status="failed"
+    )
     write_run(tmp_path, 2, "convert", variant="other-2", status="completed")
     write_run(tmp_path, 3, "convert", variant="tiny-1", status=None)
     store.publish(tmp_path)
@@ -167,7 +154,7 @@ def test_training_samples_are_converted_reported_unexcluded_volumes_of_train(cat
     store.publish(catalogue)
     rows = query(catalogue, "select volume_name, split, findings, fingerprint from training_samples order by 1")
     assert [row[0] for row in rows] == ["train_1_a_1", "train_1_a_2", "train_2_a_1"]
-    assert rows[0][1:] == ("train", "Findings of train_1_a.", hashlib.md5(b"f|r").hexdigest())
+    assert rows[0][1:] == ("train", "Findings of train_1_a.", hashlib.md5(b"f|Findings of train_1_a.").hexdigest())
 
 
 def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catalogue):
@@ -175,7 +162,7 @@ def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catal
     samples = query(catalogue, "select volume_name, fingerprint from training_samples")
     model = {"model_id": "m", "preset": "tiny", "recipe_id": "tiny-1", "fingerprint": "F", "kind": "ct-clip"}
     write_run(
-        catalogue, 2, "train", variant="tiny", models=[model], wanted=wanted("train", "tiny", F="F"),
+        catalogue, 2, "train", variant="tiny", models=[model], wanted=wanted_rows("train", "tiny", {"F": "F"}),
         model_samples=[
             {"model_id": "m", "sample_id": name, "fingerprint": fingerprint, "split": "train"}
             for name, fingerprint in samples
@@ -188,12 +175,12 @@ def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catal
     added = ["train_4_a_1", "train_4_a_2", "train_5_a_1"]
     write_run(
         catalogue, 3, "ingest",
-        volumes=[volume(name) for name in added] + [volume("train_2_a_1") | {"is_withdrawn": True}],
-        reports=[report("train_4_a"), report("train_5_a"), report("train_1_a", "New text.", "r2")],
+        volumes=[volume_row(name) for name in added] + [volume_row("train_2_a_1") | {"is_withdrawn": True}],
+        reports=[report_row("train_4_a"), report_row("train_5_a"), report_row("train_1_a", "New text.")],
     )  # fmt: skip
     write_run(
         catalogue, 4, "convert", shard_volumes=[converted(name) for name in added],
-        wanted=wanted("convert", "tiny-1", **dict.fromkeys(added, "f")),
+        wanted=wanted_rows("convert", "tiny-1", dict.fromkeys(added, "f")),
     )  # fmt: skip
     store.publish(catalogue)
     moved = "select count_samples, count_added, count_changed, count_removed, count_moved_samples from stale_models"
@@ -322,16 +309,16 @@ def test_data_quality_lists_each_fault_of_the_source_and_stops_no_publish(tmp_pa
     write_run(
         tmp_path, 0, "ingest",
         volumes=[
-            volume("train_1_a_1", spacing_z_mm=None), volume("train_2_a_1", spacing_z_mm=0.035),
-            volume("train_3_a_1", sha256=None), volume("train_4_a_1", metadata=None), volume("train_5_a_1"),
-            volume("train_6_a_1"),
+            volume_row("train_1_a_1", spacing_z_mm=None), volume_row("train_2_a_1", spacing_z_mm=0.035),
+            volume_row("train_3_a_1", sha256=None), volume_row("train_4_a_1", metadata=None), volume_row("train_5_a_1"),
+            volume_row("train_6_a_1"),
         ],
         reports=[
-            report("train_1_a", "The same."), report("train_2_a", "The same."), report("train_3_a", " "),
-            report("train_5_a") | {"is_disputed": True}, report("train_7_a"),
+            report_row("train_1_a", "The same."), report_row("train_2_a", "The same."), report_row("train_3_a", " "),
+            report_row("train_5_a") | {"is_disputed": True}, report_row("train_7_a"),
         ],
         published_labels=[{"scan_id": "train_4_a", "abnormality": "Emphysema", "is_disputed": True}],
-        wanted=wanted("convert", "tiny-1", train_5_a_1="f", train_6_a_1="f"),
+        wanted=wanted_rows("convert", "tiny-1", {"train_5_a_1": "f", "train_6_a_1": "f"}),
         rejects=[reject("train_6_a_1", "f", True)],
     )  # fmt: skip
     store.publish(tmp_path)

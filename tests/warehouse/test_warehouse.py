@@ -3,22 +3,17 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pytest
 from filelock import FileLock
-from support.warehouse_records import RUNS, query, write_run
+from support.records import RUNS, volume_row, write_run
 
 from ctclip_model.errors import CheckFailedError, ConfigurationError, MissingInputError, WarehouseError
 from tasks.run.records import RecordWriter
 from warehouse import fold, schema, store
+from warehouse.store import query
 from warehouse.tables import TABLES
-
-
-def volume(name: str, fingerprint: str = "f", **columns: Any) -> dict[str, Any]:
-    return {"volume_name": name, "fingerprint": fingerprint, "scan_id": name[:-2], **columns}
-
 
 SCORED = {
     "model_id": "m", "dataset": "d", "split": "valid", "protocol": "p", "unit": "scan", "abnormality": "Emphysema",
@@ -57,7 +52,7 @@ def test_publish_without_records_gives_an_empty_warehouse_and_a_second_rewrites_
 
 
 def test_publish_counts_the_rows_and_files_that_it_loads(tmp_path):
-    write_run(tmp_path, 0, volumes=[volume("train_1_a_1"), volume("train_1_a_2")])
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1"), volume_row("train_1_a_2")])
     result = store.publish(tmp_path)
     assert result.rows == {"volumes": 2, "runs": 2}
     assert result.count_files == 3
@@ -65,14 +60,14 @@ def test_publish_counts_the_rows_and_files_that_it_loads(tmp_path):
 
 
 def test_columns_left_out_are_null_and_metadata_stays_a_map(tmp_path):
-    write_run(tmp_path, 0, volumes=[volume("train_1_a_1", metadata={"Rows": "512"})])
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1", metadata={"Rows": "512"})])
     store.publish(tmp_path)
-    assert query(tmp_path, "select metadata['Rows'], sha256, is_withdrawn from volumes") == [("512", None, None)]
+    assert query(tmp_path, "select metadata['Rows'], manufacturer, is_withdrawn from volumes") == [("512", None, None)]
 
 
 def test_newer_run_supersedes_and_a_value_that_returns_is_current_again(tmp_path):
     for run, fingerprint in enumerate("ABA"):
-        write_run(tmp_path, run, volumes=[volume("train_1_a_1", fingerprint)])
+        write_run(tmp_path, run, volumes=[volume_row("train_1_a_1", fingerprint)])
         store.publish(tmp_path)
     history = query(tmp_path, "select fingerprint, superseded_by_run from volumes order by run_id")
     assert history == [("A", RUNS[1]), ("B", RUNS[2]), ("A", None)]
@@ -102,8 +97,8 @@ def test_rows_of_one_run_never_supersede_each_other_however_many_files_hold_them
 
 
 def test_withdrawn_row_supersedes_and_is_not_current(tmp_path):
-    write_run(tmp_path, 0, volumes=[volume("train_1_a_1"), volume("train_2_a_1")])
-    write_run(tmp_path, 1, volumes=[volume("train_1_a_1", is_withdrawn=True)])
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1"), volume_row("train_2_a_1")])
+    write_run(tmp_path, 1, volumes=[volume_row("train_1_a_1", is_withdrawn=True)])
     store.publish(tmp_path)
     assert query(tmp_path, "select volume_name from current_volumes") == [("train_2_a_1",)]
 
@@ -111,7 +106,7 @@ def test_withdrawn_row_supersedes_and_is_not_current(tmp_path):
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_fold_is_the_same_in_whatever_order_the_runs_arrive(tmp_path, order):
     for run in range(3):
-        rows = [volume(f"train_{patient}_a_1", f"{run}") for patient in range(1, 4 - run)]
+        rows = [volume_row(f"train_{patient}_a_1", f"{run}") for patient in range(1, 4 - run)]
         write_run(tmp_path, run, volumes=rows, wanted=[{"stage": "convert", "variant": None, "item": "x"}])
     files = fold.list_records(tmp_path)
     folds = []
@@ -129,7 +124,7 @@ def test_publish_from_scratch_equals_the_incremental_one_row_for_row(tmp_path):
     for run in (0, 2, 1):  # run 1 arrives late
         write_run(
             tmp_path, run, "ingest", variant=None,
-            volumes=[volume("train_1_a_1", f"{run}", metadata={"Rows": "512"})],
+            volumes=[volume_row("train_1_a_1", f"{run}", metadata={"Rows": "512"})],
             latents=[{"model_id": "m", "kind": "volume", "item": "train_1_a_1", "latent": [0.6, 0.8]}],
         )  # fmt: skip
         store.publish(tmp_path)
@@ -142,12 +137,12 @@ def test_publish_from_scratch_equals_the_incremental_one_row_for_row(tmp_path):
 
 
 def test_reader_keeps_its_file_through_a_publish_and_the_next_reader_sees_the_new_one(tmp_path):
-    write_run(tmp_path, 0, volumes=[volume("train_1_a_1")])
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1")])
     store.publish(tmp_path)
     plain = duckdb.connect(str(tmp_path / store.WAREHOUSE_FILE), read_only=True)
     with plain, store.read(tmp_path) as early:
         before = identity(tmp_path)
-        write_run(tmp_path, 1, volumes=[volume("train_2_a_1")])
+        write_run(tmp_path, 1, volumes=[volume_row("train_2_a_1")])
         store.publish(tmp_path)
         assert identity(tmp_path)[0] != before[0], "edited in place under its readers"
         with store.read(tmp_path) as late:
@@ -158,7 +153,7 @@ def test_reader_keeps_its_file_through_a_publish_and_the_next_reader_sees_the_ne
 @pytest.mark.parametrize(
     ("check", "tables"),
     [
-        ("unique_volumes", {"volumes": [volume("train_1_a_1"), volume("train_1_a_1")]}),
+        ("unique_volumes", {"volumes": [volume_row("train_1_a_1"), volume_row("train_1_a_1")]}),
         ("probability_range", {"labels": [{"scan_id": "train_1_a", "abnormality": "Emphysema", "probability": 1.5}]}),
         ("metric_range", {"metrics": [{"model_id": "m", "metric": "auroc", "n": 5, "n_positive": 6}]}),
         ("metric_range", {"metrics": [{"model_id": "m", "metric": "auroc", "value": 1.01}]}),
@@ -189,7 +184,7 @@ def test_reader_keeps_its_file_through_a_publish_and_the_next_reader_sees_the_ne
             "patient_in_two_splits",
             {
                 "volumes": [
-                    volume(f"train_1_a_{n}", patient_id="train_1", split=split)
+                    volume_row(f"train_1_a_{n}", patient_id="train_1", split=split)
                     for n, split in ((1, "train"), (2, "valid"))
                 ]
             },
@@ -207,7 +202,7 @@ def test_reader_keeps_its_file_through_a_publish_and_the_next_reader_sees_the_ne
     ],
 )
 def test_failed_check_is_named_and_keeps_the_old_warehouse(tmp_path, check, tables):
-    write_run(tmp_path, 0, volumes=[volume("train_9_a_1")])
+    write_run(tmp_path, 0, volumes=[volume_row("train_9_a_1")])
     store.publish(tmp_path)
     before = identity(tmp_path)
     write_run(tmp_path, 1, **tables)
@@ -218,7 +213,7 @@ def test_failed_check_is_named_and_keeps_the_old_warehouse(tmp_path, check, tabl
 
 
 def test_records_of_a_run_that_never_began_are_refused(tmp_path):
-    RecordWriter(tmp_path, RUNS[0]).write("volumes", [volume("train_1_a_1")])
+    RecordWriter(tmp_path, RUNS[0]).write("volumes", [volume_row("train_1_a_1")])
     with pytest.raises(CheckFailedError, match=f"unknown_run.*volumes.*{RUNS[0]}"):
         store.publish(tmp_path)
 
@@ -229,7 +224,7 @@ def test_every_table_with_runs_is_checked_for_unknown_ones():
 
 
 def test_truncated_record_file_is_named(tmp_path):
-    write_run(tmp_path, 0, volumes=[volume("train_1_a_1")])
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1")])
     path = next((tmp_path / "records" / "volumes").iterdir())
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(WarehouseError, match=f"{path.name} is damaged"):
@@ -245,14 +240,14 @@ def test_truncated_record_file_is_named(tmp_path):
     ],
 )
 def test_record_file_that_does_not_fit_its_table_is_named(tmp_path, row, problem):
-    write_run(tmp_path, 0, volumes=[volume("train_1_a_1")])
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1")])
     write_run(tmp_path, 1, volumes=[row])
     with pytest.raises(WarehouseError, match=f"{RUNS[1]}-000001.parquet .*{problem}"):
         store.publish(tmp_path)
 
 
 def test_records_of_no_table_are_refused_and_unfinished_files_are_left_alone(tmp_path):
-    write_run(tmp_path, 0, volumes=[volume("train_1_a_1")])
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1")])
     (tmp_path / "records" / "volumes" / f".{RUNS[1]}-000001.parquet.12.tmp").write_bytes(b"half")
     store.publish(tmp_path)
     write_run(tmp_path, 1, colours=[{"item": "x"}])
@@ -276,7 +271,7 @@ def test_stray_log_is_moved_aside_with_a_warning(tmp_path, caplog):
 
 
 def test_damaged_warehouse_is_reported_and_can_be_made_again(tmp_path):
-    write_run(tmp_path, 0, volumes=[volume("train_1_a_1")])
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1")])
     (tmp_path / store.WAREHOUSE_FILE).write_bytes(b"no database at all")
     with pytest.raises(WarehouseError, match="cannot be opened"):
         store.publish(tmp_path)

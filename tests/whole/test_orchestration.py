@@ -13,17 +13,19 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from support.paths import ROOT
-from test_pipeline import edit_report, query, volume_path
+from support.processes import wait_for
+from support.sources import edit_report, find_volume
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from tasks.settings import STAGES
+from warehouse.store import query
 
 pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(1200)]
 
@@ -128,13 +130,6 @@ class Installation:
         assert self.state(flow_run) == "COMPLETED", self.ask("GET", f"/flow_runs/{flow_run}")["state"]
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float, interval_s: float = 0.5) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it has not come about in time"
-        time.sleep(interval_s)
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source")
@@ -229,11 +224,11 @@ def test_changed_data_is_rebuilt_by_its_event_and_nothing_else_is(installation, 
         "select volume_name from converted_volumes where starts_with(volume_name, 'train') order by 1",
     )
     replaced, withdrawn = converted[0][0], converted[-1][0]
-    shutil.copy(volume_path(changed, converted[1][0]), volume_path(changed, replaced))
+    shutil.copy(find_volume(changed, converted[1][0]), find_volume(changed, replaced))
     for table in changed.glob("dataset/*/*.csv"):
         lines = table.read_text().splitlines(keepends=True)
         table.write_text("".join(line for line in lines if not line.startswith(f"{withdrawn}.nii.gz")))
-    volume_path(changed, withdrawn).unlink()
+    find_volume(changed, withdrawn).unlink()
     add_scan(changed, "valid_999_a_1")
     before, known = last_run(installation), [one["id"] for one in installation.flow_runs("rebuild")]
     models = query(installation.data_root, "select count(*) from current_models")
@@ -260,7 +255,7 @@ def test_changed_data_is_rebuilt_by_its_event_and_nothing_else_is(installation, 
 def add_scan(source: Path, name: str) -> None:
     """A scan of a new patient, that volume, by copying the first of the valid split with its rows."""
     like = min(path.name for path in source.glob("dataset/*/*/*/valid_*.nii.gz")).removesuffix(".nii.gz")
-    path = volume_path(source, like)
+    path = find_volume(source, like)
     scan = name.rsplit("_", 1)[0]
     target = path.parents[2] / scan.rsplit("_", 1)[0] / scan / f"{name}.nii.gz"
     target.parent.mkdir(parents=True)

@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 import pytest
 import torch
+from support.sources import edit_report, edit_rows, find_volume
 
 from ctclip_model.config import VERSIONS, Recipe, smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -25,8 +26,9 @@ from tasks.models.import_model import ImportOptions, import_model
 from tasks.run.progress import REPORTER, LogReporter
 from tasks.run.stage_run import open_run
 from tasks.settings import STAGES
-from tasks.sources.tables import LABELS, REPORTS
+from tasks.sources.tables import LABELS
 from warehouse import store
+from warehouse.store import query
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 
@@ -78,21 +80,12 @@ def counts(done: dict[str, dict[str, Any]]) -> dict[str, int]:
     return {stage: summary["done"] for stage, summary in done.items() if summary["done"]}
 
 
-def query(data_root: Path, sql: str) -> list[tuple[Any, ...]]:
-    with store.read(data_root) as connection:
-        return connection.execute(sql).fetchall()
-
-
 def labeller_of(data_root: Path) -> str:
     return query(data_root, "select model_id from current_models where kind = 'labeller'")[0][0]
 
 
 def converted_train_volume(data_root: Path) -> str:
     return query(data_root, "select min(volume_name) from training_samples")[0][0]
-
-
-def volume_path(source: Path, name: str) -> Path:
-    return next(source.glob(f"dataset/*/*/*/{name}.nii.gz"))
 
 
 def test_rebuild_fills_the_warehouse(built):
@@ -151,7 +144,7 @@ def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(dat
     ingest(str(source), data_root)
     name = converted_train_volume(data_root)
     other = query(data_root, "select max(volume_name) from training_samples")[0][0]
-    shutil.copyfile(volume_path(source, other), volume_path(source, name))
+    shutil.copyfile(find_volume(source, other), find_volume(source, name))
     assert ingest(str(source), data_root)["done"] == 1
     planned = explain_plan(data_root, "convert", 5)
     assert (planned["items"][0]["item"], planned["reasons"]) == (name, {"file changed": 1})
@@ -169,7 +162,7 @@ def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(dat
 def test_volume_that_has_become_unreadable_is_used_no_more(data_root, source):
     rebuild_all(data_root, source)
     name = query(data_root, "select min(volume_name) from evaluation_samples where split = 'valid'")[0][0]
-    path = volume_path(source, name)
+    path = find_volume(source, name)
     path.write_bytes(path.read_bytes()[:-500])
     done = rebuild_all(data_root, source)
     assert done["convert"]["rejected"] == 1
@@ -219,7 +212,7 @@ def test_own_volumes_get_the_probabilities_of_the_evaluation(built, phantoms):
         )
     folder = find_model(built / "models", None)
     assert parse_config(Recipe, load_model_folder(folder).info["recipe"]) == smoke().recipe
-    predicted = open_model(folder).predict([volume_path(phantoms, volume) for volume, _ in rows])
+    predicted = open_model(folder).predict([find_volume(phantoms, volume) for volume, _ in rows])
     ours = np.stack([volume.probabilities for volume in predicted])
     assert ours == pytest.approx(np.array([recorded[scan] for _, scan in rows]), abs=1e-5)
 
@@ -285,16 +278,12 @@ def test_changed_label_leaves_the_fine_tuned_models_stale_and_the_others_not(dat
     rebuild_all(data_root, source)
     name = converted_train_volume(data_root)
     scan = name.rsplit("_", 1)[0]
-    path = source / LABELS["train"]
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
+
+    def flip(row: dict[str, str]) -> None:
         if row["VolumeName"].startswith(f"{scan}_"):
             row["Emphysema"] = str(1 - int(float(row["Emphysema"])))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+
+    edit_rows(source / LABELS["train"], flip)
     done = rebuild_all(data_root, source, labeller=labeller_of(data_root))
     assert counts(done) == {"ingest": 18, "evaluate": 6, "report": 3}
     assert "samples moved" in done["finetune"]["detail"]
@@ -355,23 +344,6 @@ def test_rebuild_of_an_imported_model_trains_nothing_and_scores_it(data_root, ph
                             "and source_sha256 is not null)") == [("volume",)]  # fmt: skip
     with pytest.raises(ConfigurationError, match="no model 'absent'"):
         rebuild_all(data_root, phantoms, model="absent", labeller=labeller)
-
-
-def edit_report(source: Path, findings: str, impression: str | None = None) -> str:
-    """Gives the first validation scan another report, in each of its rows, and returns the scan."""
-    path = source / REPORTS["valid"]
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    scan = rows[0]["VolumeName"].rsplit("_", 1)[0]
-    for row in rows:
-        if row["VolumeName"].startswith(f"{scan}_"):
-            row["Findings_EN"] = findings
-            row["Impressions_EN"] = row["Impressions_EN"] if impression is None else impression
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return scan
 
 
 def test_changed_report_redoes_what_depends_on_it(data_root, source):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from support.warehouse_records import label_rows, query, write_run
+from support.records import label_rows, write_run
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -23,6 +23,7 @@ from tasks.models.find import ModelReference
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import open_run
 from warehouse import store
+from warehouse.store import query
 
 SCANS = [f"valid_{number // 2 + 1}_{'ab'[number % 2]}" for number in range(60)]  # two of each patient
 TRUTH = (np.random.default_rng(0).random((60, 18)) < 0.4).astype(float)

@@ -12,14 +12,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support.warehouse_records import query, write_run
-from test_cli import ctclip
-from test_loader import FACTS
+from support.command_line import run_ctclip
+from support.records import wanted_rows, write_run
+from support.volumes import make_shard_volume
 
 from ctclip_model.config import smoke
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
-from ctclip_model.data.shards import ShardVolume, read_volume, write_shard
-from ctclip_model.data.volume import ConvertedVolume
+from ctclip_model.data.shards import read_volume, write_shard
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation.embed import embed_volumes
@@ -33,6 +32,7 @@ from tasks.models.find import find_model
 from tasks.run.pending import Selection, plan_items
 from tasks.run.stage_run import open_run
 from warehouse import store
+from warehouse.store import query
 
 MODEL = "smoke-own"
 NAMES = ("valid_2_a_1", "train_1_a_2", "train_10_a_1", "train_1_a_1", "valid_1_a_1")  # as they lie in the shard
@@ -48,19 +48,14 @@ def model() -> CTCLIP:
 def data_root(model: CTCLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five converted volumes, and their latents by a model of random weights."""
     data_root = tmp_path_factory.mktemp("data")
-    recipe, rng = smoke().recipe, np.random.default_rng(0)
-    converted = [
-        ShardVolume(name, "", ConvertedVolume(rng.integers(-1000, 1000, recipe.shape, np.int16), *FACTS))
-        for name in NAMES
-    ]
+    recipe = smoke().recipe
+    converted = [make_shard_volume(name, recipe, seed=seed) for seed, name in enumerate(NAMES)]
     write_shard(data_root / "shards/a.arrow", recipe, converted)
     place = {"recipe_id": recipe.recipe_id, "shard_path": "shards/a.arrow", "fingerprint": "f"}
     write_run(
         data_root, 0, "convert", volumes=[{"volume_name": name} for name in NAMES],
         shard_volumes=[place | {"volume_name": name, "row_index": row} for row, name in enumerate(NAMES)],
-        wanted=[
-            {"stage": "convert", "variant": recipe.recipe_id, "item": name, "fingerprint": "f"} for name in NAMES
-        ],
+        wanted=wanted_rows("convert", recipe.recipe_id, dict.fromkeys(NAMES, "f")),
     )  # fmt: skip
     tokenizer = train_tokenizer([prompt for name in ABNORMALITIES for prompt in prompt_pair(name)] * 2, 200)
     save_model_folder(data_root / "models" / MODEL, model, tokenizer, extra={"preset": "smoke"})
@@ -91,7 +86,7 @@ def volume(data_root: Path, name: str) -> torch.Tensor:
 
 def test_latents_come_back_in_the_order_of_the_volumes_as_the_model_gives_them(data_root, model, tmp_path):
     path = tmp_path / "latents.parquet"
-    result = ctclip("export", "latents", "--model", MODEL, "--output", path, "--data-root", data_root)
+    result = run_ctclip("export", "latents", "--model", MODEL, "--output", path, "--data-root", data_root)
     assert result.returncode == 0, result.stderr
     table = pq.read_table(path)
     assert table.schema.names == ["volume_name", "model_id", "latent"]
@@ -115,7 +110,7 @@ def test_tokens_come_back_as_the_model_gives_them_and_pool_to_the_latent(data_ro
         "--data-root",
         data_root,
     )
-    result = ctclip(*command, "--split", "valid")
+    result = run_ctclip(*command, "--split", "valid")
     assert result.returncode == 0, result.stderr
     names = [name for name in shards(data_root) if name.startswith("valid")]
     assert f"{len(names)} files written in" in result.stdout
@@ -158,7 +153,7 @@ def test_second_export_of_tokens_makes_only_what_is_missing_damaged_or_of_anothe
 )
 def test_mistake_is_one_clear_line_and_leaves_no_file(data_root, tmp_path, arguments, line):
     output = tmp_path / "output"
-    result = ctclip("export", *arguments, "--output", output, "--data-root", data_root)
+    result = run_ctclip("export", *arguments, "--output", output, "--data-root", data_root)
     assert result.returncode == 1
     assert line in re.sub(r"\s+", " ", result.stderr)
     assert len(result.stderr.splitlines()) == 1

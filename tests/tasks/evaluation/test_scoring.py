@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from support.warehouse_records import query, write_run
+from support.records import write_run
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -21,6 +21,7 @@ from tasks.evaluation.evaluations import list_evaluations
 from tasks.evaluation.score import score_evaluation
 from tasks.models.find import ModelReference
 from tasks.run.stage_run import open_run
+from warehouse.store import query
 
 SCANS = [f"trn{number:05}" for number in range(24)]
 RNG = np.random.default_rng(0)

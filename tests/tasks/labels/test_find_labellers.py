@@ -1,7 +1,7 @@
 """Finding a labeller: by name, from the published warehouse alone, and never another one in its place."""
 
 import pytest
-from support.warehouse_records import write_run
+from support.records import write_run
 
 from ctclip_model.errors import MissingInputError
 from tasks.labels.labellers import find_labeller, find_newest_labeller

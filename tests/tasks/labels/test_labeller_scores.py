@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score, f1_score
-from support.labelled_reports import COLUMNS, write_reports
-from support.warehouse_records import label_rows, query, write_run
-from test_hand_labels import write
+from support.records import label_rows, write_run
+from support.reports import COLUMNS, write_hand_labels, write_reports
 
 from ctclip_model.config import EvaluationConfig, TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -29,6 +28,7 @@ from tasks.run.pending import Selection
 from tasks.run.stage_run import open_run
 from tasks.training.labeller import run_tfidf_training
 from warehouse import store
+from warehouse.store import query
 
 SCANS = [f"train_{number}_a" for number in range(1, 61)]
 TEXTS, LABELS = write_reports(60, seed=0)
@@ -71,7 +71,7 @@ def hand(tmp_path: Path) -> Path:
     texts = [*OTHERS, *(f" {text.upper()}  " for text in TEXTS[:20])]
     labels = np.concatenate([OTHER_LABELS, LABELS[:20]])
     rows = [[f"train_{n}", text, *row] for n, (text, row) in enumerate(zip(texts, labels.tolist(), strict=True), 1)]
-    return write(tmp_path / "hand.csv", rows)
+    return write_hand_labels(tmp_path / "hand.csv", rows)
 
 
 def reference(data_root: Path, name: str = NAME) -> LabellerReference:
@@ -127,7 +127,7 @@ def test_labeller_is_scored_again_only_when_a_report_or_a_label_changes(data_roo
 def test_labeller_of_unknown_training_is_not_scored_until_that_is_told(data_root, hand, tmp_path):
     with pytest.raises(ConfigurationError, match="--trained-on"):
         score(data_root, hand, "radbert-1")
-    seen = write(tmp_path / "seen.csv", [["x", OTHERS[0].replace(" ", "  "), *[0] * 18]])
+    seen = write_hand_labels(tmp_path / "seen.csv", [["x", OTHERS[0].replace(" ", "  "), *[0] * 18]])
     with open_run(data_root, "label", "radbert-1") as run:
         record_trained_on(run, "radbert-1", seen)
         record_trained_on(run, "radbert-1", seen)
@@ -138,7 +138,7 @@ def test_labeller_of_unknown_training_is_not_scored_until_that_is_told(data_root
 
 
 def test_file_of_nothing_but_training_reports_scores_nothing(data_root, tmp_path):
-    seen = write(tmp_path / "seen.csv", [["x", TEXTS[0], *[0] * 18]])
+    seen = write_hand_labels(tmp_path / "seen.csv", [["x", TEXTS[0], *[0] * 18]])
     with pytest.raises(ConfigurationError, match="every report of the file trained"):
         score(data_root, seen)
 
@@ -170,7 +170,7 @@ def test_agreement_with_published_and_hand_labels_is_of_what_the_labeller_was_no
 def test_report_learned_of_later_to_be_training_is_labelled_as_such(data_root, tmp_path):
     assert label(data_root, "radbert-1") == 60
     assert query(data_root, "select distinct is_training from labels") == [(None,)]
-    seen = write(tmp_path / "seen.csv", [["x", TEXTS[50], *[0] * 18]])
+    seen = write_hand_labels(tmp_path / "seen.csv", [["x", TEXTS[50], *[0] * 18]])
     with open_run(data_root, "label", "radbert-1") as run:
         record_trained_on(run, "radbert-1", seen)
     assert label(data_root, "radbert-1") == 1
@@ -185,7 +185,7 @@ def test_copies_of_a_report_are_known_by_letters_and_digits():
 
 def test_report_named_twice_is_refused(tmp_path):
     with pytest.raises(MetadataError, match="x is there twice"):
-        read_hand_labels(write(tmp_path / "a.csv", [["x", "A.", *[0] * 18], ["x", "B.", *[0] * 18]]))
+        read_hand_labels(write_hand_labels(tmp_path / "a.csv", [["x", "A.", *[0] * 18], ["x", "B.", *[0] * 18]]))
 
 
 def test_hand_report_under_a_name_of_ct_rate_stops_the_publish(tmp_path):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.warehouse_records import write_run
+from support.records import write_run
 
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from tasks.models.find import find_encoder, find_model

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.golden_files import golden
+from support.golden import load_golden
 from support.hub import LoopbackHub
-from test_labeller import radbert  # noqa: F401  a fixture
+from support.models import make_tokenizer, write_radbert
 
 from ctclip_model.config import PRESETS, RADBERT_BASE, smoke
-from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
 from ctclip_model.labelling.labeller import load_labeller
 from ctclip_model.models.checkpoint import load_model_folder
@@ -24,7 +23,7 @@ from ctclip_model.models.find_model import find_model, load_model
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.kinds import PUBLISHED, ModelKind
 from ctclip_model.models.report_labeller import read_labeller_tokenizer
-from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, train_tokenizer
+from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER
 from tasks.labels.labellers import find_labeller
 from tasks.models.import_model import ImportOptions, fetch_models, import_model
 from tasks.run.records import sha256_of
@@ -44,8 +43,7 @@ def weights(tmp_path: Path) -> Path:
     torch.save(model.trained_model.state_dict(), folder / "CT-CLIP_v2.pt")
     shutil.copy(folder / "CT-CLIP_v2.pt", folder / "CT_VocabFine_v2.pt")
     torch.save(model.state_dict(), folder / "CT_LiPro_v2.pt")
-    tokenizer = train_tokenizer([prompt for name in ABNORMALITIES for prompt in prompt_pair(name)] * 2, 120)
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    make_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -123,6 +121,11 @@ def test_what_is_no_model_is_one_line_and_leaves_nothing(weights, tmp_path):
 
 
 @pytest.fixture
+def radbert(tmp_path: Path) -> Path:
+    return write_radbert(tmp_path / "radbert")
+
+
+@pytest.fixture
 def wide_labeller(monkeypatch: pytest.MonkeyPatch) -> str:
     """A preset of the golden labeller's widths; it tells the heads, which the shapes do not."""
     shape = {"vocab_size": 300, "hidden_size": 32, "layers": 2, "heads": 4, "intermediate_size": 64, "max_length": 64}
@@ -131,7 +134,7 @@ def wide_labeller(monkeypatch: pytest.MonkeyPatch) -> str:
     return "wide"
 
 
-def test_labeller_is_imported_and_found_as_radbert(radbert, tmp_path, wide_labeller):  # noqa: F811
+def test_labeller_is_imported_and_found_as_radbert(radbert, tmp_path, wide_labeller):
     (radbert / "config.json").unlink()
     imported = import_model(
         tmp_path / "data", str(radbert / "RadBertClassifier.pth"), ImportOptions(preset=wide_labeller)
@@ -139,12 +142,12 @@ def test_labeller_is_imported_and_found_as_radbert(radbert, tmp_path, wide_label
     found = find_labeller(tmp_path / "data", "radbert")
     assert found.labeller_id == imported.model_id == find_labeller(tmp_path / "data", imported.model_id).labeller_id
     labeller = load_labeller(found.folder)
-    torch.testing.assert_close(dict(labeller.model.state_dict()), golden("radbert_tiny.weights"), rtol=0, atol=0)
+    torch.testing.assert_close(dict(labeller.model.state_dict()), load_golden("radbert_tiny.weights"), rtol=0, atol=0)
     text = "There is no nodule."
     assert labeller.tokenizer(text)["input_ids"] == read_labeller_tokenizer(radbert)(text)["input_ids"]
 
 
-def test_labeller_without_a_tokenizer_says_what_to_put_where(radbert):  # noqa: F811
+def test_labeller_without_a_tokenizer_says_what_to_put_where(radbert):
     (radbert / "tokenizer.json").unlink()
     with pytest.raises(MissingInputError, match=rf"put vocab\.json and merges\.txt of {RADBERT_BASE} there"):
         load_labeller(radbert)
@@ -194,7 +197,7 @@ def test_model_whose_download_was_broken_off_is_fetched_on(published, tmp_path, 
     assert published.sent_bytes < 5000 + (weights / "tokenizer.json").stat().st_size + 1
 
 
-def test_labeller_is_fetched_with_the_tokenizer_of_its_base(published, radbert, tmp_path, wide_labeller):  # noqa: F811
+def test_labeller_is_fetched_with_the_tokenizer_of_its_base(published, radbert, tmp_path, wide_labeller):
     folder = tmp_path / "labeller"
     (folder / "models").mkdir(parents=True)
     shutil.copy(radbert / "RadBertClassifier.pth", folder / PUBLISHED["radbert"].facts.published_path)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.warehouse_records import write_run
+from support.records import report_row, volume_row, write_run
 
 from ctclip_model.config import VERSIONS, smoke
 from ctclip_model.device import Precision
@@ -26,13 +25,7 @@ RECIPE = smoke().recipe
 NAMES = ("train_1_a_1", "train_2_a_1", "valid_1_a_1")
 
 
-def volume(name: str, **columns: Any) -> dict[str, Any]:
-    facts = {"sha256": f"sha of {name}", "path": f"{name}.nii.gz", "size_bytes": 1, "spacing_x_mm": 0.7}
-    facts |= {"spacing_y_mm": 0.7, "spacing_z_mm": 1.0, "rescale_slope": 1.0, "rescale_intercept": 0.0}
-    return {"volume_name": name, "storage": "v2", "source": "ct-rate:/x", "fingerprint": "f"} | facts | columns
-
-
-def convert(data_root: Path, *, bad: str | None = None) -> None:
+def record_conversion(data_root: Path, *, bad: str | None = None) -> None:
     """Records the current volumes as converted, except one that is rejected."""
     with open_run(data_root, "convert", RECIPE.recipe_id, parameters={"preset": "smoke"}) as run:
         volumes = read_volumes(data_root, RECIPE, None)
@@ -50,7 +43,7 @@ def convert(data_root: Path, *, bad: str | None = None) -> None:
 
 @pytest.fixture
 def data_root(tmp_path: Path) -> Path:
-    write_run(tmp_path, 0, "ingest", volumes=[volume(name) for name in NAMES])
+    write_run(tmp_path, 0, "ingest", volumes=[volume_row(name) for name in NAMES])
     publish(tmp_path)
     return tmp_path
 
@@ -62,10 +55,14 @@ def test_stage_that_never_ran_says_so_and_plans_everything(data_root):
 
 
 def test_plan_names_the_part_that_moved_item_by_item(data_root):
-    convert(data_root, bad="valid_1_a_1")
+    record_conversion(data_root, bad="valid_1_a_1")
     assert explain_plan(data_root, "convert", 5)["pending"] == 0  # the rejected file is the same
-    moved = [volume(NAMES[0], sha256="s" * 64), volume(NAMES[1], spacing_z_mm=1.5), volume(NAMES[2], sha256="mended")]
-    write_run(data_root, 1, "ingest", volumes=[*moved, volume("train_9_a_1")])
+    moved = [
+        volume_row(NAMES[0], sha256="s" * 64),
+        volume_row(NAMES[1], spacing_z_mm=1.5),
+        volume_row(NAMES[2], sha256="mended"),
+    ]
+    write_run(data_root, 1, "ingest", volumes=[*moved, volume_row("train_9_a_1")])
     publish(data_root)
     plan = explain_plan(data_root, "convert", 5)
     assert plan["reasons"] == {
@@ -75,16 +72,13 @@ def test_plan_names_the_part_that_moved_item_by_item(data_root):
 
 
 def test_raised_version_is_named_before_any_run(data_root, monkeypatch):
-    convert(data_root)
+    record_conversion(data_root)
     monkeypatch.setitem(VERSIONS, "convert", 99)
     assert explain_plan(data_root, "convert", 5)["reasons"] == {"VERSION of convert raised": 3}
 
 
 def test_changed_report_text_is_pending(data_root):
-    def report(scan: str, text: str) -> dict[str, Any]:
-        return {"scan_id": scan, "findings": text, "fingerprint": text}
-
-    write_run(data_root, 1, "ingest", reports=[report("train_1_a", "Clear."), report("train_2_a", "A nodule.")])
+    write_run(data_root, 1, "ingest", reports=[report_row("train_1_a", "Clear."), report_row("train_2_a", "A nodule.")])
     with open_run(data_root, "label", "labeller-1") as run:
         fingerprints = plan_labels(run, "labeller-1", Precision.float32, Selection(), force=False, retry_rejects=False)
         made = {"abnormality": "Lung nodule", "labeller_id": "labeller-1", "probability": 0.5, "value": 0}
@@ -93,7 +87,7 @@ def test_changed_report_text_is_pending(data_root):
             [made | {"scan_id": scan, "fingerprint": fingerprint} for scan, (_, fingerprint) in fingerprints.items()],
         )
     assert explain_plan(data_root, "label", 5)["pending"] == 0
-    write_run(data_root, 2, "ingest", reports=[report("train_2_a", "A mass.")])
+    write_run(data_root, 2, "ingest", reports=[report_row("train_2_a", "A mass.")])
     publish(data_root)
     assert explain_plan(data_root, "label", 5)["reasons"] == {"text changed": 1}
     other = explain_plan(data_root, "label", 5, {"labeller": "tfidf"})
@@ -115,7 +109,7 @@ def test_training_names_the_setting_that_differs_from_the_newest_model(data_root
 
 
 def test_plan_leaves_the_data_root_as_it_was(data_root):
-    convert(data_root)
+    record_conversion(data_root)
     write_run(data_root, 1, "train", variant="smoke", models=[{"model_id": "m", "kind": "ct-clip", "preset": "smoke"}])
     before = {path: path.stat().st_mtime_ns for path in data_root.rglob("*")}
     for stage in STAGES:

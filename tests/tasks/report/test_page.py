@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 from PIL import Image
-from support.warehouse_records import write_run
+from support.records import write_run
 
 from ctclip_model.config import Recipe
 from ctclip_model.models.kinds import ModelKind

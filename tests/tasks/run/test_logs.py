@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
-from support.paths import ROOT
+from support.command_line import keep_loggers, run_ctclip_process
 
 from ctclip_model.errors import ConfigurationError, VolumeError
 from tasks.run.dask_jobs import fan_out
 from tasks.run.deadline import run_with_deadline
-from tasks.run.logs import OF_PREFECT, OURS, configure_logging, log_context
+from tasks.run.logs import configure_logging, log_context
 from tasks.run.stage_run import open_run
 from tasks.volumes.downloader import Downloader, DownloadOptions
 
@@ -24,11 +21,8 @@ logger = logging.getLogger("tasks.test")
 
 @pytest.fixture(autouse=True)
 def _loggers_as_before():
-    loggers = [logging.getLogger(name) for name in (*OURS, *OF_PREFECT)]
-    before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
-    yield
-    for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        one.handlers, one.level, one.propagate = handlers, level, propagate
+    with keep_loggers():
+        yield
 
 
 def log_job(job: str) -> None:
@@ -82,10 +76,7 @@ def test_format_that_there_is_not_is_refused(monkeypatch):
 
 
 def test_command_that_fails_says_so_as_json_too(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "flows", "status", "--data-root", str(tmp_path)], check=False,
-        cwd=ROOT, env=os.environ | {"CTCLIP_LOG": "json"}, capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_ctclip_process("status", "--data-root", tmp_path, CTCLIP_LOG="json")
     assert done.returncode == 1
     (line,) = lines(done.stderr)
     assert (line["level"], line["logger"]) == ("error", "flows.cli")

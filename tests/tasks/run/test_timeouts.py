@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from support.warehouse_records import query
 
 from ctclip_model.config import smoke
 from ctclip_model.errors import StageFailedError
@@ -17,6 +16,7 @@ from tasks.run.lease import hold_lease
 from tasks.settings import LIMITS
 from tasks.volumes.convert import convert_job
 from tasks.volumes.jobs import ConversionJob, VolumeFile
+from warehouse.store import query
 
 RECIPE = smoke().recipe
 

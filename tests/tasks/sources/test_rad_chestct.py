@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from test_conversion import convert, ingest
-from test_sources import write_csv
-from test_volume import noise, refusal
+from support.data_roots import convert, ingest
+from support.reports import write_csv
+from support.volumes import make_noise, reason_of_refusal
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.names import parse_any_name, parse_rad_name, split_of
@@ -21,7 +21,7 @@ from ctclip_model.errors import BadNameError, ConfigurationError
 from tasks.run.pending import Selection
 from tasks.sources.open_source import open_source
 from tasks.sources.rad_chestct import LABELS, NAME_COLUMN, RadChestSource
-from warehouse import store
+from warehouse.store import query
 
 RECIPE = Recipe("rad", spacing_mm=(1.5, 1.1, 1.1), shape=(12, 24, 24))
 SHAPE = (20, 30, 40)  # z, y, x
@@ -84,25 +84,25 @@ def test_an_array_reads_as_the_same_nifti(tmp_path, orientation, turn, order):
 
 def test_bad_archives_are_refused(tmp_path):
     path = tmp_path / "trn00001.npz"
-    assert refusal(path) == "missing_file"
+    assert reason_of_refusal(path) == "missing_file"
     np.savez_compressed(path, ct=array(0))
     content = path.read_bytes()
     for position in range(0, len(content), 211):
         path.write_bytes(content[:position])
-        assert refusal(path) in {"not_npz", "truncated"}
+        assert reason_of_refusal(path) in {"not_npz", "truncated"}
     for position in range(60, len(content) - 200, 997):
         block = bytearray(content)
         block[position] ^= 0x55
         path.write_bytes(block)
-        assert refusal(path) in {"bad_crc", "not_npz", "bad_dtype", "truncated", "oversized_header"}
+        assert reason_of_refusal(path) in {"bad_crc", "not_npz", "bad_dtype", "truncated", "oversized_header"}
     for arrays, reason in (
-        ({"other": array(0)}, "not_npz"), ({"ct": noise((5, 5))}, "not_3d"),
-        ({"ct": noise((1, 9, 9))}, "too_few_slices"),
+        ({"other": array(0)}, "not_npz"), ({"ct": make_noise((5, 5))}, "not_3d"),
+        ({"ct": make_noise((1, 9, 9))}, "too_few_slices"),
         ({"ct": np.zeros(SHAPE)}, "all_zero"), ({"ct": np.full(SHAPE, np.nan)}, "nan_voxels"),
         ({"ct": np.array([None, "code"])}, "bad_dtype"), ({"ct": array(0) + 1j}, "bad_dtype"),
     ):  # fmt: skip
         np.savez_compressed(path, **arrays)
-        assert refusal(path) == reason
+        assert reason_of_refusal(path) == reason
 
 
 def test_an_array_that_promises_more_than_the_file_holds_is_refused_unread(tmp_path):
@@ -112,19 +112,14 @@ def test_an_array_that_promises_more_than_the_file_holds_is_refused_unread(tmp_p
     for content, reason in ((header.getvalue() + bytes(100), "truncated"), (bytes(50_000_000), "oversized_header")):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
             archive.writestr("ct.npy", content)
-        assert refusal(path) == reason
-
-
-def query(data_root: Path, sql: str) -> list[tuple]:
-    with store.read(data_root) as connection:
-        return connection.execute(sql).fetchall()
+        assert reason_of_refusal(path) == reason
 
 
 def turned(folder: Path, data_root: Path, orientation: str | None) -> np.ndarray:
     """The first scan as it stands in its shard after an ingest and a conversion."""
     ingest(open_source(f"rad-chestct:{folder}", data_root, None, orientation), data_root)
-    assert convert(data_root, RECIPE) == {"done": 2, "rejected": 0}
-    assert convert(data_root, RECIPE) == {"done": 0, "rejected": 0}
+    results = [convert(data_root, RECIPE) for _ in range(2)]
+    assert [(result["done"], result["rejected"]) for result in results] == [(2, 0), (0, 0)]
     [place] = query(data_root, "select shard_path, row_index from current_shard_volumes where volume_name = 'trn00001'")
     return read_volume(data_root / place[0], place[1])
 

@@ -1,10 +1,10 @@
 """The strict reading of CT-RATE's tables, and what a revision changes."""
 
-import csv
 from datetime import date
 from pathlib import Path
 
 import pytest
+from support.reports import write_csv
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import ConfigurationError
@@ -22,12 +22,6 @@ METADATA_COLUMNS = [
     "StudyDate",
 ]
 NOTHING = {table: {} for table in INGESTED}
-
-
-def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
 
 
 @pytest.fixture

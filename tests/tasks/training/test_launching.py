@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from support.training_runs import ROOT, curve_of, events, short_preset, write_job, write_samples
+from support.training_runs import ROOT, parse_events, read_curve, short_preset, write_job, write_samples
 
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
@@ -32,12 +32,7 @@ from tasks.training import processes as launching
 from tasks.training.ct_clip import run_training
 from tasks.training.manifest import Manifest
 from tasks.training.processes import Launch, train_apart
-from warehouse import store
-
-
-def query(data_root: Path, sql: str) -> list[tuple[Any, ...]]:
-    with store.read(data_root) as connection:
-        return connection.execute(sql).fetchall()
+from warehouse.store import query
 
 
 def test_one_node_stands_alone_and_several_meet() -> None:
@@ -87,7 +82,9 @@ def test_two_nodes_train_together_by_the_command_that_the_first_one_tells(tmp_pa
     assert others[0].wait(60) == 0
     whole = train_contrastive(tmp_path / "here/manifest.parquet", tmp_path / "here", preset, tmp_path / "whole")
     assert result.steps == len(steps) == whole.steps
-    assert [step.loss for step in steps] == pytest.approx([loss for _, loss in curve_of(tmp_path / "whole")], rel=1e-3)
+    assert [step.loss for step in steps] == pytest.approx(
+        [loss for _, loss in read_curve(tmp_path / "whole")], rel=1e-3
+    )
 
 
 def test_a_cpu_trains_in_this_process_unless_asked_otherwise() -> None:
@@ -112,13 +109,13 @@ def test_a_worker_needs_the_data_root_alone_wherever_it_is(tmp_path: Path) -> No
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = events(done.stdout)
+    told = parse_events(done.stdout)
     assert [event["event"] for event in told] == ["step"] * 4 + ["result"]
     assert told[-1]["folder"] == "models/model"
     folder = tmp_path / "elsewhere/models/model"
     names = {"README.md", "config.json", "metrics.parquet", "model.safetensors", "tokenizer.json"}
     assert {path.name for path in folder.iterdir()} == names
-    assert [loss for _, loss in curve_of(folder)] == [event["loss"] for event in told[:4]]
+    assert [loss for _, loss in read_curve(folder)] == [event["loss"] for event in told[:4]]
     assert "- Data: here, revision 1" in (folder / "README.md").read_text()
 
 

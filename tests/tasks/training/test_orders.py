@@ -9,9 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.labelled_reports import write_reports
+from support.reports import write_reports
 from support.training_runs import short_preset, write_samples
-from support.warehouse_records import query
 
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
@@ -40,6 +39,7 @@ from tasks.training.orders import (
     take_outcome,
 )
 from tasks.training.processes import Launch
+from warehouse.store import query
 
 SHARED = ("records", "shards", "models", "orders", "locks", "manifest.parquet")
 

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from test_conversion import RECIPE, assert_whole, convert, converted, data_root, ingest, source  # noqa: F401
+from support.data_roots import assert_every_volume_is_converted, convert, ingest, list_converted
+from support.volumes import COARSE
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError
@@ -14,31 +15,37 @@ from tasks.run.lease import hold_lease
 from tasks.upkeep.garbage import collect_garbage
 
 
-def paths(data_root: Path, **options: bool) -> dict[str, str]:  # noqa: F811
+@pytest.fixture
+def data_root(few_phantoms: Path, tmp_path: Path) -> Path:
+    ingest(few_phantoms, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def paths(data_root: Path, **options: bool) -> dict[str, str]:
     root = data_root.resolve()
     return {str(one.path.relative_to(root)): one.reason for one in collect_garbage(data_root, **options).garbage}
 
 
-def test_superseded_shards_go_on_request_alone_and_current_ones_stay(data_root, source, tmp_path):  # noqa: F811
+def test_superseded_shards_go_on_request_alone_and_current_ones_stay(data_root, tmp_path):
     convert(data_root)
-    before = {path for path, _ in converted(data_root).values()}
+    before = {path for path, _ in list_converted(data_root).values()}
     assert paths(data_root) == {}
     make_phantoms(tmp_path / "other", PhantomConfig(seed=2, train_patients=6, valid_patients=6), processes=1)
     ingest(tmp_path / "other", data_root)  # same names, different volumes
     convert(data_root)
-    superseded = before - {path for path, _ in converted(data_root).values()}
+    superseded = before - {path for path, _ in list_converted(data_root).values()}
     assert superseded
     assert paths(data_root) == dict.fromkeys(superseded, "every volume has a newer row")
     assert all((data_root / path).exists() for path in superseded)
     assert set(paths(data_root, delete=True)) == superseded
     assert not any((data_root / path).exists() for path in superseded)
-    assert_whole(data_root)
+    assert_every_volume_is_converted(data_root)
     assert paths(data_root) == {}
 
 
-def test_partial_and_unrecorded_files_are_listed_by_their_reason(data_root):  # noqa: F811
+def test_partial_and_unrecorded_files_are_listed_by_their_reason(data_root):
     left = {
-        f"shards/{RECIPE.recipe_id}/unknown.arrow": "left by a run that died",
+        f"shards/{COARSE.recipe_id}/unknown.arrow": "left by a run that died",
         "models/unknown/model.safetensors": "no row of models refers to it",
         "raw/.partial/0123": "partial download that no volume needs",
         "records/runs/.half.parquet.1.tmp": "partial record file",
@@ -55,6 +62,6 @@ def test_partial_and_unrecorded_files_are_listed_by_their_reason(data_root):  # 
     assert (data_root / "models/young.work").exists()
 
 
-def test_nothing_is_collected_while_a_stage_runs(data_root):  # noqa: F811
+def test_nothing_is_collected_while_a_stage_runs(data_root):
     with hold_lease(data_root, "convert"), pytest.raises(ConfigurationError, match="convert: gave up"):
         collect_garbage(data_root, delete=True)

@@ -9,28 +9,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.warehouse_records import query, write_run
+from support.records import write_run
+from support.volumes import RECIPE, make_shard_volume
 
-from ctclip_model.config import Recipe
 from ctclip_model.data.shards import ShardVolume, copy_volumes, read_volume, write_shard
-from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.errors import ShardError
 from tasks.run.publish import publish
 from tasks.run.stage_run import StageRun
 from tasks.upkeep.garbage import collect_garbage
+from warehouse.store import query
 
-RECIPE = Recipe("small", spacing_mm=(3.0, 2.0, 2.0), shape=(10, 8, 7))
 FOLDER = f"shards/{RECIPE.recipe_id}"
 
 
 def volume(seed: int) -> ShardVolume:
-    voxels = np.random.default_rng(seed).integers(-1000, 1000, RECIPE.shape).astype(np.int16)
-    facts = ConvertedVolume(voxels, (5, 6, 7), (0.7, 0.7, 1.5), ((0, 10), (1, 7), (2, 5)), -500.5, 300.25, -9, 9, None)
-    return ShardVolume(f"train_{seed % 10}_a_1", "ab" * 32, facts)
+    """One of two files of a volume: ten more is the other."""
+    return make_shard_volume(f"train_{seed % 10}_a_1", seed=seed)
 
 
-def convert(data_root: Path, run: int, seeds: list[int]) -> str:
-    """One shard of these volumes, with its rows; ten more is another file of the same volume."""
+def write_converted(data_root: Path, run: int, seeds: list[int]) -> str:
+    """Writes a shard of these volumes and records it."""
     path = f"{FOLDER}/{run}.arrow"
     rows = write_shard(data_root / path, RECIPE, [volume(seed) for seed in seeds])
     key = {"recipe_id": RECIPE.recipe_id, "shard_path": path}
@@ -49,9 +47,9 @@ def convert(data_root: Path, run: int, seeds: list[int]) -> str:
 @pytest.fixture
 def data_root(tmp_path: Path) -> Path:
     """Three shards: the first has one volume of four alive, the second two of three, the third all."""
-    convert(tmp_path, 0, [1, 2, 3, 4])
-    convert(tmp_path, 1, [5, 6, 7])
-    convert(tmp_path, 2, [11, 12, 14, 16])
+    write_converted(tmp_path, 0, [1, 2, 3, 4])
+    write_converted(tmp_path, 1, [5, 6, 7])
+    write_converted(tmp_path, 2, [11, 12, 14, 16])
     return tmp_path
 
 

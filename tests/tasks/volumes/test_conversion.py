@@ -10,54 +10,21 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from distributed import LocalCluster
-from support.paths import ROOT
+from support.data_roots import assert_every_volume_is_converted, convert, count_volumes, ingest
+from support.processes import start_python, wait_for
+from support.volumes import COARSE
 
-from ctclip_model.config import Recipe
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
-from ctclip_model.data.shards import ShardReader, read_volume
-from ctclip_model.data.slabs import Encoding
+from ctclip_model.data.shards import ShardReader
 from ctclip_model.errors import ConfigurationError
-from tasks.run.pending import plan_items
 from tasks.run.progress import REPORTER, LogReporter
-from tasks.run.stage_run import open_run
-from tasks.settings import LIMITS
-from tasks.sources.changes import INGESTED, compare
-from tasks.sources.local_source import LocalSource
-from tasks.volumes.convert import run_jobs
-from tasks.volumes.jobs import check_room, make_jobs, read_volumes
+from tasks.volumes.jobs import check_room
 from warehouse import store
-
-RECIPE = Recipe("test", spacing_mm=(24.0, 24.0, 24.0), shape=(12, 14, 14))
-SMALL_SHARDS = dataclasses.replace(LIMITS, shard_volumes=2, publish_interval_s=0.0)
-
-
-def ingest(source: Path | LocalSource, data_root: Path) -> None:
-    opened = LocalSource(source, data_root) if isinstance(source, Path) else source
-    with open_run(data_root, "ingest", opened.name) as run:
-        revision, catalogue = opened.read()
-        current = {table: {} for table in INGESTED}
-        with store.read(data_root) as connection:
-            rows = connection.execute("select volume_name, fingerprint, source from current_volumes").fetchall()
-        current["volumes"] = {name: (fingerprint, origin) for name, fingerprint, origin in rows}
-        for table, changed in compare(catalogue, current, opened.name, revision).rows.items():
-            if changed:
-                run.record(table, changed)
-
-
-def convert(
-    data_root: Path, recipe: Recipe = RECIPE, encoding: Encoding = "delta-zstd", address: str | None = None
-) -> dict[str, int]:
-    with open_run(data_root, "convert", recipe.recipe_id, limits=SMALL_SHARDS) as run:
-        volumes = read_volumes(data_root, recipe, None)
-        pending = plan_items(run, recipe.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
-        run_jobs(run, make_jobs(run, recipe, [volumes[name] for name in pending], encoding), address)
-    return {"done": run.count_done, "rejected": run.count_rejected}
 
 
 @pytest.fixture
@@ -72,58 +39,33 @@ def data_root(source: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def converted(data_root: Path) -> dict[str, tuple[str, int]]:
-    with store.read(data_root) as connection:
-        rows = connection.execute("select volume_name, shard_path, row_index from current_shard_volumes").fetchall()
-    assert len(rows) == len({name for name, _, _ in rows})
-    return {name: (path, row) for name, path, row in rows}
-
-
-def count_volumes(data_root: Path) -> int:
-    with store.read(data_root) as connection:
-        row = connection.execute("select count(*) from current_volumes").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
 def kill_conversion(data_root: Path, begun: Path, pattern: str, delay_s: float) -> None:
     """Kills a conversion and its workers so long after the first file of that pattern is in the folder."""
-    program = f"from pathlib import Path; from test_conversion import convert; convert(Path({str(data_root)!r}))"
-    child = subprocess.Popen(
-        [sys.executable, "-c", f"if __name__ == '__main__':\n    {program}"],
-        cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True,
+    program = "from pathlib import Path; from support.data_roots import convert; convert(Path(sys.argv[1]))"
+    child = start_python(
+        f"import sys\nif __name__ == '__main__':\n    {program}", data_root, stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(begun.glob(pattern)) and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: list(begun.glob(pattern)) or child.poll() is not None)
     time.sleep(delay_s)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
-def assert_whole(data_root: Path) -> None:
-    """Every volume is in exactly one current row, right by its checksum, and nothing temporary is left."""
-    rows = converted(data_root)
-    assert len(rows) == count_volumes(data_root)
-    for path, row in rows.values():
-        assert read_volume(data_root / path, row, verify=True).shape == RECIPE.shape
-    assert not list(data_root.rglob("*.tmp"))
-
-
 def test_killed_conversion_goes_on_where_it_stopped(data_root):
     records = data_root / "records" / "shard_volumes"
     kill_conversion(data_root, records, "*.parquet", 0.1)
-    (data_root / "shards" / RECIPE.recipe_id / ".half-written.arrow.tmp").write_bytes(b"half")
+    (data_root / "shards" / COARSE.recipe_id / ".half-written.arrow.tmp").write_bytes(b"half")
     run_id = next(records.glob("*.parquet")).stem.rpartition("-")[0]
     (records / f".{run_id}-000099.parquet.1.tmp").write_bytes(b"half")
     assert convert(data_root)["done"] < count_volumes(data_root)
-    assert_whole(data_root)
+    assert_every_volume_is_converted(data_root)
 
 
 def test_shards_that_would_not_fit_are_refused(tmp_path):
-    check_room(tmp_path, 10, RECIPE, "delta-zstd")
+    check_room(tmp_path, 10, COARSE, "delta-zstd")
     with pytest.raises(ConfigurationError, match=r"make shards of about .* GB and .* GB free: make room"):
-        check_room(tmp_path, 10**12, RECIPE, "delta-zstd")
+        check_room(tmp_path, 10**12, COARSE, "delta-zstd")
 
 
 @pytest.mark.slow
@@ -134,14 +76,14 @@ def test_conversion_killed_at_any_moment_is_whole_after_a_rerun(tmp_path, seed):
     ingest(tmp_path / "source", data_root)
     assert count_volumes(data_root) >= 40
     delay_s = random.Random(seed).uniform(0, 5)
-    kill_conversion(data_root, data_root / "shards" / RECIPE.recipe_id, ".*.tmp", delay_s)
+    kill_conversion(data_root, data_root / "shards" / COARSE.recipe_id, ".*.tmp", delay_s)
     convert(data_root)
-    assert_whole(data_root)
+    assert_every_volume_is_converted(data_root)
 
 
 def test_recipes_and_encodings_live_side_by_side(data_root):
     convert(data_root)
-    finer = dataclasses.replace(RECIPE, name="finer", spacing_mm=(20.0, 20.0, 20.0))
+    finer = dataclasses.replace(COARSE, name="finer", spacing_mm=(20.0, 20.0, 20.0))
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         assert convert(data_root, finer, "raw", cluster.scheduler_address)["done"] == count_volumes(data_root)
     assert convert(data_root)["done"] == 0
@@ -152,7 +94,7 @@ def test_recipes_and_encodings_live_side_by_side(data_root):
         with ShardReader(data_root / path, verify=True) as reader:
             assert reader.recipe_id == recipe_id
             assert reader.encoding == ("raw" if reader.recipe == finer else "delta-zstd")
-            assert reader.read(row).shape == RECIPE.shape
+            assert reader.read(row).shape == COARSE.shape
 
 
 def test_progress_tells_gigabytes_a_second(data_root):
@@ -190,4 +132,5 @@ def test_bad_files_are_rejected_and_the_rest_is_converted(source, data_root):
         missing = connection.execute("select item from data_quality where problem = 'file_missing'").fetchall()
     assert {"truncated", "not_nifti"} <= reasons
     assert missing == [(paths[3].name.removesuffix(".nii.gz"),)]
-    assert convert(data_root) == {"done": 0, "rejected": 0}
+    again = convert(data_root)
+    assert (again["done"], again["rejected"]) == (0, 0)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from support.data_roots import (
+    QUICK,
+    assert_every_volume_is_converted,
+    convert,
+    download,
+    ingest,
+    list_converted,
+    list_reasons,
+)
 from support.hub import LoopbackHub
-from support.paths import ROOT
-from test_conversion import RECIPE, assert_whole, converted, ingest
+from support.processes import start_python
+from support.volumes import COARSE
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError, HubAccessError, HubUnavailableError, StageFailedError
@@ -23,19 +30,14 @@ from tasks.plan.explain import explain_plan
 from tasks.run.pending import plan_items
 from tasks.run.records import sha256_of
 from tasks.run.stage_run import open_run
-from tasks.settings import LIMITS
 from tasks.sources.address import parse_address
 from tasks.sources.hub_source import HubSource
-from tasks.volumes.convert import run_jobs
-from tasks.volumes.download import choose_fitting, download_files, list_unconverted
+from tasks.volumes.download import download_files
 from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes
-from tasks.volumes.jobs import make_jobs, read_volumes
+from tasks.volumes.jobs import read_volumes
 from warehouse import store
 
 ADDRESS = "hf://datasets/owner/CT-RATE"
-QUICK = dataclasses.replace(
-    LIMITS, hub_attempts=3, hub_wait_s=0.01, shard_volumes=2, publish_interval_s=0.0, reject_share=1.0
-)
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +55,8 @@ def data_root(hub: LoopbackHub, phantoms: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def download(data_root: Path, **options: object) -> dict[str, object]:
-    chosen = DownloadOptions(**options)  # type: ignore[arg-type]
-    with open_run(data_root, "download", limits=QUICK) as run:
-        volumes = list(list_unconverted(run, RECIPE, read_volumes(data_root, RECIPE, None), False).values())
-        if fitting := choose_fitting(run, volumes, chosen):
-            download_files(run, fitting, chosen, None)
-    return run.summary()
-
-
-def convert(data_root: Path, **options: object) -> dict[str, object]:
-    chosen = DownloadOptions(**options)  # type: ignore[arg-type]
-    with (
-        open_run(data_root, "convert", RECIPE.recipe_id, limits=QUICK) as run,
-        Downloader(data_root, chosen, None, QUICK) as downloader,
-    ):
-        volumes = read_volumes(data_root, RECIPE, None)
-        pending = plan_items(run, RECIPE.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
-        jobs = make_jobs(run, RECIPE, [volumes[name] for name in pending], raw_bytes=chosen.bound_bytes)
-        if jobs:
-            downloader.prepare([volumes[name] for name in pending], max(count_raw_bytes(job.volumes) for job in jobs))
-        run_jobs(run, jobs, None, downloader)
-        downloader.check_offline()
-    return run.summary() | {"fetched": downloader.count_fetched, "reused": downloader.count_reused}
-
-
 def raw_files(data_root: Path) -> list[Path]:
     return sorted((data_root / "raw/dataset").rglob("*.nii.gz"))
-
-
-def reasons(data_root: Path) -> list[str]:
-    with store.read(data_root) as connection:
-        rows = connection.execute("select reason from current_rejects where not is_permanent").fetchall()
-    return [reason for (reason,) in rows]
 
 
 def assert_same_files(data_root: Path, phantoms: Path, missing: int = 0) -> None:
@@ -131,11 +102,11 @@ def test_fault_that_passes_leaves_no_trace(hub, data_root, phantoms, kind, on, t
 def test_fault_that_lasts_is_a_reject_and_the_rest_is_fetched(hub, data_root, phantoms, kind, reason):
     hub.faults.play(kind, "train_1_a_1.nii.gz", times=50)
     assert download(data_root)["rejected"] == 1
-    assert reasons(data_root) == [reason]
+    assert list_reasons(data_root) == [reason]
     hub.faults.waiting.clear()
     assert download(data_root)["done"] == 1
     assert_same_files(data_root, phantoms)
-    assert reasons(data_root) == []
+    assert list_reasons(data_root) == []
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -148,7 +119,7 @@ def test_refused_token_stops_the_downloads_with_what_to_do(hub, data_root, statu
 def test_hub_that_is_down_stops_the_downloads(hub, data_root):
     hub.faults.play(503, "/resolve/", times=1000)
     with pytest.raises(HubUnavailableError, match="answers 503"), open_run(data_root, "download", limits=QUICK) as run:
-        volumes = list(read_volumes(data_root, RECIPE, None).values())
+        volumes = list(read_volumes(data_root, COARSE, None).values())
         limits = dataclasses.replace(QUICK, rejects_tolerated=2)
         with Downloader(data_root, DownloadOptions(threads=1), None, limits) as downloader:
             for volume in volumes:
@@ -157,7 +128,7 @@ def test_hub_that_is_down_stops_the_downloads(hub, data_root):
 
 
 def test_partial_file_is_fetched_on_from_where_it_stopped(hub, data_root, phantoms):
-    volumes = read_volumes(data_root, RECIPE, None)
+    volumes = read_volumes(data_root, COARSE, None)
     sent = hub.sent_bytes
     for volume in volumes.values():
         partial = data_root / "raw/.partial" / volume.sha256
@@ -177,7 +148,7 @@ def test_attempts_are_counted_anew_while_bytes_come(hub, data_root, phantoms):
 
 
 def test_hub_that_knows_no_ranges_sends_a_partial_file_whole_and_once(hub, data_root, phantoms):
-    volumes = read_volumes(data_root, RECIPE, None)
+    volumes = read_volumes(data_root, COARSE, None)
     first = next(iter(volumes.values()))
     partial = data_root / "raw/.partial" / first.sha256
     partial.parent.mkdir(exist_ok=True)
@@ -201,18 +172,18 @@ def test_damaged_raw_file_is_fetched_again_and_a_good_one_is_not(hub, data_root,
 
 
 def test_conversion_downloads_within_its_bound_and_drops_what_it_recorded(hub, data_root):
-    volumes = read_volumes(data_root, RECIPE, None)
+    volumes = read_volumes(data_root, COARSE, None)
     bound = 2.5 * max(volume.size_bytes for volume in volumes.values())
     result = convert(data_root, raw_cache_gb=bound / 1e9)
     assert (result["done"], result["rejected"], result["fetched"]) == (len(volumes), 0, len(volumes))
-    assert_whole(data_root)
+    assert_every_volume_is_converted(data_root)
     assert raw_files(data_root) == []
 
 
 def test_plan_says_how_much_is_to_be_downloaded(data_root):
-    volumes = read_volumes(data_root, RECIPE, None)
-    with open_run(data_root, "convert", RECIPE.recipe_id, limits=QUICK) as run:
-        plan_items(run, RECIPE.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
+    volumes = read_volumes(data_root, COARSE, None)
+    with open_run(data_root, "convert", COARSE.recipe_id, limits=QUICK) as run:
+        plan_items(run, COARSE.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
     planned = explain_plan(data_root, "convert", 1)
     assert planned["downloads"] == {"files": len(volumes), "bytes": count_raw_bytes(volumes.values())}
     download(data_root)
@@ -222,10 +193,10 @@ def test_plan_says_how_much_is_to_be_downloaded(data_root):
 @pytest.mark.slow
 def test_kept_raw_files_are_used_by_the_next_recipe_without_a_request(hub, data_root):
     convert(data_root, keep_raw=True)
-    assert len(raw_files(data_root)) == len(converted(data_root))
+    assert len(raw_files(data_root)) == len(list_converted(data_root))
     asked = len(hub.requests)
-    with open_run(data_root, "convert", RECIPE.recipe_id, limits=QUICK):
-        volumes = list(read_volumes(data_root, RECIPE, None).values())
+    with open_run(data_root, "convert", COARSE.recipe_id, limits=QUICK):
+        volumes = list(read_volumes(data_root, COARSE, None).values())
         with Downloader(data_root, DownloadOptions(keep_raw=True), None, QUICK) as downloader:
             assert all(map(downloader.fetch, volumes))
     assert len(hub.requests) == asked
@@ -235,16 +206,16 @@ def test_kept_raw_files_are_used_by_the_next_recipe_without_a_request(hub, data_
 @pytest.mark.slow
 def test_volume_that_cannot_be_had_is_left_out_of_its_shard_and_made_by_the_rerun(hub, data_root):
     hub.faults.play("wrong_bytes", "train_1_a_1.nii.gz", times=50)
-    count = len(read_volumes(data_root, RECIPE, None))
+    count = len(read_volumes(data_root, COARSE, None))
     first = convert(data_root)
-    assert (first["done"], first["rejected"], reasons(data_root)) == (count - 1, 1, ["wrong_hash"])
+    assert (first["done"], first["rejected"], list_reasons(data_root)) == (count - 1, 1, ["wrong_hash"])
     hub.faults.waiting.clear()
     assert convert(data_root)["done"] == 1
-    assert_whole(data_root)
+    assert_every_volume_is_converted(data_root)
 
 
 def test_bound_smaller_than_the_selection_says_what_is_left(data_root, phantoms):
-    sizes = [volume.size_bytes for volume in read_volumes(data_root, RECIPE, None).values()]
+    sizes = [volume.size_bytes for volume in read_volumes(data_root, COARSE, None).values()]
     summary = download(data_root, raw_cache_gb=(sizes[0] + sizes[1]) / 1e9)
     assert summary["done"] == 2
     assert f"{len(sizes) - 2} more" in str(summary["detail"])
@@ -257,14 +228,14 @@ def test_bound_too_small_for_a_volume_is_refused(data_root):
 
 
 def test_downloads_keep_to_their_rate(data_root):
-    total = count_raw_bytes(read_volumes(data_root, RECIPE, None).values())
+    total = count_raw_bytes(read_volumes(data_root, COARSE, None).values())
     started = time.monotonic()
     download(data_root, max_mb_per_s=total / 1e6 / 1.5)
     assert time.monotonic() - started > 1.2
 
 
 def test_full_disk_stops_the_stage_with_one_line_and_all_is_whole(data_root):
-    volumes = list(read_volumes(data_root, RECIPE, None).values())
+    volumes = list(read_volumes(data_root, COARSE, None).values())
     convert(data_root)
     with store.read(data_root) as connection:
         before = connection.execute("select * from current_shard_volumes order by all").fetchall()
@@ -278,11 +249,11 @@ def test_full_disk_stops_the_stage_with_one_line_and_all_is_whole(data_root):
     assert "\n" not in str(caught.value)
     with store.read(data_root) as connection:
         assert connection.execute("select * from current_shard_volumes order by all").fetchall() == before
-    assert_whole(data_root)
+    assert_every_volume_is_converted(data_root)
 
 
 def test_disk_without_room_is_found_before_anything_is_fetched(hub, data_root):
-    volumes = [dataclasses.replace(one, size_bytes=10**15) for one in read_volumes(data_root, RECIPE, None).values()]
+    volumes = [dataclasses.replace(one, size_bytes=10**15) for one in read_volumes(data_root, COARSE, None).values()]
     with (
         Downloader(data_root, DownloadOptions(keep_raw=True), None, QUICK) as downloader,
         pytest.raises(ConfigurationError, match=r"downloads need .* GB .* are free"),
@@ -294,15 +265,15 @@ def test_disk_without_room_is_found_before_anything_is_fetched(hub, data_root):
 def test_machine_without_a_network_uses_what_is_there_and_names_the_rest(data_root):
     download(data_root)
     raw_files(data_root)[0].unlink()
-    program = f"from pathlib import Path; from test_downloads import convert; convert(Path({str(data_root)!r}))"
-    child = subprocess.run(
-        [sys.executable, "-c", f"if __name__ == '__main__':\n    {program}"], cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    last = child.stderr.splitlines()[-1]
+    program = "from pathlib import Path; from support.data_roots import convert; convert(Path(sys.argv[1]))"
+    child = start_python(
+        f"import sys\nif __name__ == '__main__':\n    {program}", data_root, environment={"HF_HUB_OFFLINE": "1"}
+    )
+    _, errors = child.communicate()
+    last = errors.splitlines()[-1]
     assert "1 volumes, such as" in last
     assert "HF_HUB_OFFLINE is set: run `ctclip download`" in last
-    assert len(converted(data_root)) == len(read_volumes(data_root, RECIPE, None)) - 1
+    assert len(list_converted(data_root)) == len(read_volumes(data_root, COARSE, None)) - 1
 
 
 @pytest.mark.slow
@@ -323,10 +294,10 @@ def test_downloads_killed_ten_times_fetch_little_twice(hub, tmp_path):
     data_root = tmp_path / "data"
     ingest(HubSource(parse_address(ADDRESS), data_root, limits=QUICK), data_root)
     hub.sent_bytes, hub.chunk_bytes, hub.chunk_delay_s = 0, 50_000, 0.02
-    program = f"from pathlib import Path; from test_downloads import download; download(Path({str(data_root)!r}))"
+    program = "import sys, pathlib; from support.data_roots import download; download(pathlib.Path(sys.argv[1]))"
     for _ in range(10):
         before = len(raw_files(data_root))
-        child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
+        child = start_python(program, data_root, stderr=subprocess.DEVNULL)
         while len(raw_files(data_root)) == before and child.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.4))
@@ -335,5 +306,5 @@ def test_downloads_killed_ten_times_fetch_little_twice(hub, tmp_path):
     hub.chunk_delay_s = 0.0
     download(data_root)
     assert_same_files(data_root, folder)
-    size = count_raw_bytes(read_volumes(data_root, RECIPE, None).values())
+    size = count_raw_bytes(read_volumes(data_root, COARSE, None).values())
     assert hub.sent_bytes <= 1.2 * size, f"{hub.sent_bytes / size:.2f} of what there is"

@@ -1,8 +1,8 @@
-"""Record files for the tests of the warehouse, written by the stages' own writer."""
+"""Record files written by the stages' own writer, and rows to put into them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from tasks.run.records import RecordWriter
-from warehouse import store
 
 RUNS = tuple(f"20261123T19530000000{n}-abc{n:03d}" for n in range(10))
 
@@ -34,6 +33,24 @@ def write_run(
         writer.write("runs", [_status_row(run, status, stage, variant)])
 
 
+def volume_row(name: str, fingerprint: str = "f", **columns: Any) -> dict[str, Any]:
+    """Row of `volumes` for a volume of CT-RATE, complete enough to be converted."""
+    split, patient, scan, _ = name.split("_")
+    row = {
+        "volume_name": name, "scan_id": f"{split}_{patient}_{scan}", "patient_id": f"{split}_{patient}",
+        "split": split, "storage": "v2", "source": "ct-rate:/x", "path": f"{name}.nii.gz", "size_bytes": 1,
+        "sha256": f"sha256 of {name}", "spacing_x_mm": 0.7, "spacing_y_mm": 0.7, "spacing_z_mm": 1.0,
+        "rescale_slope": 1.0, "rescale_intercept": 0.0, "metadata": {"Rows": "512"}, "fingerprint": fingerprint,
+    }  # fmt: skip
+    return row | columns
+
+
+def report_row(scan_id: str, findings: str = "", **columns: Any) -> dict[str, Any]:
+    """Row of `reports`. Its fingerprint is its text, so that another text is a change."""
+    findings = findings or f"Findings of {scan_id}."
+    return {"scan_id": scan_id, "findings": findings, "fingerprint": findings} | columns
+
+
 def label_rows(scans: Sequence[str], labels: np.ndarray) -> list[dict[str, Any]]:
     """Rows of `published_labels` of (scans, 18) zeros and ones."""
     return [
@@ -43,9 +60,12 @@ def label_rows(scans: Sequence[str], labels: np.ndarray) -> list[dict[str, Any]]
     ]
 
 
-def query(data_root: Path, sql: str) -> list[tuple[Any, ...]]:
-    with store.read(data_root) as connection:
-        return connection.execute(sql).fetchall()
+def wanted_rows(stage: str, variant: str, fingerprints: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of `wanted`: the items that a stage should make, with their fingerprints."""
+    return [
+        {"stage": stage, "variant": variant, "item": item, "fingerprint": fingerprint}
+        for item, fingerprint in fingerprints.items()
+    ]
 
 
 def _status_row(run: int, status: str, stage: str, variant: str) -> dict[str, Any]:

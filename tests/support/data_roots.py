@@ -1,0 +1,105 @@
+"""Data roots: sources ingested, downloaded and converted by the stages' own functions, without Prefect."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ctclip_model.config import Recipe
+from ctclip_model.data.shards import read_volume
+from ctclip_model.data.slabs import Encoding
+from support.volumes import COARSE
+from tasks.run.pending import plan_items
+from tasks.run.stage_run import open_run
+from tasks.settings import LIMITS
+from tasks.sources.changes import INGESTED, compare
+from tasks.sources.local_source import LocalSource
+from tasks.sources.open_source import Source
+from tasks.volumes.convert import run_jobs
+from tasks.volumes.download import choose_fitting, download_files, list_unconverted
+from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes
+from tasks.volumes.jobs import make_jobs, read_volumes
+from warehouse import store
+
+# no waiting for a hub, two volumes a shard, a publish after each job, and no limit to the share of rejects
+QUICK = dataclasses.replace(
+    LIMITS, hub_attempts=3, hub_wait_s=0.01, shard_volumes=2, publish_interval_s=0.0, reject_share=1.0
+)
+
+
+def ingest(source: Path | Source, data_root: Path) -> None:
+    """Records what differs between a source, or a folder in CT-RATE's layout, and the data root's catalogue."""
+    opened = LocalSource(source, data_root) if isinstance(source, Path) else source
+    with open_run(data_root, "ingest", opened.name) as run:
+        revision, catalogue = opened.read()
+        current = {table: {} for table in INGESTED}
+        rows = store.query(data_root, "select volume_name, fingerprint, source from current_volumes")
+        current["volumes"] = {name: (fingerprint, origin) for name, fingerprint, origin in rows}
+        for table, changed in compare(catalogue, current, opened.name, revision).rows.items():
+            if changed:
+                run.record(table, changed)
+
+
+def convert(
+    data_root: Path,
+    recipe: Recipe = COARSE,
+    encoding: Encoding = "delta-zstd",
+    address: str | None = None,
+    **download_options: Any,
+) -> dict[str, Any]:
+    """Converts pending volumes, downloading those of a hub. Returns the run's summary and counts of downloads."""
+    options = DownloadOptions(**download_options)
+    with (
+        open_run(data_root, "convert", recipe.recipe_id, limits=QUICK) as run,
+        Downloader(data_root, options, None, QUICK) as downloader,
+    ):
+        volumes = read_volumes(data_root, recipe, None)
+        pending = plan_items(run, recipe.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
+        jobs = make_jobs(run, recipe, [volumes[name] for name in pending], encoding, options.bound_bytes)
+        remote = [volumes[name] for name in pending if volumes[name].origin]
+        if remote:
+            downloader.prepare(remote, max(count_raw_bytes(job.volumes) for job in jobs))
+        run_jobs(run, jobs, address, downloader if remote else None)
+        downloader.check_offline()
+    return run.summary() | {"fetched": downloader.count_fetched, "reused": downloader.count_reused}
+
+
+def download(data_root: Path, recipe: Recipe = COARSE, **download_options: Any) -> dict[str, Any]:
+    """Fetches volumes that are not converted into `raw/`. Returns the run's summary."""
+    options = DownloadOptions(**download_options)
+    with open_run(data_root, "download", limits=QUICK) as run:
+        volumes = list(list_unconverted(run, recipe, read_volumes(data_root, recipe, None), False).values())
+        if fitting := choose_fitting(run, volumes, options):
+            download_files(run, fitting, options, None)
+    return run.summary()
+
+
+def list_converted(data_root: Path) -> dict[str, tuple[str, int]]:
+    """Shard path and row index of each converted volume. A volume that has two current rows is a failure."""
+    rows = store.query(data_root, "select volume_name, shard_path, row_index from current_shard_volumes")
+    assert len(rows) == len({name for name, _, _ in rows})
+    return {name: (path, row) for name, path, row in rows}
+
+
+def count_volumes(data_root: Path) -> int:
+    """Number of volumes in the catalogue."""
+    ((count,),) = store.query(data_root, "select count(*) from current_volumes")
+    return int(count)
+
+
+def list_reasons(data_root: Path, *, permanent: bool = False) -> list[str]:
+    """Reasons of the current rejects: those that a rerun may mend, or the permanent ones."""
+    rows = store.query(
+        data_root, "select reason from current_rejects where is_permanent = ? order by item", [permanent]
+    )
+    return [reason for (reason,) in rows]
+
+
+def assert_every_volume_is_converted(data_root: Path, recipe: Recipe = COARSE) -> None:
+    """Each volume has one current row and the right checksum, and nothing temporary is left."""
+    rows = list_converted(data_root)
+    assert len(rows) == count_volumes(data_root)
+    for path, row in rows.values():
+        assert read_volume(data_root / path, row, verify=True).shape == recipe.shape
+    assert not list(data_root.rglob("*.tmp"))
