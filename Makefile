@@ -1,4 +1,4 @@
-# Every target makes the virtual environment and installs what it needs by itself.
+# Every target makes the virtual environment and installs its packages by itself. `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,40 +6,43 @@ INSTALLED := $(VENV)/.installed
 
 export DO_NOT_TRACK := 1
 
-.PHONY: install demo test test-slow test-browser test-orchestration lint bench clean
+.PHONY: help install demo test test-slow test-browser test-orchestration lint bench clean
 
-install: $(INSTALLED)
+install: $(INSTALLED)       ## the virtual environment .venv with all packages
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(INSTALLED)          ## phantoms to report page, in minutes, on two cores
+help:                       ## list the targets
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(INSTALLED)          ## the pipeline on phantoms, from volumes to report page, in minutes on two cores
 	$(BIN)/ctclip demo
 
-test: $(INSTALLED)          ## the test suite, in two processes: no network, no GPU, nothing beside the clone
+test: $(INSTALLED)          ## the test suite in two processes: no network, no GPU
 	$(BIN)/python -m pytest -m "not slow and not browser and not orchestration" \
 		--numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
-test-slow: $(INSTALLED)     ## what takes minutes: the demo's learning, three seeds
+test-slow: $(INSTALLED)     ## tests of several minutes each: rebuilds, kills, the demo's learning over three seeds
 	$(BIN)/python -m pytest -m slow
 
-test-browser: $(INSTALLED)  ## the report page in a real Chromium, which it installs where Debian's packages may be
+test-browser: $(INSTALLED)  ## the report page in Chromium, installed from Debian's packages if missing
 	command -v chromium >/dev/null || (apt-get update && apt-get install -y --no-install-recommends chromium)
 	$(BIN)/python -m pytest -m browser -rs
 
-test-orchestration: $(INSTALLED)  ## a Prefect server, a worker a pool, data that changes, workers that die
+test-orchestration: $(INSTALLED)  ## a Prefect server, one worker per pool, changed data, killed workers
 	$(BIN)/python -m pytest -m orchestration -rs
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)          ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)         ## every benchmark: both ways side by side, a ratio printed
+bench: $(INSTALLED)         ## every benchmark: two ways side by side, and their ratio
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
-clean:
+clean:                      ## remove the environment, caches and the demo
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
