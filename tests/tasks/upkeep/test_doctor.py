@@ -49,6 +49,16 @@ def test_installed_packages_are_within_their_bounds():
     assert [result.is_bad for result in doctor.check_versions()] == [False]
 
 
+def test_missing_and_too_old_packages_are_bad_and_named(monkeypatch):
+    asked_for = ["numpy>=99", "no-such-package>=1", "another-missing-package; extra == 'dev'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: asked_for)
+    (result,) = doctor.check_versions()
+    assert result.is_bad
+    assert "numpy is " in result.text
+    assert "no-such-package is missing" in result.text
+    assert "another" not in result.text
+
+
 def test_missing_pools_and_workers_are_bad_and_say_what_to_run(answers):
     answers["/api/work_pools/filter"] = [{"name": "cpu", "status": "READY"}, {"name": "gpu", "status": "NOT_READY"}]
     found = {result.check: result for result in doctor.check_server()}
