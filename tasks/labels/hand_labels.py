@@ -50,4 +50,4 @@ def _decode(content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return content.decode("cp1252", errors="relocation")
+        return content.decode("cp1252", errors="replace")

@@ -1,4 +1,4 @@
-"""Where a source lies, as a person writes it and as it is recorded."""
+"""Addresses of sources, as a user writes them and as records keep them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ HUB, FOLDER, RAD_CHESTCT = "hf", "file", "rad-chestct"
 
 @dataclass(frozen=True)
 class Address:
-    """A source: `hf://datasets/OWNER/NAME`, `file:///FOLDER`, or `rad-chestct:///FOLDER`.
+    """Address of a source: `hf://datasets/OWNER/NAME`, `file:///FOLDER` or `rad-chestct:///FOLDER`.
 
-    Its text is what records hold: without the revision, so that two revisions of a source can be compared.
+    `str(address)` is the text in records. It leaves out the revision, so that two revisions of a source are compared.
     """
 
-    scheme: str
-    place: str  # an absolute folder, or datasets/OWNER/NAME
-    revision: str | None = None  # of the Hub: a branch, a tag or a commit
+    scheme: str  # hf, file or rad-chestct
+    location: str  # an absolute folder, or datasets/OWNER/NAME
+    revision: str | None = None  # branch, tag or commit on the Hub
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.place}"
+        return f"{self.scheme}://{self.location}"
 
     @property
     def is_hub(self) -> bool:
@@ -34,22 +34,22 @@ class Address:
 
     @property
     def repo_id(self) -> str:
-        return self.place.removeprefix("datasets/")
+        return self.location.removeprefix("datasets/")
 
-    def folder_of_files(self, data_root: Path) -> Path:
-        """The folder in which the source's volumes lie, once they have been downloaded."""
-        return data_root.resolve() / "raw" if self.is_hub else Path(self.place)
+    def volumes_folder(self, data_root: Path) -> Path:
+        """Folder of the source's volumes: `raw/` of the data root for a source on the Hub."""
+        return data_root.resolve() / "raw" if self.is_hub else Path(self.location)
 
 
 def parse_address(text: str, revision: str | None = None) -> Address:
-    """The address in a person's or a record's text, which may be a plain path, or a page of the Hub.
+    """Parses an address, a plain path of a folder, or the URL of a data set's page on the Hub.
 
-    Raises `ConfigurationError` for one of the Hub that is no data set, and for a revision of anything else.
+    Raises `ConfigurationError` for an address on the Hub that is no data set, and for a revision of a folder.
     """
     if text.startswith((f"{HUB}://", "https://", "http://")):
         return _hub_address(text, revision)
     if revision is not None:
-        raise ConfigurationError(f"--revision {revision}: {text} has none; it is for hf://datasets/OWNER/NAME")
+        raise ConfigurationError(f"--revision {revision}: {text} has no revisions, only hf://datasets/OWNER/NAME has")
     scheme, separator, rest = text.partition(":")
     if not (separator and scheme in (FOLDER, RAD_CHESTCT)):
         scheme, rest = FOLDER, text
@@ -60,9 +60,9 @@ def _hub_address(text: str, revision: str | None) -> Address:
     try:
         uri: HfUri = parse_hf_uri(text, endpoint=hub_endpoint())
     except HfUriError as error:
-        raise ConfigurationError(f"{text} is no address of the Hub: {error}") from error
+        raise ConfigurationError(f"{text} is no address on the Hub: {error}") from error
     if uri.type != "dataset" or uri.path_in_repo:
-        raise ConfigurationError(f"{text} is no data set of the Hub: give hf://datasets/OWNER/NAME[@REVISION]")
+        raise ConfigurationError(f"{text} is no data set on the Hub: give hf://datasets/OWNER/NAME[@REVISION]")
     if None not in (revision, uri.revision) and revision != uri.revision:
-        raise ConfigurationError(f"--revision {revision} and {text} name two revisions")
+        raise ConfigurationError(f"--revision {revision} and {text} name different revisions")
     return Address(HUB, f"datasets/{uri.id}", revision or uri.revision)

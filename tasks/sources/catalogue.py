@@ -1,4 +1,4 @@
-"""The rows of a revision of CT-RATE, made from its tables and its file facts; where these come from does not matter."""
+"""The catalogue of a revision of CT-RATE: rows made from its tables and file facts, from a folder or from the Hub."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPLITS = ("train", "valid")
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What is known of a volume's file before it is read."""
+    """Size and hash of a volume's file, known before it is read."""
 
     size_bytes: int
     sha256: str
@@ -37,15 +37,15 @@ class FileFacts:
 
 @dataclass
 class Catalogue:
-    """One revision's rows, and what of it could not be used."""
+    """Rows of one revision, and the errors in its tables."""
 
     volumes: list[Row] = field(default_factory=list)
     reports: list[Row] = field(default_factory=list)
-    published_labels: dict[str, list[Row]] = field(default_factory=dict)  # by scan
+    published_labels: dict[str, list[Row]] = field(default_factory=dict)  # rows by scan
     exclusions: list[Row] = field(default_factory=list)
     errors: list[BadItemError] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)  # tables of which nothing may be concluded, nor withdrawn
-    absent: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)  # tables that cannot be read and so withdraw no row
+    absent: list[str] = field(default_factory=list)  # tables that are not there
 
 
 def build_catalogue(
@@ -53,16 +53,16 @@ def build_catalogue(
     facts: Callable[[list[VolumeName]], Mapping[VolumeName, FileFacts]],
     storage: Storage,
 ) -> Catalogue:
-    """Reads every table in `contents` ({path: bytes, or None where there is none}); `facts` looks files up by name.
+    """Builds the catalogue from the tables in `contents`, as {path: bytes, or None for an absent file}.
 
-    A row that cannot be read is an error and the rest goes on; a whole file that cannot be read is an error too, and
-    its name stands in `unreadable`.
+    `facts` looks up the files of the named volumes. A row that cannot be read is an error, and the other rows are
+    kept. A file that cannot be read is one error, and its path is in `unreadable`.
     """
     catalogue = Catalogue()
     for split in SPLITS:
-        metadata = _read(catalogue, contents, METADATA[split], split, ("XYSpacing", "ZSpacing"))
-        reports = _read(catalogue, contents, REPORTS[split], split, ("Findings_EN", "Impressions_EN"))
-        labels = _read(catalogue, contents, LABELS[split], split, ABNORMALITIES)
+        metadata = _read_table(catalogue, contents, METADATA[split], split, ("XYSpacing", "ZSpacing"))
+        reports = _read_table(catalogue, contents, REPORTS[split], split, ("Findings_EN", "Impressions_EN"))
+        labels = _read_table(catalogue, contents, LABELS[split], split, ABNORMALITIES)
         _add_volumes(catalogue, metadata, facts, storage)
         _note_missing_metadata(catalogue, metadata, reports, labels)
         _add_reports(catalogue, reports)
@@ -81,7 +81,7 @@ def build_catalogue(
     return catalogue
 
 
-def _read(
+def _read_table(
     catalogue: Catalogue, contents: Mapping[str, bytes | None], path: str, split: str, required: tuple[str, ...]
 ) -> Table:
     table = read_table(path, contents.get(path), split, required)
@@ -114,7 +114,7 @@ def _add_volumes(
 
 
 def _note_missing_metadata(catalogue: Catalogue, metadata: Table, reports: Table, labels: Table) -> None:
-    """A volume that other tables know, in a metadata table that is there, cannot be converted: spacing unknown."""
+    """Adds an error for each volume of other tables without a row of metadata: its spacing is unknown."""
     if not (metadata.is_present and metadata.is_readable):
         return
     known = dict.fromkeys([*reports.rows, *labels.rows])

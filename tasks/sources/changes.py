@@ -1,10 +1,11 @@
-"""What a revision of a source changes in the catalogue: only that is recorded, and only that becomes pending."""
+"""Compares a revision of a source with the recorded catalogue. Only the difference is recorded and becomes pending."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ctclip_model.config import VERSIONS, compute_fingerprint
 from tasks.run.stage_run import StageRun
@@ -13,11 +14,13 @@ from tasks.sources.open_source import Source
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
 from warehouse import store
 
-Row = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+Recorded: TypeAlias = Mapping[str, tuple[str, str]]  # key of a row -> (fingerprint, source) of its current record
 
-NAMES_SHOWN = 50  # of each kind in an artifact
+NAMES_SHOWN = 50  # names of each kind of change on the page of a flow run
+KINDS = ("new", "changed", "withdrawn")
 
-# table -> (key columns, the files its rows come from)
+# table -> (key columns, files of its rows by split)
 INGESTED = {
     "volumes": (("volume_name",), METADATA),
     "reports": (("scan_id",), REPORTS),
@@ -28,34 +31,36 @@ INGESTED = {
 
 @dataclass
 class Changes:
-    """New, changed and withdrawn rows, by table; keys are joined by a space."""
+    """New, changed and withdrawn rows of each table. A key of several columns is joined by spaces."""
 
-    rows: dict[str, list[Row]] = field(default_factory=dict)
-    new: dict[str, list[str]] = field(default_factory=dict)
+    rows: dict[str, list[Row]] = field(default_factory=dict)  # rows to record, by table
+    new: dict[str, list[str]] = field(default_factory=dict)  # keys, by table
     changed: dict[str, list[str]] = field(default_factory=dict)
     withdrawn: dict[str, list[str]] = field(default_factory=dict)
 
     def count(self, kind: str, table: str = "volumes") -> int:
+        """Number of keys of a kind of change: new, changed or withdrawn."""
         return len(getattr(self, kind).get(table, ()))
 
     @property
     def is_any(self) -> bool:
+        """True if there is anything to record."""
         return any(self.rows.values())
 
     def describe(self) -> str:
+        """One line with the counts of each table that changed."""
         parts = [
-            f"{table}: {self.count('new', table)} new, {self.count('changed', table)} changed, "
-            f"{self.count('withdrawn', table)} withdrawn"
+            f"{table}: {', '.join(f'{self.count(kind, table)} {kind}' for kind in KINDS)}"
             for table in INGESTED
-            if any(self.count(kind, table) for kind in ("new", "changed", "withdrawn"))
+            if any(self.count(kind, table) for kind in KINDS)
         ]
         return "; ".join(parts) or "nothing changed"
 
     def to_markdown(self, source: str, revision: str) -> str:
-        """The same with names, the first of each kind, for the page of a flow run."""
+        """Markdown page for a flow run: the counts, and the first names of each kind of change."""
         lines = [f"# Ingest of {source}", f"Revision `{revision}`: {self.describe()}"]
         for table in INGESTED:
-            for kind in ("new", "changed", "withdrawn"):
+            for kind in KINDS:
                 names = getattr(self, kind).get(table, [])
                 if names:
                     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
@@ -63,69 +68,66 @@ class Changes:
         return "\n\n".join(lines)
 
 
-def compare(
-    catalogue: Catalogue, current: dict[str, dict[str, tuple[str, str]]], source: str, revision: str
-) -> Changes:
-    """The rows to record. `current` = {table: {key: (fingerprint, source)}} of the rows that now stand.
+def read_current(data_root: Path, force: bool) -> dict[str, Recorded]:
+    """Current rows of each ingested table. With `force`, their fingerprints are empty, so that every row is changed."""
+    current: dict[str, Recorded] = {}
+    for table, (keys, _) in INGESTED.items():
+        key = " || ' ' || ".join(keys)
+        rows = store.query(data_root, f"select distinct {key}, fingerprint, source from current_{table}")
+        current[table] = {name: ("" if force else fingerprint, source) for name, fingerprint, source in rows}
+    return current
 
-    Nothing is withdrawn from a table whose file is absent or could not be read: what is unknown is not gone.
+
+def compare(catalogue: Catalogue, current: Mapping[str, Recorded], source: str, revision: str) -> Changes:
+    """Compares a catalogue with the current rows of `read_current`.
+
+    A row is withdrawn if its source no longer has it. A table whose file is absent or unreadable withdraws nothing.
     """
     changes = Changes()
-    ingested: dict[str, list[list[Row]]] = {
-        "volumes": [[row] for row in catalogue.volumes],
-        "reports": [[row] for row in catalogue.reports],
-        "published_labels": list(catalogue.published_labels.values()),
-        "exclusions": [[row] for row in catalogue.exclusions],
-    }
     origin = {"source": source, "revision": revision}
-    for table, groups in ingested.items():
+    unknown_files = {*catalogue.unreadable, *catalogue.absent}
+    for table, groups in _group_rows(catalogue).items():
         key_columns, files = INGESTED[table]
-        known = current[table]
         recorded: list[Row] = []
-        seen = set()
-        for group in groups:
-            key = " ".join(group[0][column] for column in key_columns)
-            seen.add(key)
-            before = known.get(key)
-            if before == (group[0]["fingerprint"], source):
-                continue
-            (changes.changed if before else changes.new).setdefault(table, []).append(key)
-            recorded += [row | {"is_withdrawn": False} | origin for row in group]
-        for key, (_, known_source) in known.items():
-            if (
-                known_source != source
-                or key in seen
-                or _is_unknown(key, files, [*catalogue.unreadable, *catalogue.absent])
-            ):
-                continue
+        for key, rows in groups.items():
+            before = current[table].get(key)
+            if before != (rows[0]["fingerprint"], source):
+                (changes.changed if before else changes.new).setdefault(table, []).append(key)
+                recorded += [row | {"is_withdrawn": False} | origin for row in rows]
+        unknown_splits = tuple(f"{split}_" for split, path in files.items() if path in unknown_files)
+        for key in _find_withdrawn(current[table], groups, source, unknown_splits):
             changes.withdrawn.setdefault(table, []).append(key)
-            gone = dict(zip(key_columns, key.split(" "), strict=True))
-            recorded.append(gone | {"fingerprint": "withdrawn", "is_withdrawn": True} | origin)
+            columns = dict(zip(key_columns, key.split(" "), strict=True))
+            recorded.append(columns | {"fingerprint": "withdrawn", "is_withdrawn": True} | origin)
         changes.rows[table] = recorded
     return changes
 
 
-def _is_unknown(key: str, files: dict[str, str], unknown: list[str]) -> bool:
-    return any(key.startswith(f"{split}_") for split, path in files.items() if path in unknown)
-
-
 def record_rejects(run: StageRun, catalogue: Catalogue) -> None:
-    """Records new errors, and withdraws those that the source has mended."""
+    """Records the catalogue's new errors as rejects, and withdraws the rejects that the source has mended."""
     errors = {
         error.item: (error, compute_fingerprint(error.reason, error.detail, VERSIONS["ingest"]))
         for error in catalogue.errors
     }
-    stood = _read_rejects(run.data_root, run.variant)
-    new = [(error, fingerprint) for item, (error, fingerprint) in errors.items() if stood.get(item) != fingerprint]
+    sql = "select item, fingerprint from current_rejects where stage = 'ingest' and variant = ?"
+    known = dict(store.query(run.data_root, sql, [run.variant]))
+    new = [(error, fingerprint) for item, (error, fingerprint) in errors.items() if known.get(item) != fingerprint]
     if new:
         run.reject_all(new)
-    mended = [item for item in stood if item not in errors]
+    mended = [item for item in known if item not in errors]
     if mended:
         row = {"stage": run.stage, "variant": run.variant, "fingerprint": "withdrawn", "is_withdrawn": True}
         run.record("rejects", [row | {"item": item} for item in mended])
 
 
-def source_row(source: Source, revision: str, catalogue: Catalogue, changes: Changes) -> dict[str, object]:
+def find_revision(data_root: Path, source: str) -> str | None:
+    """The recorded revision of a source. None: it was never ingested."""
+    rows = store.query(data_root, "select revision from current_sources where source = ?", [source])
+    return rows[0][0] if rows else None
+
+
+def source_row(source: Source, revision: str, catalogue: Catalogue, changes: Changes) -> Row:
+    """The row of `sources` for a revision that was read."""
     return {
         "source": source.name, "revision": revision, "requested_revision": source.requested_revision,
         "fingerprint": compute_fingerprint(revision, VERSIONS["ingest"]),
@@ -136,25 +138,21 @@ def source_row(source: Source, revision: str, catalogue: Catalogue, changes: Cha
     }  # fmt: skip
 
 
-def read_current(data_root: Path, force: bool) -> dict[str, dict[str, tuple[str, str]]]:
-    current: dict[str, dict[str, tuple[str, str]]] = {}
-    with store.read(data_root) as connection:
-        for table, (keys, _) in INGESTED.items():
-            key = " || ' ' || ".join(keys)
-            rows = connection.execute(f"select distinct {key}, fingerprint, source from current_{table}").fetchall()
-            current[table] = {name: ("" if force else fingerprint, source) for name, fingerprint, source in rows}
-    return current
+def _group_rows(catalogue: Catalogue) -> dict[str, dict[str, list[Row]]]:
+    """Rows of the catalogue as {table: {key: rows}}. A scan has several rows of labels, every other key has one."""
+    single = {"volumes": catalogue.volumes, "reports": catalogue.reports, "exclusions": catalogue.exclusions}
+    groups = {
+        table: {" ".join(row[column] for column in INGESTED[table][0]): [row] for row in rows}
+        for table, rows in single.items()
+    }
+    groups["published_labels"] = catalogue.published_labels
+    return {table: groups[table] for table in INGESTED}
 
 
-def _read_rejects(data_root: Path, source: str) -> dict[str, str]:
-    with store.read(data_root) as connection:
-        rows = connection.execute(
-            "select item, fingerprint from current_rejects where stage = 'ingest' and variant = ?", [source]
-        ).fetchall()
-    return dict(rows)
-
-
-def find_revision(data_root: Path, source: str) -> str | None:
-    with store.read(data_root) as connection:
-        row = connection.execute("select revision from current_sources where source = ?", [source]).fetchone()
-    return row[0] if row else None
+def _find_withdrawn(
+    known: Recorded, found: Mapping[str, Sequence[Row]], source: str, unknown_splits: tuple[str, ...]
+) -> Iterator[str]:
+    """Keys of the source's recorded rows that it has no longer, except those of splits whose file is unknown."""
+    for key, (_, known_source) in known.items():
+        if known_source == source and key not in found and not key.startswith(unknown_splits):
+            yield key

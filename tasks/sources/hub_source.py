@@ -16,7 +16,7 @@ from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
 
 
 class HubSource:
-    """Reads CT-RATE from the Hub: its tables are fetched into `raw/`, of its volumes only size and hash are asked."""
+    """Reads CT-RATE from the Hub: downloads its tables into `raw/` and asks for the size and hash of its volumes."""
 
     def __init__(
         self, address: Address, data_root: Path, storage: Storage = "v2", token: str | None = None,
@@ -31,17 +31,17 @@ class HubSource:
         self.limits = limits
 
     def read(self) -> tuple[str, Catalogue]:
-        """The commit that the revision is now, and its rows; everything is asked for at that commit."""
+        """Resolves the revision to a commit. Returns the commit and its catalogue. Raises `HubError`."""
         self.repository = resolve(self.repository, self.limits)
         paths = [path for group in (METADATA, REPORTS, LABELS, NO_CHEST) for path in group.values()]
         tables = list_files(self.repository, [*paths, MARKER], self.limits)
         if MARKER in tables:
-            self.kind = "phantom"  # which never pass for CT-RATE
+            self.kind = "phantom"  # phantoms never pass for CT-RATE
         contents = {path: self._content(tables.get(path)) for path in paths}
         return self.repository.revision, build_catalogue(contents, self._facts, self.storage)
 
-    def unmoved_revision(self) -> str | None:
-        """The commit that the revision is now; a commit does not change."""
+    def find_unchanged_revision(self) -> str | None:
+        """The commit that the revision names now. The rows of a commit never change."""
         self.repository = resolve(self.repository, self.limits)
         return self.repository.revision
 
@@ -55,5 +55,5 @@ class HubSource:
         paths = {name: str(name.path(self.storage)) for name in names}
         files = list_files(self.repository, paths.values(), self.limits)
         found = {name: files[path] for name, path in paths.items() if path in files}
-        # a volume that is kept in git has no SHA-256 to be checked by; CT-RATE has none such
+        # a volume kept in git itself has no SHA-256 to check a download with; CT-RATE has no such volume
         return {name: FileFacts(file.size_bytes, file.sha256) for name, file in found.items() if file.sha256}

@@ -1,4 +1,4 @@
-"""A folder in CT-RATE's layout, on this machine or on a shared file system."""
+"""CT-RATE in a folder, on this machine or on a shared file system."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ Name = TypeVar("Name", bound=VolumeName | RadName)
 
 
 class LocalSource:
-    """Reads CT-RATE from a folder. File hashes are kept by size and time of change, so that a file is read once."""
+    """Reads CT-RATE from a folder.
 
-    requested_revision = None  # a folder has but one
+    The hash of each file is kept with its size and time of change, so that a file is read once.
+    """
+
+    requested_revision = None  # a folder has one revision
 
     def __init__(self, folder: Path, data_root: Path, storage: Storage = "v2") -> None:
         if not (folder / "dataset").is_dir():
@@ -42,10 +45,10 @@ class LocalSource:
 
     def _open(self, folder: Path, data_root: Path, storage: str) -> None:
         self.folder = folder.resolve()
-        self.storage = storage  # how voxels are stored
+        self.storage = storage  # v1 or v2 of CT-RATE, or npz-<axes> of RAD-ChestCT
         self.cache_path = data_root / "raw" / f"files-{compute_fingerprint(str(self.folder))[:8]}.parquet"
         self.seen_path = self.cache_path.with_suffix(".json")
-        self.absent: list[str] = []  # of the files that tables name
+        self.absent: list[str] = []  # files that the tables name and the folder does not have
 
     @property
     def name(self) -> str:
@@ -53,11 +56,15 @@ class LocalSource:
 
     @property
     def kind(self) -> str:
-        """The data set's name in the warehouse; phantoms never pass for CT-RATE."""
+        """Name of the data set in the warehouse. Phantoms never pass for CT-RATE."""
         return "phantom" if (self.folder / MARKER).is_file() else "ct-rate"
 
     def read(self) -> tuple[str, Catalogue]:
-        """The revision, which moves whenever a table or a file does, and its rows."""
+        """Reads the tables and looks up the files. Returns the revision and its catalogue.
+
+        The revision is a fingerprint of the tables and of the files' hashes. Raises `ConfigurationError` for a table
+        that cannot be opened.
+        """
         tables = [path for group in (METADATA, REPORTS, LABELS, NO_CHEST) for path in group.values()]
         contents = {path: self._content(path) for path in tables}
         catalogue = build_catalogue(contents, self._facts, "v1" if self.storage == "v1" else "v2")
@@ -67,27 +74,28 @@ class LocalSource:
         self._remember(revision, tables)
         return revision, catalogue
 
-    def unmoved_revision(self) -> str | None:
-        """The revision that was read last, if no table and no file has come, gone or changed since; else None."""
+    def find_unchanged_revision(self) -> str | None:
+        """The revision that was read last. None: a table or file was added, removed or changed since."""
         try:
             seen = json.loads(self.seen_path.read_text())
         except (OSError, ValueError):
             return None
-        is_same = seen["mark"] == self._mark(seen["tables"], seen["absent"])
+        is_same = seen["mark"] == self._fingerprint_stats(seen["tables"], seen["absent"])
         return str(seen["revision"]) if is_same else None
 
     def _remember(self, revision: str, tables: Sequence[str]) -> None:
-        seen = {"revision": revision, "tables": tables, "absent": self.absent, "mark": self._mark(tables, self.absent)}
+        mark = self._fingerprint_stats(tables, self.absent)  # the key of the files that older versions wrote
+        seen = {"revision": revision, "tables": tables, "absent": self.absent, "mark": mark}
         self.seen_path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self.seen_path) as file:
             file.write(json.dumps(seen).encode())
 
-    def _mark(self, tables: Sequence[str], absent: Sequence[str]) -> str:
-        """Of the size and time of change of tables, of files, and of those that were absent."""
+    def _fingerprint_stats(self, tables: Sequence[str], absent: Sequence[str]) -> str:
+        """Fingerprint of the size and time of change of the tables, the hashed files and the absent files."""
         stats: list[tuple[int, int] | None] = []
         for path in itertools.chain(tables, self._load_cache(), absent):
             try:
-                found = os.stat(f"{self.folder}/{path}")  # noqa: PTH116  a Path takes longer than the call
+                found = os.stat(f"{self.folder}/{path}")  # noqa: PTH116  a Path takes longer to make than the call
             except OSError:
                 stats.append(None)
             else:
@@ -95,6 +103,7 @@ class LocalSource:
         return compute_fingerprint(self.storage, stats)
 
     def _content(self, path: str) -> bytes | None:
+        """Bytes of a table, or None for an absent one."""
         try:
             return (self.folder / path).read_bytes()
         except FileNotFoundError:
@@ -103,6 +112,7 @@ class LocalSource:
             raise ConfigurationError(f"{self.folder / path} cannot be read: {error.strerror}") from error
 
     def _facts(self, names: list[Name]) -> Mapping[Name, FileFacts]:
+        """Size and hash of each volume's file. Reads only files that are new or changed, and notes absent ones."""
         cache, self.absent = self._load_cache(), []
         stats: dict[str, tuple[int, int]] = {}
         paths = {}

@@ -1,4 +1,4 @@
-"""The source that an address names."""
+"""Opens the source that an address names."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ def open_source(
     revision: str | None = None,
     load_token: Callable[[], str | None] = lambda: None,
 ) -> Source:
-    """The source that an address names; by default the one ingested last, at the revision that was asked for then.
+    """Opens a source: the one at the address `source`, or else the one that was ingested last.
 
-    CT-RATE is a folder, as a path or `file://`, or `hf://datasets/OWNER/NAME[@REVISION]`; RAD-ChestCT is
-    `rad-chestct:FOLDER`. `load_token` gives the Hub's token and is called for a source on the Hub alone.
+    `source` is a folder of CT-RATE as a path or `file://`, `hf://datasets/OWNER/NAME[@REVISION]`, or
+    `rad-chestct:FOLDER`. Storage, orientation and revision are those of its last ingest where they are None.
+    `load_token` returns the Hub's token and is called for a source on the Hub alone. Raises `ConfigurationError`.
     """
     given = None if source is None else parse_address(source, revision)
-    last, stored = _recorded_source(data_root, given) or (None, None)
+    last, stored = _find_recorded(data_root, given) or (None, None)
     address = given or last
     if address is None:
-        raise ConfigurationError("no source has been ingested yet: say which with --source")
+        raise ConfigurationError("no source has been ingested yet: give one with --source")
     if revision is not None:
         address = parse_address(str(address), revision)
-    folder, known = Path(address.place), storage or ("v1" if stored == "v1" else "v2")
+    folder, known = Path(address.location), storage or ("v1" if stored == "v1" else "v2")
     if address.is_hub:
         return HubSource(address, data_root, known, load_token())
     if address.scheme == RAD_CHESTCT:
@@ -47,14 +48,14 @@ def open_source(
     return LocalSource(folder, data_root, known)
 
 
-def _recorded_source(data_root: Path, given: Address | None) -> tuple[Address, str] | None:
+def _find_recorded(data_root: Path, given: Address | None) -> tuple[Address, str] | None:
+    """Address and storage of the given source's last ingest, or of the last ingest of any source."""
+    sql = (
+        "select source, requested_revision, storage from current_sources where source = coalesce(?, source) "
+        "order by run_id desc limit 1"
+    )
     try:
-        with store.read(data_root) as connection:
-            row = connection.execute(
-                "select source, requested_revision, storage from current_sources "
-                "where source = coalesce(?, source) order by run_id desc",
-                [given and str(given)],
-            ).fetchone()
+        rows = store.query(data_root, sql, [given and str(given)])
     except MissingInputError:
-        return None
-    return row and (parse_address(row[0], row[1]), row[2])
+        return None  # an empty data root
+    return (parse_address(rows[0][0], rows[0][1]), rows[0][2]) if rows else None

@@ -1,4 +1,4 @@
-"""The demonstration's data set: phantoms of one configuration, made once."""
+"""Phantoms, the data set of the demonstration."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from tasks.settings import DEMO_PATIENTS
 
 
 def make_demo_phantoms(folder: Path, seed: int) -> int:
-    """Makes the phantoms of a seed in `folder` and returns their number, 0 if they are there already.
+    """Makes the phantoms of a seed in `folder` and returns their number. 0: they are there already.
 
-    A folder that a killed run left half made is made again. Raises `ConfigurationError` if the folder holds something
-    else.
+    Half a folder of a killed run is made again. Raises `ConfigurationError` if the folder holds anything else.
     """
     train, valid = DEMO_PATIENTS
     config = PhantomConfig(seed=seed, train_patients=train, valid_patients=valid)
@@ -24,10 +23,10 @@ def make_demo_phantoms(folder: Path, seed: int) -> int:
     if marker.is_file():
         if json.loads(marker.read_text()) == json.loads(json.dumps(dataclasses.asdict(config))):
             return 0
-        raise ConfigurationError(f"{folder} holds phantoms of another configuration; choose another --folder")
+        raise ConfigurationError(f"{folder} holds phantoms of another configuration: choose another --folder")
     partial = folder.with_name(f"{folder.name}.partial")
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigurationError(f"{folder} is not empty and holds no phantoms; choose another --folder")
+        raise ConfigurationError(f"{folder} is not empty and holds no phantoms: choose another --folder")
     shutil.rmtree(partial, ignore_errors=True)
     count = make_phantoms(partial, config)
     if folder.exists():

@@ -1,4 +1,4 @@
-"""RAD-ChestCT, for external evaluation: a folder of `trn00001.npz` and the like beside `rad_chestct_labels.csv`."""
+"""RAD-ChestCT for external evaluation: a folder of `trn00001.npz` and so on, with `rad_chestct_labels.csv`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tasks.sources.catalogue import Catalogue, FileFacts
 from tasks.sources.local_source import LocalSource
 from tasks.sources.tables import label_value, read_rows
 
-LABELS = "rad_chestct_labels.csv"  # a column for each of CT-RATE's abnormalities that it knows
+LABELS = "rad_chestct_labels.csv"  # one column for each of CT-RATE's abnormalities that RAD-ChestCT has
 NAME_COLUMN = "NoteAcc_DEID"
 
 
 class RadChestSource(LocalSource):
-    """Reads RAD-ChestCT from a folder. Its labels say which scans there are; it has no reports."""
+    """Reads RAD-ChestCT from a folder. Its table of labels lists the scans. It has no reports."""
 
     kind = RAD_CHESTCT
 
     def __init__(self, folder: Path, data_root: Path, orientation: str = ORIENTATION) -> None:
         if not (folder / LABELS).is_file():
-            raise ConfigurationError(f"{folder} holds no {LABELS}, which says what scans of RAD-ChestCT there are")
+            raise ConfigurationError(f"{folder} holds no {LABELS}, which lists the scans of RAD-ChestCT")
         try:
             parse_orientation(orientation)
         except ValueError as error:
@@ -39,7 +39,10 @@ class RadChestSource(LocalSource):
         return f"{RAD_CHESTCT}://{self.folder}"
 
     def read(self) -> tuple[str, Catalogue]:
-        """The revision, which moves whenever the labels or a file do, and its rows."""
+        """Reads the labels and looks up the files. Returns the revision and its catalogue.
+
+        The revision is a fingerprint of the labels and of the files' hashes.
+        """
         content = self._content(LABELS)
         catalogue = Catalogue()
         rows: dict[RadName, dict[str, int]] = {}
@@ -65,14 +68,14 @@ class RadChestSource(LocalSource):
         return compute_fingerprint(self.storage, hashlib.sha256(content or b"-").hexdigest(), files), catalogue
 
 
-def _add_row(rows: dict[RadName, dict[str, int]], place: str, cells: dict[str, str]) -> None:
+def _add_row(rows: dict[RadName, dict[str, int]], location: str, cells: dict[str, str]) -> None:
     if not cells:
-        raise MetadataError(place, "malformed_row", "has another number of cells than the header")
+        raise MetadataError(location, "malformed_row", "has another number of cells than the header")
     name = parse_rad_name(cells[NAME_COLUMN])
     if name in rows:
-        raise MetadataError(place, "duplicate_row", f"{name} stands there twice")
+        raise MetadataError(location, "duplicate_row", f"{name} stands there twice")
     known = [abnormality for abnormality in ABNORMALITIES if abnormality in cells]
-    rows[name] = {abnormality: label_value(f"{place} {name}", abnormality, cells) for abnormality in known}
+    rows[name] = {abnormality: label_value(f"{location} {name}", abnormality, cells) for abnormality in known}
 
 
 def _volume_row(name: RadName, file: FileFacts | None, storage: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""CT-RATE's CSVs and lists, strictly read: good rows out, every other one an error that names it."""
+"""Reads CT-RATE's CSVs and lists strictly: each row is read or is an error that names its file and line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ctclip_model.errors import BadItemError, BadNameError, MetadataError
 
 csv.field_size_limit(16_000_000)
 
-# Where CT-RATE keeps them; the odd names (`validation_` here, `valid_` there) are its own.
+# paths in CT-RATE; the odd names (`validation_` here, `valid_` there) are CT-RATE's own
 METADATA = {"train": "dataset/metadata/train_metadata.csv", "valid": "dataset/metadata/validation_metadata.csv"}
 REPORTS = {
     "train": "dataset/radiology_text_reports/train_reports.csv",
@@ -32,7 +32,7 @@ NO_CHEST = {"train": "dataset/metadata/no_chest_train.txt", "valid": "dataset/me
 
 @dataclass
 class Table:
-    """One CSV: its rows by volume, and what could not be read of it."""
+    """Rows of one CSV by volume, and its errors."""
 
     path: str
     rows: dict[VolumeName, dict[str, str]] = field(default_factory=dict)
@@ -42,7 +42,10 @@ class Table:
 
 
 def read_table(path: str, content: bytes | None, split: str, required: tuple[str, ...]) -> Table:
-    """A CSV whose first column is VolumeName; a file that cannot be read at all is one error, never a crash."""
+    """Reads a CSV with a column VolumeName. A file that cannot be read is one error.
+
+    `content` is None for an absent file, `split` the split of all volumes, `required` the columns that must be there.
+    """
     if content is None:
         return Table(path, is_present=False)
     table = Table(path)
@@ -58,7 +61,7 @@ def read_table(path: str, content: bytes | None, split: str, required: tuple[str
 
 
 def read_list(path: str, content: bytes | None, split: str) -> tuple[list[VolumeName], list[BadItemError]]:
-    """The volumes of a `no_chest_*.txt`, a name or a whole path a line."""
+    """Reads the volumes of a `no_chest_*.txt`, one name or path a line, that are of the split."""
     names: list[VolumeName] = []
     errors: list[BadItemError] = []
     for line in (content or b"").decode("utf-8-sig", errors="replace").splitlines():
@@ -82,9 +85,10 @@ def _decode(path: str, content: bytes) -> str:
 
 
 def read_rows(path: str, text: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Each row of a CSV and the line that it ends on; empty where it has another number of cells than the header.
+    """Yields (line, cells) of each row of a CSV. Cells are empty if their number is another than the header's.
 
-    Raises `MetadataError` where a required column is missing, or the text is no CSV.
+    A row's line is the one that it ends on. Raises `MetadataError` if a required column is missing or the text is no
+    CSV.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -99,22 +103,22 @@ def read_rows(path: str, text: str, required: tuple[str, ...]) -> Iterator[tuple
         raise MetadataError(path, "unreadable_csv", f"line {reader.line_num}: {error}") from error
 
 
-def _add_row(table: Table, place: str, cells: dict[str, str], split: str) -> None:
+def _add_row(table: Table, location: str, cells: dict[str, str], split: str) -> None:
     if not cells:
-        raise MetadataError(place, "malformed_row", "has another number of cells than the header")
+        raise MetadataError(location, "malformed_row", "has another number of cells than the header")
     try:
         name = parse_volume_name(cells["VolumeName"])
     except BadNameError as error:
-        raise BadNameError(f"{place} {error.item}", error.reason, error.detail) from error
+        raise BadNameError(f"{location} {error.item}", error.reason, error.detail) from error
     if name.split != split:
-        raise MetadataError(place, "wrong_split", f"{name} stands in the table of {split}")
+        raise MetadataError(location, "wrong_split", f"{name} stands in the table of {split}")
     if name in table.rows:
-        raise MetadataError(place, "duplicate_row", f"{name} stands there twice")
+        raise MetadataError(location, "duplicate_row", f"{name} stands there twice")
     table.rows[name] = cells
 
 
 def volume_row(name: VolumeName, cells: dict[str, str]) -> dict[str, Any]:
-    """The catalogue's columns of a metadata row; a cell that is blank or makes no sense is null."""
+    """Columns of `volumes` from a row of metadata. A blank or impossible cell is null."""
     spacing = re.findall(r"[0-9.eE+-]+", cells.get("XYSpacing", ""))
     return {
         "volume_name": str(name), "scan_id": name.scan_id, "patient_id": name.patient_id, "split": name.split,
@@ -136,7 +140,7 @@ def volume_row(name: VolumeName, cells: dict[str, str]) -> dict[str, Any]:
 
 
 def report_row(name: VolumeName, cells: dict[str, str]) -> dict[str, Any]:
-    """The report of a scan as it stands in the CSV; an empty cell is null."""
+    """Columns of `reports` from a row of the CSV. An empty cell is null."""
     return {
         "scan_id": name.scan_id, "patient_id": name.patient_id, "split": name.split,
         "clinical_information": cells.get("ClinicalInformation_EN") or None,
@@ -146,16 +150,16 @@ def report_row(name: VolumeName, cells: dict[str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def label_values(place: str, cells: dict[str, str]) -> tuple[int, ...]:
-    """The 18 labels of a row, 0 or 1; raises `MetadataError` for anything else."""
-    return tuple(label_value(place, abnormality, cells) for abnormality in ABNORMALITIES)
+def label_values(location: str, cells: dict[str, str]) -> tuple[int, ...]:
+    """The 18 labels of a row, each 0 or 1. Raises `MetadataError` for anything else."""
+    return tuple(label_value(location, abnormality, cells) for abnormality in ABNORMALITIES)
 
 
-def label_value(place: str, abnormality: str, cells: dict[str, str]) -> int:
-    """One label of a row, 0 or 1; raises `MetadataError` for anything else."""
+def label_value(location: str, abnormality: str, cells: dict[str, str]) -> int:
+    """One label of a row, 0 or 1. Raises `MetadataError` for anything else."""
     value = _number(cells[abnormality])
     if value not in (0.0, 1.0):
-        raise MetadataError(place, "bad_label", f"{abnormality} is {cells[abnormality]!r}, neither 0 nor 1")
+        raise MetadataError(location, "bad_label", f"{abnormality} is {cells[abnormality]!r}, neither 0 nor 1")
     return int(value)
 
 
@@ -173,7 +177,7 @@ def _integer(text: str | None) -> int | None:
 
 
 def _age_years(text: str | None) -> int | None:
-    """DICOM's age string, e.g. `036Y` or `018M`, in whole years."""
+    """Full years of a DICOM age, such as `036Y` or `018M`."""
     match = re.fullmatch(r"(\d{1,3})([DWMY])", (text or "").strip())
     if match is None:
         return None
@@ -181,7 +185,7 @@ def _age_years(text: str | None) -> int | None:
 
 
 def _date(text: str | None) -> date | None:
-    """DICOM's date, e.g. `20210427`."""
+    """A DICOM date, such as `20210427`."""
     try:
         return datetime.strptime((text or "").removesuffix(".0"), "%Y%m%d").date()
     except ValueError:

@@ -28,7 +28,7 @@ def has_moved(run: StageRun, source: Source) -> bool:
         ).fetchone()
     if row is None or row[:2] != (source.name, source.storage):
         return True
-    revision = source.unmoved_revision()
+    revision = source.find_unchanged_revision()
     if revision is None or row[2] != compute_fingerprint(revision, VERSIONS["ingest"]):
         return True
     run.detail = "nothing changed"

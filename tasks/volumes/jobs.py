@@ -76,7 +76,7 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
         own = {"file": sha256, "spacing": [x, y, z], "rescaling": [slope, intercept], "orientation": orientation}
         fingerprint = Fingerprint(digest, own | common)
         address = addresses[source or recorded]
-        file = str(address.folder_of_files(data_root) / path)
+        file = str(address.volumes_folder(data_root) / path)
         origin = f"{address}@{address.revision or revision or 'main'}" if address.is_hub else None
         volumes[name] = VolumeFile(
             name, fingerprint, file, size, sha256, (x, y, z), slope, intercept, orientation, origin

@@ -113,7 +113,7 @@ def test_missing_access_is_one_line_that_says_what_to_do_and_where(
         ("hf://datasets/owner/other", HubNotFoundError, "there is no dataset owner/other"),
         (f"{ADDRESS}@v9", HubNotFoundError, "no revision v9: choose another"),
         ("hf://owner/CT-RATE", ConfigurationError, "give hf://datasets/OWNER/NAME"),
-        ("hf://datasets/../CT-RATE", ConfigurationError, "no address of the Hub"),
+        ("hf://datasets/../CT-RATE", ConfigurationError, "no address on the Hub"),
     ],
 )
 def test_what_is_not_there_is_named(repository, tmp_path, address, error, line):

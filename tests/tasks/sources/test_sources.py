@@ -80,10 +80,10 @@ def test_revision_moves_with_a_file_and_with_a_table(folder, tmp_path):
 
 def test_whatever_moves_at_a_folder_is_noticed_without_reading_it(folder, tmp_path):
     source = LocalSource(folder, tmp_path / "data")
-    assert source.unmoved_revision() is None
+    assert source.find_unchanged_revision() is None
     (folder / "dataset/valid_fixed/valid_1/valid_1_a/valid_1_a_2.nii.gz").rename(folder / "elsewhere")
     revision, _ = source.read()
-    assert LocalSource(folder, tmp_path / "data").unmoved_revision() == revision
+    assert LocalSource(folder, tmp_path / "data").find_unchanged_revision() == revision
     for move in (
         lambda: (folder / "elsewhere").rename(folder / "dataset/valid_fixed/valid_1/valid_1_a/valid_1_a_2.nii.gz"),
         lambda: (folder / "dataset/valid_fixed/valid_1/valid_1_a/valid_1_a_1.nii.gz").write_bytes(b"others"),
@@ -92,9 +92,9 @@ def test_whatever_moves_at_a_folder_is_noticed_without_reading_it(folder, tmp_pa
         lambda: (folder / LABELS["train"]).write_text("VolumeName\n"),
     ):
         move()
-        assert LocalSource(folder, tmp_path / "data").unmoved_revision() is None
+        assert LocalSource(folder, tmp_path / "data").find_unchanged_revision() is None
         revision, _ = read(folder, tmp_path / "data")
-        assert LocalSource(folder, tmp_path / "data").unmoved_revision() == revision
+        assert LocalSource(folder, tmp_path / "data").find_unchanged_revision() == revision
 
 
 def test_missing_file_leaves_its_volume_without_hash(folder, tmp_path):
