@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from volumes import write_volume
 
 from ctclip_model.config import Recipe
-from ctclip_model.data.loader import SampleRef, VolumeDataset, VolumeStream
+from ctclip_model.data.loader import BatchReader, SampleRef, VolumeDataset
 from ctclip_model.data.shards import ShardVolume, write_shard
 from ctclip_model.data.volume import convert_volume
 
@@ -61,11 +61,14 @@ def our_ways(folder: Path, volume: ShardVolume) -> list[tuple[str, Callable[[], 
             for row in write_shard(folder / path, RECIPE, copies, encoding=encoding)
         ]
         dataset = VolumeDataset(samples, folder)
-        stream = VolumeStream(samples, folder, threads=WORKERS, reuses_buffers=True)
+        read = BatchReader(dataset, threads=WORKERS)
         loader = DataLoader(dataset, batch_size=None, num_workers=WORKERS, persistent_workers=True)
         ways += [
             (f"{encoding}, one process", lambda dataset=dataset: (dataset[index] for index in range(VOLUMES))),
-            (f"{encoding}, {WORKERS} threads, reused buffers", lambda stream=stream: (volume for _, volume in stream)),
+            (
+                f"{encoding}, {WORKERS} threads, reused buffers",
+                lambda read=read: (read([index])[0] for index in range(VOLUMES)),
+            ),
             (f"{encoding}, DataLoader with {WORKERS} workers", lambda loader=loader: loader),
         ]  # fmt: skip
     return ways

@@ -1,4 +1,4 @@
-"""The 18 abnormalities of CT-RATE, in the order of its label files, and the prompts that ask for them."""
+"""The 18 abnormalities of CT-RATE, in the order of its label files, and their prompts."""
 
 from __future__ import annotations
 
@@ -30,32 +30,38 @@ ABNORMALITIES: tuple[str, ...] = (
 
 
 def prompt_pair(abnormality: str) -> tuple[str, str]:
-    """The published pair of prompts, (present, not present), whose softmax is the zero-shot probability."""
+    """The published prompts (present, not present); a softmax over both gives the zero-shot probability."""
     return f"{abnormality} is present.", f"{abnormality} is not present."
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The abnormalities that a data set is scored on, each being the larger of some of the 18."""
+    """The names that a data set is scored by. Each is the maximum over some of the 18 abnormalities."""
 
     names: tuple[str, ...]
-    columns: tuple[tuple[int, ...], ...]  # of `ABNORMALITIES`, for each name
+    columns: tuple[tuple[int, ...], ...]  # for each name, indices in `ABNORMALITIES`
 
     def merge(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """(N, 18) labels or probabilities to (N, names); nan, unknown, only where all of a name's columns are."""
+        """Merges labels or probabilities (N, 18) to (N, names).
+
+        NaN means unknown. The result is NaN only if all columns of a name are.
+        """
         return np.column_stack([np.fmax.reduce(values[:, columns], axis=1) for columns in self.columns])
 
 
 CALCIFICATION = "Calcification"
-OWN_LABELS = LabelSet(ABNORMALITIES, tuple((place,) for place in range(len(ABNORMALITIES))))
+OWN_LABELS = LabelSet(ABNORMALITIES, tuple((index,) for index in range(len(ABNORMALITIES))))
 
 
 def label_set(dataset: str) -> LabelSet:
-    """What a data set is scored on: the 18; of RAD-ChestCT 16, with one calcification, without mosaic attenuation."""
+    """The label set of a data set: the 18 of CT-RATE, or the 16 that RAD-ChestCT shares with it.
+
+    RAD-ChestCT has one label for both calcifications, and none for mosaic attenuation.
+    """
     if dataset != "rad-chestct":
         return OWN_LABELS
-    calcifications = [place for place, name in enumerate(ABNORMALITIES) if name.endswith("wall calcification")]
+    calcifications = [index for index, name in enumerate(ABNORMALITIES) if name.endswith("wall calcification")]
     left_out = {*calcifications, ABNORMALITIES.index("Mosaic attenuation pattern")}
-    kept = [place for place in range(len(ABNORMALITIES)) if place not in left_out]
-    names = (*(ABNORMALITIES[place] for place in kept), CALCIFICATION)
-    return LabelSet(names, (*((place,) for place in kept), tuple(calcifications)))
+    kept = [index for index in range(len(ABNORMALITIES)) if index not in left_out]
+    names = (*(ABNORMALITIES[index] for index in kept), CALCIFICATION)
+    return LabelSet(names, (*((index,) for index in kept), tuple(calcifications)))

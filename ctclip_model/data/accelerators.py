@@ -1,6 +1,6 @@
-"""What makes conversion and reading fast where it is installed: `isal` for zlib, `numba` for numpy.
+"""Optional accelerators of conversion and reading: `isal` in place of zlib, `numba` in place of numpy.
 
-Both are optional, and without them the results are the same. ISA-L inflates in half of zlib's time.
+Results are the same without them. ISA-L inflates in half of zlib's time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 def gzip_member() -> Any:
-    """A decompressor of one gzip member, as `zlib.decompressobj`; raises `StreamError`, for a wrong CRC too."""
+    """A decompressor of one gzip member, like `zlib.decompressobj`. It raises `StreamError`, also for a wrong CRC."""
     return library.decompressobj(wbits=31)
 
 
@@ -34,7 +34,7 @@ def crc32(data: Any) -> int:
 
 @functools.cache
 def load_kernels() -> ModuleType | None:
-    """The compiled loops of `kernels.py`, or None without numba; imported on first use, for it takes half a second."""
+    """The compiled loops of `kernels.py`, or None without numba. Imported on first use: it takes half a second."""
     try:
         from ctclip_model.data import kernels
     except ImportError:

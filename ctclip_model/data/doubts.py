@@ -1,4 +1,4 @@
-"""What speaks against a volume that nothing but its own file describes; none of it stops anybody."""
+"""Warnings about a volume that is read without metadata. They never stop a run."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from nibabel.orientations import aff2axcodes
 from ctclip_model.data.nifti import NiftiHeader
 from ctclip_model.data.volume import SPACING_TOLERANCE, ConvertedVolume
 
-BLANK_SPACING_MM = (1.0, 1.0, 1.0)  # what many tools write where they know none
-AIR_HU = -500  # every chest CT holds voxels below it
+BLANK_SPACING_MM = (1.0, 1.0, 1.0)  # spacing that many tools write if they know none
+AIR_HU = -500  # every chest CT has voxels below this
 
 
 def list_doubts(header: NiftiHeader, volume: ConvertedVolume) -> list[str]:
-    """Notes for a person, each a clause: spacing that may be none, axes in another order, values that are not HU."""
+    """Notes for a person about the spacing, the order of the axes and the unit of the values; empty without a doubt."""
     doubts = []
     used = f"{_by(volume.spacing_mm)} mm"
     if volume.spacing_mm == BLANK_SPACING_MM:
-        doubts.append(f"spacing in doubt: {used} is also what stands in a header without one")
+        doubts.append(f"spacing in doubt: {used} also stands in headers without a spacing")
     if header.affine is not None and np.isfinite(header.affine).all():
-        of_affine = voxel_sizes(header.affine)
-        if not np.allclose(of_affine, volume.spacing_mm, rtol=SPACING_TOLERANCE, atol=0):
-            doubts.append(f"spacing in doubt: used {used}, and the header's affine says {_by(of_affine)} mm")
+        affine_mm = voxel_sizes(header.affine)
+        if not np.allclose(affine_mm, volume.spacing_mm, rtol=SPACING_TOLERANCE, atol=0):
+            doubts.append(f"spacing in doubt: used {used}, and the header's affine says {_by(affine_mm)} mm")
         axes = aff2axcodes(header.affine)
         if axes[2] not in ("S", "I"):
             doubts.append(f"orientation in doubt: slices are not axial (axes {''.join(map(str, axes))})")

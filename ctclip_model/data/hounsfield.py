@@ -1,4 +1,4 @@
-"""A volume's planes in Hounsfield units, and the proof that HU is what they are."""
+"""A volume's planes in Hounsfield units, and the check that they are in these units."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ctclip_model.data.accelerators import load_kernels
 from ctclip_model.data.nifti import NiftiStream, fault
 from ctclip_model.data.npz import NpzStream
 
-PLAUSIBLE_HU = 1e6  # metal and padding stay below 40,000
-AIR_HU = (-1100, -600)  # air and lung
-TISSUE_HU = (-200, 200)  # fat to muscle
-INTERCEPTS = (-1024, -8192)  # that CT-RATE's scanners store with; -1000 is near enough to the first
-LEAST_SHARE = 0.1  # of the voxels, of air as well as of soft tissue, proves where HU lies; bone is never so much
-MORE_THERE = 4  # times as many there as where they belong
-SAMPLED_VOXELS = 2**18  # of a volume, for the histogram
+PLAUSIBLE_HU = 1e6  # largest magnitude accepted; metal and padding stay below 40,000
+AIR_HU = (-1100, -600)  # range of air and lung
+TISSUE_HU = (-200, 200)  # range from fat to muscle
+INTERCEPTS = (-1024, -8192)  # intercepts of CT-RATE's scanners; -1000 is near enough to the first
+LEAST_SHARE = 0.1  # least share of voxels in each range that shows a shift; bone is never so much
+LEAST_RATIO = 4  # least ratio of the share in the shifted ranges to the share in the right ones
+SAMPLED_VOXELS = 2**18  # voxels of a volume that the check looks at
 
 
 class HounsfieldPlanes:
-    """A stream's planes in HU, clipped to the window; keeps the statistics of all that passed."""
+    """Reads a stream's planes in HU, clipped to the window, and keeps statistics of all planes read."""
 
     def __init__(
         self, stream: NiftiStream | NpzStream, slope: float | None, intercept: float | None, window_hu: tuple[int, int]
@@ -31,21 +31,23 @@ class HounsfieldPlanes:
         if slope is None or intercept is None:
             raise fault(stream.path, "bad_rescale", "the table has no slope and intercept")
         self.slope, self.intercept = slope * header.slope, slope * header.intercept + intercept
-        if not (0 < abs(self.slope) <= PLAUSIBLE_HU and abs(self.intercept) <= PLAUSIBLE_HU):  # nor where it is NaN
-            raise fault(stream.path, "bad_rescale", f"HU = {self.slope:g} x stored + {self.intercept:g}")
+        if not (0 < abs(self.slope) <= PLAUSIBLE_HU and abs(self.intercept) <= PLAUSIBLE_HU):  # NaN too
+            raise fault(stream.path, "bad_rescale", f"HU = {self.slope:g} x stored value + {self.intercept:g}")
         self.window_hu = window_hu
-        is_whole = np.can_cast(header.dtype, np.int16) and self.slope % 1 == self.intercept % 1 == 0
+        are_integers = np.can_cast(header.dtype, np.int16) and self.slope % 1 == self.intercept % 1 == 0
         fits = window_hu[0] >= -(2**15) and window_hu[1] < 2**15
-        self.dtype = np.dtype(np.int16 if is_whole and fits else np.float32)  # of planes in HU; int16 is read faster
-        self.position = 0  # of the next plane
-        self._stored = np.empty((header.shape[1], header.shape[0]), header.dtype)
-        self._stride = max(1, math.prod(header.shape) // SAMPLED_VOXELS) | 1  # odd, not to follow a column
-        self._samples: list[np.ndarray] = []  # as stored
-        self._least, self._most = math.inf, -math.inf  # as stored
-        self._sum = self._sum_of_squares = 0.0  # of clipped HU
+        self.dtype = np.dtype(np.int16 if are_integers and fits else np.float32)  # planes in int16 HU are read faster
+        self.position = 0  # index of the next plane
+        self.count = header.shape[2]  # planes
+        self.shape = (header.shape[1], header.shape[0])  # a plane: second axis, first axis
+        self._stored = np.empty(self.shape, header.dtype)
+        self._stride = max(1, math.prod(header.shape) // SAMPLED_VOXELS) | 1  # odd: samples lie in different columns
+        self._samples: list[np.ndarray] = []  # stored values
+        self._least, self._most = math.inf, -math.inf  # stored values
+        self._sum = self._sum_of_squares = 0.0  # clipped HU
 
     def read(self, out: np.ndarray) -> None:
-        """Fills `out`, of our `dtype`, with the next plane (second axis, first axis)."""
+        """Fills `out`, a plane of `shape` and `dtype`, with the next plane. Raises `VolumeError` for NaN voxels."""
         self.stream.read_plane(self._stored)
         self.position += 1
         least, most, total, squares = clip_plane(self._stored, self.slope, self.intercept, self.window_hu, out)
@@ -57,13 +59,13 @@ class HounsfieldPlanes:
         self._samples.append(self._stored.reshape(-1)[:: self._stride].copy())
 
     def check_rescaling(self) -> None:
-        """Raises `VolumeError` where values look rescaled twice or not at all."""
+        """Raises `VolumeError` for values that look rescaled twice or not at all."""
         problem = find_wrong_rescaling(np.concatenate(self._samples) * self.slope + self.intercept)
         if problem:
             raise fault(self.stream.path, *problem)
 
     def statistics(self) -> tuple[float, float, int, int]:
-        """Mean, standard deviation, least and most, in HU; raises `VolumeError` where they cannot be a CT's."""
+        """Mean, standard deviation, least and most, in HU. Raises `VolumeError` for values that no CT has."""
         if self._least == self._most:
             reason = "constant" if self._most else "all_zero"
             raise fault(self.stream.path, reason, f"every voxel is {self._most:g}")
@@ -79,12 +81,12 @@ class HounsfieldPlanes:
 def clip_plane(
     stored: np.ndarray, slope: float, intercept: float, window_hu: tuple[int, int], out: np.ndarray
 ) -> tuple[float, float, float, float]:
-    """Fills `out` with a plane's HU clipped to the window.
+    """Fills `out` with a plane's HU, slope x stored + intercept, clipped to the window.
 
-    Returns the least and the most stored, NaN or infinite where a voxel is, and the sum of `out` and of its squares.
+    Returns the least and the most stored value (NaN or infinite if a voxel is) and the sums of `out` and its squares.
     """
     kernels = load_kernels()
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is clipped, what is no number refused
+    with np.errstate(over="ignore", invalid="ignore"):  # overflows are clipped, NaN is refused
         if kernels and np.can_cast(stored.dtype, np.int16):
             numbers = [np.float32(number) for number in (slope, intercept, *window_hu)]
             return kernels.clip_plane(stored.astype(np.int16, copy=False), *numbers, out)
@@ -95,26 +97,27 @@ def clip_plane(
 
 
 def find_wrong_rescaling(hu: np.ndarray) -> tuple[str, str] | None:
-    """The reason and the evidence that values were rescaled twice or not at all; None where they look like HU.
+    """The reject's reason and the evidence that values were rescaled twice or not at all; None if they look like HU.
 
-    CT of a body shows air or lung, and soft tissue. Values are refused only if they lack one of these where it belongs,
-    and show both where a known intercept would have put them by mistake. The lowest value, padding, does not count.
+    CT of a body shows air or lung, and soft tissue. Values are refused if they lack one of these in its range, and
+    show both in the ranges that a wrong use of a known intercept would shift them to. The lowest value is padding and
+    does not count.
     """
     hu = hu[hu > hu.min()]
-    least_here = min(_share(hu, AIR_HU, 0), _share(hu, TISSUE_HU, 0))
+    share_here = min(_share(hu, AIR_HU, 0), _share(hu, TISSUE_HU, 0))
     for shift in (sign * intercept for intercept in INTERCEPTS for sign in (1, -1)):
         air, tissue = _share(hu, AIR_HU, shift), _share(hu, TISSUE_HU, shift)
-        if min(air, tissue) > max(LEAST_SHARE, MORE_THERE * least_here):
+        if min(air, tissue) > max(LEAST_SHARE, LEAST_RATIO * share_here):
             mistake = f"{-abs(shift)} was added twice" if shift < 0 else f"{-shift} was not added"
             detail = (
-                f"{air:.1%} of the voxels look like air and {tissue:.1%} like soft tissue, but {shift:+d} HU from "
-                f"where these belong: as if {mistake}"
+                f"{air:.1%} of the voxels look like air and {tissue:.1%} like soft tissue, {shift:+d} HU from their "
+                f"ranges: as if {mistake}"
             )
             return ("rescaled_twice" if shift < 0 else "not_rescaled"), detail
     return None
 
 
 def _share(hu: np.ndarray, bounds: tuple[int, int], shift: int) -> float:
-    """How much of the values lies between the bounds, these shifted."""
+    """The share of the values between the shifted bounds."""
     low, high = bounds
     return float(np.count_nonzero((hu > low + shift) & (hu < high + shift))) / max(hu.size, 1)

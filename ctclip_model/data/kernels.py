@@ -1,7 +1,7 @@
-"""The inner loops of conversion and reading, compiled by numba; imported by `load_kernels` alone.
+"""The inner loops of conversion and reading, compiled by numba. Only `load_kernels` imports this module.
 
-Compiled once a machine: the code is cached beside this file or, where that is read-only, in the user's cache folder.
-Loops run along contiguous memory, so that they are vectorised, and over blocks that stay in a core's own cache.
+Each machine compiles them once: numba caches the code beside this file or, if that is read-only, in the user's cache
+folder. Loops run along contiguous memory, so that they are vectorised, and over blocks that fit a core's cache.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-BLOCK = 240  # columns of the result at once: their rows stay in a core's cache, and few passes go over the result
+BLOCK = 240  # columns of the result at a time; their rows fit a core's cache
 
 
 def _compiled(**options: Any) -> Callable[[Callable], Any]:
     def compile_(function: Callable) -> Any:
         try:
             return njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # no folder for the cache can be written: compiled again by every process
+        except RuntimeError:  # no writable folder for the cache: every process compiles
             return njit(nogil=True, **options)(function)
 
     return compile_
 
 
-@_compiled(fastmath={"reassoc"})  # sums in any order
+@_compiled(fastmath={"reassoc"})  # allows sums in any order
 def clip_plane(stored, slope, intercept, low, high, out):  # type: ignore[no-untyped-def]
     """See `hounsfield.clip_plane`."""
     least = most = stored[0, 0]
@@ -59,14 +59,14 @@ def _blend_and_round(lower, upper, weight, out):  # type: ignore[no-untyped-def]
 
 @_compiled()
 def blend_planes(below, above, weight, height, width, is_rounded, out):  # type: ignore[no-untyped-def]
-    """See `resampling.blend_planes`; an axis comes as its (lower, upper, weight, start)."""
+    """See `resampling.blend_planes`. An axis is (lower, upper, weight, start)."""
     lower, upper, weights, start = width
     h_lower, h_upper, h_weights, h_start = height
     first, last = h_lower[0], h_upper[-1] + 1
     blocks = [(begin, min(begin + BLOCK, len(lower))) for begin in range(0, len(lower), BLOCK)]
     deepest = max([upper[end - 1] + 1 - lower[begin] for begin, end in blocks])
     rows = np.empty((deepest, last - first), np.float32)
-    turned = np.empty((last - first, BLOCK), np.float32)
+    turned = np.empty((last - first, BLOCK), np.float32)  # rows as columns
     for begin, end in blocks:
         base = lower[begin]
         for row in range(base, upper[end - 1] + 1):  # along depth
@@ -86,9 +86,9 @@ def blend_planes(below, above, weight, height, width, is_rounded, out):  # type:
 
 @_compiled()
 def split_rows(planes, low, high):  # type: ignore[no-untyped-def]
-    """Fills `low` and `high` with the bytes of each row's difference from the one above, int16 (planes, rows, n).
+    """Fills `low` and `high` with the bytes of each row's difference d from the row above, int16 (planes, rows, n).
 
-    The sign is in the lowest bit, so that the high bytes of small differences are zero.
+    Each d is written as 2d, or -2d - 1 if negative, so that the high bytes of small differences are zero.
     """
     for plane in range(len(planes)):
         _split(planes[plane, 0], np.zeros_like(planes[plane, 0]), low[plane, 0], high[plane, 0])

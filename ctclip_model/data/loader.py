@@ -1,6 +1,6 @@
-"""Volumes for the model, out of shards: int16 HU as they are stored, scaled on the device.
+"""Volumes read from shards for the model: int16 HU as stored, scaled on the device.
 
-int16 is half of float32 on its way from the disk through workers to the device, and exact.
+int16 takes half the memory of float32 between disk and device, and loses nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, Sampler
 
 from ctclip_model.data.shards import ShardReader
 from ctclip_model.errors import ShardError
@@ -26,12 +26,12 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 HU_PER_UNIT = 1000
-OPEN_SHARDS = 128  # each holds a file descriptor, of which a process often has 1,024
+OPEN_SHARDS = 128  # shards that stay open; each holds one of a process's (often 1,024) file descriptors
 
 
 @dataclass(frozen=True)
 class SampleRef:
-    """Where a volume lies; the shard's path is relative to the data root."""
+    """A volume's row in a shard; the shard's path is relative to the data root."""
 
     name: str
     shard_path: str
@@ -40,22 +40,23 @@ class SampleRef:
 
 
 def read_samples(manifest: Path) -> list[SampleRef]:
-    """The samples of a `manifest.parquet`, in its order."""
+    """Samples of a `manifest.parquet`, in its order."""
     columns = ["volume_name", "shard_path", "row_index", "scan_id"]
     return [SampleRef(*row.values()) for row in pq.read_table(manifest, columns=columns).to_pylist()]
 
 
 def to_model_input(volumes: Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """int16 HU (B, depth, height, width) to (B, 1, depth, height, width) in [-1, 1] on the device."""
+    """Scales int16 HU (B, depth, height, width) to the model's input on the device, (B, 1, depth, height, width)."""
     scaled = volumes.to(device, non_blocking=True).to(torch.float32).div_(HU_PER_UNIT)
     return scaled.to(dtype).unsqueeze(1)
 
 
 class VolumeDataset(Dataset[Tensor]):
-    """Map-style: sample index to its volume, int16 HU (depth, height, width).
+    """Map-style data set: sample index to volume, int16 HU (depth, height, width).
 
-    Opened shards stay mapped, the least recently used being closed. Threads may share it, and DataLoader workers may be
-    forked or spawned. Raises `ShardError` for a sample that is not where its reference says.
+    The `OPEN_SHARDS` shards used last stay mapped. Threads may share the data set, and DataLoader workers may be forked
+    or spawned. `verify` checks each volume against its checksum. Raises `ShardError` for a row that holds another
+    volume than the sample names.
     """
 
     def __init__(self, samples: Sequence[SampleRef], data_root: Path, *, verify: bool = False) -> None:
@@ -70,28 +71,23 @@ class VolumeDataset(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(self._read(index))
 
-    def read_into(self, index: int, out: Tensor) -> Tensor:
-        """A volume, decoded into `out`, contiguous int16 (depth, height, width)."""
-        self._read(index, out.numpy())
-        return out
-
     def read_batch(self, indices: Sequence[int], *, threads: int = 1, out: Tensor | None = None) -> Tensor:
-        """Several volumes, int16 (B, depth, height, width), each decoded right into its place, of `out` where given.
+        """Reads volumes as one batch, int16 (B, depth, height, width), into `out` if given.
 
-        Threads share each volume out, so that they end together and are all of use to a batch of one.
+        Threads divide each volume among themselves, so that a batch of one uses them all too.
         """
         batch = np.empty((len(indices), *self.shape), np.int16) if out is None else out.numpy()
-        in_file_order = sorted(range(len(indices)), key=lambda position: self._place(indices[position]))
+        in_file_order = sorted(range(len(indices)), key=lambda position: self._row(indices[position]))
         parts = [None] if self.verify else self._reader(self.samples[0].shard_path).split(threads)
         jobs = [(position, planes) for position in in_file_order for planes in parts]
         with ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(lambda job: self._read(indices[job[0]], batch[job[0]], job[1]), jobs):
-                pass  # but raise what reading raises
+                pass  # iterating raises the errors of the threads
         return torch.from_numpy(batch) if out is None else out
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Depth, height, width of every volume."""
+        """Voxels along depth, height, width, the same for every volume."""
         return self._reader(self.samples[0].shard_path).recipe.shape
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,10 +108,10 @@ class VolumeDataset(Dataset[Tensor]):
                 reader = self._readers[shard_path] = ShardReader(self.data_root / shard_path, verify=self.verify)
             self._readers.move_to_end(shard_path)
             if len(self._readers) > OPEN_SHARDS:
-                self._readers.popitem(last=False)  # closed when its last reader is done
+                self._readers.popitem(last=False)  # its map closes when the last thread has read
             return reader
 
-    def _place(self, index: int) -> tuple[str, int]:
+    def _row(self, index: int) -> tuple[str, int]:
         return self.samples[index].shard_path, self.samples[index].row_index
 
     def _read(self, index: int, out: np.ndarray | None = None, planes: tuple[int, int] | None = None) -> np.ndarray:
@@ -125,25 +121,25 @@ class VolumeDataset(Dataset[Tensor]):
             volume = reader.read(sample.row_index, out)
         else:
             volume = reader.read_slab(sample.row_index, *planes, out[slice(*planes)])
-        if reader.names[sample.row_index] != sample.name:  # a volume must never meet another's report
+        if reader.names[sample.row_index] != sample.name:  # never pair a volume with another scan's report
             found = reader.names[sample.row_index]
             raise ShardError(f"{reader.path}: row {sample.row_index} holds {found}, not {sample.name}")
         return volume
 
 
 class BatchReader:
-    """Batches in memory that is used again and again: fresh memory takes as long as decoding does.
+    """Reads batches into memory that is used again: allocating fresh memory takes as long as decoding.
 
-    A batch is overwritten by the second one that the same thread asks for after it: while one is in use, the next can
-    be read. With `pinned` a GPU copies from there by itself.
+    Each thread has two buffers in turn, so that the next batch can be read while one is in use. A batch is overwritten
+    by the second batch after it. `pinned` memory lets a GPU copy without waiting.
     """
 
     def __init__(self, dataset: VolumeDataset, *, threads: int, pinned: bool = False) -> None:
         self.dataset, self.threads, self.pinned = dataset, threads, pinned
-        self._of_thread = local()
+        self._thread_local = local()
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
-        buffers = self._of_thread.__dict__.setdefault("buffers", [])
+        buffers = self._thread_local.__dict__.setdefault("buffers", [])
         if len(buffers) < 2 or len(buffers[0]) < len(indices):
             shape = (len(indices), *self.dataset.shape)
             buffers.append(torch.empty(shape, dtype=torch.int16, pin_memory=self.pinned))
@@ -156,7 +152,10 @@ class BatchReader:
 def iterate_batches(
     samples: Sequence[SampleRef], data_root: Path, *, batch_size: int, verify: bool = False, threads: int = 1
 ) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and int16 HU (B, 1, depth, height, width), in the order of the samples; a batch a thread is read ahead."""
+    """Yields names and int16 HU (B, 1, depth, height, width), in the order of the samples.
+
+    Each thread reads one batch ahead.
+    """
     dataset = VolumeDataset(samples, data_root, verify=verify)
 
     def read(indices: range) -> tuple[list[str], Tensor]:
@@ -166,37 +165,8 @@ def iterate_batches(
     return _read_ahead(read, (range(start, min(start + batch_size, len(samples))) for start in starts), threads)
 
 
-class VolumeStream(IterableDataset[tuple[str, Tensor]]):
-    """Iterable-style: every sample's name and its volume, int16 HU (depth, height, width), in the samples' order.
-
-    `threads` read ahead, which is enough for one process: decoding holds no lock. DataLoader workers share the samples;
-    with `batch_size=None` their order stays. With `reuses_buffers`, a volume is overwritten when the next is asked for:
-    fast, since fresh memory takes as long as decoding, but only for what is used or copied at once.
-    """
-
-    def __init__(
-        self, samples: Sequence[SampleRef], data_root: Path, *, threads: int = 1, reuses_buffers: bool = False,
-        verify: bool = False,
-    ) -> None:  # fmt: skip
-        self.samples, self.data_root = samples, data_root
-        self.threads, self.reuses_buffers, self.verify = threads, reuses_buffers, verify
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        worker = get_worker_info()
-        samples = self.samples[worker.id :: worker.num_workers] if worker else self.samples
-        dataset = VolumeDataset(samples, self.data_root, verify=self.verify)
-        count = self.threads + 1 if self.reuses_buffers and samples else 0  # those being read, and the one in use
-        buffers = [torch.empty(dataset.shape, dtype=torch.int16) for _ in range(count)]
-
-        def read(index: int) -> tuple[str, Tensor]:
-            volume = dataset.read_into(index, buffers[index % count]) if count else dataset[index]
-            return samples[index].name, volume
-
-        return _read_ahead(read, range(len(samples)), self.threads)
-
-
 def _read_ahead(read: Callable[[Job], Result], jobs: Iterable[Job], threads: int) -> Iterator[Result]:
-    """Results in order; while one is in use, as many as there are threads are being read."""
+    """Yields results in the order of the jobs, with one job per thread running ahead."""
     with ThreadPoolExecutor(threads) as pool:
         reads: deque[Future[Result]] = deque()
         for job in jobs:
@@ -208,11 +178,11 @@ def _read_ahead(read: Callable[[Job], Result], jobs: Iterable[Job], threads: int
 
 
 class ScanSampler(Sampler[int]):
-    """Every scan once an epoch, shuffled, by one of its reconstructions drawn at random.
+    """Samples every scan once an epoch, shuffled, by one of its reconstructions drawn at random.
 
-    Reconstructions of a scan share one report, so two of them in a batch would be each other's false negative. The
-    order follows from (seed, epoch) alone. Of several processes, each takes its share of the same order; shares are
-    equally long, for which a few scans come twice.
+    Reconstructions of a scan share one report, so two of them in a batch would be false negatives of each other. The
+    order depends on seed and epoch alone. Each process takes its share of the same order. Shares are equally long: a
+    few scans come twice.
     """
 
     def __init__(self, scan_ids: Sequence[str], *, seed: int, rank: int = 0, world_size: int = 1) -> None:

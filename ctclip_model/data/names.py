@@ -1,4 +1,4 @@
-"""Names of CT-RATE, `split_patient_scan_recon`, and of RAD-ChestCT: strict parsers, and the paths built from them."""
+"""Names of CT-RATE, `split_patient_scan_recon`, and of RAD-ChestCT: strict parsers, and paths made of names."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ Storage = Literal["v2", "v1"]
 
 SUFFIX = ".nii.gz"
 VOLUME_PATTERN = re.compile(r"(train|valid)_([1-9][0-9]{0,6})_([a-z]{1,3})_([1-9][0-9]{0,2})", re.ASCII)
-
-
 RAD_PATTERN = re.compile(r"(?:trn|val|tst)[0-9]{5}", re.ASCII)
-EXTERNAL = "external"  # the split of what is only ever evaluated on
+EXTERNAL = "external"  # split of data sets that only evaluate models
 
 
 @dataclass(frozen=True, order=True)
 class VolumeName:
-    """One reconstruction, e.g. `valid_53_a_1`: split valid, patient 53, scan a, reconstruction 1."""
+    """A reconstruction of a scan, e.g. `valid_53_a_1`: split valid, patient 53, scan a, reconstruction 1."""
 
     split: str
     patient: int
@@ -40,14 +38,14 @@ class VolumeName:
         return f"{self.patient_id}_{self.scan}"
 
     def path(self, storage: Storage = "v2") -> PurePosixPath:
-        """Where CT-RATE keeps the volume, relative to the data set's root."""
+        """The volume's path in CT-RATE, relative to the data set's root."""
         folder = f"{self.split}_fixed" if storage == "v2" else self.split
         return PurePosixPath("dataset", folder, self.patient_id, self.scan_id, f"{self}{SUFFIX}")
 
 
 @dataclass(frozen=True, order=True)
 class RadName:
-    """A scan of RAD-ChestCT, e.g. `trn00001`; its own three splits are all external to CT-RATE's."""
+    """A scan of RAD-ChestCT, e.g. `trn00001`. All of its own splits are external to CT-RATE."""
 
     scan_id: str
 
@@ -59,7 +57,7 @@ class RadName:
 
 
 def parse_rad_name(text: str) -> RadName:
-    """Raises `BadNameError` for anything but RAD-ChestCT's names, with or without `.npz`."""
+    """Parses a name of RAD-ChestCT, with or without `.npz`. Raises `BadNameError` for anything else."""
     name = text.removesuffix(".npz")
     if not RAD_PATTERN.fullmatch(name):
         raise BadNameError(text[:200], "bad_name", "is not of RAD-ChestCT, such as trn00001")
@@ -72,9 +70,9 @@ def split_of(item: str) -> str:
 
 
 def parse_volume_name(text: str) -> VolumeName:
-    """The parts of a volume's name, with or without `.nii.gz`.
+    """Parses a volume's name, with or without `.nii.gz`.
 
-    Raises `BadNameError` for anything else, a path included: no other name may ever become a path.
+    Raises `BadNameError` for anything else, also for a path: no other name may become a path of ours.
     """
     match = VOLUME_PATTERN.fullmatch(text.removesuffix(SUFFIX))
     if match is None:
@@ -84,10 +82,10 @@ def parse_volume_name(text: str) -> VolumeName:
 
 
 def parse_any_name(text: str) -> VolumeName | RadName:
-    """A volume's name of either data set; raises `BadNameError`."""
+    """Parses a volume's name of either data set. Raises `BadNameError`."""
     return parse_rad_name(text) if RAD_PATTERN.match(text) else parse_volume_name(text)
 
 
 def parse_listed_name(line: str) -> VolumeName:
-    """The volume of a line of a `no_chest_*.txt` list, which may hold a name or a whole path."""
+    """Parses a line of a `no_chest_*.txt` list: a volume's name, or a path that ends in one."""
     return parse_volume_name(PurePosixPath(line.strip()).name)

@@ -1,4 +1,4 @@
-"""Reads a NIfTI file once, front to back: header, planes, then the proof that the file ends where it should."""
+"""Reads a NIfTI file once, front to back: header, planes, then the check that the file ends after the last plane."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from nibabel.spatialimages import HeaderDataError
 from ctclip_model.data.accelerators import GZIP_MAGIC, StreamError, gzip_member
 from ctclip_model.errors import VolumeError
 
-CHUNK_BYTES = 2**14  # read from the disk at once: what it inflates to is still in a core's cache when it is copied
-LARGEST_RATIO = 1032  # deflate never packs tighter
-LARGEST_PLANE = 4096 * 4096  # voxels; a plane is the least that must fit into memory
-HEADERS = {348: (nib.Nifti1Header, b"n+1\0"), 540: (nib.Nifti2Header, b"n+2\0")}  # by length, in bytes
+CHUNK_BYTES = 2**14  # bytes read at once; inflated, they still fit a core's cache when they are copied
+LARGEST_RATIO = 1032  # highest compression ratio of deflate
+LARGEST_PLANE = 4096 * 4096  # voxels; two planes must fit into memory
+HEADERS = {348: (nib.Nifti1Header, b"n+1\0"), 540: (nib.Nifti2Header, b"n+2\0")}  # keys: length in bytes
 
 
 def fault(path: Path, reason: str, detail: str) -> VolumeError:
-    """The error of a file, under the volume's name."""
+    """An error about a file, named as the volume is."""
     return VolumeError(re.sub(r"(\.nii|\.nii\.gz|\.npz)$", "", path.name), reason, detail)
 
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """What a file promises to hold; HU or not, a voxel's value is slope x stored + intercept."""
+    """Content that a file's header claims. A voxel's value, HU or not, is slope x stored value + intercept."""
 
     shape: tuple[int, int, int]
     zooms_mm: tuple[float, float, float]
@@ -39,7 +39,7 @@ class NiftiHeader:
     slope: float
     intercept: float
     data_offset: int  # bytes
-    affine: np.ndarray | None = None  # (4, 4), voxel indices to mm towards right, anterior, superior; None if not coded
+    affine: np.ndarray | None = None  # (4, 4), voxel indices to mm towards right, anterior, superior; None: not coded
 
     @property
     def size_bytes(self) -> int:
@@ -47,9 +47,10 @@ class NiftiHeader:
 
 
 class NiftiStream:
-    """An open `.nii` or `.nii.gz` (told apart by content, not by name), read plane by plane along its third axis.
+    """An open `.nii` or `.nii.gz` file, read plane by plane along its third axis.
 
-    Memory holds the plane asked for and little more. Every fault of the file raises `VolumeError`.
+    The content, not the name, decides if it is gzip. Memory holds little more than one plane. Every fault of the file
+    raises `VolumeError`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,11 +77,11 @@ class NiftiStream:
         self._file.close()
 
     def read_plane(self, out: np.ndarray) -> None:
-        """Fills `out` with the next plane as stored: (second axis, first axis), which is the file's own order."""
+        """Fills `out` with the stored values of the next plane (second axis, first axis), the order of the file."""
         self._bytes.fill(out.reshape(-1).view(np.uint8).data)
 
     def finish(self) -> None:
-        """Reads to the end, so that the checksum is verified; nothing may follow the last plane."""
+        """Reads to the end, which verifies the checksum. Raises `VolumeError` for bytes after the last plane."""
         surplus = self._bytes.drain()
         if surplus:
             raise fault(self.path, "trailing_data", f"holds {surplus} bytes more than its header says")
@@ -103,7 +104,7 @@ class NiftiStream:
 
 
 class _ByteStream:
-    """The plain bytes of a file, inflated where it is gzip."""
+    """The bytes of a file, inflated if it is gzip."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -115,6 +116,7 @@ class _ByteStream:
         self._rest = memoryview(b"")
 
     def fill(self, target: memoryview) -> None:
+        """Fills all of `target` with the next bytes. Raises `VolumeError` if the file ends before."""
         filled = 0
         while filled < len(target):
             if not self._rest:
@@ -128,7 +130,7 @@ class _ByteStream:
             filled += len(taken)
 
     def read(self, count: int) -> bytes:
-        """The next bytes, of a file that is too short to be a NIfTI if they are not there."""
+        """The next bytes. Raises `VolumeError` if the file ends before, too short for a NIfTI."""
         block = bytearray(count)
         try:
             self.fill(memoryview(block))
@@ -144,28 +146,30 @@ class _ByteStream:
             count -= CHUNK_BYTES
 
     def drain(self) -> int:
-        """How many bytes are left."""
+        """Reads all bytes that are left and returns their number."""
         return len(self._rest) + sum(len(chunk) for chunk in self._chunks)
 
     def _inflate(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """All members of a gzip file, the CRC and length of each verified."""
-        member, count = None, 0
+        """The content of a gzip file. zlib verifies the CRC and length of each of its members.
+
+        A file is one member or several, one after the other (RFC 1952). A chunk may end within a member, or hold the
+        end of one member and the begin of the next.
+        """
+        member = gzip_member()
         for chunk in chunks:
             while chunk:
-                if member is None:
-                    if count and not chunk.startswith(GZIP_MAGIC[: len(chunk)]):
+                if member.eof:
+                    if not chunk.startswith(GZIP_MAGIC[: len(chunk)]):
                         raise fault(self.path, "trailing_data", "other bytes follow the gzip stream")
-                    member, count = gzip_member(), count + 1
+                    member = gzip_member()
                 try:
                     data = member.decompress(chunk)
                 except StreamError as error:
                     raise fault(self.path, "bad_crc", f"the gzip stream is damaged: {error}") from error
-                chunk = member.unused_data
-                if member.eof:
-                    member = None
                 if data:
                     yield data
-        if member is not None:
+                chunk = member.unused_data
+        if not member.eof:
             raise fault(self.path, "truncated", f"the gzip stream breaks off after {self.size} bytes")
 
 
@@ -204,7 +208,7 @@ def _affine(header: nib.Nifti1Header) -> np.ndarray | None:
         return np.asarray(header.get_sform())
     try:
         affine = header.get_qform(coded=True)[0]
-    except (HeaderDataError, ValueError):  # its quaternion is none
+    except (HeaderDataError, ValueError):  # an impossible quaternion
         return None
     return None if affine is None else np.asarray(affine)
 

@@ -15,21 +15,22 @@ from ctclip_model.data.nifti import LARGEST_RATIO, NiftiHeader, fault
 
 MEMBER = "ct.npy"
 SPACING_MM = (0.8, 0.8, 0.8)
-LARGEST_BYTES = 2**31  # an array is held whole; the data set's are of some 400 x 400 x 400 voxels
+LARGEST_BYTES = 2**31  # memory for one array; the data set's arrays have about 400 x 400 x 400 voxels
 ORIENTATION = "xyz"
 
 
 class NpzStream:
-    """An open volume, read plane by plane as `NiftiStream` reads a NIfTI; every fault of the file is a `VolumeError`.
+    """An open volume, read plane by plane as `NiftiStream` reads a NIfTI. Every fault of the file is a `VolumeError`.
 
-    `orientation` names the array axes that become the volume's first, second and third; a capital letter reverses one.
+    `orientation` names the array axes that become the volume's first, second and third axis. A capital letter reverses
+    an axis.
     """
 
     def __init__(self, path: Path, orientation: str = ORIENTATION) -> None:
         self.path = path
-        order, reversed_ = parse_orientation(orientation)
+        order, is_reversed = parse_orientation(orientation)
         voxels = self._read().transpose(order)
-        self._voxels = voxels[tuple(slice(None, None, -1 if flip else 1) for flip in reversed_)]
+        self._voxels = voxels[tuple(slice(None, None, -1 if flip else 1) for flip in is_reversed)]
         self._position = 0
         first, second, third = self._voxels.shape
         self.header = NiftiHeader((first, second, third), SPACING_MM, voxels.dtype, 1.0, 0.0, data_offset=0)
@@ -48,7 +49,7 @@ class NpzStream:
         self._position += 1
 
     def finish(self) -> None:
-        """The file was read whole, its checksum included, when it was opened."""
+        """Does nothing: opening the file read all of it and verified its checksum."""
 
     def _read(self) -> np.ndarray:
         try:
@@ -63,9 +64,9 @@ class NpzStream:
             raise fault(self.path, "not_npz", f"holds no {MEMBER}") from error
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             reason = "bad_crc" if "CRC" in str(error) or isinstance(error, zlib.error) else "not_npz"
-            raise fault(self.path, reason, f"is no whole zip archive: {error}") from error
+            raise fault(self.path, reason, f"is not a complete zip archive: {error}") from error
         except (OSError, ValueError) as error:
-            raise fault(self.path, "not_npz", f"{MEMBER} is no array: {error}") from error
+            raise fault(self.path, "not_npz", f"{MEMBER} is not an array: {error}") from error
 
     def _read_array(self, member: IO[bytes], size_bytes: int) -> np.ndarray:
         major, _ = np.lib.format.read_magic(member)
@@ -78,18 +79,21 @@ class NpzStream:
         if min(shape) < 2:
             raise fault(self.path, "too_few_slices", f"has shape {' x '.join(map(str, shape))}")
         if member.tell() + math.prod(shape) * dtype.itemsize != size_bytes:
-            raise fault(self.path, "truncated", f"{MEMBER} has {size_bytes} bytes, not what {shape} {dtype} take")
+            raise fault(self.path, "truncated", f"{MEMBER} has {size_bytes} bytes, not those of {shape} {dtype}")
         planes = np.empty(shape[::-1] if is_fortran else shape, dtype)
-        for plane in planes:  # one at a time: reading all at once would take the memory twice
+        for plane in planes:  # one by one: reading all at once would take twice the memory
             plane.reshape(-1).view(np.uint8)[:] = np.frombuffer(member.read(plane.nbytes), np.uint8)
-        member.read()  # to the end, where the checksum is verified
+        member.read()  # the end of the member, where zipfile verifies the checksum
         return planes.T if is_fortran else planes
 
 
 def parse_orientation(text: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Which array axis (z, y, x are 0, 1, 2) comes first, second and third, and whether it is reversed.
+    """The array axes (z, y, x are 0, 1, 2) in the volume's order, and for each True if it is reversed.
 
-    Raises `ValueError` for anything but the three letters x, y and z, small or capital.
+    Raises `ValueError` for anything except the three letters x, y and z, small or capital.
+
+    >>> parse_orientation("xyZ")
+    ((2, 1, 0), (False, False, True))
     """
     if sorted(text.lower()) != ["x", "y", "z"]:
         raise ValueError(f"orientation is {text!r}, not the letters x, y and z in some order, a capital where reversed")

@@ -1,4 +1,4 @@
-"""What a model reads of a report."""
+"""Report texts as models read them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 DROPPED_CHARACTERS = str.maketrans("", "", "\"'()")
 SECTIONS = ("findings", "impression")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def clean_report(findings: str | None, impression: str | None, sections: Sequence[str]) -> str:
-    """The text that a model reads of a report: the chosen sections, joined with nothing between, as published.
+    """Joins the chosen sections of a report, with nothing between them, as published.
 
-    `sections` names them in order, of "findings" and "impression". "Not given." and the characters " ' ( ) go; a
+    `sections` are "findings", "impression" or both, in order. "Not given." and the characters " ' ( ) are removed. A
     missing section is empty (the published code reads it as the word nan).
     """
     parts = {"findings": findings, "impression": impression}
@@ -22,18 +23,15 @@ def clean_report(findings: str | None, impression: str | None, sections: Sequenc
 
 
 def report_sha256(text: str) -> str:
-    """By which copies of a report are known, whatever became of their spaces, marks and capitals on the way."""
+    """A hash of a report's letters and digits: equal for copies that differ in spaces, punctuation or capitals."""
     return hashlib.sha256(re.sub("[^a-z0-9]+", "", text.lower()).encode()).hexdigest()
 
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-
-
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, each with its full stop."""
+    """Sentences of a text, each with its full stop."""
     return [sentence for sentence in _SENTENCE_END.split(text.strip()) if sentence]
 
 
 def report_sentences(findings: str | None, impression: str | None, sections: Sequence[str]) -> list[list[str]]:
-    """The sentences of each of a report's sections; a section may have none."""
+    """Sentences of each section of a report. A section may have none."""
     return [split_sentences(clean_report(findings, impression, [section])) for section in sections]

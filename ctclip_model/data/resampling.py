@@ -1,7 +1,7 @@
-"""Trilinear resampling with half-pixel centres, cut or padded around the centre, as the published code does it.
+"""Trilinear resampling with half-pixel centres, cut or padded around the centre, as in the published code.
 
-Linear interpolation is separable: two of the source's planes are blended along depth, then along width and height, and
-only where the recipe's window looks.
+Linear interpolation is separable: two planes of the source are blended along depth, the result along width, then along
+height. Voxels outside the recipe's window are not computed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ctclip_model.data.accelerators import load_kernels
 
 @dataclass(frozen=True)
 class Axis:
-    """How one axis is resampled: voxel start + i of the window = lower[i] + weight[i] (upper[i] - lower[i])."""
+    """Resampling of one axis: window[start + i] = (1 - weight[i]) source[lower[i]] + weight[i] source[upper[i]]."""
 
     lower: np.ndarray  # indices into the source
     upper: np.ndarray
     weight: np.ndarray  # float32
-    start: int  # in the recipe's window; what lies before it and from `stop` on is padding
+    start: int  # index in the recipe's window; voxels before it and from `stop` on are padding
 
     @property
     def stop(self) -> int:
@@ -29,9 +29,9 @@ class Axis:
 
 
 def plan_axes(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], recipe: Recipe) -> list[Axis]:
-    """The source's three axes in its order, which are the result's height, width and depth.
+    """The resampling of the source's three axes, which become the result's height, width and depth.
 
-    Raises `ValueError` for an axis that makes less than one voxel.
+    `spacing_mm` is the source's. Raises `ValueError` for an axis that makes less than one voxel.
     """
     order = (1, 2, 0)
     return [
@@ -41,7 +41,7 @@ def plan_axes(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float
 
 
 def _plan_axis(size: int, spacing: float, target: float, window: int) -> Axis:
-    resampled = int(size * (spacing / target))  # the division first: 300 slices of 0.6 mm give 119 of 1.5 mm
+    resampled = int(size * (spacing / target))  # divides first: 300 slices of 0.6 mm give 119 of 1.5 mm, as published
     if resampled < 1:
         raise ValueError(f"{size} voxels of {spacing:g} mm are less than one of {target:g} mm")
     count = min(resampled, window)
@@ -57,7 +57,7 @@ def blend_planes(
 ) -> None:
     """Fills the window of a plane of the result, `out` (height, width), from two neighbouring planes of the source.
 
-    These are (second axis, first axis), `weight` that of the plane above; a result in int16 is rounded.
+    The planes of the source are (second axis, first axis). `weight` is the share of `above`. int16 results are rounded.
     """
     is_rounded = out.dtype.kind == "i"
     kernels = load_kernels()

@@ -1,7 +1,7 @@
 """Shards: Arrow IPC files of converted volumes, read through a memory map. docs/shards.md describes the format.
 
-A record batch holds one volume, cut into slabs of planes. A slab of int16 HU is kept as the differences between
-neighbouring rows, their low and high bytes apart, each zstd (`delta-zstd`), or as it is (`raw`).
+A record batch holds one volume, cut into slabs of planes. The encoding `delta-zstd` keeps the differences between
+neighbouring rows, low and high bytes apart, each compressed with zstd. The encoding `raw` keeps the int16 HU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) along depth, height, width
 
 FORMAT_VERSION = "2"
-SLAB_VOXELS = 2**21  # 4 MiB: enough for zstd and numpy to run at full speed, small enough to stay in a core's cache
+SLAB_VOXELS = 2**21  # 4 MiB: zstd and numpy run at full speed, and a slab fits a core's cache
 
 FACTS = [
     pa.field("name", pa.string()),
@@ -54,7 +54,7 @@ FACTS = [
 
 @dataclass(frozen=True)
 class ShardVolume:
-    """A volume on its way into a shard."""
+    """A volume to be written to a shard."""
 
     name: str
     source_sha256: str
@@ -63,13 +63,13 @@ class ShardVolume:
 
 @dataclass(frozen=True)
 class ShardRow:
-    """What a shard knows of a volume: its row, checksum and the facts of `ConvertedVolume`."""
+    """A volume's row in a shard, its checksum, and the facts of `ConvertedVolume`."""
 
     row_index: int
     name: str
     source_sha256: str
-    crc32: int  # of the voxels as little-endian int16 in C order
-    spacing_mm: tuple[float, float, float]  # of the source, in its axis order
+    crc32: int  # checksum of the voxels as little-endian int16 in C order
+    spacing_mm: tuple[float, float, float]  # the source's, in its axis order
     shape_in: tuple[int, int, int]
     window_start: tuple[int, int, int]  # depth, height, width: voxels outside are padding
     window_stop: tuple[int, int, int]
@@ -78,7 +78,7 @@ class ShardRow:
     hu_min: int
     hu_max: int
     spacing_note: str | None
-    rescale_slope: float  # HU = slope x stored + intercept
+    rescale_slope: float  # HU = slope x stored value + intercept
     rescale_intercept: float
 
 
@@ -90,9 +90,10 @@ def write_shard(
     encoding: Encoding = "delta-zstd",
     code_version: str = "",
 ) -> list[ShardRow]:
-    """Writes volumes, one in memory at a time, to a file that is whole or absent; no volumes, no file.
+    """Writes volumes to a shard, one in memory at a time, and returns their rows. Without a volume, writes no file.
 
-    Raises `ShardError` for a volume that is not int16 of the recipe's shape, and passes on what `volumes` raises.
+    The file is complete or absent. Raises `ShardError` for a volume that is not int16 of the recipe's shape, and the
+    errors of the iterable `volumes`.
     """
     rows: list[ShardRow] = []
     schema = _schema(recipe, encoding, code_version)
@@ -108,33 +109,33 @@ def write_shard(
     return rows
 
 
-def copy_volumes(places: Sequence[tuple[Path, int]], path: Path) -> None:
-    """Copies volumes, each (shard, row), as they are into one new shard, which is whole or absent.
+def copy_volumes(volumes: Sequence[tuple[Path, int]], path: Path) -> None:
+    """Copies volumes, each (shard, row), into one new shard without decoding them. The file is complete or absent.
 
-    Raises `ShardError` for one that does not match its checksum, and for shards that were not made alike.
+    Raises `ShardError` for a volume that does not match its checksum, and for shards with different schemas.
     """
     with ExitStack() as stack:
-        readers = {source: stack.enter_context(ShardReader(source, verify=True)) for source, _ in places}
-        schema = readers[places[0][0]].schema
+        readers = {source: stack.enter_context(ShardReader(source, verify=True)) for source, _ in volumes}
+        schema = readers[volumes[0][0]].schema
         writer = stack.enter_context(pa.ipc.new_file(stack.enter_context(whole_file(path)), schema))
-        for source, row in places:
+        for source, row in volumes:
             if not readers[source].schema.equals(schema, check_metadata=True):
-                raise ShardError(f"{source}: was not made as {places[0][0]} was: one shard cannot hold both")
+                raise ShardError(f"{source}: has another recipe, encoding or code version than {volumes[0][0]}")
             readers[source].read(row)
             writer.write_batch(readers[source].batch(row))
 
 
 def read_volume(path: Path, row_index: int, *, verify: bool = False) -> np.ndarray:
-    """One volume of a shard, int16 HU (depth, height, width); a `ShardReader` is faster for more than one."""
+    """Reads one volume of a shard, int16 HU (depth, height, width). A `ShardReader` is faster for several."""
     with ShardReader(path, verify=verify) as reader:
         return reader.read(row_index)
 
 
 class ShardReader:
-    """A shard, mapped into memory: opening it reads nothing but its footer.
+    """A shard, mapped into memory. Opening it reads only its footer. Several threads may share a reader.
 
-    With `verify`, every whole volume that is read is checked against its CRC. Raises `ShardError` for a file that is
-    missing, damaged, or of another format. Many threads may read from one.
+    `verify` checks every complete volume that is read against its CRC. Raises `ShardError` for a file that is missing,
+    damaged, or has another format.
     """
 
     def __init__(self, path: Path, *, verify: bool = False) -> None:
@@ -149,7 +150,7 @@ class ShardReader:
             self._read_schema(self._reader.schema)
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             self._map.close()
-            raise ShardError(f"{path}: is not a whole shard of version {FORMAT_VERSION}: {error}") from error
+            raise ShardError(f"{path}: is not a complete shard of version {FORMAT_VERSION}: {error}") from error
 
     def _read_schema(self, schema: pa.Schema) -> None:
         metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
@@ -185,14 +186,14 @@ class ShardReader:
         return [reader.get_batch(row).column(0)[0].as_py() for row in range(len(self))]
 
     def row(self, row: int) -> ShardRow:
-        """What the shard knows of a volume beside its voxels."""
+        """A volume's checksum and facts."""
         batch = self.batch(row)
         facts = {field.name: batch.column(field.name)[0].as_py() for field in FACTS}
         tuples: dict[str, Any] = {name: tuple(fact) for name, fact in facts.items() if isinstance(fact, list)}
         return ShardRow(row_index=row, **(facts | tuples))
 
     def read(self, row: int, out: np.ndarray | None = None) -> np.ndarray:
-        """A volume, int16 HU (depth, height, width), decoded into `out` where given."""
+        """Decodes a volume, int16 HU (depth, height, width), into `out` if given. Raises `ShardError` for damage."""
         batch = self.batch(row)
         depth, height, width = self.recipe.shape
         volume = self._decode(batch, ((0, depth), (0, height), (0, width)), out)
@@ -201,34 +202,34 @@ class ShardReader:
         return volume
 
     def split(self, count: int) -> list[tuple[int, int]]:
-        """A volume's planes in at most `count` parts, (start, stop) each, of which none cuts a slab."""
+        """Divides a volume's planes into at most `count` parts, (start, stop) each, without cutting a slab."""
         depth = self.recipe.shape[0]
         planes = -(-depth // self._slab_planes // count) * self._slab_planes
         return [(start, min(start + planes, depth)) for start in range(0, depth, planes)]
 
     def read_slab(self, row: int, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Planes start to stop of a volume, int16 HU (stop - start, height, width); only their slabs are decoded."""
+        """Decodes planes start to stop of a volume, int16 HU (stop - start, height, width), and only their slabs."""
         _, height, width = self.recipe.shape
         return self.read_box(row, ((start, stop), (0, height), (0, width)), out)
 
     def read_box(self, row: int, box: Box, out: np.ndarray | None = None) -> np.ndarray:
-        """A part of a volume, int16 HU, from a start to a stop along each axis; only its slabs are decoded."""
+        """Decodes a part of a volume, int16 HU, (start, stop) along each axis, and only its slabs."""
         if not all(0 <= start < stop <= side for (start, stop), side in zip(box, self.recipe.shape, strict=True)):
-            raise ValueError(f"{box} of a volume of {self.recipe.shape}")
+            raise ValueError(f"box {box} does not lie within a volume of {self.recipe.shape} voxels")
         return self._decode(self.batch(row), box, out)
 
     @property
     def schema(self) -> pa.Schema:
-        """Of its record batches, with the recipe, encoding and version of the code."""
+        """The schema of the record batches; its metadata hold recipe, encoding and code version."""
         return self._reader.schema
 
     def batch(self, row: int) -> pa.RecordBatch:
-        """A volume as it is stored."""
+        """A volume's record batch as stored."""
         if not 0 <= row < len(self):
-            raise ShardError(f"{self.path}: has no row {row}, only {len(self)}")
+            raise ShardError(f"{self.path}: has no row {row}, only rows 0 to {len(self) - 1}")
         try:
             batch = self._reader.get_batch(row)
-            batch.validate(full=True)  # a damaged offset would otherwise be read through
+            batch.validate(full=True)  # Arrow does not check offsets before it follows them
         except (OSError, pa.ArrowException) as error:
             raise ShardError(f"{self.path}: row {row} is damaged: {error}") from error
         return batch
@@ -247,10 +248,10 @@ class ShardReader:
                 first = index * self._slab_planes
                 last = min(first + self._slab_planes, self.recipe.shape[0])
                 target = out[max(first, start) - start : min(last, stop) - start]
-                is_whole = target.shape == (last - first, *planes_shape)
-                slab = target if is_whole else np.empty((last - first, *planes_shape), VOXEL)
+                is_complete = target.shape == (last - first, *planes_shape)
+                slab = target if is_complete else np.empty((last - first, *planes_shape), VOXEL)
                 decode_slab([piece[index].as_buffer() for piece in pieces], slab)
-                if not is_whole:
+                if not is_complete:
                     target[:] = slab[max(start - first, 0) : stop - first, rows, columns]
         except (OSError, pa.ArrowException, ValueError, IndexError) as error:
             raise ShardError(f"{self.path}: {batch.column('name')[0]} is damaged: {error}") from error

@@ -1,4 +1,4 @@
-"""From a CT volume's file to the model's input: the published inference preprocessing, in little memory.
+"""CT volumes from a file to the model's input: the published inference preprocessing, in little memory.
 
 HU are clipped, resampled trilinearly with half-pixel centres, and cut or padded around the centre. The file is read
 once, plane by plane, and no more than two of its planes are held.
@@ -20,7 +20,7 @@ from ctclip_model.config import Recipe
 from ctclip_model.data.hounsfield import HounsfieldPlanes, clip_plane
 from ctclip_model.data.nifti import NiftiStream, fault
 from ctclip_model.data.npz import ORIENTATION, NpzStream
-from ctclip_model.data.resampling import blend_planes, plan_axes
+from ctclip_model.data.resampling import Axis, blend_planes, plan_axes
 from ctclip_model.data.slabs import encode_slab
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PUBLISHED = Recipe()
-PLAUSIBLE_SPACING_MM = (0.1, 20.0)  # CT is 0.2 to 10; phantoms are coarser; CT-RATE has wrong ones of 0.035 and 0.075
-SPACING_TOLERANCE = 0.05  # relative
+PLAUSIBLE_SPACING_MM = (0.1, 20.0)  # CT has 0.2 to 10, phantoms have more, faulty rows of CT-RATE 0.035 and 0.075
+SPACING_TOLERANCE = 0.05  # relative difference between table and header
 
 Spacing = tuple[float, float, float]
 
@@ -39,10 +39,10 @@ Spacing = tuple[float, float, float]
 class ConvertedVolume:
     """A volume in HU, resampled and windowed.
 
-    `spacing_mm` and `shape_in` are in the source's axis order; `window` says which voxels are not padding, as
-    (start, stop) along depth, height, width. `hu_min` and `hu_max` are the source's before clipping, `hu_mean` and
-    `hu_std` after it. `spacing_note` tells of a disagreement between the table and the header. HU are
-    `rescale_slope` x what the file stores + `rescale_intercept`.
+    `spacing_mm` and `shape_in` are in the source's axis order. Voxels outside `window`, (start, stop) along depth,
+    height, width, are padding. `hu_min` and `hu_max` are the source's before clipping, `hu_mean` and `hu_std` after it.
+    `spacing_note` describes a disagreement between table and header. HU = `rescale_slope` x stored value +
+    `rescale_intercept`.
     """
 
     voxels: np.ndarray  # HU (depth, height, width), int16 as shards keep them, or float32
@@ -58,8 +58,8 @@ class ConvertedVolume:
     rescale_intercept: float = 0.0
 
     def to_input(self) -> torch.Tensor:
-        """The model's input, float32 (1, depth, height, width) in [-1, 1]; float voxels are scaled in place."""
-        import torch  # conversion needs none, and its workers are many
+        """The model's input, float32 (1, depth, height, width) in [-1, 1]. Scales float voxels in place."""
+        import torch  # workers of the conversion start faster without it
 
         return torch.from_numpy(self.voxels).float().div_(1000).unsqueeze(0)
 
@@ -103,9 +103,10 @@ def read_volume(
 ) -> ConvertedVolume:
     """Reads a NIfTI volume as `load_volume` does, in float32 HU, with the facts of its source.
 
-    Whether values are HU is left to who asks: only conversion refuses them (`hounsfield.find_wrong_rescaling`).
+    Does not check that the values are HU, as `convert_volume` does (`hounsfield.find_wrong_rescaling`).
     """
-    return _convert(Path(path), spacing_mm, slope, intercept, recipe, np.dtype(np.float32), is_checked=False)
+    with NiftiStream(Path(path)) as stream:
+        return _convert(stream, spacing_mm, slope, intercept, recipe, np.float32, is_checked=False)
 
 
 def convert_volume(
@@ -117,16 +118,18 @@ def convert_volume(
     recipe: Recipe = PUBLISHED,
     orientation: str = ORIENTATION,
 ) -> ConvertedVolume:
-    """Reads a NIfTI volume as `load_volume` does, rounded to int16 HU as shards keep it, with the facts of its source.
+    """Reads a volume as `load_volume` does, rounded to the int16 HU of shards, with the facts of its source.
 
-    A `.npz` is read as RAD-ChestCT's, its axes by `orientation`, see `npz.py`. Raises `VolumeError`, whose `reason` is
-    the reject's code.
+    A `.npz` is a volume of RAD-ChestCT, with axes in `orientation` (see `npz.py`). Raises `VolumeError`, whose `reason`
+    is the reject's code, also for values that are not HU.
     """
-    return _convert(Path(path), spacing_mm, slope, intercept, recipe, np.dtype(np.int16), orientation)
+    path = Path(path)
+    with NpzStream(path, orientation) if path.suffix == ".npz" else NiftiStream(path) as stream:
+        return _convert(stream, spacing_mm, slope, intercept, recipe, np.int16, is_checked=True)
 
 
 def compile_kernels() -> None:
-    """Compiles what conversion runs, if that was never done here, so that workers find it instead of doing it each."""
+    """Compiles the loops of the conversion once on this machine, so that workers load them instead."""
     plane = np.zeros((2, 2), np.int16)
     first, second, _ = plan_axes((2, 2, 2), (1.0, 1.0, 1.0), Recipe(spacing_mm=(1.0, 1.0, 1.0), shape=(2, 2, 2)))
     hu = np.empty((2, 2, 2), np.int16)
@@ -138,16 +141,18 @@ def compile_kernels() -> None:
 def choose_spacing(
     csv_spacing: Sequence[float | None] | None, header_zooms: Sequence[float]
 ) -> tuple[Spacing, str | None]:
-    """The spacing to use along each array axis, in mm, and a note where the table and the header disagree.
+    """The spacing to use along each array axis, in mm, and a note if table and header disagree.
 
-    The table wins, since CT-RATE's headers are sometimes blank. The header stands in for what the table lacks, but only
-    if it agrees with the rest of the table. Raises `ValueError` if neither is usable.
+    The table wins, since CT-RATE's headers are sometimes blank. The header fills gaps of the table if it agrees with
+    the rest of it. Raises `ValueError` if neither is usable.
     """
     table = [_plausible(value) for value in csv_spacing or (None,) * 3]
     header = [_plausible(value) for value in header_zooms]
-    pairs = [(ours, theirs) for ours, theirs in zip(table, header, strict=True) if ours is not None]
-    agrees = all(theirs is not None and math.isclose(ours, theirs, rel_tol=SPACING_TOLERANCE) for ours, theirs in pairs)
-    chosen = [ours or (theirs if agrees else None) for ours, theirs in zip(table, header, strict=True)]
+    pairs = [(listed, stored) for listed, stored in zip(table, header, strict=True) if listed is not None]
+    agrees = all(
+        stored is not None and math.isclose(listed, stored, rel_tol=SPACING_TOLERANCE) for listed, stored in pairs
+    )
+    chosen = [listed or (stored if agrees else None) for listed, stored in zip(table, header, strict=True)]
     both = f"table {_format(csv_spacing)}, header {_format(header_zooms)} mm"
     first, second, third = chosen
     if first is None or second is None or third is None:
@@ -168,42 +173,50 @@ def _format(spacing: Sequence[float | None] | None) -> str:
 
 
 def _convert(
-    path: Path,
+    stream: NiftiStream | NpzStream,
     spacing_mm: Sequence[float | None] | None,
     slope: float | None,
     intercept: float | None,
     recipe: Recipe,
-    dtype: np.dtype,
-    orientation: str = ORIENTATION,
-    is_checked: bool = True,
+    dtype: type[np.float32] | type[np.int16],
+    *,
+    is_checked: bool,
 ) -> ConvertedVolume:
-    with NpzStream(path, orientation) if path.suffix == ".npz" else NiftiStream(path) as stream:
-        shape = stream.header.shape
-        try:
-            spacing, note = choose_spacing(spacing_mm, stream.header.zooms_mm)
-        except ValueError as error:
-            raise fault(path, "bad_spacing", str(error)) from error
-        try:
-            height, width, depth = plan_axes(shape, spacing, recipe)
-        except ValueError as error:
-            raise fault(path, "too_few_slices", str(error)) from error
-        source = HounsfieldPlanes(stream, slope, intercept, recipe.window_hu)
-        window = tuple((axis.start, axis.stop) for axis in (depth, height, width))
-        voxels = np.empty(recipe.shape, dtype)
-        if window != tuple((0, side) for side in recipe.shape):
-            voxels.fill(recipe.window_hu[0])
-        ring = np.empty((2, shape[1], shape[0]), source.dtype)  # the two planes read last
-        for index, (lower, upper, weight) in enumerate(zip(depth.lower, depth.upper, depth.weight, strict=True)):
-            while source.position <= upper:
-                source.read(ring[source.position % 2])
-            blend_planes(ring[lower % 2], ring[upper % 2], weight, height, width, voxels[depth.start + index])
-        while source.position < shape[2]:  # for the statistics and the checksum
-            source.read(ring[0])
-        stream.finish()
-        if is_checked:
-            source.check_rescaling()
-        statistics = source.statistics()
-        return ConvertedVolume(
-            voxels, shape, spacing, window, *statistics, note, rescale_slope=source.slope,
-            rescale_intercept=source.intercept,
-        )  # fmt: skip
+    """Reads a stream to its end: spacing, axes and rescaling first, then voxels, then the checks of the values."""
+    shape = stream.header.shape
+    try:
+        spacing, note = choose_spacing(spacing_mm, stream.header.zooms_mm)
+    except ValueError as error:
+        raise fault(stream.path, "bad_spacing", str(error)) from error
+    try:
+        height, width, depth = plan_axes(shape, spacing, recipe)
+    except ValueError as error:
+        raise fault(stream.path, "too_few_slices", str(error)) from error
+    planes = HounsfieldPlanes(stream, slope, intercept, recipe.window_hu)
+    voxels = _resample(planes, depth, height, width, np.empty(recipe.shape, dtype))
+    stream.finish()
+    if is_checked:
+        planes.check_rescaling()
+    window = tuple((axis.start, axis.stop) for axis in (depth, height, width))
+    return ConvertedVolume(
+        voxels, shape, spacing, window, *planes.statistics(), note, rescale_slope=planes.slope,
+        rescale_intercept=planes.intercept,
+    )  # fmt: skip
+
+
+def _resample(planes: HounsfieldPlanes, depth: Axis, height: Axis, width: Axis, out: np.ndarray) -> np.ndarray:
+    """Fills `out` (depth, height, width) from all planes of the source.
+
+    Plane z of the window is planes[lower[z]] + weight[z] (planes[upper[z]] - planes[lower[z]]). `upper` is `lower` or
+    the plane after it, and neither falls with z: the two planes read last are enough. Plane i is kept in pair[i % 2].
+    """
+    if any((axis.start, axis.stop) != (0, size) for axis, size in zip((depth, height, width), out.shape, strict=True)):
+        out.fill(planes.window_hu[0])
+    pair = np.empty((2, *planes.shape), planes.dtype)
+    for index, (lower, upper, weight) in enumerate(zip(depth.lower, depth.upper, depth.weight, strict=True)):
+        while planes.position <= upper:
+            planes.read(pair[planes.position % 2])
+        blend_planes(pair[lower % 2], pair[upper % 2], weight, height, width, out[depth.start + index])
+    while planes.position < planes.count:  # the rest, for the statistics and the checksum
+        planes.read(pair[0])
+    return out

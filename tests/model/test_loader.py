@@ -19,7 +19,6 @@ from ctclip_model.data.loader import (
     SampleRef,
     ScanSampler,
     VolumeDataset,
-    VolumeStream,
     iterate_batches,
     to_model_input,
 )
@@ -90,34 +89,6 @@ def test_batches_come_whole_and_in_order(tmp_path, samples, batch_size):
     assert all(volumes.shape[1:] == (1, *RECIPE.shape) and len(volumes) <= batch_size for _, volumes in batches)
     assert torch.cat([volumes[:, 0, 0, 0, 0] for _, volumes in batches]).tolist() == expected(samples)
     assert list(iterate_batches([], tmp_path, batch_size=batch_size)) == []
-
-
-@pytest.mark.parametrize("reuses_buffers", [False, True])
-@pytest.mark.parametrize("threads", [1, 3, 20])
-def test_a_stream_is_every_sample_in_order(tmp_path, samples, threads, reuses_buffers):
-    stream = VolumeStream(samples, tmp_path, threads=threads, reuses_buffers=reuses_buffers, verify=True)
-    for _ in range(2):
-        seen = [(name, volume.shape, int(volume[1, 2, 3]), int(volume[-1, -1, -1])) for name, volume in stream]
-        names = [sample.name for sample in samples]
-        assert seen == [(name, RECIPE.shape, n, n) for name, n in zip(names, expected(samples), strict=True)]
-    assert list(VolumeStream([], tmp_path, threads=threads, reuses_buffers=reuses_buffers)) == []
-
-
-def test_a_stream_without_reused_buffers_may_be_kept(tmp_path, samples):
-    kept = [volume for _, volume in VolumeStream(samples, tmp_path, threads=2)]
-    assert [int(volume[0, 0, 0]) for volume in kept] == expected(samples)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_share_a_stream_and_keep_its_order(tmp_path, samples, workers):
-    batches = DataLoader(VolumeStream(samples, tmp_path), batch_size=None, num_workers=workers)
-    assert [name for name, _ in batches] == [sample.name for sample in samples]
-
-
-def test_a_volume_is_read_into_the_given_memory(tmp_path, samples):
-    out = torch.zeros(RECIPE.shape, dtype=torch.int16)
-    assert VolumeDataset(samples, tmp_path).read_into(0, out) is out
-    assert int(out[2, 3, 4]) == 7
 
 
 def test_the_models_input_is_hu_by_a_thousand():

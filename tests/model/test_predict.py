@@ -121,7 +121,7 @@ def test_folders_give_their_volumes_sorted_and_each_once(tmp_path):
 
 def test_doubts_name_what_the_header_may_have_wrong(tmp_path):
     assert doubts_of(save_volume(tmp_path / "fine.nii")) == ""
-    assert "without one" in doubts_of(save_volume(tmp_path / "blank.nii", spacing=(1.0, 1.0, 1.0)))
+    assert "without a spacing" in doubts_of(save_volume(tmp_path / "blank.nii", spacing=(1.0, 1.0, 1.0)))
     assert "may not be HU" in doubts_of(save_volume(tmp_path / "airless.nii", low=300))
     sagittal = np.array([[0, 0, 6.0, 0], [7, 0, 0, 0], [0, 7, 0, 0], [0, 0, 0, 1]])
     assert "not axial (axes ASR)" in doubts_of(save_volume(tmp_path / "sagittal.nii", affine=sagittal))
