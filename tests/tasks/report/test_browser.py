@@ -1,4 +1,4 @@
-"""The report page in a real Chromium: no error, no outside request, sorting, a phone's width, paper, light and dark."""
+"""The report page in a real Chromium: no error, no outside request, sorting, phone, paper, light and dark."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, tmp_path: Path) -> Browser:
-    """A page with some of everything, opened."""
+    """An open page that has every section."""
     volume = np.random.default_rng(0).integers(-1000, 400, (16, 32, 32), np.int16)
     pictures = draw_slices(volume, Recipe(spacing_mm=(3.0, 1.5, 1.5), shape=volume.shape))
     line = {"Emphysema": [(0.0, 0.0), (1.0, 1.0)]}
@@ -93,7 +93,7 @@ def test_page_is_no_wider_than_the_screen(page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_every_picture_shows_and_says_what_it_is(page):
+def test_every_picture_loads_and_has_a_description(page):
     pictures = page.evaluate("[...document.images].map(image => [image.naturalWidth > 0, image.alt])")
     assert pictures == [[True, f"mid-{plane} slice of valid_1_a_1"] for plane in ("axial", "coronal", "sagittal")]
 

@@ -1,4 +1,4 @@
-"""The report page: self-contained, escaped, and complete from few facts."""
+"""The report page: self-contained, escaped, and valid with few facts."""
 
 import base64
 import io
@@ -59,13 +59,13 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes():
     assert "<td>\N{EN DASH}</td>" in html
 
 
-def test_our_rows_stand_out_from_the_published():
+def test_own_rows_stand_out_from_published_results():
     rows = [BOARD | {"is_published": True}, BOARD | {"model": "ours", "is_published": False}]
     html = render_page(PageFacts("t", [], published=rows))
     assert re.findall(r'<tr class="ours">\s*<td>(\w+)', html) == ["ours"]
 
 
-def test_what_is_printed_stands_beside_our_rows_of_the_published_protocol_alone(tmp_path):
+def test_published_results_stand_beside_the_published_protocol_alone(tmp_path):
     scored = {"model_id": "m", "dataset": "ct-rate", "split": "valid", "label_source": "published", "metric": "auroc"}
     scored |= {"abnormality": "macro", "value": 0.7}
     write_run(
@@ -92,7 +92,7 @@ def test_comparison_shows_the_difference_and_how_many_labels_differ():
         assert f"<td>{cell}</td>" in html
 
 
-def test_every_chart_says_what_it_shows():
+def test_every_chart_has_a_description():
     html = render_page(
         PageFacts("t", [], curves={"ROC": {"Emphysema": [(0, 0), (1, 1)]}}, training={"text": [(1, 2.0), (2, 1.0)]})
     )
@@ -109,7 +109,7 @@ def test_curves_of_an_abnormality_stand_side_by_side():
     ]
 
 
-def test_page_of_a_whole_evaluation_is_below_5_mb():
+def test_page_of_a_complete_evaluation_is_below_5_mb():
     line = [(point / 200, point / 200) for point in range(200)]
     names = [f"abnormality {number}" for number in range(18)]
     volume = np.random.default_rng(0).integers(-1000, 400, (240, 480, 480), np.int16)

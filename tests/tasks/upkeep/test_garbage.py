@@ -23,7 +23,7 @@ def data_root(few_phantoms: Path, tmp_path: Path) -> Path:
 
 def paths(data_root: Path, **options: bool) -> dict[str, str]:
     root = data_root.resolve()
-    return {str(one.path.relative_to(root)): one.reason for one in collect_garbage(data_root, **options).garbage}
+    return {str(file.path.relative_to(root)): file.reason for file in collect_garbage(data_root, **options).garbage}
 
 
 def test_superseded_shards_go_on_request_alone_and_current_ones_stay(data_root, tmp_path):

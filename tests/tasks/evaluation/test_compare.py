@@ -1,4 +1,4 @@
-"""Comparisons: each pair once, paired on what both predicted, and again only when one of the two is scored anew."""
+"""Comparisons: each pair of models once, on the scans that both predicted, and again after a new score."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.evaluation import metrics
 from ctclip_model.models.kinds import ModelKind
-from tasks.evaluation import compare as comparing
+from tasks.evaluation import compare as compare_module
 from tasks.evaluation.compare import list_comparisons, score_comparison
 from tasks.evaluation.score import UNDECIDED
 from tasks.models.find import ModelReference
@@ -25,19 +25,19 @@ from tasks.run.stage_run import open_run
 from warehouse import store
 from warehouse.store import query
 
-SCANS = [f"valid_{number // 2 + 1}_{'ab'[number % 2]}" for number in range(60)]  # two of each patient
+SCANS = [f"valid_{number // 2 + 1}_{'ab'[number % 2]}" for number in range(60)]  # two scans per patient
 TRUTH = (np.random.default_rng(0).random((60, 18)) < 0.4).astype(float)
 KINDS = {"base": "zero-shot", "tuned": "vocabfine", "probe": "lipro"}
 
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparing, "CONFIG", EvaluationConfig(resamples=50, jackknife_groups=5))
+    monkeypatch.setattr(compare_module, "CONFIG", EvaluationConfig(resamples=50, jackknife_groups=5))
 
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three models, made in this order and all scored; the last has not seen the last patient's scans."""
+    """Three scored models in the order of their training. The last one did not predict the last patient's scans."""
     data_root = tmp_path_factory.mktemp("data")
     write_run(
         data_root, 0, "ingest",
@@ -59,7 +59,7 @@ def data_root(scored: Path, tmp_path: Path) -> Path:
 
 
 def draw(model_id: str, fingerprint: str) -> np.ndarray:
-    """Probabilities (scans, 18), the better the later the model."""
+    """Probabilities (scans, 18), better for later models."""
     noise = np.random.default_rng([len(model_id), len(fingerprint)]).random(TRUTH.shape)
     return 0.1 * (1 + list(KINDS).index(model_id)) * TRUTH + 0.7 * noise
 
@@ -67,9 +67,9 @@ def draw(model_id: str, fingerprint: str) -> np.ndarray:
 def write_scores(
     data_root: Path, run: int, model_id: str, count: int = 60, fingerprint: str = "e", source: str = "ct-rate train"
 ) -> None:
-    """What `evaluate` records of a model: predictions, and metrics with the thresholds."""
-    stamp = {"model_id": model_id, "dataset": "ct-rate", "split": "valid", "unit": "scan", "fingerprint": fingerprint}
-    stamp |= {"protocol": KINDS[model_id]}
+    """Records predictions of a model, and metrics with their thresholds, as `evaluate` does."""
+    common = {"model_id": model_id, "dataset": "ct-rate", "split": "valid", "unit": "scan", "fingerprint": fingerprint}
+    common |= {"protocol": KINDS[model_id]}
     probabilities = draw(model_id, fingerprint)[:count]
     scored = metrics.Scored(ABNORMALITIES, TRUTH[:count], probabilities, np.full(18, 0.4), source, SCANS[:count])
     rows = metrics.score(scored, EvaluationConfig(resamples=0))
@@ -77,10 +77,10 @@ def write_scores(
         {"item": scan, "abnormality": name, "probability": float(value)}
         for scan, row in zip(SCANS, probabilities, strict=False) for name, value in zip(ABNORMALITIES, row, strict=True)
     ]  # fmt: skip
-    published = {"protocol": "published", "unit": "volume"}  # which is compared with nothing
-    scores = [stamp | {"label_source": "published"} | dataclasses.asdict(row) for row in rows]
+    published = {"protocol": "published", "unit": "volume"}  # no comparison uses this protocol
+    scores = [common | {"label_source": "published"} | dataclasses.asdict(row) for row in rows]
     write_run(
-        data_root, run, "evaluate", predictions=[stamp | row for row in predictions],
+        data_root, run, "evaluate", predictions=[common | row for row in predictions],
         metrics=[*scores, *(row | published | {"n": 0, "n_positive": 0} for row in scores[:1])],
     )  # fmt: skip
 
@@ -90,11 +90,11 @@ def reference(model_id: str) -> ModelReference:
 
 
 def compare(data_root: Path, model_id: str) -> list[str]:
-    """Makes the pending comparisons of a model, and returns which they were."""
+    """Makes the pending comparisons of a model and returns their keys."""
     model = reference(model_id)
     with open_run(data_root, "evaluate", model_id) as run:
         comparisons = list_comparisons(data_root, model)
-        wanted = {key: one.fingerprint for key, one in comparisons.items()}
+        wanted = {key: comparison.fingerprint for key, comparison in comparisons.items()}
         pending = plan_items(run, model_id, wanted, is_whole=False)
         for key in pending:
             run.record("comparisons", score_comparison(data_root, model, comparisons[key]))
@@ -102,7 +102,7 @@ def compare(data_root: Path, model_id: str) -> list[str]:
 
 
 def current(data_root: Path, model_id: str, other: str) -> dict[str, Any]:
-    """AUROC differences by abnormality, as the view has them."""
+    """AUROC differences of the view, as {abnormality: difference}."""
     rows = query(
         data_root,
         "select abnormality, difference from model_comparisons where metric = 'auroc' "
@@ -124,7 +124,7 @@ def test_each_pair_is_compared_once_by_the_model_made_later(data_root):
     assert [compare(data_root, model_id) for model_id in KINDS] == [[], [], []]
 
 
-def test_differences_are_of_the_scans_that_both_predicted(data_root):
+def test_differences_use_the_scans_that_both_predicted(data_root):
     compare(data_root, "probe")
     found = current(data_root, "probe", "base")
     for column, name in enumerate(ABNORMALITIES):
@@ -137,11 +137,11 @@ def test_differences_are_of_the_scans_that_both_predicted(data_root):
 
 
 @pytest.mark.parametrize("moved", ["base", "tuned"])
-def test_comparison_is_superseded_once_either_side_is_scored_anew(data_root, moved):
+def test_comparison_is_superseded_after_a_new_score_of_either_model(data_root, moved):
     compare(data_root, "tuned")
     write_scores(data_root, 7, moved, fingerprint="another")
     store.publish(data_root)
-    assert current(data_root, "tuned", "base") == {}  # it is of scores that stand no more
+    assert current(data_root, "tuned", "base") == {}  # its scores are superseded
     assert compare(data_root, "tuned") == ["ct-rate/valid/vocabfine/scan against base/zero-shot"]
     fingerprints = {model_id: "another" if model_id == moved else "e" for model_id in ("base", "tuned")}
     expected = auroc("tuned", 0, fingerprint=fingerprints["tuned"]) - auroc("base", 0, fingerprint=fingerprints["base"])
@@ -151,7 +151,7 @@ def test_comparison_is_superseded_once_either_side_is_scored_anew(data_root, mov
     ]
 
 
-def test_patients_who_chose_the_thresholds_of_one_are_decided_for_neither(data_root):
+def test_patients_who_chose_one_models_thresholds_count_for_neither_models_decisions(data_root):
     write_scores(data_root, 7, "base", fingerprint="own", source=f"ct-rate valid, {UNDECIDED}")
     store.publish(data_root)
     compare(data_root, "tuned")
@@ -166,13 +166,13 @@ def test_patients_who_chose_the_thresholds_of_one_are_decided_for_neither(data_r
 def test_models_without_a_common_scan_have_no_difference(data_root):
     with store.read(data_root) as connection:
         comparison = list_comparisons(data_root, reference("tuned")).popitem()[1]
-        side = comparing._load_scored(connection, comparison, "base", "zero-shot")
-    nothing = side.restrict(set(), set(), np.zeros(18, bool))
-    rows = metrics.compare(nothing, nothing, comparing.CONFIG)
+        scores = compare_module._load_scored(connection, comparison, "base", "zero-shot")
+    nothing = scores.restrict(set(), set(), np.zeros(18, bool))
+    rows = metrics.compare(nothing, nothing, compare_module.CONFIG)
     assert {(row.difference, row.p_value, row.n, row.count_patients) for row in rows} == {(None, None, 0, 0)}
 
 
-def test_pages_of_both_models_are_due_again_after_a_comparison(data_root):
+def test_pages_of_both_models_are_pending_after_a_comparison(data_root):
     from tasks.report.pages import list_pages
 
     before = {model_id: list_pages(data_root, reference(model_id)) for model_id in KINDS}

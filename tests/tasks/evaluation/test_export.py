@@ -1,4 +1,4 @@
-"""Exports of a model: latents and tokens come back from their files as the model gives them."""
+"""Exports of a model: the files hold the latents and tokens that the model computes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from warehouse import store
 from warehouse.store import query
 
 MODEL = "smoke-own"
-NAMES = ("valid_2_a_1", "train_1_a_2", "train_10_a_1", "train_1_a_1", "valid_1_a_1")  # as they lie in the shard
+NAMES = ("valid_2_a_1", "train_1_a_2", "train_10_a_1", "train_1_a_1", "valid_1_a_1")  # order in the shard
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +46,15 @@ def model() -> CTCLIP:
 
 @pytest.fixture(scope="module")
 def data_root(model: CTCLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five converted volumes, and their latents by a model of random weights."""
+    """Five converted volumes and their latents, from a model with random weights."""
     data_root = tmp_path_factory.mktemp("data")
     recipe = smoke().recipe
     converted = [make_shard_volume(name, recipe, seed=seed) for seed, name in enumerate(NAMES)]
     write_shard(data_root / "shards/a.arrow", recipe, converted)
-    place = {"recipe_id": recipe.recipe_id, "shard_path": "shards/a.arrow", "fingerprint": "f"}
+    shard = {"recipe_id": recipe.recipe_id, "shard_path": "shards/a.arrow", "fingerprint": "f"}
     write_run(
         data_root, 0, "convert", volumes=[{"volume_name": name} for name in NAMES],
-        shard_volumes=[place | {"volume_name": name, "row_index": row} for row, name in enumerate(NAMES)],
+        shard_volumes=[shard | {"volume_name": name, "row_index": row} for row, name in enumerate(NAMES)],
         wanted=wanted_rows("convert", recipe.recipe_id, dict.fromkeys(NAMES, "f")),
     )  # fmt: skip
     tokenizer = train_tokenizer([prompt for name in ABNORMALITIES for prompt in prompt_pair(name)] * 2, 200)
@@ -84,7 +84,7 @@ def volume(data_root: Path, name: str) -> torch.Tensor:
     return torch.from_numpy(read_volume(data_root / path, row))[None, None]
 
 
-def test_latents_come_back_in_the_order_of_the_volumes_as_the_model_gives_them(data_root, model, tmp_path):
+def test_exported_latents_are_the_models_in_the_order_of_the_volumes(data_root, model, tmp_path):
     path = tmp_path / "latents.parquet"
     result = run_ctclip("export", "latents", "--model", MODEL, "--output", path, "--data-root", data_root)
     assert result.returncode == 0, result.stderr
@@ -98,7 +98,7 @@ def test_latents_come_back_in_the_order_of_the_volumes_as_the_model_gives_them(d
     assert np.array(table["latent"].to_pylist()) == pytest.approx(np.array(expected), abs=1e-6)
 
 
-def test_tokens_come_back_as_the_model_gives_them_and_pool_to_the_latent(data_root, model, tmp_path):
+def test_exported_tokens_are_the_models_and_pool_to_the_latent(data_root, model, tmp_path):
     command = (
         "export",
         "latents",
@@ -128,7 +128,7 @@ def test_tokens_come_back_as_the_model_gives_them_and_pool_to_the_latent(data_ro
         assert latent.tolist() == pytest.approx(latents[name], abs=1e-5)
 
 
-def test_second_export_of_tokens_makes_only_what_is_missing_damaged_or_of_another_precision(data_root, tmp_path):
+def test_second_export_writes_only_missing_damaged_and_other_precision_tokens(data_root, tmp_path):
     folder, count = tmp_path / "tokens", len(shards(data_root))
     assert export_tokens(data_root, MODEL, Selection(limit=2), folder, "cpu", Precision.float32) == (2, 0)
     assert export_tokens(data_root, MODEL, Selection(), folder, "cpu", Precision.float32) == (count - 2, 2)

@@ -1,4 +1,4 @@
-"""An evaluation's rows from latents to the published warehouse: RAD-ChestCT's 16 labels, and latents on a plane."""
+"""Rows of an evaluation in the published warehouse: RAD-ChestCT's 16 labels, and projections of latents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.kinds import ModelKind
-from tasks.evaluation import score as evaluation
+from tasks.evaluation import score as score_module
 from tasks.evaluation.evaluations import list_evaluations
 from tasks.evaluation.score import score_evaluation
 from tasks.models.find import ModelReference
@@ -25,7 +25,7 @@ from warehouse.store import query
 
 SCANS = [f"trn{number:05}" for number in range(24)]
 RNG = np.random.default_rng(0)
-CALCIFICATIONS = [place for place, name in enumerate(ABNORMALITIES) if name.endswith("wall calcification")]
+CALCIFICATIONS = [index for index, name in enumerate(ABNORMALITIES) if name.endswith("wall calcification")]
 MOSAIC = ABNORMALITIES.index("Mosaic attenuation pattern")
 MODEL = ModelReference("m", ModelKind.ct_clip, "tiny", Path(), "r", 5.0, "f", "w", "m")
 
@@ -37,7 +37,7 @@ def unit(latents: np.ndarray) -> np.ndarray:
 LATENTS = unit(RNG.standard_normal((len(SCANS), 8)))
 PROMPTS = unit(RNG.standard_normal((18, 2, 8)))
 LABELS = (RNG.random((len(SCANS), 18)) < 0.5).astype(int)
-LABELS[:, CALCIFICATIONS] = LABELS[:, CALCIFICATIONS[:1]]  # copies of one, as in the real file
+LABELS[:, CALCIFICATIONS] = LABELS[:, CALCIFICATIONS[:1]]  # copies of one column, as in the real file
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     sides = ("present", "absent")
     items = {("volume", scan): latent for scan, latent in zip(SCANS, LATENTS, strict=True)} | {
-        ("prompt", f"{side}:{name}"): PROMPTS[row, place]
-        for row, name in enumerate(ABNORMALITIES) for place, side in enumerate(sides)
+        ("prompt", f"{side}:{name}"): PROMPTS[row, column]
+        for row, name in enumerate(ABNORMALITIES) for column, side in enumerate(sides)
     }  # fmt: skip
     write_run(
         data_root, 1, "embed",
@@ -79,36 +79,36 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def data_root(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = EvaluationConfig(resamples=20, jackknife_groups=5, projection_steps=250)
-    monkeypatch.setattr(evaluation, "CONFIG", config)
+    monkeypatch.setattr(score_module, "CONFIG", config)
     return Path(shutil.copytree(embedded, tmp_path / "data"))
 
 
 def evaluate(data_root: Path, model: ModelReference = MODEL) -> None:
-    """Scores everything and publishes it, so that the warehouse's checks have their say."""
+    """Scores and publishes every evaluation, so that the warehouse's checks run on the rows."""
     with open_run(data_root, "evaluate", model.model_id) as run:
-        for one in list_evaluations(data_root, model).values():
-            for table, rows in score_evaluation(data_root, model, one).items():
+        for evaluation in list_evaluations(data_root, model).values():
+            for table, rows in score_evaluation(data_root, model, evaluation).items():
                 run.record(table, rows)
 
 
-def rows_of(data_root: Path, sql: str) -> dict[Any, Any]:
+def read_pairs(data_root: Path, sql: str) -> dict[Any, Any]:
     return dict(query(data_root, sql))
 
 
 def test_rad_chestct_is_scored_on_16_labels_with_the_larger_calcification(data_root):
     evaluate(data_root)
     probabilities = zero_shot(LATENTS, PROMPTS, MODEL.logit_scale)
-    kept = [place for place in range(18) if place not in (*CALCIFICATIONS, MOSAIC)]
-    expected = {ABNORMALITIES[place]: roc_auc_score(LABELS[:, place], probabilities[:, place]) for place in kept}
+    kept = [index for index in range(18) if index not in (*CALCIFICATIONS, MOSAIC)]
+    expected = {ABNORMALITIES[index]: roc_auc_score(LABELS[:, index], probabilities[:, index]) for index in kept}
     larger = probabilities[:, CALCIFICATIONS].max(axis=1)
     expected["Calcification"] = roc_auc_score(LABELS[:, CALCIFICATIONS[0]], larger)
     assert len(expected) == 16
     found = "select abnormality, value from current_metrics where metric = 'auroc' and abnormality <> 'micro'"
     for protocol in ("zero-shot", "published"):
-        by_label = rows_of(data_root, f"{found} and protocol = '{protocol}'")
+        by_label = read_pairs(data_root, f"{found} and protocol = '{protocol}'")
         assert by_label.pop("macro") == pytest.approx(np.mean(list(expected.values())))
         assert by_label == pytest.approx(expected, abs=1e-6)
-    predicted = rows_of(
+    predicted = read_pairs(
         data_root,
         "select item, probability from current_predictions "
         "where abnormality = 'Calcification' and protocol = 'zero-shot'",
@@ -120,7 +120,7 @@ def test_rad_chestct_is_scored_on_16_labels_with_the_larger_calcification(data_r
     ) == [("rad-chestct", 24)]
 
 
-def test_latents_are_projected_once_for_a_model_and_the_same_again(data_root):
+def test_latents_of_a_model_are_projected_once_and_reproducibly(data_root):
     evaluate(data_root)
     points = query(data_root, "select protocol, unit, item, count_items, count_all, x, y from current_projections")
     assert {row[:2] for row in points} == {("zero-shot", "scan")}  # the published protocol has the same latents
@@ -133,8 +133,8 @@ def test_latents_are_projected_once_for_a_model_and_the_same_again(data_root):
     assert sorted(again) == sorted(points)
 
 
-def test_of_many_latents_as_many_as_the_configuration_says_are_projected(data_root, monkeypatch):
-    monkeypatch.setattr(evaluation, "CONFIG", dataclasses.replace(evaluation.CONFIG, projection_items=10))
+def test_configuration_bounds_the_number_of_projected_latents(data_root, monkeypatch):
+    monkeypatch.setattr(score_module, "CONFIG", dataclasses.replace(score_module.CONFIG, projection_items=10))
     evaluate(data_root)
     points = query(data_root, "select item, count_items, count_all from current_projections")
     assert len(points) == 10
