@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: requests, files, models."""
+"""The Hugging Face Hub: requests and their retries, files, models."""

@@ -1,4 +1,4 @@
-"""Files of a repository on the Hub: what they are, and their bytes, fetched on from where they stopped and checked."""
+"""Files of a repository on the Hub: their sizes and hashes, and downloads that resume and are checked by hash."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from tasks.hub.requests import Repository, ask
 from tasks.run.records import sha256_of
 from tasks.settings import LIMITS, Limits, hub_endpoint
 
-HTTP11Connection.READ_NUM_BYTES = 1 << 20  # of its own 64 KiB, the parsing is most of a fast download's time
-PARTIAL_FOLDER = ".partial"  # beside what was fetched; each file named by the hash of its whole content
+# bytes per read; with the client's own 64 KiB, parsing takes most of the time of a fast download
+HTTP11Connection.READ_NUM_BYTES = 1 << 20
+PARTIAL_FOLDER = ".partial"  # folder of unfinished downloads; each is named by the hash of the complete file
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file at a commit. A large one has a SHA-256; of a small one, kept in git, only the hash of its blob is told."""
+    """A file at a commit. The Hub knows the SHA-256 of a large file, and the git hash of a small one."""
 
     path: str
     size_bytes: int
     sha256: str | None
-    blob_id: str = ""
+    blob_id: str = ""  # git's SHA-1 of the file
 
     @property
     def content_id(self) -> str:
         return self.sha256 or self.blob_id
 
     def is_at(self, path: Path) -> bool:
-        """Whether the file at `path` is this one, byte by byte."""
+        """True if the file at `path` has this file's size and hash."""
         try:
             if path.stat().st_size != self.size_bytes:
                 return False
@@ -52,11 +53,14 @@ class HubFile:
 
 
 class StoppedError(Exception):
-    """Somebody wants no more of the downloads."""
+    """The downloads were told to stop."""
 
 
 class Meter:
-    """Counts the bytes that several threads fetch, holds them to a rate, and stops them."""
+    """Counts the bytes that several threads download, limits their rate and stops them.
+
+    `bytes_per_s` is the limit of all threads together. None: no limit.
+    """
 
     def __init__(self, bytes_per_s: float | None = None) -> None:
         self.bytes_per_s = bytes_per_s
@@ -66,7 +70,7 @@ class Meter:
         self._free_at = time.monotonic()
 
     def add(self, count: int) -> None:
-        """Notes bytes that have come, and waits until more may."""
+        """Counts downloaded bytes and waits until the rate allows more. Raises `StoppedError` once stopped."""
         with self._lock:
             self.fetched_bytes += count
             now = time.monotonic()
@@ -83,7 +87,7 @@ class Meter:
 
 
 def resolve(repository: Repository, limits: Limits = LIMITS) -> Repository:
-    """The same repository at the commit that its revision is now; whatever moves later, this does not."""
+    """The repository at the commit that its revision names now. Raises `HubError`."""
     api = _api(repository)
     info = ask(
         repository,
@@ -92,7 +96,7 @@ def resolve(repository: Repository, limits: Limits = LIMITS) -> Repository:
             repo_type=repository.kind,
             revision=repository.revision,
             timeout=limits.hub_timeout_s,
-            expand=["sha"],  # type: ignore[arg-type]  # or else the answer lists every file there is
+            expand=["sha"],  # type: ignore[arg-type]  # the default answer lists all files
         ),
         limits=limits,
     )
@@ -101,9 +105,10 @@ def resolve(repository: Repository, limits: Limits = LIMITS) -> Repository:
 
 
 def list_files(repository: Repository, paths: Iterable[str], limits: Limits = LIMITS) -> dict[str, HubFile]:
-    """Size and hash of each of `paths` that is there, some hundreds a request; a recursive listing takes minutes.
+    """Size and hash of the files of `paths` that the repository has, by path.
 
-    Raises `HubError` where the answer holds a path that was not asked for: such a one might lead anywhere.
+    Asks for some hundreds in a request, where a recursive listing would take minutes. Raises `HubError`, also for an
+    answer with another path: it could lead out of the folder.
     """
     api, asked = _api(repository), list(paths)
     batches = [
@@ -119,7 +124,7 @@ def list_files(repository: Repository, paths: Iterable[str], limits: Limits = LI
             limits=limits,
         )
         if unknown := {item.path for item in found} - set(batch):
-            raise HubError(f"{repository} lists {sorted(unknown)[0]!r}, which was not asked for: nothing of it is used")
+            raise HubError(f"{repository} lists {sorted(unknown)[0]!r}, which was not asked for: nothing is downloaded")
         return [_describe(item) for item in found if isinstance(item, RepoFile)]
 
     with ThreadPoolExecutor(limits.hub_requests_at_once) as pool:
@@ -129,10 +134,10 @@ def list_files(repository: Repository, paths: Iterable[str], limits: Limits = LI
 def fetch(
     repository: Repository, file: HubFile, folder: Path, meter: Meter | None = None, limits: Limits = LIMITS
 ) -> bool:
-    """Puts a file at its path under `folder` unless it is there; returns whether any of it had to be fetched.
+    """Downloads a file to its path below `folder` unless it is there. Returns True if it was downloaded.
 
-    What came before a connection or the process broke is kept and fetched on from. Content that is not what the
-    repository says is fetched once more. Raises `DownloadError` when it is wrong again, and `HubError`.
+    A download that broke off is resumed, in a later process too. A file with a wrong hash is downloaded once more.
+    Raises `DownloadError` if it is wrong again, and `HubError`.
     """
     target, partial = folder / file.path, folder / PARTIAL_FOLDER / file.content_id
     if file.is_at(target):
@@ -151,12 +156,12 @@ def fetch(
                 raise
         else:
             break
-    partial.replace(target)  # not synced to the disk: whoever uses it later checks its hash
+    partial.replace(target)  # without fsync: readers check the hash
     return True
 
 
 def _fill_patiently(repository: Repository, file: HubFile, partial: Path, meter: Meter, limits: Limits) -> None:
-    """Fetches what a partial file lacks; attempts are counted anew as long as some of it comes."""
+    """Downloads the rest of a partial file, and counts the attempts anew as long as bytes arrive."""
     while True:
         have = partial.stat().st_size if partial.exists() else 0
         try:
@@ -169,7 +174,7 @@ def _fill_patiently(repository: Repository, file: HubFile, partial: Path, meter:
 
 
 def _fill(repository: Repository, file: HubFile, partial: Path, meter: Meter) -> None:
-    """Fetches what a partial file lacks."""
+    """Downloads the rest of a partial file in one request."""
     url = hf_hub_url(
         repository.repo_id, file.path, repo_type=repository.kind, revision=repository.revision, endpoint=hub_endpoint()
     )
@@ -180,14 +185,14 @@ def _fill(repository: Repository, file: HubFile, partial: Path, meter: Meter) ->
             return
         if have:
             headers["Range"] = f"bytes={have}-"
-        # the client's own session: it goes through proxies, and takes no token along where it is redirected to. Its
-        # own download of a file forgets, when the process dies, what came before
+        # The client's session goes through proxies and sends no token to the address of a redirect. The client's own
+        # download of a file is not resumed by a later process.
         with get_session().stream("GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT) as response:
             if response.status_code == 416:
-                stream.truncate(0)  # there is less of it than we have: begin again
+                stream.truncate(0)  # the partial file is longer than the Hub's: begin again
             hf_raise_for_status(response)
             if have and response.status_code != 206:
-                stream.seek(0)  # all of it comes, not the rest
+                stream.seek(0)  # the answer is the complete file, not the rest
                 stream.truncate()
             for chunk in response.iter_raw():
                 if stream.tell() + len(chunk) > file.size_bytes:

@@ -1,4 +1,4 @@
-"""Models and tokenizers on the Hugging Face Hub, fetched at one commit into `raw/hub/OWNER/NAME` of the data root."""
+"""Downloads models and tokenizers from the Hub, at one commit, into `raw/hub/OWNER/NAME` of the data root."""
 
 from __future__ import annotations
 
@@ -24,57 +24,57 @@ FOLDER_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 @dataclass(frozen=True)
 class ModelAddress:
-    """`hf://[datasets/]OWNER/NAME[@REVISION]/PATH`: a weights file, or the folder of a model."""
+    """Address of a weights file or a model folder: `hf://[datasets/]OWNER/NAME[@REVISION]/PATH`."""
 
     repository: Repository
     path: str
-    is_pinned: bool = False  # whether it names a revision
+    is_pinned: bool = False  # True: the address names a revision
 
     def __str__(self) -> str:
-        """As records hold it: without the revision."""
+        """Text in records, without the revision."""
         prefix = "datasets/" if self.repository.kind == "dataset" else ""
         return f"hf://{prefix}{self.repository.repo_id}" + (f"/{self.path}" if self.path else "")
 
     @property
     def paths(self) -> list[str]:
-        """The files that make the model."""
+        """Files of the model in the repository. The tokenizer, the last one, may be missing."""
         if self.path.endswith(WEIGHTS_SUFFIXES):
             return [self.path]
         return [f"{self.path}/{name}".lstrip("/") for name in FOLDER_FILES]
 
-    def at(self, data_root: Path) -> Path:
-        """Where it lies once it has been fetched."""
+    def local_path(self, data_root: Path) -> Path:
+        """Path of the weights file or model folder after its download."""
         return hub_folder(data_root, self.repository.repo_id) / self.path
 
 
 @dataclass(frozen=True)
 class Origin:
-    """A model on this machine, and where it came from."""
+    """A model on this machine and its origin."""
 
-    path: Path  # a weights file, or a model folder
-    address: str  # without a revision
-    revision: str = ""  # the commit
-    fetched: tuple[Path, ...] = ()
+    path: Path  # a weights file or a model folder
+    address: str  # hf:// or file://, without a revision
+    revision: str = ""  # commit of a download
+    fetched: tuple[Path, ...] = ()  # downloaded files
 
     def drop_fetched(self) -> None:
-        """Removes what was downloaded for the import."""
+        """Deletes the downloaded files."""
         for path in self.fetched:
             path.unlink(missing_ok=True)
 
 
 def hub_folder(data_root: Path, repo_id: str) -> Path:
-    """Where a repository's files lie."""
+    """Folder of a repository's downloaded files."""
     return data_root / "raw" / "hub" / repo_id
 
 
 def parse_model_address(text: str) -> ModelAddress | None:
-    """The address on the Hub that a text is, or None for a path. Raises `ConfigurationError`."""
+    """Parses an address on the Hub. Returns None for a path. Raises `ConfigurationError` for a wrong address."""
     if not text.startswith(("hf://", "https://", "http://")):
         return None
     try:
         uri = parse_hf_uri(text, endpoint=hub_endpoint())
     except HfUriError as error:
-        raise ConfigurationError(f"{text} is no address of the Hub: {error}") from error
+        raise ConfigurationError(f"{text} is no address on the Hub: {error}") from error
     if uri.type not in ("model", "dataset"):
         raise ConfigurationError(f"{text} is a {uri.type}, not a repository of a model or a data set")
     repository = Repository(uri.id, uri.type, uri.revision or "main")
@@ -82,20 +82,21 @@ def parse_model_address(text: str) -> ModelAddress | None:
 
 
 def fetch_model(data_root: Path, address: ModelAddress, limits: Limits = LIMITS) -> Origin:
-    """Fetches what is not there yet at the commit that the address means now, and checks all by hash.
+    """Downloads a model at the commit that its address names now, except files that are there with the right hash.
 
-    Where the Hub is out of reach, what somebody put in its place is taken, as a local file. Raises `HubError`.
+    If the Hub cannot be reached, a file or folder that a user put there is taken as a local model. Raises `HubError`.
     """
-    target = address.at(data_root)
+    target = address.local_path(data_root)
     try:
         repository = resolve(address.repository, limits)
         files = list_files(repository, address.paths, limits)
     except HubUnavailableError as error:
         if target.exists():
-            logger.warning("the Hub is out of reach: %s is taken as it lies there", target)
+            logger.warning("the Hub cannot be reached: %s is used as it is", target)
             return Origin(target, f"file://{target}")
-        raise HubUnavailableError(f"{error}; or {_by_hand(address.repository, address.paths, data_root)}") from error
-    needed = address.paths[:2]  # a folder may be without a tokenizer
+        by_hand = _describe_by_hand(address.repository, address.paths, data_root)
+        raise HubUnavailableError(f"{error}. Or {by_hand}") from error
+    needed = address.paths[:2]  # config.json and weights; a folder may have no tokenizer
     if missing := [path for path in needed if path not in files]:
         raise HubNotFoundError(f"{repository} has no {' and no '.join(missing)} at revision {repository.revision}")
     fetched = _fetch_all(data_root, repository, list(files.values()), limits)
@@ -103,14 +104,14 @@ def fetch_model(data_root: Path, address: ModelAddress, limits: Limits = LIMITS)
 
 
 def fetch_tokenizer(data_root: Path, repo_id: str, names: Sequence[str], limits: Limits = LIMITS) -> Path:
-    """The folder of those of the named files that a model's repository has. Raises `HubError`."""
+    """Downloads those of the named files that a repository has, and returns their folder. Raises `HubError`."""
     asked = Repository(repo_id, "model")
     try:
         repository = resolve(asked, limits)
         files = list_files(repository, names, limits)
     except HubUnavailableError as error:
-        by_hand = _by_hand(asked, names[1:], data_root)
-        raise HubUnavailableError(f"{error}; or {by_hand}, or give its folder by --tokenizer") from error
+        by_hand = _describe_by_hand(asked, names[1:], data_root)
+        raise HubUnavailableError(f"{error}. Or {by_hand}, or give its folder with --tokenizer") from error
     _fetch_all(data_root, repository, list(files.values()), limits)
     return hub_folder(data_root, repo_id)
 
@@ -118,14 +119,14 @@ def fetch_tokenizer(data_root: Path, repo_id: str, names: Sequence[str], limits:
 def _fetch_all(data_root: Path, repository: Repository, files: Sequence[HubFile], limits: Limits) -> list[Path]:
     folder = hub_folder(data_root, repository.repo_id)
     with show_progress("fetch", sum(file.size_bytes for file in files), "bytes") as progress:
-        meter = _ShownMeter(progress)
+        meter = _ProgressMeter(progress)
         for file in files:
             fetch(repository, file, folder, meter, limits)
     return [folder / file.path for file in files]
 
 
-class _ShownMeter(Meter):
-    """One that a person sees."""
+class _ProgressMeter(Meter):
+    """A meter that shows the downloaded bytes as progress."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__()
@@ -136,10 +137,9 @@ class _ShownMeter(Meter):
         super().add(count)
 
 
-def _by_hand(repository: Repository, paths: Sequence[str], data_root: Path) -> str:
-    """What a person may do where the Hub cannot be asked."""
+def _describe_by_hand(repository: Repository, paths: Sequence[str], data_root: Path) -> str:
+    """Instructions for a user to get the files by hand, for the end of an error."""
     folder = hub_folder(data_root, repository.repo_id)
-    places = " and ".join(str(folder / path) for path in paths)
-    return (
-        f"fetch {' and '.join(Path(path).name for path in paths)} from {repository.page} elsewhere, put it at {places}"
-    )
+    names = " and ".join(Path(path).name for path in paths)
+    targets = " and ".join(str(folder / path) for path in paths)
+    return f"download {names} from {repository.page} on another machine and put it at {targets}"

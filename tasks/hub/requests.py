@@ -1,7 +1,7 @@
-"""Requests of the Hugging Face Hub: tried again while a fault may pass, and otherwise an error that says what to do.
+"""Requests to the Hugging Face Hub: retried after passing faults, and errors that say how to mend the others.
 
-The token is `HF_TOKEN`, or that of `hf auth login`, which the Hub's client finds by itself, or one that a caller gives.
-It is in no message, record or parameter.
+The token is the caller's, or else `HF_TOKEN` or the one of `hf auth login`, which the Hub's client finds by itself. No
+message, record or parameter holds it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from tasks.settings import LIMITS, Limits, hub_endpoint
 
 T = TypeVar("T")
 
-HUB_FAULTS = (HTTPError, OfflineModeIsEnabled)  # what the client raises; the answer of a status code among them
-PASSING_STATUS = (408, 416, 425, 429, 500, 502, 503, 504)  # 416: of a partial file that is none of the Hub's
+HUB_FAULTS = (HTTPError, OfflineModeIsEnabled)  # errors of the Hub's client, bad status codes included
+PASSING_STATUS = (408, 416, 425, 429, 500, 502, 503, 504)  # 416: the partial file here is longer than the Hub's file
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository of the Hub, at a revision, as it is asked for and spoken of."""
+    """A repository on the Hub at a revision, and the token to read it with."""
 
     repo_id: str
-    kind: str = "dataset"  # or model
+    kind: str = "dataset"  # dataset or model
     revision: str = "main"
     given_token: str | None = field(default=None, repr=False)
 
@@ -48,7 +48,7 @@ class Repository:
 
     @property
     def page(self) -> str:
-        """Its page, on which terms are accepted."""
+        """URL of the repository's page, where a user accepts its terms."""
         return f"{hub_endpoint()}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo_id}"
 
     @property
@@ -63,11 +63,12 @@ def ask(
     limits: Limits = LIMITS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """The answer to a request, which is made again after 429 (when its Retry-After says), 5xx and a lost connection.
+    """Makes a request and returns its answer. Tries again after status 429 and 5xx and after a lost connection.
 
-    Raises `HubAccessError`, `HubNotFoundError`, or, after `hub_attempts`, `HubUnavailableError`.
+    A wait is as long as Retry-After asks for. Raises `HubAccessError`, `HubNotFoundError` or, after `hub_attempts`,
+    `HubUnavailableError`.
     """
-    # the client's own requests for facts know no timeout, and its session may have been made anew
+    # the client sends its own requests for facts without a timeout, and may have made a new session since
     get_session().timeout = limits.hub_timeout_s
     retrying = Retrying(
         retry=retry_if_exception(may_pass), stop=stop_after_attempt(limits.hub_attempts), wait=_Wait(limits),
@@ -80,14 +81,14 @@ def ask(
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed later."""
+    """True if the same request may succeed later."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in PASSING_STATUS
     return isinstance(error, HTTPError)
 
 
 class _Wait:
-    """As long as the Hub asks for, or ever longer; never the same for two."""
+    """Seconds before the next attempt: as many as the Hub asks for, or else more each time, with random jitter."""
 
     def __init__(self, limits: Limits) -> None:
         self.longest_s = limits.hub_longest_wait_s
@@ -113,43 +114,43 @@ def _retry_after_s(error: HfHubHTTPError) -> float | None:
 
 
 def explain(error: BaseException, repository: Repository) -> HubError:
-    """What stands in the way, in one line that says what to do and where.
+    """One line that names the fault and its remedy.
 
-    It quotes neither the client's message nor an address that was redirected to, which may carry a signature.
+    It quotes neither the client's message nor a redirected URL: both may carry a signature.
     """
     endpoint = hub_endpoint()
     if isinstance(error, OfflineModeIsEnabled):
-        return HubUnavailableError(f"{repository}: HF_HUB_OFFLINE is set, so the Hub is not asked; unset it")
+        return HubUnavailableError(f"{repository}: HF_HUB_OFFLINE is set and keeps the Hub from being asked: unset it")
     if not isinstance(error, HfHubHTTPError):
         return HubUnavailableError(
-            f"{endpoint} cannot be reached ({type(error).__name__}): check the network, a proxy and HF_ENDPOINT; "
-            "a rerun goes on from here"
+            f"{endpoint} cannot be reached ({type(error).__name__}): check the network, the proxy and HF_ENDPOINT, and "
+            "run this again: it goes on from here"
         )
     status = error.response.status_code
     if status == 401 and not repository.has_token:
         return HubAccessError(
             f"{repository} asks for a token and there is none: accept its terms on {repository.page}, make a token on "
-            f"{endpoint}/settings/tokens, and give it by `hf auth login` or as HF_TOKEN"
+            f"{endpoint}/settings/tokens, and set it with `hf auth login` or as HF_TOKEN"
         )
     if status == 401:
         return HubAccessError(
-            f"the token is refused by {endpoint}, as expired or revoked ones are: make another on "
-            f"{endpoint}/settings/tokens, and give it by `hf auth login` or as HF_TOKEN"
+            f"{endpoint} refuses the token, which may be expired or revoked: make another one on "
+            f"{endpoint}/settings/tokens, and set it with `hf auth login` or as HF_TOKEN"
         )
     if status == 403 and "fine-grained" in (error.server_message or ""):
         return HubAccessError(
             f"the token may not read gated repositories: allow it on {endpoint}/settings/tokens (read access to "
-            "public gated repositories), or give another one"
+            "public gated repositories), or set another token"
         )
     if isinstance(error, GatedRepoError) or status == 403:
         return HubAccessError(
-            f"the token's account has not accepted the terms of {repository}: log in as it on {repository.page}, "
-            "accept them there, and run this again"
+            f"the token's account has not accepted the terms of {repository}: log in with that account on "
+            f"{repository.page}, accept them there, and run this again"
         )
     if isinstance(error, RemoteEntryNotFoundError):
         return HubNotFoundError(f"{repository} has no such file at revision {repository.revision}")
     if isinstance(error, RevisionNotFoundError):
-        return HubNotFoundError(f"{repository} has no revision {repository.revision}: choose another by --revision")
+        return HubNotFoundError(f"{repository} has no revision {repository.revision}: choose another with --revision")
     if status == 404:
         return HubNotFoundError(f"there is no {repository} on {endpoint}, or the token may not see it")
-    return HubUnavailableError(f"{endpoint} answers {status}: a rerun goes on from here")
+    return HubUnavailableError(f"{endpoint} answers {status}: run this again later, it goes on from here")

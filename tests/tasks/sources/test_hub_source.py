@@ -93,8 +93,12 @@ def test_table_is_fetched_again_only_when_it_changed(hub, repository, tmp_path):
     ("token", "error", "advice"),
     [
         ("", HubAccessError, r"accept its terms on http.*/datasets/owner/CT-RATE, make a token on .*hf auth login"),
-        (NOT_ACCEPTED, HubAccessError, r"has not accepted the terms of dataset owner/CT-RATE: log in as it on http"),
-        (EXPIRED, HubAccessError, r"expired or revoked .* make another on http.*/settings/tokens"),
+        (
+            NOT_ACCEPTED,
+            HubAccessError,
+            r"has not accepted the terms of dataset owner/CT-RATE: log in .* on http",
+        ),
+        (EXPIRED, HubAccessError, r"expired or revoked .* make another one on http.*/settings/tokens"),
     ],
 )
 def test_missing_access_is_one_line_that_says_what_to_do_and_where(
