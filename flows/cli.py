@@ -1,6 +1,6 @@
-"""`ctclip`: every stage, the whole rebuild, and the warehouse, from a shell.
+"""`ctclip`: the flows, the warehouse and your own CT volumes, from a shell.
 
-Commands that run no stage (`status`, `sql`, `predict`, `--help` and so on) never import Prefect: it takes seconds.
+Commands that run no flow (`status`, `sql`, `predict`, `--help`) never import Prefect, which takes seconds.
 """
 
 from __future__ import annotations
@@ -10,22 +10,57 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
 from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
-from flows.commands import app, doctor, models, stages, transfers, volumes, warehouse
-from tasks.run.logs import is_asked_for
+from flows.commands import doctor, models, stages, volumes, warehouse
+from tasks.run.logs import configure_logging, is_asked_for
 
 logger = logging.getLogger(__name__)
 
-COMMANDS = (stages, transfers, models, volumes, warehouse, doctor)  # in the order in which `--help` lists them
+# Commands in the order of the work, under the headings of `ctclip --help`.
+PANELS: dict[str, list[Callable[..., None]]] = {
+    "Set up": [doctor.doctor, models.fetch_models, models.import_model],
+    "Run": stages.list_flow_commands(),
+    "Look": [warehouse.status, warehouse.plan, warehouse.sql, warehouse.export],
+    "Your own CT": [volumes.predict, volumes.embed_volume],
+    "Upkeep": [warehouse.publish, warehouse.gc],
+}
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
+)
+for heading, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=heading)(command)
+
+
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        from tasks.run.stage_run import code_version
+
+        typer.echo(f"ctclip {metadata.version('ctclip-rebuild')}, commit {code_version()}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show logs and tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Rebuild CT-CLIP from CT-RATE end to end, and keep it up to date."""
+    if debug:
+        os.environ["CTCLIP_DEBUG"] = "1"
+    configure_logging()
 
 
 def main() -> None:
-    """Runs the command line: exit code 0, or 1 with one clear line on stderr; 143 where SIGTERM ended a training."""
+    """Runs a command. Exit code 0, or 1 with one clear line on stderr. 143: SIGTERM ended a training. 130: Ctrl-C."""
     run: Callable[..., Any] = app
     try:
         sys.exit(run(standalone_mode=False))
@@ -38,9 +73,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
-        print("ctclip: interrupted; a rerun goes on from here", file=sys.stderr)
+        print("ctclip: interrupted. A rerun goes on from here", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001  one line for a person; the traceback is one option away
+    except Exception as error:  # noqa: BLE001  one line on the screen: --debug shows the traceback
         _fail(error, f"{type(error).__name__}: ")
 
 

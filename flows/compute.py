@@ -1,4 +1,4 @@
-"""Do what a stage has ordered: train, fine-tune or embed, on a worker that sees the data root alone."""
+"""Carry out the order of a stage, on a worker that sees the data root alone: train, fine-tune or embed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from tasks.training.orders import carry_out
 
 @flow(name="compute")
 def compute(order: str, data_root: Path = DATA_ROOT) -> dict[str, Any] | State[Any]:
-    """Carry out an order, which another flow, such as `train`, has placed under its run's identifier.
+    """Carry out the GPU work that another flow ordered.
 
-    It opens no warehouse: what it makes lies in the data root as files and records, and whoever placed the order
-    publishes them.
+    The warehouse stays closed: the results are files and records of the data root, which the other flow publishes.
+
+    Args:
+        order: Name of the order, the id of the run that placed it.
+        data_root: Folder of all data.
     """
     try:
         with showing_progress():

@@ -1,4 +1,4 @@
-"""`ctclip doctor`: what of this machine and data root is not as it should be, before a run finds out."""
+"""`ctclip doctor`: checks of this machine and the data root, before a run fails."""
 
 from __future__ import annotations
 
@@ -9,72 +9,70 @@ from typing import Annotated
 import typer
 
 from ctclip_model.device import Compute, Precision
-from flows.commands import app
-from flows.commands.options import DataRoot, Dtype, Json, Preset
 from flows.display import console, print_json
+from flows.options import DataRoot, Dtype, Json, Preset
 from tasks.models.presets import find_preset
 from tasks.settings import DATA_ROOT, PRESET
 from tasks.upkeep import doctor as health
 from tasks.upkeep.doctor import CheckResult
 
 
-@app.command()
 def doctor(
     data_root: DataRoot = DATA_ROOT,
-    train: Annotated[bool, typer.Option("--train", help="What batch fits this machine's memory.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Find the largest batch for this machine's memory.")] = False,
     preset: Preset = PRESET,
     dtype: Dtype = Precision.float32,
     as_json: Json = False,
 ) -> None:
-    """Check this machine; exit code 1 where something is wrong."""
+    """Check this machine and the data root. Exit code 1: a fault."""
     checks: list[Callable[[], Iterable[CheckResult]]] = [
         health.check_versions, health.check_gpu, lambda: health.check_data_root(data_root), health.check_token,
         health.check_server,
     ]  # fmt: skip
     if train:
         checks.append(lambda: check_training_memory(preset, dtype))
-    findings = [finding for check in checks for finding in check()]
+    results = [result for check in checks for result in check()]
     if as_json:
-        print_json([asdict(finding) for finding in findings])
+        print_json([asdict(result) for result in results])
     else:
-        for finding in findings:
-            console.print(f"{'✗' if finding.is_bad else '✓'} {finding.check}: {finding.text}", soft_wrap=True)
-    if any(finding.is_bad for finding in findings):
+        for result in results:
+            console.print(f"{'✗' if result.is_bad else '✓'} {result.check}: {result.text}", soft_wrap=True)
+    if any(result.is_bad for result in results):
         raise typer.Exit(1)
 
 
 def check_training_memory(preset: str, dtype: Precision) -> list[CheckResult]:
-    """How many volumes a training step of the preset can hold, with and without recomputing."""
+    """Number of volumes that a training step of the preset can hold, with and without recomputation."""
     from ctclip_model.training.step_memory import estimate_step
 
     chosen = find_preset(preset)
-    name, free_bytes = free_memory()
-    counts = {}
-    findings = []
+    device, free_bytes = find_free_memory()
+    results, counts = [], []
     for recompute in (False, True):
         memory = estimate_step(chosen, Compute(precision=dtype, recompute=recompute))
-        counts[recompute] = memory.count_fitting(free_bytes)
-        way = "recomputed" if recompute else "as it is"
-        findings.append(
+        counts.append(memory.count_fitting(free_bytes))
+        way = "with recomputation" if recompute else "without recomputation"
+        results.append(
             CheckResult(
                 "training memory",
-                f"{preset}, {dtype}, {way}: {memory.fixed / 1e9:.2g} GB and {memory.per_volume / 1e9:.2g} GB a volume; "
-                f"of {free_bytes / 1e9:.1f} GB free on {name}, {counts[recompute]} volumes at once",
+                f"{preset}, {dtype}, {way}: {memory.fixed / 1e9:.2g} GB and {memory.per_volume / 1e9:.2g} GB a volume. "
+                f"{counts[-1]} volumes at once fit the {free_bytes / 1e9:.1f} GB free on {device}",
             )
         )
-    most = max(counts.values())
-    wanted = chosen.training.batch_size
-    if most >= wanted:
-        findings.append(CheckResult("batch", f"the preset's {wanted} fits one process"))
+    most, batch_size = max(counts), chosen.training.batch_size
+    if most >= batch_size:
+        results.append(CheckResult("batch", f"the preset's {batch_size} fits one process"))
     elif most:
-        findings.append(CheckResult("batch", f"the preset's {wanted} fits one process with --at-once {most}"))
+        results.append(CheckResult("batch", f"the preset's {batch_size} fits one process with --at-once {most}"))
     else:
-        findings.append(CheckResult("batch", "not one volume fits: take a smaller preset, or bfloat16", is_bad=True))
-    return findings
+        results.append(
+            CheckResult("batch", "no volume fits: choose a smaller preset, or --dtype bfloat16", is_bad=True)
+        )
+    return results
 
 
-def free_memory() -> tuple[str, int]:
-    """The first GPU and its free bytes; where there is none, this machine's RAM."""
+def find_free_memory() -> tuple[str, int]:
+    """Name and free bytes of the first GPU, or of the CPU's memory if there is no GPU."""
     import psutil
     import torch
 

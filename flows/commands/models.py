@@ -1,4 +1,4 @@
-"""What comes from elsewhere: models, published or one's own."""
+"""Commands that bring in models from elsewhere."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ctclip_model.models.kinds import PUBLISHED, ModelKind, find_kind
-from flows.commands import app
-from flows.commands.options import DataRoot, Json, Revision
 from flows.commands.running import showing_progress
 from flows.display import console, print_json
+from flows.options import DataRoot, Json, Revision
 from tasks.settings import DATA_ROOT
 
 if TYPE_CHECKING:
     from tasks.models.import_model import ImportedModel
 
-KeepRaw = Annotated[bool, typer.Option("--keep-raw", help="Keep the downloaded file, which the model's folder copies.")]
+KeepRaw = Annotated[bool, typer.Option("--keep-raw", help="Keep the downloaded file beside the model's own copy.")]
 
 
-@app.command()
 def fetch_models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help=f"Of {', '.join(PUBLISHED)}; default: all.")
+        list[str] | None, typer.Argument(metavar="NAME", help=f"Names of models: {', '.join(PUBLISHED)}. Default: all.")
     ] = None,
     data_root: DataRoot = DATA_ROOT,
     revision: Revision = None,
     keep_raw: KeepRaw = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch the published models and report labeller from the Hub, with their tokenizers, and import them."""
+    """Fetch the published models from the Hub and import them.
+
+    The report labeller and all tokenizers are included.
+    """
     from tasks.models import import_model as importing
 
     with showing_progress():
@@ -39,20 +40,21 @@ def fetch_models(
     _print_models(found, as_json)
 
 
-@app.command()
 def import_model(
-    address: Annotated[str, typer.Argument(metavar="PATH|hf://...", help="A weights file, or a model folder.")],
+    address: Annotated[str, typer.Argument(metavar="PATH|hf://...", help="Weights file or model folder.")],
     data_root: DataRoot = DATA_ROOT,
-    kind: Annotated[str | None, typer.Option(help=f"{', '.join(ModelKind)}; default: what the file is.")] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Its file or folder; default: beside the weights, or the published one.")
+    kind: Annotated[
+        str | None, typer.Option(help=f"Kind of model: {', '.join(ModelKind)}. Default: read from the file.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Describes weights that have not the published widths.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make the folder again although it is there.")] = False,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Tokenizer, file or folder. Default: beside the weights, or the published one.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Preset that describes weights of other widths.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make an existing model folder again.")] = False,
     keep_raw: KeepRaw = False,
     as_json: Json = False,
 ) -> None:
-    """Make a model of weights or a model folder from elsewhere."""
+    """Import a weights file or model folder from elsewhere."""
     from tasks.models import import_model as importing
 
     with showing_progress():
@@ -69,5 +71,5 @@ def _print_models(models: list[ImportedModel], as_json: bool) -> None:
         return
     for model in models:
         state = "imported" if model.is_new else "is there already"
-        place = model.source + (f" at {model.revision[:12]}" if model.revision else "")
-        console.print(f"{model.model_id} {state}: {model.kind} of {place}", soft_wrap=True)
+        origin = model.source + (f" at {model.revision[:12]}" if model.revision else "")
+        console.print(f"{model.model_id} {state}: {model.kind} of {origin}", soft_wrap=True)

@@ -1,10 +1,11 @@
-"""Runs a flow for a command: in this process, with its progress shown and its summary printed."""
+"""Runs a flow for a command, in this process, with its progress and its summary on the screen."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from flows.display import RichReporter, print_json, print_summaries
@@ -12,22 +13,22 @@ from tasks.run.logs import is_asked_for
 from tasks.run.progress import REPORTER
 
 
-def run_flow(name: str, as_json: bool, **parameters: Any) -> Any:
-    """Runs the flow of that name in this process, showing its progress, and prints what it did."""
-    _quieten_prefect()
-    from importlib import import_module
-
-    function = getattr(import_module(f"flows.{name}"), name)
+def run_flow(name: str, as_json: bool, **parameters: Any) -> None:
+    """Runs the flow of a name with its parameters and prints the summaries of its runs."""
+    _silence_prefect()
+    name = name.replace("-", "_")
+    flow = getattr(import_module(f"flows.{name}"), name)
     with showing_progress():
-        result = function(**{key: value for key, value in parameters.items() if value is not None})
-    summaries = result if isinstance(result, list) else [result]
-    print_json(result) if as_json else print_summaries(summaries)
-    return result
+        result = flow(**parameters)
+    if as_json:
+        print_json(result)
+    else:
+        print_summaries(result if isinstance(result, list) else [result])
 
 
 @contextmanager
 def showing_progress() -> Iterator[None]:
-    """Progress goes to stderr meanwhile: as a bar, or, where `CTCLIP_LOG` asks for log lines, as such."""
+    """Shows progress on stderr: a bar, or log lines if `CTCLIP_LOG` asks for them."""
     if is_asked_for():
         yield
         return
@@ -39,8 +40,8 @@ def showing_progress() -> Iterator[None]:
             REPORTER.reset(token)
 
 
-def _quieten_prefect() -> None:
-    """Prefect's own console log would stand between a person and the progress; `--debug` shows it."""
+def _silence_prefect() -> None:
+    """Hides Prefect's own log, which would break up the progress bar. `--debug` shows it."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")

@@ -1,4 +1,4 @@
-"""CT volumes of one's own through a model, without a warehouse."""
+"""Commands for your own CT volumes: a model reads them without a warehouse."""
 
 from __future__ import annotations
 
@@ -8,48 +8,46 @@ from typing import Annotated
 import typer
 
 from ctclip_model.device import Precision
-from flows.commands import app
-from flows.commands.options import (
-    DataRoot,
-    Device,
-    Dtype,
-    Json,
-    OwnModel,
-    OwnVolumes,
-)
+from flows.options import DataRoot, Device, Dtype, Json
 from tasks.settings import DATA_ROOT
 
+OwnVolumes = Annotated[list[Path], typer.Argument(metavar="VOLUME", help="NIfTI files of CT volumes, or folders.")]
+OwnModel = Annotated[
+    str | None, typer.Option(help="Id, folder or weights file of a model. Default: the only model of the data root.")
+]
 
-@app.command()
+
 def predict(
     volumes: OwnVolumes,
     data_root: DataRoot = DATA_ROOT,
     model: OwnModel = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Of a weights file: tokenizer.json, vocab.txt, or the folder of one.")
+        Path | None, typer.Option(help="Tokenizer of a weights file: tokenizer.json, vocab.txt, or their folder.")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     as_json: Json = False,
 ) -> None:
-    """The probability of 18 abnormalities in CT volumes of your own; for research, not for diagnosis."""
+    """Predict 18 abnormalities in your own CT volumes.
+
+    For research, not for diagnosis.
+    """
     from flows import volumes as own
 
     request = own.Request(volumes, data_root / "models", model, device, dtype, as_json)
     raise typer.Exit(code=1 if own.predict(request, tokenizer) else 0)
 
 
-@app.command()
 def embed_volume(
     volumes: OwnVolumes,
     data_root: DataRoot = DATA_ROOT,
     model: OwnModel = None,
-    output: Annotated[Path | None, typer.Option(help="Write the latents to FILE.parquet or FILE.npz.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File of the latents, .parquet or .npz.")] = None,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     as_json: Json = False,
 ) -> None:
-    """The image latents of CT volumes of your own."""
+    """Compute the image latents of your own CT volumes."""
     from flows import volumes as own
 
     request = own.Request(volumes, data_root / "models", model, device, dtype, as_json)

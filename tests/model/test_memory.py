@@ -50,7 +50,7 @@ def test_what_fits_leaves_a_tenth_free() -> None:
 
 
 def test_doctor_says_what_batch_fits() -> None:
-    from flows.commands import app, doctor  # noqa: F401  which adds its command
+    from flows.cli import app
 
     result = CliRunner().invoke(app, ["doctor", "--train", "--preset", "tiny", "--json"])
     assert result.exit_code == 0, result.output

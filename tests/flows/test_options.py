@@ -1,0 +1,62 @@
+"""One declaration of each option: flow, form and command have the same names, defaults and descriptions."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import typer
+import yaml
+from prefect import Flow
+from prefect.flows import load_flow_from_entrypoint
+from support.paths import ROOT
+
+from ctclip_model.stages import PIPELINE
+from flows.cli import PANELS, app, main
+from flows.options import OPTIONS
+
+DESCRIPTIONS = {
+    deployment["name"]: deployment.get("description")
+    for deployment in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+}
+
+
+def load_flow(name: str) -> Flow:
+    module = name.replace("-", "_")
+    return load_flow_from_entrypoint(f"flows.{module}.{module}")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_flow_form_and_command_are_alike(name):
+    form = load_flow(name).parameters.properties
+    command = typer.main.get_command(app).commands[name]
+    options = {option.name: option for option in command.params if option.name != "as_json"}
+    assert list(form) == list(options)
+    for parameter, field in form.items():
+        shown = options[parameter]
+        assert field["description"] == shown.help
+        default = shown.default
+        if field.get("type") == "array":
+            default = tuple(default.split(","))
+        assert json.loads(json.dumps(field["default"])) == json.loads(json.dumps(default, default=str))
+    assert load_flow(name).description == command.help
+    assert DESCRIPTIONS.get(name) is None  # so that a deployment has its flow's
+
+
+def test_every_stage_has_its_command_and_every_command_one_panel():
+    names = [command.__name__.replace("_", "-") for commands in PANELS.values() for command in commands]
+    assert len(names) == len(set(names))
+    assert set(names) == set(typer.main.get_command(app).commands)
+    assert set(PIPELINE) <= set(names)
+
+
+def test_help_fits_a_screen_of_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["ctclip", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    headings = [line.split(" ")[1] for line in lines if line.startswith("╭")]
+    assert headings == ["Options", *(heading.split(" ")[0] for heading in PANELS)]
+    assert not [line for line in lines if line.startswith("│   ")]  # a command in one line

@@ -1,0 +1,71 @@
+"""Every command that runs a flow, in this process, on a few phantoms and the preset `smoke`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import app
+from flows.options import OPTIONS
+
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+
+SMOKE = ["--preset", "smoke"]
+# Arguments of each command, in the order of the work, and the least number of items that it has to make.
+CALLS: dict[str, tuple[list[str], int]] = {
+    "ingest": (["--source", "SOURCE", "--storage", "v2"], 1),
+    "download": ([*SMOKE, "--limit", "1", "--max-mb-per-s", "1"], 0),  # local files need no download
+    "convert": ([*SMOKE, "--uncompressed", "--download-threads", "1"], 12),
+    "train-labeller": ([*SMOKE, "--kind", "tfidf", "--dtype", "float32"], 1),
+    "label": (["--labeller", "tfidf", "--device", "cpu"], 12),
+    "train": ([*SMOKE, "--labeller", "tfidf", "--at-once", "2", "--no-recompute", "--validate-every", "0"], 1),
+    "embed": ([*SMOKE, "--device", "cpu"], 24),
+    "finetune": ([*SMOKE, "--kind", "lipro", "--labels", "published", "--seed", "0"], 1),
+    "evaluate": ([*SMOKE, "--split", "valid", "--unit", "scan"], 1),
+    "report": (SMOKE, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def summaries(data_root: Path, few_phantoms: Path) -> dict[str, Any]:
+    """Summary of each command's run, all on one data root."""
+    calls = {
+        name: [str(few_phantoms) if word == "SOURCE" else word for word in words] for name, (words, _) in CALLS.items()
+    }
+    return {name: run(data_root, name, *arguments) for name, arguments in calls.items()}
+
+
+def run(data_root: Path, name: str, *arguments: str) -> Any:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        app([name, "--json", "--data-root", str(data_root), *arguments], standalone_mode=False)
+    return json.loads(printed.getvalue())
+
+
+def test_every_command_that_runs_a_flow_is_run_here():
+    assert set(CALLS) | {"demo", "rebuild"} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_command_does_the_work_of_its_stage(summaries, name):
+    summary = summaries[name][0] if isinstance(summaries[name], list) else summaries[name]
+    assert summary["stage"] == name
+    assert summary["done"] >= CALLS[name][1], summary
+    assert not summary["rejected"]
+
+
+def test_rebuild_of_finished_stages_has_nothing_to_do(data_root, summaries):
+    done = run(data_root, "rebuild", *SMOKE, "--labeller", "tfidf", "--from", "convert", "--to", "embed")
+    assert [(summary["stage"], summary["done"]) for summary in done] == [
+        ("convert", 0), ("label", 0), ("train", 0), ("embed", 0),
+    ]  # fmt: skip
