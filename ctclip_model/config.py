@@ -1,4 +1,4 @@
-"""Every default of the core, once: what a volume becomes, what the models are, how they are trained."""
+"""Every default of the core, once: recipes of volumes, shapes of models, training, evaluation, presets."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ctclip_model.stages import VERSIONS
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a CT volume becomes a model's input (the published inference preprocessing)."""
+    """Preprocessing of a CT volume to a model's input. Defaults are the published ones."""
 
     name: str = "published"
     spacing_mm: tuple[float, float, float] = (1.5, 0.75, 0.75)  # depth, height, width
     shape: tuple[int, int, int] = (240, 480, 480)  # depth, height, width
-    window_hu: tuple[int, int] = (-1000, 1000)  # clipped before resampling
+    window_hu: tuple[int, int] = (-1000, 1000)  # HU; values are clipped before resampling
 
     def __post_init__(self) -> None:
         if not (len(self.spacing_mm) == len(self.shape) == 3 and min(self.spacing_mm) > 0 and min(self.shape) > 0):
@@ -27,13 +27,13 @@ class Recipe:
 
     @property
     def recipe_id(self) -> str:
-        """Name and fingerprint, e.g. `published-1a2b3c4d`: the folder of its shards."""
+        """Name and fingerprint, e.g. `published-1a2b3c4d`, which names the folder of the recipe's shards."""
         return f"{self.name}-{compute_fingerprint(self, VERSIONS['convert'])[:8]}"
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """CT-ViT. A volume is (depth, image_size, image_size) voxels of `Recipe.shape`."""
+    """CT-ViT, for volumes of (depth, image_size, image_size) voxels, the `Recipe.shape`."""
 
     dim: int = 512
     codebook_size: int = 8192
@@ -62,14 +62,14 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The BERT text encoder; defaults are those of BiomedVLP-CXR-BERT-specialized."""
+    """The BERT text encoder. Defaults are those of BiomedVLP-CXR-BERT-specialized."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
     layers: int = 12
     heads: int = 12
     intermediate_size: int = 3072
-    max_length: int = 512
+    max_length: int = 512  # tokens
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ RADBERT_BASE = "zzxslp/RadBERT-RoBERTa-4m"  # Hub repository with the published 
 
 @dataclass(frozen=True)
 class LabellerConfig:
-    """A RoBERTa-shaped report labeller; defaults are RadBERT's shape and the published recipe."""
+    """A RoBERTa-shaped report labeller. Defaults are RadBERT's shape and the published recipe."""
 
     vocab_size: int = 50265
     hidden_size: int = 768
@@ -96,86 +96,86 @@ class LabellerConfig:
     intermediate_size: int = 3072
     max_length: int = 512  # tokens
     dropout: float = 0.1
-    by_sentence: bool = False  # reads single sentences; a report shows what one of its sentences does
-    threshold: float = 0.5
-    batch_size: int = 32
+    by_sentence: bool = False  # labels single sentences; a report's probability is its sentences' maximum
+    threshold: float = 0.5  # probability from which an abnormality counts as present
+    batch_size: int = 32  # reports
     learning_rate: float = 2e-5
-    final_rate: float = 1.0  # of the learning rate, reached along a cosine over the epochs
+    final_rate: float = 1.0  # last learning rate as a share of the first, reached along a cosine
     weight_decay: float = 0.01
-    epochs: int = 20  # at most; stops early on the validation loss
+    epochs: int = 20  # most epochs; the validation loss may end training earlier
     patience: int = 3  # epochs without a better validation loss
-    validation_share: float = 0.2  # of the different reports
-    skipped_steps: int = 3  # in a row without a finite loss, after which training stops
+    validation_share: float = 0.2  # share of the distinct reports
+    skipped_steps: int = 3  # steps in a row without a finite loss that end training
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class TfidfConfig:
-    """A labeller without pretrained weights: TF-IDF of what a report states, a logistic regression an abnormality."""
+    """A labeller without pretrained weights: TF-IDF of stated terms, one logistic regression per abnormality."""
 
-    stem_letters: int = 7  # of a word that are read, so that calcified and calcification are one
-    pair_distance: int = 8  # between two words of a statement that are read as a pair
-    max_reports: int = 2000  # to train on, drawn where there are more: so many take seconds, and less than a GB
-    min_reports: int = 5  # that a term must stand in
-    terms: int = 100  # an abnormality, those that tell most of it by chi²
-    strengths: tuple[float, ...] = (0.01, 0.1)  # inverse regularisation; chosen for each abnormality
-    folds: int = 5  # of the training reports, which choose strength, calibration and threshold
+    stem_letters: int = 7  # letters read of a word: calcified and calcification are one stem
+    pair_distance: int = 8  # most words between two stems that form a pair
+    max_reports: int = 2000  # reports drawn for training; 2,000 take seconds and less than 1 GB
+    min_reports: int = 5  # least reports with a term
+    terms: int = 100  # terms per abnormality, the best by chi²
+    strengths: tuple[float, ...] = (0.01, 0.1)  # inverse regularisation; the best per abnormality is used
+    folds: int = 5  # folds of the training reports, for strength, calibration and threshold
     seed: int = 0
 
 
 class Negatives(StrEnum):
-    """What a sample's right partner is told from."""
+    """Negatives of the contrastive loss."""
 
-    whole = "whole"  # the batch of all processes
-    local = "local"  # the process's own share of it, as published
-    sigmoid = "sigmoid"  # the batch of all processes, each pair on its own (SigLIP)
+    global_batch = "whole"  # the batch of all processes
+    local = "local"  # the process's share of the batch, as published
+    sigmoid = "sigmoid"  # the batch of all processes, one sigmoid per pair (SigLIP)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """Contrastive training of CT-CLIP."""
 
-    batch_size: int = 8  # of all processes together
-    negatives: Negatives = Negatives.whole
-    samples: int = 800_008  # seen in all; the published run takes 100,001 steps of 8
+    batch_size: int = 8  # samples of all processes together
+    negatives: Negatives = Negatives.global_batch
+    samples: int = 800_008  # samples seen in all; the published run takes 100,001 steps of 8
     learning_rate: float = 1.25e-6
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
     max_gradient_norm: float = 0.5
-    warm_up_share: float = 0.0  # of all steps
+    warm_up_share: float = 0.0  # share of all steps
     report_sections: tuple[str, ...] = ("findings", "impression")
-    final_rate: float = 1.0  # of the learning rate, reached along a cosine
-    text_learning_rate: float | None = None  # the same as the rest when None; 0 leaves the text encoder as it is
-    first_temperature: float = 1.0  # the logarithm of the factor on similarities
-    max_temperature: float | None = None
-    codes_from_data: bool = False  # the code book starts on tokens of the first batch, not at random
+    final_rate: float = 1.0  # last learning rate as a share of the first, reached along a cosine
+    text_learning_rate: float | None = None  # None: `learning_rate`; 0: the text encoder does not learn
+    first_temperature: float = 1.0  # logarithm of the factor on similarities, at the start
+    max_temperature: float | None = None  # bound of the same logarithm; None: no bound
+    codes_from_data: bool = False  # the code book starts with tokens of the first batch, not at random
     varies_samples: bool = False  # small shifts and changes of brightness, sentences in another order
-    texts_per_volume: int = 1  # of its report, drawn anew: with several, a step learns more of a volume
-    short_text_share: float = 0.0  # of the varied reports: the impression alone, or some sentences
-    text_pretraining_samples: int = 0  # reports seen while the text encoder learns the train split's labels first
-    text_pretraining_batch_size: int = 32
+    texts_per_volume: int = 1  # texts drawn from a volume's report in each step
+    short_text_share: float = 0.0  # share of varied reports cut to the impression or some sentences
+    text_pretraining_samples: int = 0  # reports that teach the text encoder the labels before the contrastive training
+    text_pretraining_batch_size: int = 32  # reports
     text_pretraining_learning_rate: float = 1e-3
-    average_decay: float | None = None  # of the moving average of the weights, which the model then is; no average
-    skipped_steps: int = 3  # in a row without a finite loss, after which training stops
-    steps_per_validation: int = 0  # 0: never, and every sample is trained on
-    validation_scans: int = 200  # held out of the train split where there is validation, with all of their patients'
+    average_decay: float | None = None  # decay of the weight average, which is the saved model; None: no average
+    skipped_steps: int = 3  # steps in a row without a finite loss that end training
+    steps_per_validation: int = 0  # 0: no validation, and all samples train
+    validation_scans: int = 200  # least scans held out for validation; all scans of their patients are
     steps_per_checkpoint: int = 200
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class VocabFineConfig:
-    """Fine-tuning of both encoders on the prompts of known labels; defaults are the published recipe."""
+    """Fine-tuning of both encoders on the prompts of known labels. Defaults are the published recipe."""
 
     batch_size: int = 1
-    epochs: int = 10  # over the scans, each by one of its reconstructions
+    epochs: int = 10  # epochs over the scans, one reconstruction of each
     learning_rate: float = 1e-5
     weight_decay: float = 0.1
     warm_up_steps: int = 10_000
-    final_rate: float = 0.0  # of the learning rate, reached along a cosine
+    final_rate: float = 0.0  # last learning rate as a share of the first, reached along a cosine
     max_gradient_norm: float = 1.0
     varies_samples: bool = False  # small shifts and changes of brightness
-    skipped_steps: int = 3  # in a row without a finite loss, after which training stops
+    skipped_steps: int = 3  # steps in a row without a finite loss that end training
     steps_per_checkpoint: int = 200
     seed: int = 0
 
@@ -184,41 +184,41 @@ class VocabFineConfig:
 class LiProConfig:
     """Training of the linear head on stored image latents.
 
-    Head and loss are the published ones. The published rate of 1e-5 suits an encoder run for every batch of 8; stored
-    latents allow a rate at which the head converges, in seconds: entries of unit vectors are small, weights large.
+    Head and loss are the published ones, the learning rate is not. The published 1e-5 suits a run of the encoder for
+    each batch of 8. Entries of unit latents are small, so that weights become large: 0.1 converges in seconds.
     """
 
     batch_size: int = 256
-    epochs: int = 20  # over the scans, each by one of its reconstructions
+    epochs: int = 20  # epochs over the scans, one reconstruction of each
     learning_rate: float = 0.1
     weight_decay: float = 0.01
-    final_rate: float = 0.0  # of the learning rate, reached along a cosine
+    final_rate: float = 0.0  # last learning rate as a share of the first, reached along a cosine
     dropout: float = 0.3
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How models are scored; the same for every preset."""
+    """Scoring of models, the same for every preset."""
 
-    resamples: int = 1000  # of the patients, with replacement
-    confidence: float = 0.95  # of intervals
-    jackknife_groups: int = 200  # of patients left out in turn, at most; for the acceleration of BCa intervals
-    calibration_bins: int = 15  # of equal width
-    threshold_share: float = 0.5  # of the patients, who choose thresholds where no train split is embedded
-    projection_items: int = 1500  # at most, drawn where there are more: t-SNE takes seconds for so many
-    projection_perplexity: float = 30.0  # at most
+    resamples: int = 1000  # resamples of the patients, with replacement
+    confidence: float = 0.95  # coverage of the intervals
+    jackknife_groups: int = 200  # most groups of patients left out in turn, for the acceleration of BCa intervals
+    calibration_bins: int = 15  # bins of equal width
+    threshold_share: float = 0.5  # share of the patients who choose thresholds if no train split is embedded
+    projection_items: int = 1500  # most items of the t-SNE, which takes seconds for 1,500
+    projection_perplexity: float = 30.0  # upper bound
     projection_steps: int = 500
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Preset:
-    """All that a rebuild needs to know, by one name."""
+    """All settings of a rebuild, under one name."""
 
     name: str
-    cpu_threads: int | None = None  # of PyTorch, where there is no GPU; all when None
-    recompute: bool = True  # in training: a quarter of the memory for the time of a forward more
+    cpu_threads: int | None = None  # threads of PyTorch without a GPU; None: all cores
+    recompute: bool = True  # recomputes activations in training: a quarter of the memory, one forward more
     recipe: Recipe = field(default_factory=Recipe)
     model: CTCLIPConfig = field(default_factory=CTCLIPConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -233,7 +233,7 @@ def published() -> Preset:
 
 
 def small_gpu() -> Preset:
-    """The published architecture and recipe in larger patches, a third of the tokens: for smaller GPUs."""
+    """The published architecture and recipe in larger patches with a third of the tokens, for smaller GPUs."""
     return Preset("small_gpu", model=CTCLIPConfig(vision=VisionConfig(patch_size=30, temporal_patch_size=15)))
 
 
@@ -279,7 +279,7 @@ def tiny() -> Preset:
             text_pretraining_learning_rate=2e-3,
         ),
         vocabfine=VocabFineConfig(batch_size=32, epochs=3, learning_rate=1e-3, warm_up_steps=20, varies_samples=True),
-        lipro=LiProConfig(epochs=60, dropout=0.0),  # of 64 latents, half of them zero, none is to spare
+        lipro=LiProConfig(epochs=60, dropout=0.0),  # only 64 latents, half of them zero after ReLU
         labeller=LabellerConfig(
             vocab_size=1024,
             hidden_size=64,
@@ -299,7 +299,7 @@ def tiny() -> Preset:
 
 
 def smoke() -> Preset:
-    """The tiny preset, too small and too short to learn: every stage runs for real, in seconds, to try a machine."""
+    """The tiny preset made too small to learn: every stage runs in seconds, to try a machine."""
     base = tiny()
     depth, image_size, _ = base.recipe.shape
     vision = VisionConfig(
@@ -322,7 +322,7 @@ PRESETS = {"published": published, "small_gpu": small_gpu, "tiny": tiny, "smoke"
 
 
 def compute_fingerprint(*parts: Any) -> str:
-    """A 32-digit hexadecimal hash of values, lists, mappings and dataclasses; equal parts give equal hashes."""
+    """A 32-digit hexadecimal hash of values, lists, mappings and dataclasses. Equal parts give equal hashes."""
     text = json.dumps([_plain(part) for part in parts], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

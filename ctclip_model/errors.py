@@ -1,49 +1,49 @@
 """Every error that the project raises on purpose.
 
 CTCLIPError
-├── ConfigurationError        an option or setting is wrong; nothing was done
-├── BadItemError              one item cannot be used; a stage records it as a reject and goes on
+├── ConfigurationError        an option or setting is wrong, and nothing was done
+├── BadItemError              one item cannot be used; a stage records a reject and goes on
 │   ├── BadNameError          a volume or scan name does not parse
-│   ├── VolumeError           a volume file is unreadable, or is not what its header says
+│   ├── VolumeError           a volume file is unreadable, or differs from its header
 │   ├── MetadataError         a CSV or one of its rows is missing or malformed
-│   ├── DownloadError         a file did not arrive as the Hub says that it is
+│   ├── DownloadError         a file's size or hash differs from the Hub's
 │   └── ReportError           a report has no text
-├── ShardError                a shard is damaged, or not of the recipe that was asked for
-├── CheckpointError           a weights file is missing, damaged or of another model
-├── MissingInputError         a stage's input is not there yet; the message says which stage makes it
-├── DivergedError             training's loss is no longer a finite number
-├── PreemptedError            training was asked to end, and has saved its state; the same call goes on from there
-├── StorageError              what a training makes could not be written, as where the disk is full
-├── WorkerDiedError           a training's process ended without a word; the same call goes on from its checkpoint
-├── OrderWithdrawnError       what a worker was to do, or is doing, is wanted no more
-├── LeaseLostError            another run of the stage took its lease over, and this one writes no more
+├── ShardError                a shard is damaged or has another recipe
+├── CheckpointError           a weights file or model folder is missing, damaged, or another model's
+├── MissingInputError         a stage's input does not exist yet; the message names the stage that makes it
+├── DivergedError             the loss of a training is not a finite number
+├── PreemptedError            SIGTERM ended a training, which saved its state; the same call continues it
+├── StorageError              a training could not write its files, for example to a full disk
+├── WorkerDiedError           a training's process ended without a message; the same call continues from a checkpoint
+├── OrderWithdrawnError       the run that placed an order has ended
+├── LeaseLostError            another run of the stage took its lease over, and this run writes no more
 ├── StageFailedError          too many of a stage's items were rejected
-├── HubError                  the Hugging Face Hub does not give what was asked for; the message says what to do
-│   ├── HubAccessError        it wants a token, another one, or its terms accepted
-│   ├── HubNotFoundError      it has no such repository, revision or file
-│   └── HubUnavailableError   it cannot be reached, or answers with errors; a rerun goes on from here
+├── HubError                  the Hugging Face Hub refuses a request; the message says what to do
+│   ├── HubAccessError        a token is missing or refused, or terms are not accepted
+│   ├── HubNotFoundError      there is no such repository, revision or file
+│   └── HubUnavailableError   the Hub is out of reach or answers with errors; a rerun continues from here
 └── WarehouseError            the warehouse cannot be opened, migrated or published
     └── CheckFailedError      new records break an invariant; the published warehouse stays as it was
 
-A `BadItemError` carries a `reason`: the code that stands in the `rejects` table.
+A `BadItemError` carries a `reason`: the reject's code in the table `rejects`.
 """
 
 from __future__ import annotations
 
 
 class CTCLIPError(Exception):
-    """The root of every error raised on purpose; its text is one clear line for a person."""
+    """The root of every error raised on purpose. Its text is one clear line for a person."""
 
 
 class ConfigurationError(CTCLIPError, ValueError):
-    """An option or setting is wrong; nothing was done."""
+    """An option or setting is wrong, and nothing was done."""
 
 
 class BadItemError(CTCLIPError):
-    """One item (a volume, a scan, a row) cannot be used; `reason` is the reject's code."""
+    """One item (a volume, a scan, a row) cannot be used. `reason` is the reject's code."""
 
     def __init__(self, item: str, reason: str, detail: str) -> None:
-        super().__init__(item, reason, detail)  # all three, so that it survives pickling between processes
+        super().__init__(item, reason, detail)  # all three arguments, or the error could not be unpickled
         self.item = item
         self.reason = reason
         self.detail = detail
@@ -57,7 +57,7 @@ class BadNameError(BadItemError, ValueError):
 
 
 class VolumeError(BadItemError):
-    """A volume file is unreadable, or is not what its header says."""
+    """A volume file is unreadable, or differs from its header."""
 
 
 class MetadataError(BadItemError):
@@ -65,7 +65,7 @@ class MetadataError(BadItemError):
 
 
 class DownloadError(BadItemError):
-    """A file did not arrive as the Hub says that it is."""
+    """A downloaded file's size or hash differs from the Hub's."""
 
 
 class ReportError(BadItemError):
@@ -73,39 +73,39 @@ class ReportError(BadItemError):
 
 
 class ShardError(CTCLIPError):
-    """A shard is damaged, or not of the recipe that was asked for."""
+    """A shard is damaged or has another recipe."""
 
 
 class CheckpointError(CTCLIPError):
-    """A weights file is missing, damaged or of another model."""
+    """A weights file or model folder is missing, damaged, or another model's."""
 
 
 class MissingInputError(CTCLIPError):
-    """A stage's input is not there yet; the message says which stage makes it."""
+    """A stage's input does not exist yet. The message names the stage that makes it."""
 
 
 class DivergedError(CTCLIPError):
-    """Training's loss is no longer a finite number; the checkpoint of before stays."""
+    """The loss of a training is not a finite number. The last checkpoint stays."""
 
 
 class PreemptedError(CTCLIPError):
-    """Training was asked to end (SIGTERM), and has saved its state; the same call goes on from there."""
+    """SIGTERM ended a training, which saved its state. The same call continues it."""
 
 
 class StorageError(CTCLIPError):
-    """What a training makes could not be written, as where the disk is full; what it has written before stays."""
+    """A training could not write its files, for example to a full disk. Earlier checkpoints stay."""
 
 
 class WorkerDiedError(CTCLIPError):
-    """A training's process ended without a word (a crash, out of memory); the same call goes on from its checkpoint."""
+    """A training's process ended without a message, as after a crash. The same call continues from its checkpoint."""
 
 
 class OrderWithdrawnError(CTCLIPError):
-    """What a worker was to do, or is doing, is wanted no more: the run that ordered it has ended."""
+    """The run that placed an order has ended, so that the order's work is no longer needed."""
 
 
 class LeaseLostError(CTCLIPError):
-    """Another run of the stage took its lease over, as from a machine that was suspended. This run writes no more."""
+    """Another run of the stage took its lease over, as after a suspension of this machine. This run writes no more."""
 
 
 class StageFailedError(CTCLIPError):
@@ -113,11 +113,11 @@ class StageFailedError(CTCLIPError):
 
 
 class HubError(CTCLIPError):
-    """The Hugging Face Hub does not give what was asked for; the message says what to do."""
+    """The Hugging Face Hub refuses a request. The message says what to do."""
 
 
 class HubAccessError(HubError):
-    """The Hub wants a token, another one, or its terms accepted."""
+    """The Hub needs a token, refuses the token, or asks to accept terms."""
 
 
 class HubNotFoundError(HubError):
@@ -125,7 +125,7 @@ class HubNotFoundError(HubError):
 
 
 class HubUnavailableError(HubError):
-    """The Hub cannot be reached, or answers with errors; a rerun goes on from here."""
+    """The Hub is out of reach or answers with errors. A rerun continues from here."""
 
 
 class WarehouseError(CTCLIPError):
@@ -133,4 +133,4 @@ class WarehouseError(CTCLIPError):
 
 
 class CheckFailedError(WarehouseError):
-    """New records break an invariant; the published warehouse stays as it was."""
+    """New records break an invariant. The published warehouse stays as it was."""

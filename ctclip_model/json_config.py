@@ -1,4 +1,4 @@
-"""Configuration from JSON: the one way in which dataclasses are made of its objects."""
+"""Configuration from JSON: dataclasses made of its objects, with errors that name keys and values."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ctclip_model.errors import ConfigurationError
 
 T = TypeVar("T")
 
-NUMBERS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def parse_config(kind: type[T], value: Any, name: str = "") -> T:
-    """Makes a dataclass of the JSON value that `dataclasses.asdict` and `json.dumps` make of it.
+    """Makes a dataclass from a JSON value, the inverse of `dataclasses.asdict`.
 
-    JSON's lists become tuples; numbers stay as they are written, so that fingerprints do too. `name` is what the value
-    is called in errors. Raises `ConfigurationError` that names unknown keys, missing keys, and values of a wrong type.
+    Lists become tuples. Numbers keep their form, and thus fingerprints their value. `name` names the value in errors.
+    Raises `ConfigurationError` that names unknown keys, missing keys, or a value of a wrong type.
 
     >>> from ctclip_model.config import Recipe
     >>> parse_config(Recipe, {"name": "coarse", "shape": [60, 120, 120]}).shape
@@ -36,7 +36,7 @@ def parse_config(kind: type[T], value: Any, name: str = "") -> T:
 
 
 def read_config(kind: type[T], path: Path) -> T:
-    """Makes a dataclass of a JSON file. Raises `ConfigurationError` for another content, `OSError` without the file."""
+    """Makes a dataclass from a JSON file. Raises `ConfigurationError` for wrong content, `OSError` without the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -66,10 +66,10 @@ def _parse(kind: Any, value: Any, name: str) -> Any:
             return kind(value)
         except ValueError:
             return _check(value, False, f"one of {', '.join(kind)}", name)
-    assert kind in NUMBERS, f"no configuration holds {kind}"
+    assert kind in EXPECTED, f"no configuration holds {kind}"
     types_ = (int, float) if kind is float else (kind,)
     is_right = isinstance(value, types_) and (kind is bool or not isinstance(value, bool))
-    return _check(value, is_right, NUMBERS[kind], name)
+    return _check(value, is_right, EXPECTED[kind], name)
 
 
 def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
@@ -88,12 +88,12 @@ def _parse_dataclass(kind: Any, value: Any, name: str) -> Any:
     parts = {key: _parse(hints[key], part, f"{name}.{key}") for key, part in value.items()}
     try:
         return kind(**parts)
-    except ValueError as error:  # of its own check
+    except ValueError as error:  # the check in the dataclass's `__post_init__`
         raise ConfigurationError(f"{name}: {error}") from error
 
 
 def _parse_tuple(kinds: Sequence[Any], value: Any, name: str) -> tuple[Any, ...]:
-    """A tuple of any length, `tuple[kind, ...]`, or of one kind for each part."""
+    """A tuple of any length, `tuple[kind, ...]`, or with one kind for each part."""
     is_list = isinstance(value, (list, tuple))
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         _check(value, is_list, "a list", name)

@@ -31,7 +31,7 @@ def batch_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, negatives: Ne
 
 
 def _loss_of_pairs(images: Tensor, texts: Tensor, logit_scale: Tensor, negatives: Negatives) -> Tensor:
-    if negatives is Negatives.local or (negatives is Negatives.whole and world_size() == 1):
+    if negatives is Negatives.local or (negatives is Negatives.global_batch and world_size() == 1):
         return contrastive_loss(images, texts, logit_scale)
     all_images, all_texts = gather(images), gather(texts)
     if negatives is Negatives.sigmoid:

@@ -66,7 +66,7 @@ def untrained(preset: Preset) -> tuple[CTCLIP, PreTrainedTokenizerFast, Training
 
 
 def learn(
-    negatives: Negatives = Negatives.whole,
+    negatives: Negatives = Negatives.global_batch,
     encoded_at_once: int | None = None,
     sharded: bool = False,
     checkpoints: Checkpoints | None = None,
@@ -211,7 +211,7 @@ def test_the_whole_batch_of_one_process_has_the_published_loss() -> None:
     images, texts = nn.functional.normalize(torch.randn(2, 6, 4), dim=-1)
     scale = torch.tensor(2.0)
     assert torch.equal(
-        batch_loss(images, texts[:, None], scale, Negatives.whole), contrastive_loss(images, texts, scale)
+        batch_loss(images, texts[:, None], scale, Negatives.global_batch), contrastive_loss(images, texts, scale)
     )
 
 
