@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,16 @@ def run_python(code: str, *arguments: str | Path, timeout_s: float = 120, **opti
         output, errors = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, output + errors
     return output
+
+
+def kill_after(process: subprocess.Popen[str], delay_s: float) -> None:
+    """Kills a process and all others of its session, unless it ends before. A process that fails is an assertion."""
+    try:
+        process.wait(delay_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode in (0, -signal.SIGKILL)
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = 60, interval_s: float = 0.01) -> None:

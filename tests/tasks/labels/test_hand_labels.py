@@ -48,3 +48,9 @@ def test_a_file_without_reports_or_that_is_not_there_is_refused(tmp_path):
         read_hand_labels(write_hand_labels(tmp_path / "a.csv", []))
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_hand_labels(tmp_path / "b.csv")
+
+
+def test_byte_that_is_in_no_encoding_is_replaced(tmp_path):
+    path = write_hand_labels(tmp_path / "a.csv", [["x", "Nodule of 5 mm.", *[0] * 18]])
+    path.write_bytes(path.read_bytes().replace(b"5", b"\x81"))
+    assert read_hand_labels(path).texts == ["Nodule of \ufffd mm."]

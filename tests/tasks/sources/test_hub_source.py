@@ -98,7 +98,7 @@ def test_table_is_fetched_again_only_when_it_changed(hub, repository, tmp_path):
             HubAccessError,
             r"has not accepted the terms of dataset owner/CT-RATE: log in .* on http",
         ),
-        (EXPIRED, HubAccessError, r"expired or revoked .* make another one on http.*/settings/tokens"),
+        (EXPIRED, HubAccessError, r"expired or revoked: make another one on http.*/settings/tokens"),
     ],
 )
 def test_missing_access_is_one_line_that_says_what_to_do_and_where(

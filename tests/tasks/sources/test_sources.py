@@ -187,3 +187,10 @@ def test_damaged_cache_of_hashes_is_made_anew(folder, tmp_path):
 def test_folder_of_another_layout_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="no folder 'dataset'"):
         LocalSource(tmp_path, tmp_path)
+
+
+def test_byte_that_is_no_utf8_in_a_list_is_one_error(folder, tmp_path):
+    (folder / NO_CHEST["valid"]).write_bytes(b"valid_1_a_1\nvalid_1_\xff_2\n")
+    _, catalogue = read(folder, tmp_path / "data")
+    assert [row["volume_name"] for row in catalogue.exclusions] == ["valid_1_a_1"]
+    assert [error.reason for error in catalogue.errors] == ["bad_name"]

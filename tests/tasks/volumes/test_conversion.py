@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import os
 import random
 import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from distributed import LocalCluster
 from support.data_roots import assert_every_volume_is_converted, convert, count_volumes, ingest
-from support.processes import start_python, wait_for
+from support.processes import kill_after, start_python, wait_for
 from support.volumes import COARSE
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
@@ -39,26 +38,32 @@ def data_root(source: Path, tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def kill_conversion(data_root: Path, begun: Path, pattern: str, delay_s: float) -> None:
-    """Kills a conversion and its workers so long after the first file of that pattern is in the folder."""
-    program = "from pathlib import Path; from support.data_roots import convert; convert(Path(sys.argv[1]))"
-    child = start_python(
-        f"import sys\nif __name__ == '__main__':\n    {program}", data_root, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    wait_for(lambda: list(begun.glob(pattern)) or child.poll() is not None)
-    time.sleep(delay_s)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+KILLED_AFTER_ITS_FIRST_SHARD = """
+import os, signal, sys
+from pathlib import Path
+from support.data_roots import convert
+from tasks.volumes import convert as conversion
+
+def record_and_die(*arguments):
+    record(*arguments)
+    os.killpg(0, signal.SIGKILL)  # the workers too
+
+if __name__ == "__main__":
+    record, conversion.record_result = conversion.record_result, record_and_die
+    convert(Path(sys.argv[1]))
+"""
 
 
 def test_killed_conversion_goes_on_where_it_stopped(data_root):
+    child = start_python(KILLED_AFTER_ITS_FIRST_SHARD, data_root, start_new_session=True)
+    errors = child.communicate()[1]
+    assert child.returncode == -signal.SIGKILL, errors
     records = data_root / "records" / "shard_volumes"
-    kill_conversion(data_root, records, "*.parquet", 0.1)
-    (data_root / "shards" / COARSE.recipe_id / ".half-written.arrow.tmp").write_bytes(b"half")
-    run_id = next(records.glob("*.parquet")).stem.rpartition("-")[0]
+    (record,) = records.glob("*.parquet")
+    run_id = record.stem.rpartition("-")[0]
     (records / f".{run_id}-000099.parquet.1.tmp").write_bytes(b"half")
-    assert convert(data_root)["done"] < count_volumes(data_root)
+    (data_root / "shards" / COARSE.recipe_id / ".half-written.arrow.tmp").write_bytes(b"half")
+    assert convert(data_root)["done"] == count_volumes(data_root) - pq.read_metadata(record).num_rows
     assert_every_volume_is_converted(data_root)
 
 
@@ -75,8 +80,13 @@ def test_conversion_killed_at_any_moment_is_whole_after_a_rerun(tmp_path, seed):
     data_root = tmp_path / "data"
     ingest(tmp_path / "source", data_root)
     assert count_volumes(data_root) >= 40
-    delay_s = random.Random(seed).uniform(0, 5)
-    kill_conversion(data_root, data_root / "shards" / COARSE.recipe_id, ".*.tmp", delay_s)
+    program = "from pathlib import Path; from support.data_roots import convert; convert(Path(sys.argv[1]))"
+    child = start_python(
+        f"import sys\nif __name__ == '__main__':\n    {program}", data_root, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    wait_for(lambda: list((data_root / "shards").glob("*/.*.tmp")) or child.poll() is not None)
+    kill_after(child, random.Random(seed).uniform(0, 5))
     convert(data_root)
     assert_every_volume_is_converted(data_root)
 
@@ -97,7 +107,7 @@ def test_recipes_and_encodings_live_side_by_side(data_root):
             assert reader.read(row).shape == COARSE.shape
 
 
-def test_progress_tells_gigabytes_a_second(data_root):
+def test_progress_shows_gigabytes_a_second(data_root):
     notes = []
 
     class Recorder(LogReporter):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import random
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from support.data_roots import (
     list_reasons,
 )
 from support.hub import LoopbackHub
-from support.processes import start_python
+from support.processes import kill_after, start_python, wait_for
 from support.volumes import COARSE
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
@@ -297,12 +296,9 @@ def test_downloads_killed_ten_times_fetch_little_twice(hub, tmp_path):
     program = "import sys, pathlib; from support.data_roots import download; download(pathlib.Path(sys.argv[1]))"
     for _ in range(10):
         before = len(raw_files(data_root))
-        child = start_python(program, data_root, stderr=subprocess.DEVNULL)
-        while len(raw_files(data_root)) == before and child.poll() is None:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.4))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child = start_python(program, data_root, stderr=subprocess.DEVNULL, start_new_session=True)
+        wait_for(lambda before=before, child=child: len(raw_files(data_root)) > before or child.poll() is not None)
+        kill_after(child, rng.uniform(0, 0.4))
     hub.chunk_delay_s = 0.0
     download(data_root)
     assert_same_files(data_root, folder)
