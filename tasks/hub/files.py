@@ -21,9 +21,9 @@ from tasks.hub.requests import Repository, ask
 from tasks.run.records import sha256_of
 from tasks.settings import LIMITS, Limits, hub_endpoint
 
-# bytes per read; with the client's own 64 KiB, parsing takes most of the time of a fast download
+# bytes per read: with the client's own 64 KiB, parsing takes most of the time of a fast download
 HTTP11Connection.READ_NUM_BYTES = 1 << 20
-PARTIAL_FOLDER = ".partial"  # folder of unfinished downloads; each is named by the hash of the complete file
+PARTIAL_FOLDER = ".partial"  # folder of unfinished downloads, each named by the hash of the complete file
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class HubFile:
 
 
 class StoppedError(Exception):
-    """The downloads were told to stop."""
+    """The meter was stopped and the downloads end."""
 
 
 class Meter:

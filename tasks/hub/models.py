@@ -96,7 +96,7 @@ def fetch_model(data_root: Path, address: ModelAddress, limits: Limits = LIMITS)
             return Origin(target, f"file://{target}")
         by_hand = _describe_by_hand(address.repository, address.paths, data_root)
         raise HubUnavailableError(f"{error}. Or {by_hand}") from error
-    needed = address.paths[:2]  # config.json and weights; a folder may have no tokenizer
+    needed = address.paths[:2]  # config.json and weights: a folder may have no tokenizer
     if missing := [path for path in needed if path not in files]:
         raise HubNotFoundError(f"{repository} has no {' and no '.join(missing)} at revision {repository.revision}")
     fetched = _fetch_all(data_root, repository, list(files.values()), limits)

@@ -27,8 +27,8 @@ def find_labeller(data_root: Path, name: str) -> LabellerReference:
     """Finds a labeller by the name of its folder, `models/<name>` below the data root, or by the path of its folder.
 
     `tfidf` is the tf-idf labeller that was trained last. `radbert` is `models/radbert` or, without that folder, the
-    RadBERT that was imported last. Raises `MissingInputError`, with the command to run, if there is no such labeller:
-    no other one takes its place.
+    RadBERT that was imported last. Raises `MissingInputError`, with the command to run, if there is no such labeller.
+    Another labeller never stands in for it.
     """
     if name == TFIDF:
         if (newest := find_newest_labeller(data_root, TFIDF)) is None:
@@ -72,7 +72,7 @@ def read_trained_on(data_root: Path, labeller_id: str) -> frozenset[str] | None:
 
 
 def _labeller_id(folder: Path, data_root: Path) -> str:
-    """The folder's name for a labeller of this data root; else the name and the first letters of the weights' hash."""
+    """The folder's name. The hash of the weights follows it unless the labeller was trained or imported here."""
     if folder.parent == data_root.resolve() / "models" and folder.name.startswith(TRAINED_PREFIX):
         return folder.name
     weights = folder / RADBERT_WEIGHTS

@@ -1,1 +1,1 @@
-"""Sources: CT-RATE in a folder or on the Hub, RAD-ChestCT, phantoms; their tables, their changes."""
+"""Sources: CT-RATE in a folder or on the Hub, RAD-ChestCT and phantoms. Their tables and their changes."""

@@ -55,5 +55,5 @@ class HubSource:
         paths = {name: str(name.path(self.storage)) for name in names}
         files = list_files(self.repository, paths.values(), self.limits)
         found = {name: files[path] for name, path in paths.items() if path in files}
-        # a volume kept in git itself has no SHA-256 to check a download with; CT-RATE has no such volume
+        # a volume kept in git itself has no SHA-256 to check a download with (CT-RATE has no such volume)
         return {name: FileFacts(file.size_bytes, file.sha256) for name, file in found.items() if file.sha256}

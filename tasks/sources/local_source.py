@@ -25,6 +25,8 @@ from tasks.settings import count_workers
 from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
 
+STATS_KEY = "mark"  # key of the fingerprint in `files-*.json`, as older versions wrote it
+
 Name = TypeVar("Name", bound=VolumeName | RadName)
 
 
@@ -80,12 +82,12 @@ class LocalSource:
             seen = json.loads(self.seen_path.read_text())
         except (OSError, ValueError):
             return None
-        is_same = seen["mark"] == self._fingerprint_stats(seen["tables"], seen["absent"])
+        is_same = seen[STATS_KEY] == self._fingerprint_stats(seen["tables"], seen["absent"])
         return str(seen["revision"]) if is_same else None
 
     def _remember(self, revision: str, tables: Sequence[str]) -> None:
-        mark = self._fingerprint_stats(tables, self.absent)  # the key of the files that older versions wrote
-        seen = {"revision": revision, "tables": tables, "absent": self.absent, "mark": mark}
+        stats = self._fingerprint_stats(tables, self.absent)
+        seen = {"revision": revision, "tables": tables, "absent": self.absent, STATS_KEY: stats}
         self.seen_path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self.seen_path) as file:
             file.write(json.dumps(seen).encode())

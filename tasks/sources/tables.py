@@ -17,7 +17,7 @@ from ctclip_model.errors import BadItemError, BadNameError, MetadataError
 
 csv.field_size_limit(16_000_000)
 
-# paths in CT-RATE; the odd names (`validation_` here, `valid_` there) are CT-RATE's own
+# paths in CT-RATE, with its own odd names: `validation_` here, `valid_` there
 METADATA = {"train": "dataset/metadata/train_metadata.csv", "valid": "dataset/metadata/validation_metadata.csv"}
 REPORTS = {
     "train": "dataset/radiology_text_reports/train_reports.csv",

@@ -16,7 +16,7 @@ from warehouse import store
 def list_unconverted(
     run: StageRun, recipe: Recipe, volumes: Mapping[str, VolumeFile], force: bool
 ) -> dict[str, VolumeFile]:
-    """Volumes of the Hub without a current row in a shard of the recipe; all of the Hub's with `force`."""
+    """Volumes of the Hub without a current row in a shard of the recipe. With `force`, all volumes of the Hub."""
     rows = store.query(
         run.data_root, "select volume_name, fingerprint from current_shard_volumes where recipe_id = ?",
         [recipe.recipe_id],

@@ -42,9 +42,9 @@ class DownloadOptions:
     """Bounds of the downloads. Raises `ConfigurationError` for a bound that is not above zero."""
 
     raw_cache_gb: float = RAW_CACHE_GB  # most GB of volumes in raw/ at once
-    keep_raw: bool = False  # keep downloaded files; raw_cache_gb is ignored
+    keep_raw: bool = False  # keep downloaded files and ignore raw_cache_gb
     threads: int = DOWNLOAD_THREADS
-    max_mb_per_s: float | None = None  # MB/s of all threads together; None: no limit
+    max_mb_per_s: float | None = None  # MB/s of all threads together (None: no limit)
 
     def __post_init__(self) -> None:
         if self.raw_cache_gb <= 0 or self.threads < 1 or (self.max_mb_per_s is not None and self.max_mb_per_s <= 0):

@@ -58,7 +58,7 @@ class ConversionResult:
 
     rows: list[ShardRow] = field(default_factory=list)  # volumes in the order of the shard
     rejects: list[BadItemError] = field(default_factory=list)
-    size_bytes: int = 0  # size of the shard; 0: every volume is a reject and there is no shard
+    size_bytes: int = 0  # size of the shard, 0 without one: every volume is a reject
 
 
 def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[str, VolumeFile]:

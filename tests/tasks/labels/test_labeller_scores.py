@@ -1,4 +1,4 @@
-"""Labellers against hand labels: what trained one never scores it, under whatever name and in whatever spelling."""
+"""Labellers against hand labels: a training report never scores its labeller, in any spelling, under any name."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def data_root(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hand(tmp_path: Path) -> Path:
-    """40 reports that nobody has seen, and 20 that trained the labeller, in other capitals and spaces."""
+    """40 unseen reports, and 20 reports that trained the labeller, in other capitals and spaces."""
     texts = [*OTHERS, *(f" {text.upper()}  " for text in TEXTS[:20])]
     labels = np.concatenate([OTHER_LABELS, LABELS[:20]])
     rows = [[f"train_{n}", text, *row] for n, (text, row) in enumerate(zip(texts, labels.tolist(), strict=True), 1)]
@@ -80,7 +80,7 @@ def reference(data_root: Path, name: str = NAME) -> LabellerReference:
 
 
 def score(data_root: Path, hand: Path, name: str = NAME, **options: Any) -> bool:
-    """Whether there was anything to score."""
+    """Scores the labeller. Returns False if there was nothing to score."""
     with open_run(data_root, "evaluate", name) as run:
         scoring = plan_scoring(run, name, hand, float32, force=False, **options)
         if scoring is not None:
@@ -89,7 +89,7 @@ def score(data_root: Path, hand: Path, name: str = NAME, **options: Any) -> bool
 
 
 def label(data_root: Path, name: str = NAME) -> int:
-    """How many reports there were to label."""
+    """Labels what is pending and returns the number of reports."""
     with open_run(data_root, "label", name) as run:
         pending = plan_labels(run, name, float32, Selection(), force=False, retry_rejects=False)
         record_labels(run, reference(data_root, name), pending, "cpu", float32)
@@ -120,7 +120,7 @@ def test_labeller_is_scored_again_only_when_a_report_or_a_label_changes(data_roo
     hand.write_text(hand.read_text().replace("train_1,", "train_1000,", 1))
     assert score(data_root, hand)
     assert not score(data_root, hand)
-    assert query(data_root, "select count(*) from hand_labels") == [(before[0][0] + 18,)]  # of the one report
+    assert query(data_root, "select count(*) from hand_labels") == [(before[0][0] + 18,)]  # 18 labels of one report
     assert query(data_root, "select count(*) from pending_evaluate") == [(0,)]
 
 

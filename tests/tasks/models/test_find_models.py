@@ -1,4 +1,4 @@
-"""Finding a model: which one is taken, from the published warehouse alone, and by whom it is published."""
+"""Finders of models: they read the published warehouse alone, and a stage publishes before it asks them."""
 
 from pathlib import Path
 

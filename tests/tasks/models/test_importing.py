@@ -97,12 +97,12 @@ def test_own_model_folder_is_imported_and_one_of_this_data_root_is_not_doubled(w
 def test_damaged_folder_is_made_again(weights, tmp_path):
     first = import_model(tmp_path / "data", str(weights / "CT-CLIP_v2.pt"), SMOKE)
     path = tmp_path / "data" / "models" / first.model_id / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
     left = path.parents[1] / f".{first.model_id}.killed"
     left.mkdir()
     assert import_model(tmp_path / "data", str(weights / "CT-CLIP_v2.pt"), SMOKE).is_new
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
     assert not left.exists()
 
 
@@ -127,7 +127,7 @@ def radbert(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def wide_labeller(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A preset of the golden labeller's widths; it tells the heads, which the shapes do not."""
+    """A preset with the golden labeller's widths and its number of heads, which the weights' shapes do not give."""
     shape = {"vocab_size": 300, "hidden_size": 32, "layers": 2, "heads": 4, "intermediate_size": 64, "max_length": 64}
     labeller = dataclasses.replace(smoke().labeller, by_sentence=False, **shape)
     monkeypatch.setitem(PRESETS, "wide", lambda: dataclasses.replace(smoke(), labeller=labeller))

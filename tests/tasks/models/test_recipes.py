@@ -1,4 +1,4 @@
-"""Recipes of one's own: JSON over the preset's, refused with one clear line where it makes no sense."""
+"""Custom recipes: JSON over a preset's recipe, refused with one clear line if a value is impossible."""
 
 import json
 

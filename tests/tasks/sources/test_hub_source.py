@@ -134,8 +134,8 @@ def test_listing_that_leads_out_of_the_repository_is_refused(hub, repository, tm
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 def test_passing_fault_is_waited_out(hub, repository, tmp_path, status):
-    for place in ("/revision/", "/paths-info/"):
-        hub.faults.play(status, place, times=2, Retry_After="0")
+    for address in ("/revision/", "/paths-info/"):
+        hub.faults.play(status, address, times=2, Retry_After="0")
     assert open_hub(tmp_path).read()[1].volumes
     assert len(hub.faults.played) == 4
 

@@ -33,7 +33,7 @@ def array(seed: int) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Three scans, of which one has no file, and a row that makes no sense."""
+    """Three scans, one of them without a file, and rows with a bad name and a bad label."""
     folder = tmp_path / "rad"
     header = [NAME_COLUMN, "Emphysema", "Lung nodule", "Location of something"]
     rows = [["trn00001", "1.0", "0.0", "x"], ["val00002", "0.0", "1.0", ""], ["tst00003", "0.0", "0.0", ""]]
@@ -120,8 +120,10 @@ def turned(folder: Path, data_root: Path, orientation: str | None) -> np.ndarray
     ingest(open_source(f"rad-chestct:{folder}", data_root, None, orientation), data_root)
     results = [convert(data_root, RECIPE) for _ in range(2)]
     assert [(result["done"], result["rejected"]) for result in results] == [(2, 0), (0, 0)]
-    [place] = query(data_root, "select shard_path, row_index from current_shard_volumes where volume_name = 'trn00001'")
-    return read_volume(data_root / place[0], place[1])
+    [(path, row)] = query(
+        data_root, "select shard_path, row_index from current_shard_volumes where volume_name = 'trn00001'"
+    )
+    return read_volume(data_root / path, row)
 
 
 def test_scans_become_shards_that_turn_with_the_orientation(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""The strict reading of CT-RATE's tables, and what a revision changes."""
+"""Strict reading of CT-RATE's tables, and the changes between two revisions."""
 
 from datetime import date
 from pathlib import Path

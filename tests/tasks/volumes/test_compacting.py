@@ -1,4 +1,4 @@
-"""Shards that are dead in part: reported, rewritten on request, and gone only when nothing reads them any more."""
+"""Partly superseded shards: listed, rewritten on request, and deleted only when nothing reads them any more."""
 
 from __future__ import annotations
 

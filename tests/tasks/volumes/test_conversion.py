@@ -1,4 +1,4 @@
-"""Conversion jobs: killed midway and rerun, every volume is in exactly one current shard row, whole."""
+"""Conversion jobs: after a kill and a rerun, every volume is in exactly one current shard row, undamaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Volumes from a hub that misbehaves: the right bytes or a reject with its reason, nothing else lost, a rerun ends."""
+"""Volumes from a faulty hub: the right bytes or a reject with its reason, and a rerun that mends it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def raw_files(data_root: Path) -> list[Path]:
 
 
 def assert_same_files(data_root: Path, phantoms: Path, missing: int = 0) -> None:
-    """Every volume in `raw/` is whole and right, all but so many are there, and nothing of an attempt is left."""
+    """Every volume except `missing` ones is in `raw/` with the right hash, and no partial file is left."""
     found = raw_files(data_root)
     assert len(found) == len(list(phantoms.rglob("*.nii.gz"))) - missing
     for path in found:
