@@ -1,4 +1,4 @@
-"""What tables, views and columns mean, said in the warehouse's file itself, by `comment on`."""
+"""Meanings of tables, views and columns, written into the warehouse by `comment on`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import duckdb
 from ctclip_model.data.abnormalities import ABNORMALITIES
 
 COLUMNS_FILE = Path(__file__).parent / "columns.toml"
-OWN_TABLES = {  # that no stage writes
-    "migrations": "a migration that this file has had",
-    "record_files": "a record file that has been loaded",
-    "view_files": "a view of this file and the checksum of its definition",
+OWN_TABLES = {  # tables that no stage writes
+    "migrations": "migration applied to this file",
+    "record_files": "record file loaded into this file",
+    "view_files": "view of this file, with the checksum of its definition",
     "published_results": "model x data set x metric, as printed in the literature",
 }
 
 
 def comment_columns(connection: duckdb.DuckDBPyConnection) -> None:
-    """Gives every table that no stage writes, and every column of every table and view, its comment."""
+    """Comments every column of every table and view, and the tables that no stage writes."""
     for table, grain in OWN_TABLES.items():
         connection.execute(f"comment on table {table} is {quoted(grain)}")
     columns = connection.execute(
@@ -37,19 +37,19 @@ def comment_columns(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def describe_column(table: str, column: str) -> str:
-    """What a column means, or nothing if `columns.toml` does not say; a `current_` view's are its table's."""
+    """Meaning of a column, or "" if `columns.toml` has none. The columns of `current_<table>` are the table's."""
     own = glossary()["only"].get(table.removeprefix("current_"), {})
     return str(own.get(column) or glossary()["columns"].get(column, ""))
 
 
 def quoted(text: str) -> str:
-    """A text as an SQL literal, for statements that take no parameters."""
+    """SQL literal of a text, for statements that take no parameters."""
     return "'" + text.replace("'", "''") + "'"
 
 
 @cache
 def glossary() -> dict[str, dict[str, Any]]:
-    """Meanings by column name under `columns`, and under `only` by table or view for those of their own."""
+    """Meanings by column name (`columns`), and by table or view where they differ (`only`)."""
     read: dict[str, dict[str, Any]] = tomllib.loads(COLUMNS_FILE.read_text())
     labels = {name.lower().replace(" ", "_"): f"1 with {name.lower()}, 0 without" for name in ABNORMALITIES}
     read["only"]["labels_wide"] = labels

@@ -1,10 +1,9 @@
-"""The fold of record files into tables: which are new, how they load, and which rows they supersede.
+"""Fold of record files into tables: new files, their loading, and the rows that they supersede.
 
-A record file is `records/<table>/<run_id>-<n>.parquet` under the data root, written whole by one rename and never
-changed. Rows are only ever added, so the order in which publishes meet the files cannot matter: within a group the
-rows of the greatest run_id are current, and those of any other run are superseded by the next greater one. So a file
-of an older run that arrives late (a long training that began before a conversion which has ended) does not replace
-what a newer run wrote: it takes its place in the history, as if it had been there in time.
+A record file is `records/<table>/<run_id>-<n>.parquet` under the data root, written by one rename and never changed.
+Rows are only ever added, so the order of the files does not matter. Within a group the rows of the greatest run_id are
+current. Rows of any other run are superseded by the next greater run_id. A late file of an older run (a long training
+that began before a conversion which has ended) joins the history and does not replace newer rows.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from warehouse.tables import TABLES, Table
 RECORDS_FOLDER = "records"
 RECORD_PATTERN = re.compile(r"(?P<run_id>.+)-(?P<number>\d+)\.parquet")
 FILES_PER_INSERT = 500
+SUPERSEDE = Path(__file__).parent / "supersede.sql"
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,23 @@ class RecordFile:
 
 
 def list_records(data_root: Path) -> list[RecordFile]:
-    """Every finished record file, by table, run and number; raises `WarehouseError` on one of no known table or run."""
+    """Lists every finished record file, by table, run and number.
+
+    Raises `WarehouseError` for a folder of no known table, or a file that is not named after a run.
+    """
     folder = data_root / RECORDS_FOLDER
     known = {table.name for table in TABLES}
-    strangers = sorted(path.name for path in folder.glob("[!.]*") if path.name not in known)
-    if strangers:
-        raise WarehouseError(f"{folder / strangers[0]} is not a folder of records: there is no such table")
+    unknown = sorted(path.name for path in folder.glob("[!.]*") if path.name not in known)
+    if unknown:
+        raise WarehouseError(f"{folder / unknown[0]} is not a folder of records: there is no such table")
     return [file for table in TABLES for file in _list_table(folder / table.name, table.name)]
 
 
 def load_records(connection: duckdb.DuckDBPyConnection, data_root: Path, files: list[RecordFile]) -> dict[str, int]:
-    """Loads record files and marks what they supersede; returns the rows loaded by table.
+    """Loads record files, marks superseded rows, and returns the number of loaded rows by table.
 
-    Raises `WarehouseError` naming the file that is damaged, of another run than its name says, or has a column that
-    its table lacks.
+    Raises `WarehouseError` naming the file that is damaged, has rows of another run, or has a column that its table
+    lacks.
     """
     loaded = {}
     for table in TABLES:
@@ -84,7 +87,7 @@ def _load_table(connection: duckdb.DuckDBPyConnection, data_root: Path, table: T
         try:
             _insert(connection, table, paths)
         except duckdb.Error:
-            for path in paths:  # which of them is it?
+            for path in paths:  # one by one, to name the faulty file
                 _try_alone(connection, table, path)
             raise
         connection.executemany("insert into record_files values (?, ?, ?, ?)", facts)
@@ -93,7 +96,7 @@ def _load_table(connection: duckdb.DuckDBPyConnection, data_root: Path, table: T
 
 
 def _inspect(data_root: Path, file: RecordFile, columns: set[str]) -> tuple[str, str, int, int]:
-    """The file's row of `record_files`, once its footer reads well and its columns are known."""
+    """Checks a file's footer and columns, and returns its row of `record_files`."""
     path = data_root / file.path
     try:
         metadata = pq.read_metadata(path)
@@ -111,11 +114,11 @@ def _inspect(data_root: Path, file: RecordFile, columns: set[str]) -> tuple[str,
 def _insert(connection: duckdb.DuckDBPyConnection, table: Table, paths: list[str]) -> None:
     source = "read_parquet(?, union_by_name = true, hive_partitioning = false, filename = 'record_path')"
     run_of_file = r"regexp_extract(record_path, '([^/\\]+)-\d+\.parquet$', 1)"
-    stray = connection.execute(
+    foreign = connection.execute(
         f"select record_path, run_id from {source} where run_id is distinct from {run_of_file} limit 1", [paths]
     ).fetchone()
-    if stray:
-        raise WarehouseError(f"record file {stray[0]} holds a row of another run, {stray[1]}")
+    if foreign:
+        raise WarehouseError(f"record file {foreign[0]} holds a row of another run, {foreign[1]}")
     connection.execute(f"insert into {table.name} by name select * exclude (record_path) from {source}", [paths])
 
 
@@ -133,14 +136,5 @@ def _supersede(connection: duckdb.DuckDBPyConnection, table: Table, run_ids: lis
     """Sets `superseded_by_run` afresh in every group that has a row of one of the runs."""
     group = ", ".join(table.group)
     same = " and ".join(f"{table.name}.{column} is not distinct from other.{column}" for column in table.group)
-    connection.execute(
-        f"""
-        with touched as (select distinct {group} from {table.name} where run_id in (select unnest(?))),
-        runs as (select distinct {group}, run_id from {table.name} semi join touched as other on {same}),
-        other as (select *, lead(run_id) over (partition by {group} order by run_id) as next_run from runs)
-        update {table.name} set superseded_by_run = other.next_run from other
-        where {same} and {table.name}.run_id = other.run_id
-            and {table.name}.superseded_by_run is distinct from other.next_run
-        """,
-        [run_ids],
-    )
+    sql = SUPERSEDE.read_text().format(table=table.name, group=group, same=same)
+    connection.execute(sql, [run_ids])

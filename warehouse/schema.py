@@ -1,4 +1,4 @@
-"""What the warehouse's file must hold beside records: migrations, views and checks."""
+"""Schema of the warehouse: migrations, views and checks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from warehouse.tables import TABLES
 
 HERE = Path(__file__).parent
 MIGRATION_PATTERN = re.compile(r"(\d{4})_\w+")
-SHOWN_ROWS = 5  # of a failed check
+SHOWN_ROWS = 5  # rows of a failed check in its error message
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "migrations") -> None:
-    """Applies the migrations that the file has not seen, in order, each in a transaction.
+    """Applies the migrations that the file lacks, in order, each in a transaction.
 
     Raises `WarehouseError` if an applied migration has changed since, or if the file knows one that the code lacks.
     """
@@ -38,40 +38,40 @@ def migrate(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "migrat
 
 
 def pending_migrations(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "migrations") -> dict[int, Path]:
-    """The migrations that a file has not seen, by number; raises as `migrate` does."""
+    """Migrations that a file lacks, by number. Raises as `migrate` does."""
     files = {int(_number(path)): path for path in sorted(folder.glob("*.sql"))}
     rows = connection.execute("select number, name, sha256 from migrations order by number").fetchall()
     for number, name, sha256 in rows:
         path = files.pop(number, None)
         if path is None:
-            raise WarehouseError(f"the warehouse is newer than this code: it has had migration {name}; update the code")
+            raise WarehouseError(f"the warehouse is newer than this code: it has migration {name}; update the code")
         if _sha256(path.read_text()) != sha256:
             raise WarehouseError(f"migration {path.name} has changed since it was applied; add a new one instead")
     return files
 
 
 def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
-    """Every view's name and its query, in an order in which they can be created.
+    """Names and queries of all views, in an order in which they can be created.
 
-    A file in `views/` is a view of its own name, its first line a comment that states the grain. `current_<table>`
-    (the rows that nothing has superseded or withdrawn) and `pending_<stage>` are alike for all and made here.
+    A file in `views/` is a view of the file's name. Its first line is a comment that states the grain. Generated here:
+    `current_<table>` (rows that no run has superseded or withdrawn), `pending_<stage>` and `stages`.
     """
     views = {path.stem: path.read_text() for path in folder.glob("*.sql")}
     for table in TABLES:
         if table.group:
             kept = " and is_withdrawn is not true" if table.has_withdrawn else ""
             views[f"current_{table.name}"] = (
-                f"-- {table.grain}: the latest\n"
+                f"-- {table.grain}: latest row\n"
                 f"select * exclude (superseded_by_run) from {table.name} where superseded_by_run is null{kept}"
             )
     for stage in PIPELINE.values():
         if stage.is_planned:
             views[f"pending_{stage.name.replace('-', '_')}"] = (
-                f"-- an item that `{stage.name}` would do when run again\n"
+                f"-- variant x item that a rerun of `{stage.name}` would do\n"
                 f"select variant, item, fingerprint from pending where stage = '{stage.name}'"
             )
     rows = ", ".join(f"('{stage.name}', {index}, {stage.trains})" for index, stage in enumerate(PIPELINE.values(), 1))
-    views["stages"] = f"-- a stage\nselect * from (values {rows}) as stages(stage, position, trains)"
+    views["stages"] = f"-- stage\nselect * from (values {rows}) as stages(stage, position, trains)"
     words = {name: set(re.findall(r"\w+", re.sub(r"--.*", "", text))) for name, text in views.items()}
     try:
         order = TopologicalSorter(
@@ -83,7 +83,7 @@ def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
 
 
 def create_views(connection: duckdb.DuckDBPyConnection) -> None:
-    """Makes the file's views those of the code, each with its grain as a comment, and drops all others."""
+    """Drops all views of the file and creates those of the code, with grains and meanings as comments."""
     names = connection.execute("select view_name from duckdb_views() where not internal").fetchall()
     connection.begin()
     for (name,) in names:
@@ -105,20 +105,15 @@ def create_views(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def views_are_current(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether the file's views and comments are those of the code."""
+    """True if the file's views and comments are those of the code."""
     made = dict(connection.execute("select name, sha256 from view_files").fetchall())
     files = view_definitions() | {COLUMNS_FILE.name: COLUMNS_FILE.read_text()}
     return made == {name: _sha256(text) for name, text in files.items()}
 
 
 def run_checks(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "checks") -> None:
-    """Runs every check; raises `CheckFailedError` with the name and some rows of the first that returns any."""
-    checks = {path.stem: path.read_text() for path in sorted(folder.glob("*.sql"))}
-    for table in (table for table in TABLES if table.key):
-        key = ", ".join(table.key)
-        rows = f"current_{table.name}" if table.group else table.name
-        checks[f"unique_{table.name}"] = f"select {key}, count(*) as n from {rows} group by {key} having n > 1"
-    for name, text in checks.items():
+    """Runs every check. Raises `CheckFailedError` with the name and some rows of the first check that returns rows."""
+    for name, text in check_definitions(folder).items():
         cursor = connection.execute(text)
         rows_found = cursor.fetchmany(SHOWN_ROWS)
         if rows_found:
@@ -127,8 +122,30 @@ def run_checks(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "che
             raise CheckFailedError(f"check {name} failed, the warehouse stays as it was; such as: {shown}")
 
 
+def check_definitions(folder: Path = HERE / "checks") -> dict[str, str]:
+    """Names and queries of all checks. A check returns rows that must not exist.
+
+    A file in `checks/` is a check of the file's name. Generated here: `unknown_run` (a run that left records but no
+    row at status 'running') and `unique_<table>` (a repeated key).
+    """
+    checks = {path.stem: path.read_text() for path in sorted(folder.glob("*.sql"))}
+    recorded = " union all ".join(
+        f"select distinct '{table.name}' as table_name, run_id from {table.name}"
+        for table in TABLES
+        if table.name != "runs"
+    )
+    started = "select run_id from runs where status = 'running'"
+    checks["unknown_run"] = f"select * from ({recorded}) as recorded anti join ({started}) as started using (run_id)"
+    for table in TABLES:
+        if table.key:
+            key = ", ".join(table.key)
+            rows = f"current_{table.name}" if table.group else table.name
+            checks[f"unique_{table.name}"] = f"select {key}, count(*) as n from {rows} group by {key} having n > 1"
+    return checks
+
+
 def describe_query(text: str) -> str:
-    """The first line of an .sql file, which says what its rows are."""
+    """First line of an .sql file: the grain of its rows."""
     return text.partition("\n")[0].removeprefix("--").strip()
 
 

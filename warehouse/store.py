@@ -1,7 +1,7 @@
 """The warehouse's file: publish (lock, copy, load records, check, rename) and read.
 
-`warehouse.duckdb` under the data root is never edited: a publish makes a whole new file beside it and renames it into
-place, so readers always open a whole, checked warehouse, and one that holds it open keeps the file that it opened.
+`warehouse.duckdb` under the data root is never edited. A publish builds a new file beside it and renames the new file
+into place. So readers always open a complete, checked warehouse, and an open reader keeps the file that it opened.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PublishResult:
-    """What a publish did; `rows` are the rows loaded by table, and an unchanged warehouse was not rewritten."""
+    """Result of a publish: `rows` loaded by table. An unchanged warehouse was not rewritten."""
 
     rows: dict[str, int]
     count_files: int
@@ -48,7 +48,7 @@ class PublishResult:
 
 @dataclass(frozen=True)
 class SQLResult:
-    """A query's answer: column names, DuckDB's type names, rows."""
+    """Answer of a query: column names, DuckDB's type names, rows."""
 
     columns: list[str]
     types: list[str]
@@ -56,10 +56,10 @@ class SQLResult:
 
 
 def publish(data_root: Path, *, from_scratch: bool = False, lock_timeout_s: float = LOCK_TIMEOUT_S) -> PublishResult:
-    """Folds every new record file into a new warehouse and puts it in the old one's place, if there is anything to do.
+    """Folds every new record file into a new warehouse, which replaces the old one. Does nothing if nothing is new.
 
-    Raises `CheckFailedError` where the new rows break an invariant and `WarehouseError` on a damaged record file, a
-    held lock or a full disk; the old file then stays.
+    Raises `CheckFailedError` if the new rows break an invariant. Raises `WarehouseError` for a damaged record file, a
+    held lock or a full disk. After an error the old file stays.
     """
     started = time.monotonic()
     target = data_root / WAREHOUSE_FILE
@@ -68,6 +68,7 @@ def publish(data_root: Path, *, from_scratch: bool = False, lock_timeout_s: floa
         is_fresh = from_scratch or not target.exists()
         if not is_fresh and _is_current(data_root):
             return PublishResult({}, 0, time.monotonic() - started, is_changed=False)
+        # `whole_file` would make the file first, and DuckDB opens no empty file.
         work = data_root / f"{WORK_PREFIX}{uuid.uuid4().hex[:8]}.duckdb"
         try:
             if not is_fresh:
@@ -88,16 +89,16 @@ def publish(data_root: Path, *, from_scratch: bool = False, lock_timeout_s: floa
 
 @contextmanager
 def read(data_root: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A read-only connection to the published warehouse, closed at the end: hold it for a query, not for a stage.
+    """Opens a read-only connection to the published warehouse. Hold it for a query, not for a stage.
 
-    Raises `MissingInputError` if nothing has been published yet and `WarehouseError` if the file is newer than this
-    code or cannot be opened.
+    Raises `MissingInputError` if no warehouse has been published yet. Raises `WarehouseError` if the file is newer than
+    this code or cannot be opened.
     """
     path = data_root / WAREHOUSE_FILE
     if not path.exists():
         raise MissingInputError(f"there is no warehouse in {data_root} yet: run `ctclip ingest` or `ctclip publish`")
-    # Attached and not connected to: within a process DuckDB hands out one instance a path, so while anyone here still
-    # reads the old file, connecting would give the old one again.
+    # Attached, because DuckDB keeps one instance per path and process. A connection to the path itself would show the
+    # old file for as long as another reader of this process holds it open.
     spill = str(Path(tempfile.gettempdir()) / f"ctclip-duckdb-{uuid.uuid4().hex}")
     with duckdb.connect(
         ":memory:", config={"temp_directory": spill, "python_enable_replacements": False}
@@ -126,9 +127,10 @@ def load_sql(package: str, name: str) -> str:
 
 
 def run_user_sql(data_root: Path, sql: str, parameters: Sequence[Any] | Mapping[str, Any] | None = None) -> SQLResult:
-    """The answer to a person's own SQL, which can neither write nor reach any file; raises as `read` does.
+    """Runs SQL of a user, which can neither write nor read other files.
 
-    `parameters` fill `?` in order, or `$name` by name. An error in the SQL is a `ConfigurationError`.
+    `parameters` fill `?` in order, or `$name` by name. Raises `ConfigurationError` for an error in the SQL, otherwise
+    as `read` does.
     """
     with read(data_root) as connection:
         connection.execute("set enable_external_access = false")
@@ -143,12 +145,12 @@ def run_user_sql(data_root: Path, sql: str, parameters: Sequence[Any] | Mapping[
 
 
 def list_queries() -> dict[str, str]:
-    """The saved queries: each name and what its rows are."""
+    """Names of the saved queries, each with its grain."""
     return {path.stem: schema.describe_query(path.read_text()) for path in sorted(_queries_folder().glob("*.sql"))}
 
 
 def load_query(name: str) -> str:
-    """The SQL of a saved query, for `run_user_sql`; raises `ConfigurationError` if there is none of that name."""
+    """SQL of a saved query, for `run_user_sql`. Raises `ConfigurationError` for an unknown name."""
     if name not in list_queries():
         raise ConfigurationError(f"there is no saved query {name!r}; there are: {', '.join(list_queries())}")
     return (_queries_folder() / f"{name}.sql").read_text()
@@ -169,7 +171,7 @@ def _lock(path: Path, timeout_s: float) -> Iterator[None]:
 
 
 def _tidy(data_root: Path) -> None:
-    """Removes what a dead publish left and moves aside a `.wal` that a read-write open left; needs the lock."""
+    """Removes the files of a dead publish, and moves aside the `.wal` of a read-write connection. Needs the lock."""
     for path in data_root.glob(f"{WORK_PREFIX}*"):
         if path.is_dir():
             shutil.rmtree(path)
@@ -179,7 +181,7 @@ def _tidy(data_root: Path) -> None:
     if wal.exists():
         aside = wal.with_name(f"{wal.name}.stray-{time.strftime('%Y%m%dT%H%M%S')}")
         wal.rename(aside)
-        logger.warning("somebody opened the warehouse for writing: its log was moved to %s", aside)
+        logger.warning("another program opened the warehouse for writing: its log was moved to %s", aside)
 
 
 def _is_current(data_root: Path) -> bool:
@@ -197,7 +199,7 @@ def _new_records(connection: duckdb.DuckDBPyConnection, data_root: Path) -> list
 
 
 def _build(work: Path, data_root: Path) -> tuple[dict[str, int], int]:
-    """Brings a copy of the warehouse up to date and checks it."""
+    """Migrates a copy of the warehouse, loads the new records into it and checks it."""
     with duckdb.connect(str(work)) as connection:
         schema.migrate(connection)
         files = _new_records(connection, data_root)
@@ -210,12 +212,12 @@ def _build(work: Path, data_root: Path) -> tuple[dict[str, int], int]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies a file, sharing its blocks where the file system can."""
+    """Copies a file, sharing its blocks if the file system can."""
     with source.open("rb") as reader, target.open("wb") as writer:
         try:
             while os.copy_file_range(reader.fileno(), writer.fileno(), COPY_CHUNK_BYTES):
                 pass
-        except (AttributeError, OSError):  # no such call, or not between these files
+        except (AttributeError, OSError):  # a system without this call, or two file systems
             reader.seek(0)
             writer.seek(0)
             writer.truncate()

@@ -1,4 +1,4 @@
-"""The tables that stages write: what a row is, what makes it unique, and which rows a newer run replaces."""
+"""Tables that stages write: their grain, their keys, and the groups of rows that a newer run replaces."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from dataclasses import dataclass
 class Table:
     """One table that record files fill.
 
-    `key` is unique among its current rows; a log, in which repetition is harmless, has none. `group` names what a run
-    replaces at once: the rows of a run supersede every row of the same group from earlier runs, and never one of the
-    same run. An append-only table has no group. A row whose `is_withdrawn` is set supersedes like any other and is
-    not current itself.
+    `grain` describes a row. `key` is unique among current rows; a log, where repetition is harmless, has no key. A
+    run's rows supersede every row of the same `group` from earlier runs, and never a row of the same run. An
+    append-only table has no group. A row whose `is_withdrawn` is set supersedes like any other and is not current.
     """
 
     name: str
@@ -25,16 +24,16 @@ class Table:
 SCORED = ("model_id", "dataset", "split", "protocol", "unit")
 WORK_ITEM = ("stage", "variant", "item")
 
-# `runs` stands last: a run records its start before anything else, so whoever lists `runs` after the other tables
-# knows the run of every record that it has seen.
+# `runs` stands last. A run records its start before anything else, so a reader that lists `runs` after the other tables
+# finds the run of every record file that it has listed.
 TABLES: tuple[Table, ...] = (
-    Table("volumes", "a reconstruction", ("volume_name",), ("volume_name",), has_withdrawn=True),
-    Table("reports", "a scan", ("scan_id",), ("scan_id",), has_withdrawn=True),
+    Table("volumes", "reconstruction", ("volume_name",), ("volume_name",), has_withdrawn=True),
+    Table("reports", "scan", ("scan_id",), ("scan_id",), has_withdrawn=True),
     Table("published_labels", "scan x abnormality", ("scan_id", "abnormality"), ("scan_id",), has_withdrawn=True),
     Table("hand_labels", "report x abnormality", ("report_id", "abnormality"), ("report_id",)),
     Table("exclusions", "volume x reason", ("volume_name", "reason"), ("volume_name", "reason"), has_withdrawn=True),
-    Table("sources", "a source's revision", ("source",), ("source",)),
-    Table("shards", "a shard file", ("shard_path",), ("shard_path",)),
+    Table("sources", "revision of a source", ("source",), ("source",)),
+    Table("shards", "shard file", ("shard_path",), ("shard_path",)),
     Table("shard_volumes", "volume x recipe", ("volume_name", "recipe_id"), ("volume_name", "recipe_id")),
     Table(
         "labels",
@@ -42,7 +41,7 @@ TABLES: tuple[Table, ...] = (
         ("scan_id", "abnormality", "labeller_id"),
         ("scan_id", "labeller_id"),
     ),
-    Table("models", "a model folder", ("model_id",), ("model_id",)),
+    Table("models", "model folder", ("model_id",), ("model_id",)),
     Table("model_samples", "model x training sample", ("model_id", "sample_id"), ("model_id",)),
     Table(
         "training_steps",
@@ -79,12 +78,12 @@ TABLES: tuple[Table, ...] = (
     Table("projections", "model x data set x split x protocol x unit x item", (*SCORED, "item"), SCORED),
     Table(
         "curves",
-        "a point of a curve: model x data set x split x protocol x unit x label source x abnormality x curve x point",
+        "model x data set x split x protocol x unit x label source x abnormality x curve x point",
         (*SCORED, "label_source", "abnormality", "curve", "point"),
         (*SCORED, "label_source"),
     ),
     Table("pages", "model x data set x split", ("model_id", "dataset", "split"), ("model_id", "dataset", "split")),
     Table("wanted", "stage x variant x item", WORK_ITEM, WORK_ITEM, has_withdrawn=True),
-    Table("rejects", "a refusal of a stage x variant x item", (), WORK_ITEM, has_withdrawn=True),
+    Table("rejects", "stage x variant x item x rejection", (), WORK_ITEM, has_withdrawn=True),
     Table("runs", "stage run x status", ("run_id", "status")),
 )

@@ -1,5 +1,7 @@
--- a comparison of a model with itself, or whose interval, p-value or counts cannot be
-select model_id, other_model_id, dataset, split, protocol, abnormality, metric, difference, ci_low, ci_high, p_value, p_value_holm, n
+-- comparison of a model with itself, or with an impossible interval, p-value or count
+select
+    model_id, other_model_id, dataset, split, protocol, abnormality, metric, difference, ci_low, ci_high,
+    p_value, p_value_holm, n
 from current_comparisons
 where
     model_id = other_model_id or not difference between -1 and 1 or ci_low > ci_high or bca_low > bca_high

@@ -1,4 +1,4 @@
--- a latent that is missing, is not of length 1, or has another number of dimensions than its model's others
+-- latent that is missing, not of length 1, or not of the same number of dimensions as the model's others
 with measured as (
     select
         model_id, kind, item, len(latent) as dimensions, sqrt(list_dot_product(latent, latent)) as norm
@@ -8,6 +8,10 @@ select * from measured
 where norm is null or abs(norm - 1) > 1e-3
 union all
 select measured.* from measured
-join (select model_id, mode(dimensions) as usual from measured group by model_id having min(dimensions) < max(dimensions)) as models
-    using (model_id)
+join (
+    select model_id, mode(dimensions) as usual
+    from measured
+    group by model_id
+    having min(dimensions) < max(dimensions)
+) as models using (model_id)
 where dimensions <> usual

@@ -1,5 +1,5 @@
--- an abnormality whose metrics disagree on what they counted, or counted more than was predicted
--- metrics of decisions may count fewer: the patients whom the threshold was chosen on are left out of them
+-- abnormality whose metrics disagree on their counts, or count more items than were predicted
+-- Metrics of decisions may count fewer items, since patients that the threshold was chosen on are left out.
 with counted as (
     select
         model_id, dataset, split, protocol, unit, label_source, abnormality, threshold_source,

@@ -1,7 +1,11 @@
--- a metric whose counts contradict each other, or whose value or interval cannot be
-select model_id, dataset, split, protocol, unit, label_source, abnormality, metric, value, ci_low, ci_high, n, n_positive
+-- metric with contradictory counts, or an impossible value or interval
+select
+    model_id, dataset, split, protocol, unit, label_source, abnormality, metric, value, ci_low, ci_high, n, n_positive
 from current_metrics
 where
     n < 0 or n_positive < 0 or n_positive > n or ci_low > ci_high or bca_low > bca_high
-    or metric in ('auroc', 'average_precision', 'accuracy', 'f1', 'weighted_f1', 'precision', 'recall', 'specificity', 'brier', 'calibration_error')
+    or metric in (
+        'auroc', 'average_precision', 'accuracy', 'f1', 'weighted_f1', 'precision', 'recall', 'specificity', 'brier',
+        'calibration_error'
+    )
     and not value between 0 and 1

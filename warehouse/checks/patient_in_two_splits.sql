@@ -1,4 +1,4 @@
--- a patient with volumes of more than one split
+-- patient with volumes of more than one split
 select patient_id, list(distinct split order by split) as splits, count(*) as count_volumes
 from current_volumes
 where patient_id is not null

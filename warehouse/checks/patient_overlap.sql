@@ -1,2 +1,2 @@
--- a patient whom a model was trained on and is scored on
+-- patient that a model was trained on and is scored on
 select * from patient_overlap

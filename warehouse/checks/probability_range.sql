@@ -1,4 +1,4 @@
--- a probability outside [0, 1]
+-- probability outside [0, 1]
 select 'labels' as table_name, labeller_id as made_by, scan_id as item, abnormality, probability
 from current_labels
 where not probability between 0 and 1

@@ -1,8 +1,10 @@
--- the best of our models for each abnormality by AUROC on $dataset, $split, with its interval
+-- abnormality: our best model by AUROC on $dataset, $split, with its interval
 select
     abnormality, arg_max_null(model_id, value) as model_id, max(value) as auroc, arg_max_null(ci_low, value) as ci_low,
     arg_max_null(ci_high, value) as ci_high, arg_max_null(n, value) as n, arg_max_null(n_positive, value) as n_positive
 from current_metrics
-where metric = 'auroc' and abnormality not in ('macro', 'micro') and protocol <> 'published' and unit = 'scan' and dataset = $dataset and split = $split and label_source = 'published'
+where
+    metric = 'auroc' and abnormality not in ('macro', 'micro') and protocol <> 'published' and unit = 'scan'
+    and dataset = $dataset and split = $split and label_source = 'published'
 group by abnormality
 order by auroc desc

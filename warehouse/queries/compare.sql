@@ -1,4 +1,4 @@
--- how much more AUROC $model_id has than each other model on $dataset, $split, macro first: with interval, p and Holm's p
+-- other model x abnormality: AUROC of $model_id minus the other model's on $dataset, $split, with interval, p and Holm's p
 select
     other_model_id, other_protocol, abnormality, difference, ci_low, ci_high, p_value, p_value_holm, count_patients, n
 from model_comparisons

@@ -1,4 +1,4 @@
--- reports that mention $term in findings or impression while the published label $abnormality is 0
+-- report that mentions $term in findings or impression although its published label $abnormality is 0
 select scan_id, findings, impression
 from current_reports as reports
 join current_published_labels as labels using (scan_id)

@@ -1,4 +1,4 @@
--- prevalence of each published label by manufacturer, sex and age band, over scans
+-- published label x manufacturer x sex x age band: prevalence over scans
 with people as (
     select
         scan_id, any_value(manufacturer) as manufacturer, any_value(patient_sex) as patient_sex,

@@ -1,5 +1,7 @@
--- what the run $run_id took and did, and the rows that it left by table
-select stage, variant, status, host, duration_s, count_done, count_rejected, duration_s / nullif(count_done, 0) as seconds_per_item,
+-- run $run_id: status, duration, items and the rows that it left by table
+select
+    stage, variant, status, host, duration_s, count_done, count_rejected,
+    duration_s / nullif(count_done, 0) as seconds_per_item,
     (
         select map_from_entries(list(struct_pack(k := table_name, v := rows) order by table_name))
         from (

@@ -1,4 +1,4 @@
--- time and items by stage and variant over all finished runs
+-- stage x variant: time and items of all finished runs
 select
     stage, variant, count(*) as count_runs, sum(duration_s) as duration_s, sum(count_done) as count_done,
     sum(count_rejected) as count_rejected, sum(duration_s) / nullif(sum(count_done), 0) as seconds_per_item

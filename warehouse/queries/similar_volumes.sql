@@ -1,4 +1,4 @@
--- the $count volumes whose latents by $model_id are most similar to that of $volume_name, other scans only
+-- the $count volumes of other scans whose latents by $model_id are most similar to that of $volume_name
 with latents as (select * from wanted_latents where model_id = $model_id and kind = 'volume'),
 query as (select latent from latents where item = $volume_name)
 select

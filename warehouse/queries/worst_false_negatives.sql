@@ -1,10 +1,11 @@
--- the $count scans that $model_id gives the lowest probability of an abnormality that the published labels affirm
+-- the $count scans to which $model_id gives the lowest probability of an abnormality that the published labels affirm
 select
     predictions.dataset, predictions.split, predictions.protocol, item as scan_id,
     predictions.abnormality, probability,
     reports.findings, reports.impression
 from current_predictions as predictions
-join current_published_labels as labels on labels.scan_id = predictions.item and labels.abnormality = predictions.abnormality
+join current_published_labels as labels
+    on labels.scan_id = predictions.item and labels.abnormality = predictions.abnormality
 left join current_reports as reports on reports.scan_id = predictions.item
 where model_id = $model_id and unit = 'scan' and labels.value = 1
 order by probability

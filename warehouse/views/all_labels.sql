@@ -1,6 +1,11 @@
--- scan x abnormality x labeller, the published labels being those of a labeller 'published'
-select scan_id, if(contains(scan_id, '_'), split_part(scan_id, '_', 1), 'external') as split, abnormality, labeller_id, value, probability, is_training
+-- scan x abnormality x labeller. Published labels stand under the labeller 'published'
+select
+    scan_id, if(contains(scan_id, '_'), split_part(scan_id, '_', 1), 'external') as split, abnormality, labeller_id,
+    value, probability, is_training
 from current_labels
 anti join (select scan_id from reports where superseded_by_run is null and is_withdrawn) using (scan_id)
 union all
-select scan_id, if(contains(scan_id, '_'), split_part(scan_id, '_', 1), 'external'), abnormality, 'published', value, null, false from current_published_labels
+select
+    scan_id, if(contains(scan_id, '_'), split_part(scan_id, '_', 1), 'external'), abnormality, 'published',
+    value, null, false
+from current_published_labels

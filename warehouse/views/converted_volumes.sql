@@ -1,4 +1,4 @@
--- volume x recipe as it is wanted now: converted from its present file, spacing and recipe, and not withdrawn
+-- volume x recipe: shard row made from the volume's present file and spacing and the present recipe
 select shards.*
 from current_shard_volumes as shards
 semi join current_wanted as wanted

@@ -1,4 +1,4 @@
--- item x problem: faults of upstream data and unfinished work, which never stop a publish
+-- item x problem: faults of upstream data and unfinished work. They never stop a publish
 select distinct scan_id as item, 'labels_disputed' as problem, 'its reconstructions are labelled differently' as detail
 from current_published_labels
 where is_disputed
@@ -19,7 +19,9 @@ select scan_id, 'report_empty', 'has neither findings nor an impression'
 from current_reports
 where trim(concat_ws(' ', findings, impression)) = ''
 union all
-select scan_id, 'report_duplicate', count(*) over same_text || ' scans share its text, first ' || min(scan_id) over same_text
+select
+    scan_id, 'report_duplicate',
+    count(*) over same_text || ' scans share its text, first ' || min(scan_id) over same_text
 from current_reports
 where trim(concat_ws(' ', findings, impression)) <> ''
 window same_text as (partition by md5(concat_ws('|', findings, impression)))
@@ -31,7 +33,10 @@ union all
 select
     volume_name,
     if(spacing_x_mm is null or spacing_y_mm is null or spacing_z_mm is null, 'spacing_missing', 'spacing_implausible'),
-    format('{} x {} x {} mm', coalesce(spacing_x_mm::varchar, '?'), coalesce(spacing_y_mm::varchar, '?'), coalesce(spacing_z_mm::varchar, '?'))
+    format(
+        '{} x {} x {} mm',
+        coalesce(spacing_x_mm::varchar, '?'), coalesce(spacing_y_mm::varchar, '?'), coalesce(spacing_z_mm::varchar, '?')
+    )
 from current_volumes
 where
     spacing_x_mm is null or spacing_y_mm is null or spacing_z_mm is null

@@ -1,9 +1,9 @@
--- stage x variant x item x fingerprint: what the stages have made and nothing has superseded
+-- stage x variant x item x fingerprint: finished work that no later run has superseded
 select distinct 'convert' as stage, recipe_id as variant, volume_name as item, fingerprint from current_shard_volumes
 union all
 select distinct 'label', labeller_id, scan_id, fingerprint from current_labels
 union all
--- a training is its fingerprint, so its model counts for whichever training stage asked for it
+-- A model is found by its training's fingerprint, so it counts for every training stage that wants it.
 select distinct stage, variant, item, wanted.fingerprint
 from current_wanted as wanted
 join current_models as models on models.fingerprint = wanted.item
@@ -15,7 +15,8 @@ select distinct 'evaluate', model_id, concat_ws('/', dataset, split, protocol, u
 union all
 select distinct
     'evaluate', model_id,
-    concat_ws('/', dataset, split, protocol, unit) || ' against ' || concat_ws('/', other_model_id, other_protocol), fingerprint
+    concat_ws('/', dataset, split, protocol, unit) || ' against ' || concat_ws('/', other_model_id, other_protocol),
+    fingerprint
 from current_comparisons
 union all
 select distinct 'report', model_id, concat_ws('/', dataset, split), fingerprint from current_pages

@@ -1,4 +1,4 @@
--- labeller x abnormality, 'published' being a labeller too, against the hand labels of the same reports, but of those that it was trained on; kappa is Cohen's
+-- labeller x abnormality: agreement with the hand labels. Reports that trained the labeller are left out
 with pairs as (
     select
         labeller_id, abnormality, count(*) as n, count(*) filter (labels.value = hand.value) as n_agree,

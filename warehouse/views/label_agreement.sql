@@ -1,4 +1,4 @@
--- labeller x split x abnormality, against the published labels of the same scans, but of those whose reports it was trained on; kappa is Cohen's
+-- labeller x split x abnormality: agreement with the published labels. Scans whose reports trained the labeller are left out
 with pairs as (
     select
         labeller_id, split, abnormality, count(*) as n,
@@ -16,7 +16,8 @@ with pairs as (
 chance as (
     select
         *, n_agree / n as agreement,
-        (n_positive * n_published_positive + (n - n_positive) * (n - n_published_positive)) / (n * n::double) as expected
+        (n_positive * n_published_positive + (n - n_positive) * (n - n_published_positive)) / (n * n::double)
+            as expected
     from pairs
 )
 select

@@ -1,4 +1,4 @@
--- scan x abnormality x labeller: a label that contradicts the published one
+-- scan x abnormality x labeller: label that contradicts the published label
 select
     labeller_id, split, scan_id, abnormality, ours.value, published.value as published_value, ours.probability,
     ours.is_training

@@ -1,4 +1,4 @@
--- labeller x split x abnormality
+-- labeller x split x abnormality: share of positive labels
 select
     labeller_id, split, abnormality, count(value) as n, count(*) filter (value = 1) as n_positive,
     count(*) filter (value = 1) / nullif(count(value), 0) as prevalence

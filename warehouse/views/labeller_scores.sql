@@ -1,4 +1,4 @@
--- labeller x data set x abnormality, 'macro' or 'micro': how well it reads reports that were labelled by hand, but those that it was trained on
+-- labeller x data set x abnormality, 'macro' or 'micro': scores on hand-labelled reports. Reports that trained the labeller are left out
 select
     model_id as labeller_id, dataset, abnormality,
     max(value) filter (metric = 'f1') as f1,

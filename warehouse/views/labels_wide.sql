@@ -1,4 +1,4 @@
--- scan x labeller: the 18 labels side by side, null where unknown; 'published' is a labeller too
+-- scan x labeller: the 18 labels side by side, null if unknown. 'published' is a labeller too
 select
     scan_id,
     split,

@@ -1,4 +1,4 @@
--- model x other model x data set x split x both protocols x unit x label source x abnormality x metric: how much more of it the first has, every pair both ways round; a pair of which one was scored anew since is left out
+-- model x other model x data set x split x both protocols x unit x label source x abnormality x metric: difference of the two models, in both directions. Pairs with a newer evaluation are left out
 with fresh as (
     select comparisons.*
     from current_comparisons as comparisons

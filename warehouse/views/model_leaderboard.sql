@@ -1,4 +1,4 @@
--- model x data set x split x protocol x unit x label source: macro averages, ours beside the published
+-- model x data set x split x protocol x unit x label source: macro averages of our models and of published ones
 with macros as (
     select
         model_id as model, dataset, split, protocol, unit, label_source,
@@ -25,5 +25,7 @@ printed as (
 )
 select *, false as is_published from macros
 union all by name
-select *, 'published' as protocol, 'published' as label_source, true as is_published from printed where auroc is not null
+select *, 'published' as protocol, 'published' as label_source, true as is_published
+from printed
+where auroc is not null
 order by dataset, split, protocol = 'published', auroc desc nulls last

@@ -1,4 +1,4 @@
--- stage x variant x item that stands rejected now: of its present content, and not done since
+-- stage x variant x item: reject of the item's present content, not done since
 select rejects.*
 from current_rejects as rejects
 where

@@ -1,4 +1,4 @@
--- model x patient that was trained on and is not of the training split, or is scored as one held out; must be empty
+-- model x patient that was trained on and belongs to the valid split, or is scored as held out. Must be empty
 with trained as (
     select distinct model_id, split, regexp_extract(sample_id, '^(train|valid)_[0-9]+') as patient_id
     from current_model_samples

@@ -1,4 +1,4 @@
--- a scan of any volume, report or published label
+-- scan with a volume, a report or a published label
 with volumes_by_scan as (
     select
         scan_id, any_value(patient_id) as patient_id, any_value(split) as split, count(*) as count_volumes,
@@ -16,7 +16,10 @@ scan_ids as (
 select
     scan_ids.scan_id,
     coalesce(volumes.patient_id, reports.patient_id, regexp_replace(scan_ids.scan_id, '_[a-z]+$', '')) as patient_id,
-    coalesce(volumes.split, reports.split, if(contains(scan_ids.scan_id, '_'), split_part(scan_ids.scan_id, '_', 1), 'external')) as split,
+    coalesce(
+        volumes.split, reports.split,
+        if(contains(scan_ids.scan_id, '_'), split_part(scan_ids.scan_id, '_', 1), 'external')
+    ) as split,
     coalesce(volumes.count_volumes, 0) as count_volumes,
     coalesce(volumes.count_excluded_volumes, 0) as count_excluded_volumes,
     reports.scan_id is not null as has_report,

@@ -1,4 +1,4 @@
--- stage x variant: work done and left, the latest run, and how far its newest model's samples have moved
+-- stage x variant: done and pending items, the latest run, and the moved samples of the newest model
 with work as (
     select
         stage, variant, count(*) as wanted, count(*) filter (is_done) as done,
@@ -6,7 +6,7 @@ with work as (
     from work_items
     group by stage, variant
 ),
--- a run has a row for its start and one for its end; one without a variant counts for every variant of its stage
+-- A run has a row for its start and one for its end. A run without a variant counts for every variant of its stage.
 ended_runs as (
     select
         run_id, stage, coalesce(variant, '') as variant,

@@ -1,4 +1,4 @@
--- a model with a recipe and recorded samples: how many of them moved since it was trained
+-- model with a recipe and recorded samples: number of samples that moved since its training
 with trained as (
     select
         models.model_id, models.preset, models.recipe_id, models.config ->> '$.labels_of' as labeller_id,
@@ -7,7 +7,7 @@ with trained as (
     join current_model_samples as samples using (model_id)
     where models.recipe_id is not null
 ),
--- a fine-tuned model names the labeller whose labels it learned: they are part of its samples
+-- A fine-tuned model names the labeller whose labels it learned. These labels are part of its samples.
 available as (
     select recipe_id, null as labeller_id, volume_name, fingerprint from training_samples
     union all

@@ -1,4 +1,4 @@
--- recipe x volume that a model may train on now: train split, converted, not excluded, its scan with a report
+-- recipe x volume to train a model on: train split, converted, not excluded, with a report
 select
     shard_volumes.recipe_id, volumes.volume_name, volumes.scan_id, volumes.patient_id, volumes.split,
     shard_volumes.shard_path, shard_volumes.row_index, reports.findings, reports.impression,

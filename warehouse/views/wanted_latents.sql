@@ -1,4 +1,4 @@
--- model x kind x item: the latents of what a model should have embedded now; one of a changed or withdrawn item is not
+-- model x kind x item: latent with the wanted fingerprint. Latents of changed or withdrawn items are left out
 select latents.*
 from current_latents as latents
 semi join current_wanted as wanted

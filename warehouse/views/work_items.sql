@@ -1,4 +1,4 @@
--- stage x variant x item that is wanted now, and whether it is done, refused for good, or neither
+-- stage x variant x item that is wanted, and its state: done, permanently rejected or neither
 select
     wanted.stage, wanted.variant, wanted.item, wanted.fingerprint,
     done.item is not null as is_done,
