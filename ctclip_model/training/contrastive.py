@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from ctclip_model.config import Preset, TrainingConfig
 from ctclip_model.data.loader import to_model_input
 from ctclip_model.device import Compute, autocast_to, choose_device
-from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.text import tokenize, train_tokenizer
 from ctclip_model.training.engine.checkpoints import WHOLE, Checkpoints, WeightAverage, storing
 from ctclip_model.training.engine.curve import RunLog, TrainingResult, last_loss

@@ -24,7 +24,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.labelling.transformer import Bags, TransformerLabeller
-from ctclip_model.models.checkpoint import save_model_folder
+from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
 from ctclip_model.training.engine.checkpoints import Checkpoints, storing

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ctclip_model.config import LiProConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
+from ctclip_model.models.model_folder import load_model_folder, save_model_folder
 from ctclip_model.training.engine.checkpoints import storing
 from ctclip_model.training.engine.curve import RunLog, TrainingResult
 from ctclip_model.training.engine.loop import Run, StepRecord, run_steps, split_decay

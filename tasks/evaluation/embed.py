@@ -74,7 +74,7 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
     """Computes and records the latents of reports and prompts."""
     from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation.embed import embed_texts
-    from ctclip_model.models.checkpoint import load_encoders
+    from ctclip_model.models.model_folder import load_encoders
 
     if not work.texts:
         return
@@ -94,7 +94,7 @@ def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, dev
     from ctclip_model.data.loader import SampleRef, iterate_batches
     from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation import embed
-    from ctclip_model.models.checkpoint import load_encoders
+    from ctclip_model.models.model_folder import load_encoders
 
     if not work.rows:
         return

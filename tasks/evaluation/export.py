@@ -109,7 +109,7 @@ def _write_tokens(
     from ctclip_model.data.loader import SampleRef, iterate_batches
     from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation import embed
-    from ctclip_model.models.checkpoint import load_encoders
+    from ctclip_model.models.model_folder import load_encoders
 
     loaded = load_encoders(model.folder, device=str(choose_device(device)))
     samples = [SampleRef(file.volume_name, file.shard_path, file.row_index) for file in files]

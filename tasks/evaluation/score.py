@@ -74,7 +74,7 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
 def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> Classifier:
     """Classifier of a model's latents: a LiPro's trained head, or the prompts of any other model."""
     if model.kind.facts.has_head:
-        from ctclip_model.models.checkpoint import load_head
+        from ctclip_model.models.model_folder import load_head
 
         return load_head(model.folder).probabilities
     prompts = load_prompts(connection, model)

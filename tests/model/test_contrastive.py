@@ -19,8 +19,8 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import split_sentences
 from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError, DivergedError, MissingInputError
-from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.model_folder import load_model_folder
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training.contrastive import start_codebook, train_contrastive
 from ctclip_model.training.engine.loop import Run, StepRecord, rate_at, run_steps, split_decay

@@ -19,10 +19,10 @@ from ctclip_model.config import PRESETS, LiProConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError, MissingInputError
-from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.kinds import ModelKind
+from ctclip_model.models.model_folder import load_model_folder, save_model_folder
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training import worker
 from ctclip_model.training.lipro import fit_head, lipro_loss, positive_weights, train_lipro

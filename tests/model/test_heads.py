@@ -8,14 +8,14 @@ from support.models import TINY
 
 from ctclip_model.config import LabellerConfig
 from ctclip_model.errors import CheckpointError
-from ctclip_model.models.checkpoint import (
+from ctclip_model.models.heads import LatentClassifier, LiPro
+from ctclip_model.models.model_folder import (
     load_encoders,
     load_head,
     load_lipro,
     load_model_folder,
     save_model_folder,
 )
-from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import train_tokenizer
 

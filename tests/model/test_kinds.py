@@ -6,9 +6,9 @@ import pytest
 from support.models import load_tiny_model
 
 from ctclip_model.errors import ConfigurationError
-from ctclip_model.models.checkpoint import MODEL_TYPES, load_model_folder, save_model_folder
 from ctclip_model.models.find_model import list_models
 from ctclip_model.models.kinds import FINE_TUNED, KINDS, PUBLISHED, ModelKind, find_kind
+from ctclip_model.models.model_folder import MODEL_TYPES, load_model_folder, save_model_folder
 from ctclip_model.models.text import train_tokenizer
 from warehouse.comments import glossary
 

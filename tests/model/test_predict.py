@@ -25,10 +25,10 @@ from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInpu
 from ctclip_model.evaluation.embed import embed_prompts, embed_volumes
 from ctclip_model.evaluation.predict import list_volumes, open_model
 from ctclip_model.evaluation.zero_shot import zero_shot
-from ctclip_model.models.checkpoint import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.find_model import find_model, list_models, load_model
 from ctclip_model.models.heads import LiPro
+from ctclip_model.models.model_folder import load_model_folder, save_model_folder
 
 RECIPE = Recipe("own", spacing_mm=(6.0, 7.0, 7.0), shape=(30, 40, 40))  # of the golden model's size
 

@@ -24,8 +24,8 @@ from ctclip_model.errors import HubAccessError, HubNotFoundError, HubUnavailable
 from ctclip_model.evaluation.predict import VolumeModel
 from ctclip_model.labelling.tfidf import TfidfLabeller
 from ctclip_model.labelling.transformer import TransformerLabeller
-from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import train_tokenizer
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig
 
 from ctclip_model.config import CTCLIPConfig, LabellerConfig, Preset, TextConfig, VisionConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
-from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.text import train_tokenizer
 from support.golden import load_golden, load_tiny_weights
 from support.reports import write_reports

@@ -20,8 +20,8 @@ from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation.predict import open_model
 from ctclip_model.json_config import parse_config
-from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.find_model import find_model
+from ctclip_model.models.model_folder import load_model_folder
 from tasks.models.import_model import ImportOptions, import_model
 from tasks.run.progress import REPORTER, LogReporter
 from tasks.run.stage_run import open_run

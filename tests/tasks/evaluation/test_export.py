@@ -22,8 +22,8 @@ from ctclip_model.data.shards import read_volume, write_shard
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation.embed import embed_volumes
-from ctclip_model.models.checkpoint import save_model_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.text import train_tokenizer
 from tasks.evaluation.embed import embed_volumes as embed_converted
 from tasks.evaluation.embed import plan_work

@@ -17,11 +17,11 @@ from support.models import make_tokenizer, write_radbert
 from ctclip_model.config import PRESETS, RADBERT_BASE, smoke
 from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
 from ctclip_model.labelling.labeller import load_labeller
-from ctclip_model.models.checkpoint import load_model_folder
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.find_model import find_model, load_model
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.kinds import PUBLISHED, ModelKind
+from ctclip_model.models.model_folder import load_model_folder
 from ctclip_model.models.report_labeller import read_labeller_tokenizer
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER
 from tasks.labels.labellers import find_labeller
