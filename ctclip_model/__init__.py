@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from ctclip_model.data.volume import load_volume
     from ctclip_model.evaluation.predict import open_model
     from ctclip_model.labelling.labeller import Labeller, load_labeller
-    from ctclip_model.models.model_folder import load_ctclip
+    from ctclip_model.models.weights import load_ctclip
 
 __all__ = ["Labeller", "load_ctclip", "load_labeller", "load_volume", "open_model"]
 
 _MODULES = {
     "Labeller": "labelling.labeller",
-    "load_ctclip": "models.model_folder",
+    "load_ctclip": "models.weights",
     "load_labeller": "labelling.labeller",
     "load_volume": "data.volume",
     "open_model": "evaluation.predict",

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from ctclip_model.config import RADBERT_WEIGHTS
 from ctclip_model.labelling.tfidf import is_tfidf_folder, load_tfidf_labeller
 from ctclip_model.labelling.transformer import TransformerLabeller
-from ctclip_model.models.model_folder import load_labeller_weights, load_model_folder
+from ctclip_model.models.model_folder import load_model_folder
 from ctclip_model.models.report_labeller import (
     ReportLabeller,
     read_labeller_config,
     read_labeller_tokenizer,
 )
+from ctclip_model.models.weights import load_labeller_weights
 
 
 class Labeller(Protocol):

@@ -29,7 +29,8 @@ from ctclip_model.errors import CheckpointError, ConfigurationError
 from ctclip_model.files import replace_folder
 from ctclip_model.json_config import parse_config
 from ctclip_model.labelling.terms import report_terms, sentence_terms, split_statements
-from ctclip_model.models.model_folder import read_description, read_weights
+from ctclip_model.models.model_folder import read_description
+from ctclip_model.models.weights import read_weights
 
 KIND = "tfidf-labeller"
 ALMOST_UNREGULARISED = 1e6  # the calibration has two parameters

@@ -17,8 +17,9 @@ from ctclip_model.json_config import parse_config
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.kinds import ENCODERS, FINE_TUNED, ModelKind, read_kind
-from ctclip_model.models.model_folder import AnyModel, load_model_folder, load_weights, read_description
+from ctclip_model.models.model_folder import load_model_folder, read_description
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES, find_tokenizer_file, read_tokenizer
+from ctclip_model.models.weights import AnyModel, load_weights
 
 logger = logging.getLogger(__name__)
 

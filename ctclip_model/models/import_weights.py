@@ -13,15 +13,10 @@ from ctclip_model.config import PRESETS, VERSIONS, Preset, Recipe, compute_finge
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.find_model import check_model, check_vocabulary, parse_recipe
 from ctclip_model.models.kinds import ModelKind, kinds_of_type
-from ctclip_model.models.model_folder import (
-    AnyModel,
-    load_model_folder,
-    load_weights,
-    save_model_folder,
-    tokenizer_json,
-)
+from ctclip_model.models.model_folder import load_model_folder, save_model_folder, tokenizer_json
 from ctclip_model.models.report_labeller import ReportLabeller, read_labeller_tokenizer
 from ctclip_model.models.text import read_tokenizer
+from ctclip_model.models.weights import AnyModel, load_weights
 
 CUSTOM = "custom"  # in place of a preset's name, where a model is of none
 RADBERT = "radbert"  # the same, of a labeller in the published form

@@ -13,9 +13,10 @@ from torch import Tensor
 from ctclip_model.config import CTCLIPConfig, LabellerConfig, TextConfig, VisionConfig, tiny
 from ctclip_model.errors import CheckpointError
 from ctclip_model.models.clip import CTCLIP
-from ctclip_model.models.model_folder import load_ctclip, load_model_folder, save_model_folder
+from ctclip_model.models.model_folder import load_model_folder, save_model_folder
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
+from ctclip_model.models.weights import load_ctclip
 
 TEXTS = ["Lung nodule, no pleural effusion."] * 4
 # The published widths that the shapes cannot tell, and as little as possible of the rest.

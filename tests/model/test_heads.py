@@ -6,21 +6,22 @@ import torch
 from support.golden import load_golden, load_tiny_weights
 from support.models import TINY
 
-from ctclip_model.config import LabellerConfig
+from ctclip_model.config import LabellerConfig, Preset
 from ctclip_model.errors import CheckpointError
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.model_folder import (
     load_encoders,
     load_head,
-    load_lipro,
     load_model_folder,
     save_model_folder,
 )
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import train_tokenizer
+from ctclip_model.models.weights import load_weights
 
 INPUTS, OUTPUTS = load_golden("ctclip_tiny.finetune.inputs"), load_golden("ctclip_tiny.finetune.outputs")
 VOLUME = load_golden("ctclip_tiny.inputs")["volume"][:1]
+PRESET = Preset("tiny", model=TINY)
 
 
 def lipro_weights():
@@ -57,7 +58,7 @@ def test_a_published_file_loads_in_every_form_it_comes_in(tmp_path, prefix):
     weights = lipro_weights()
     extra = {"trained_model.text_transformer.embeddings.position_ids": torch.arange(512)[None]}
     torch.save({prefix + key: value for key, value in (weights | extra).items()}, tmp_path / "lipro.pt")
-    loaded = load_lipro(tmp_path / "lipro.pt", TINY)
+    loaded = load_weights(tmp_path / "lipro.pt", PRESET)
     torch.testing.assert_close(dict(loaded.state_dict()), weights, rtol=0, atol=0)
     assert not loaded.training
 
@@ -79,7 +80,7 @@ def test_other_files_are_refused_by_name(tmp_path, change, message):
     change(weights)
     torch.save(weights, tmp_path / "lipro.pt")
     with pytest.raises(CheckpointError, match=message):
-        load_lipro(tmp_path / "lipro.pt", TINY)
+        load_weights(tmp_path / "lipro.pt", PRESET)
 
 
 def test_a_folder_gives_back_the_whole_its_encoders_or_its_head_alone(tmp_path, model):

@@ -7,7 +7,7 @@ from support.models import TINY_LABELLER
 from support.paths import GOLDEN
 
 from ctclip_model.errors import CheckpointError
-from ctclip_model.models.model_folder import load_labeller_weights
+from ctclip_model.models.weights import load_labeller_weights
 
 IO = load_golden("radbert_tiny.io")
 WEIGHTS = load_golden("radbert_tiny.weights")

@@ -1,0 +1,243 @@
+"""Weights files, `.pt`, `.pth` or `.safetensors`: read, recognised by their keys, and loaded into a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zipfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ctclip_model.config import CTCLIPConfig, LabellerConfig, Preset, TextConfig, VisionConfig
+from ctclip_model.errors import CheckpointError
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.heads import LiPro
+from ctclip_model.models.report_labeller import FIRST_POSITION, ReportLabeller
+
+AnyModel: TypeAlias = CTCLIP | LiPro | ReportLabeller
+AnyPath: TypeAlias = str | PathLike[str]
+TRUNK, HEAD = "trained_model.", "classifier."  # prefixes of CT-CLIP and of the head in LiPro's weights
+# A constant that older versions of transformers saved with the weights.
+POSITION_IDS = (
+    "text_transformer.embeddings.position_ids",
+    f"{TRUNK}text_transformer.embeddings.position_ids",
+    "model.embeddings.position_ids",
+)
+# Names, because transformers replaces the functions of torch by its own.
+RANDOM_WEIGHTS = ("kaiming_uniform_", "uniform_", "normal_")
+
+
+def load_ctclip(path: AnyPath, config: CTCLIPConfig | None = None) -> CTCLIP:
+    """Loads CT-CLIP, in evaluation mode on the CPU, from weights: a published `.pt`, or `.pth` or `.safetensors`.
+
+    Without `config`, the shapes of the weights give the configuration: the published one, or one that differs in
+    patch size, depth of the encoders or latents. Names may begin with `module.`. Code in a file is never run.
+
+    Raises `CheckpointError` for a missing or damaged file, and for weights of another model.
+
+    >>> from ctclip_model import load_ctclip, load_volume
+    >>> model = load_ctclip("CT-CLIP_v2.pt")
+    >>> volumes = load_volume("scan.nii.gz").unsqueeze(0)  # (1, 1, depth, height, width)
+    >>> latents = model.encode_image(volumes)
+    >>> latents.shape == (1, model.config.latent_dim)
+    True
+    """
+    return _load_ctclip(read_weights(path), path, config)
+
+
+def load_labeller_weights(path: AnyPath, config: LabellerConfig | None = None) -> ReportLabeller:
+    """Loads a report labeller, in evaluation mode, from `RadBertClassifier.pth` or weights with the same keys.
+
+    Without `config`, the shapes of the weights give the configuration if the width is RadBERT's. Raises
+    `CheckpointError`.
+    """
+    return _load_labeller(read_weights(path), path, config)
+
+
+def load_weights(path: AnyPath, preset: Preset | None = None) -> AnyModel:
+    """Loads the model that a weights file holds, CT-CLIP, LiPro or a report labeller, recognised by its keys.
+
+    `preset` gives the configuration of weights without the published widths. Raises `CheckpointError`.
+    """
+    weights = read_weights(path)
+    model_config, labeller_config = (preset.model, preset.labeller) if preset else (None, None)
+    if any(key.startswith(TRUNK) for key in weights):
+        trunk = {key.removeprefix(TRUNK): value for key, value in weights.items() if key.startswith(TRUNK)}
+        lipro: LiPro = fill_model(LiPro, model_config or _infer_ctclip_config(trunk, path), weights, path)
+        return lipro
+    if any(key.startswith(("visual_transformer.", "text_transformer.")) for key in weights):
+        return _load_ctclip(weights, path, model_config)
+    if any(key.startswith("model.") for key in weights):
+        return _load_labeller(weights, path, labeller_config)
+    raise CheckpointError(
+        f"{path}: holds neither CT-CLIP (visual_transformer, text_transformer), LiPro ({TRUNK}, {HEAD}) nor a report "
+        f"labeller (model., {HEAD}), but {_listed(list(weights)) or 'nothing'}"
+    )
+
+
+def read_weights(path: AnyPath) -> dict[str, Tensor]:
+    """The tensors of a `.pt`, `.pth` or `.safetensors` file, by name. Never runs code that a file carries.
+
+    Tensors are mapped: their content stays in the file until it is used. Raises `CheckpointError`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if path.suffix not in (".pt", ".pth", ".safetensors"):
+        raise CheckpointError(f"{path}: weights come as .pt, .pth or .safetensors")
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            is_mappable = zipfile.is_zipfile(path)  # the format of PyTorch since 1.6
+            weights = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
+    except Exception as error:  # parsers of damaged files raise anything
+        raise CheckpointError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(f"{path}: is not a state dict, a mapping of names to tensors")
+    if weights and all(key.startswith("module.") for key in weights):
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    return {key: value for key, value in weights.items() if key not in POSITION_IDS}
+
+
+def _load_ctclip(weights: dict[str, Tensor], path: AnyPath, config: CTCLIPConfig | None) -> CTCLIP:
+    model: CTCLIP = fill_model(CTCLIP, config or _infer_ctclip_config(weights, path), weights, path)
+    return model
+
+
+def _load_labeller(weights: dict[str, Tensor], path: AnyPath, config: LabellerConfig | None) -> ReportLabeller:
+    model: ReportLabeller = fill_model(ReportLabeller, config or _infer_labeller_config(weights, path), weights, path)
+    return model
+
+
+class _WithoutRandomWeights(TorchFunctionMode):
+    """Skips drawing random weights that are replaced at once, which saves seconds at the published size."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", None) in RANDOM_WEIGHTS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def fill_model(model_type: type[Any], config: Any, weights: dict[str, Tensor], path: AnyPath) -> Any:
+    """Makes a model in evaluation mode with the given weights.
+
+    Raises `CheckpointError` for missing, unexpected, misshapen, NaN or infinite weights, all of them named.
+    """
+    with _WithoutRandomWeights():
+        model = model_type(config)
+    expected = model.state_dict()
+    empty = {key: value for key, value in expected.items() if value.numel() == 0}
+    weights = empty | weights  # a file may lack tensors without elements
+    faults = []
+    if missing := sorted(expected.keys() - weights.keys()):
+        faults.append(f"missing {_listed(missing)}")
+    if unexpected := sorted(weights.keys() - expected.keys()):
+        faults.append(f"unexpected {_listed(unexpected)}")
+    common = [key for key in expected if key in weights]
+    misshapen = [
+        f"{key} {tuple(weights[key].shape)} in place of {tuple(expected[key].shape)}"
+        for key in common
+        if weights[key].shape != expected[key].shape
+    ]
+    if misshapen:
+        faults.append(f"shapes differ: {_listed(misshapen)}")
+    if other := [key for key in common if not weights[key].is_floating_point()]:
+        faults.append(f"not floating-point: {_listed(other)}")
+    elif damaged := [key for key in common if not is_finite(weights[key])]:
+        faults.append(f"NaN or infinite: {_listed(damaged)}")
+    if faults:
+        raise CheckpointError(f"{path}: not the weights of this {model_type.__name__}; " + "; ".join(faults))
+    model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+    return model.eval()
+
+
+def is_finite(values: Tensor) -> bool:
+    """True if no value is NaN or infinite. Reads a weights file ten times faster than `isfinite`."""
+    return values.numel() == 0 or all(extreme.isfinite() for extreme in values.aminmax())
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _infer_ctclip_config(weights: dict[str, Tensor], path: AnyPath) -> CTCLIPConfig:
+    """The configuration that the shapes of CT-CLIP's weights give.
+
+    The shapes do not depend on the depth of a volume and the heads of the text encoder. Both are as published if the
+    size of a slice and the width of the text encoder are. Raises `CheckpointError` otherwise.
+    """
+    vision, text = "visual_transformer.", "text_transformer."
+    spatial = f"{vision}enc_spatial_transformer.layers."
+    try:
+        dim, features = weights[f"{vision}to_patch_emb.2.weight"].shape
+        patch_size = math.isqrt(len(weights[f"{vision}to_patch_emb_first_frame.1.weight"]))
+        dim_head = len(weights[f"{spatial}0.1.q_scale"])
+        latent_dim, image_features = weights["to_visual_latent.weight"].shape
+        vocab_size, hidden_size = weights[f"{text}embeddings.word_embeddings.weight"].shape
+        config = CTCLIPConfig(
+            vision=VisionConfig(
+                dim=dim,
+                codebook_size=weights[f"{vision}vq._codebook.embed"].shape[1],
+                image_size=math.isqrt(image_features // dim) * patch_size,
+                patch_size=patch_size,
+                temporal_patch_size=features // patch_size**2,
+                spatial_layers=_count(weights, spatial),
+                temporal_layers=_count(weights, f"{vision}enc_temporal_transformer.layers."),
+                dim_head=dim_head,
+                heads=len(weights[f"{spatial}0.1.to_q.weight"]) // dim_head,
+            ),
+            text=TextConfig(
+                vocab_size=vocab_size,
+                hidden_size=hidden_size,
+                layers=_count(weights, f"{text}encoder.layer."),
+                intermediate_size=len(weights[f"{text}encoder.layer.0.intermediate.dense.weight"]),
+                max_length=len(weights[f"{text}embeddings.position_embeddings.weight"]),
+            ),
+            latent_dim=latent_dim,
+        )
+    except (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError):
+        return CTCLIPConfig()  # loading then names the keys that differ from the published ones
+    published = CTCLIPConfig()
+    if (config.vision.image_size, hidden_size) != (published.vision.image_size, published.text.hidden_size):
+        raise CheckpointError(
+            f"{path}: slices of {config.vision.image_size} voxels and a text encoder of width {hidden_size} are not "
+            "the published ones: load it with its config, or from its model folder"
+        )
+    return config
+
+
+def _infer_labeller_config(weights: dict[str, Tensor], path: AnyPath) -> LabellerConfig:
+    """The configuration that the shapes of a labeller's weights give.
+
+    The shapes do not depend on the heads, which are as published if the width is. Raises `CheckpointError` otherwise.
+    """
+    published = LabellerConfig()
+    try:
+        vocab_size, hidden_size = weights["model.embeddings.word_embeddings.weight"].shape
+        config = dataclasses.replace(
+            published,
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            layers=_count(weights, "model.encoder.layer."),
+            intermediate_size=len(weights["model.encoder.layer.0.intermediate.dense.weight"]),
+            max_length=len(weights["model.embeddings.position_embeddings.weight"]) - FIRST_POSITION,
+        )
+    except (KeyError, ValueError, TypeError):
+        return published  # loading then names the keys that differ from the published ones
+    if hidden_size != published.hidden_size:
+        raise CheckpointError(f"{path}: a text encoder of width {hidden_size} is not RadBERT's: add its config.json")
+    return config
+
+
+def _count(weights: dict[str, Tensor], prefix: str) -> int:
+    """The number of layers under a prefix."""
+    return len({key.removeprefix(prefix).split(".")[0] for key in weights if key.startswith(prefix)})
