@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 
 from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
 from flows.commands import doctor, models, stages, volumes, warehouse
-from tasks.run.logs import configure_logging, is_asked_for
+from tasks.run.logs import configure_logging, is_log_requested
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def _fail(error: Exception, prefix: str = "", code: int = 1) -> None:
         raise error
     text = " ".join(str(error).split())
     hint = " (--debug shows the traceback)" if prefix else ""
-    if is_asked_for():
+    if is_log_requested():
         logger.error("%s%s", prefix, text, exc_info=error if prefix else None)
     else:
         print(f"ctclip: {prefix}{text}{hint}", file=sys.stderr)

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from flows.display import RichReporter, print_json, print_summaries
-from tasks.run.logs import is_asked_for
+from tasks.run.logs import is_log_requested
 from tasks.run.progress import REPORTER
 
 
@@ -29,7 +29,7 @@ def run_flow(name: str, as_json: bool, **parameters: Any) -> None:
 @contextmanager
 def showing_progress() -> Iterator[None]:
     """Shows progress on stderr: a bar, or log lines if `CTCLIP_LOG` asks for them."""
-    if is_asked_for():
+    if is_log_requested():
         yield
         return
     with RichReporter() as reporter:

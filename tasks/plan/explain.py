@@ -12,7 +12,7 @@ from typing import Any
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.stages import PIPELINE
 from tasks.plan.wanted import StageOptions, Wanted, find_wanted, name_variant
-from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, parts_of
+from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, get_parts
 from tasks.settings import STAGES
 from tasks.upkeep.queries import list_stale_models
 from warehouse import store
@@ -124,7 +124,7 @@ def _explain_pending(data_root: Path, stage: str, variant: str, wanted: Wanted) 
         return {item: _explain_item(history, stage, item, fingerprint) for item, fingerprint in pending.items()}
     config = _read_newest_config(data_root, stage, variant)
     return {
-        item: _explain_training(stage, config, parts_of(fingerprint) or {}) for item, fingerprint in pending.items()
+        item: _explain_training(stage, config, get_parts(fingerprint) or {}) for item, fingerprint in pending.items()
     }
 
 
@@ -139,7 +139,7 @@ def _explain_item(history: History, stage: str, item: str, fingerprint: str) -> 
     reject = history.rejects.get(item)
     if reject is not None and reject.fingerprint == fingerprint:
         return Reason(f"failed before: {reject.reason}")
-    now = parts_of(fingerprint) or history.parts.get((item, fingerprint))
+    now = get_parts(fingerprint) or history.parts.get((item, fingerprint))
     if item in history.done:
         return _explain_change(stage, history.parts.get((item, history.done[item])), now)
     if reject is not None:

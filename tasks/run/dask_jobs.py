@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ctclip_model.errors import StageFailedError
-from tasks.run.logs import InContext
+from tasks.run.logs import WithLogContext
 from tasks.settings import LIMITS, Limits, count_workers
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def fan_out(
     if not count:
         return
     with _connect(address, count, limits) as client:
-        yield from _stream(client, InContext(function), jobs, limits)
+        yield from _stream(client, WithLogContext(function), jobs, limits)
 
 
 def _stream(client, function, jobs, limits):  # type: ignore[no-untyped-def]

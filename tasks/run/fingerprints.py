@@ -26,7 +26,7 @@ class Fingerprint(str):
         return fingerprint
 
 
-def parts_of(fingerprint: str) -> dict[str, str] | None:
+def get_parts(fingerprint: str) -> dict[str, str] | None:
     """The parts of a fingerprint that knows them."""
     return fingerprint.parts if isinstance(fingerprint, Fingerprint) and fingerprint.parts else None
 

@@ -20,8 +20,8 @@ from ctclip_model.errors import ConfigurationError
 
 VARIABLE = "CTCLIP_LOG"
 FORMATS = ("text", "json")
-OURS = ("flows", "tasks", "warehouse", "ctclip_model")
-OF_PREFECT = ("prefect.flow_runs", "prefect.task_runs")  # what the stages' flows say by its own loggers
+PROJECT_LOGGERS = ("flows", "tasks", "warehouse", "ctclip_model")
+PREFECT_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")  # what the stages' flows say by its own loggers
 FACTS = ("stage", "variant", "run_id", "item")
 
 _CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("log_context", default=MappingProxyType({}))
@@ -37,20 +37,20 @@ def log_context(**facts: str) -> Iterator[None]:
         _CONTEXT.reset(token)
 
 
-class InContext:
+class WithLogContext:
     """A function of one job whose log lines, in whatever process, are about what lines are about where it is made."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function, self.facts = function, dict(_CONTEXT.get())
 
     def __call__(self, job: Any) -> Any:
-        if is_asked_for():
+        if is_log_requested():
             configure_logging()
         with log_context(**self.facts):
             return self.function(job)
 
 
-def is_asked_for() -> bool:
+def is_log_requested() -> bool:
     """Whether somebody, who need not be at a screen, wants every line."""
     return bool(os.environ.get(VARIABLE))
 
@@ -67,7 +67,7 @@ def configure_logging() -> None:
         "": logging.Formatter("ctclip: %(message)s"),
     }
     handler.setFormatter(formatters[chosen])
-    for name in (*OURS, *(OF_PREFECT if is_asked_for() else ())):
+    for name in (*PROJECT_LOGGERS, *(PREFECT_LOGGERS if is_log_requested() else ())):
         logger = logging.getLogger(name)
         logger.handlers = [other for other in logger.handlers if not isinstance(other, ContextHandler)]
         logger.addHandler(handler)

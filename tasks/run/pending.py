@@ -10,7 +10,7 @@ from typing import Any
 
 from ctclip_model.data.names import EXTERNAL, parse_any_name, split_of
 from ctclip_model.errors import BadNameError, ConfigurationError
-from tasks.run.fingerprints import parts_of
+from tasks.run.fingerprints import get_parts
 from tasks.run.publish import publish
 from tasks.run.stage_run import StageRun
 from warehouse import store
@@ -48,7 +48,7 @@ class Selection:
 
 
 def declare_wanted(
-    run: StageRun, variant: str, wanted: Mapping[str, str], *, stage: str | None = None, is_whole: bool = True
+    run: StageRun, variant: str, wanted: Mapping[str, str], *, stage: str | None = None, is_complete: bool = True
 ) -> None:
     """Records what a stage's variant should have made, as {item: fingerprint}; only the difference is written.
 
@@ -64,14 +64,14 @@ def declare_wanted(
     current = {item: (fingerprint, has_parts) for item, fingerprint, has_parts in rows}
     row: dict[str, Any] = {"stage": stage, "variant": variant}
     changed = [
-        row | {"item": item, "fingerprint": fingerprint, "parts": parts_of(fingerprint), "is_withdrawn": False}
+        row | {"item": item, "fingerprint": fingerprint, "parts": get_parts(fingerprint), "is_withdrawn": False}
         for item, fingerprint in wanted.items()
-        if current.get(item) not in ((fingerprint, True), (fingerprint, parts_of(fingerprint) is not None))
+        if current.get(item) not in ((fingerprint, True), (fingerprint, get_parts(fingerprint) is not None))
     ]
     withdrawn = [
         row | {"item": item, "fingerprint": fingerprint, "is_withdrawn": True}
         for item, (fingerprint, _) in current.items()
-        if is_whole and item not in wanted
+        if is_complete and item not in wanted
     ]
     if changed or withdrawn:
         run.record("wanted", changed + withdrawn)
@@ -86,13 +86,13 @@ def plan_items(
     selection: Selection = Selection(),
     force: bool = False,
     retry_rejects: bool = False,
-    is_whole: bool = True,
+    is_complete: bool = True,
 ) -> dict[str, str]:
     """The items that this run has to make, as {item: fingerprint}, in the order of `wanted`.
 
     `force` makes everything selected again; `retry_rejects` also what bad data had settled for good.
     """
-    declare_wanted(run, variant, wanted, is_whole=is_whole)
+    declare_wanted(run, variant, wanted, is_complete=is_complete)
     if force:
         pending = set(wanted)
     else:

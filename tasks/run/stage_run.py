@@ -153,7 +153,7 @@ def open_run(
     with hold_lease(data_root, stage, limits) as lease:
         run_id = new_run_id()  # within the lease: whoever runs later has the greater one
         publish(data_root)
-        bury_dead_runs(data_root, stage)
+        close_dead_runs(data_root, stage)
         run = StageRun(
             data_root, stage, variant, run_id,
             parameters=parameters, flow_run_id=flow_run_id, limits=limits, lease=lease,
@@ -174,7 +174,7 @@ def open_run(
             publish(data_root)
 
 
-def bury_dead_runs(data_root: Path, stage: str) -> None:
+def close_dead_runs(data_root: Path, stage: str) -> None:
     """Marks the stage's runs that never ended as died: whoever holds the lease knows that they are gone."""
     with store.read(data_root) as connection:
         dead = connection.execute(

@@ -21,7 +21,7 @@ def plan_evaluation(
     """The evaluations whose latents, labels or protocol have changed."""
     evaluations = list_evaluations(run.data_root, model, split, unit)
     wanted = {key: one.fingerprint for key, one in evaluations.items()}
-    pending = plan_items(run, model.model_id, wanted, force=force, is_whole=False)  # other splits stay wanted
+    pending = plan_items(run, model.model_id, wanted, force=force, is_complete=False)  # other splits stay wanted
     return [evaluations[key] for key in pending]
 
 
@@ -41,7 +41,7 @@ def plan_comparisons(run: StageRun, model: ModelReference, force: bool) -> list[
     publish(run.data_root)
     comparisons = list_comparisons(run.data_root, model)
     wanted = {key: one.fingerprint for key, one in comparisons.items()}
-    pending = plan_items(run, model.model_id, wanted, force=force, is_whole=False)
+    pending = plan_items(run, model.model_id, wanted, force=force, is_complete=False)
     return [comparisons[key] for key in pending]
 
 

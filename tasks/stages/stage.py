@@ -15,7 +15,7 @@ from prefect.states import AwaitingRetry
 from prefect.utilities.annotations import opaque
 
 from ctclip_model.errors import PreemptedError, StageFailedError
-from tasks.run.logs import configure_logging, is_asked_for
+from tasks.run.logs import configure_logging, is_log_requested
 from tasks.run.progress import REPORTER, LogReporter
 from tasks.run.stage_run import StageRun, open_run
 from tasks.settings import LIMITS
@@ -77,7 +77,7 @@ def stage_run(data_root: Path, stage: str, variant: str = "") -> Iterator[StageR
 @contextmanager
 def showing_progress() -> Iterator[None]:
     """Progress is an artifact of the flow run too, meanwhile; and log lines are as `CTCLIP_LOG` asks."""
-    if is_asked_for():
+    if is_log_requested():
         configure_logging()
     token = REPORTER.set(ProgressArtifact(REPORTER.get() or LogReporter()))
     try:

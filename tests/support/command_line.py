@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from support.paths import ROOT
-from tasks.run.logs import OF_PREFECT, OURS
+from tasks.run.logs import PREFECT_LOGGERS, PROJECT_LOGGERS
 
 TERMINAL = {"NO_COLOR": "1", "COLUMNS": "80"}
 
@@ -58,7 +58,7 @@ def run_ctclip_process(*arguments: str | Path, **environment: str) -> Finished:
 @contextlib.contextmanager
 def keep_loggers() -> Iterator[None]:
     """Undoes afterwards what is done to the project's loggers."""
-    loggers = [logging.getLogger(name) for name in (*OURS, *OF_PREFECT)]
+    loggers = [logging.getLogger(name) for name in (*PROJECT_LOGGERS, *PREFECT_LOGGERS)]
     before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
     try:
         yield

@@ -95,7 +95,7 @@ def compare(data_root: Path, model_id: str) -> list[str]:
     with open_run(data_root, "evaluate", model_id) as run:
         comparisons = list_comparisons(data_root, model)
         wanted = {key: comparison.fingerprint for key, comparison in comparisons.items()}
-        pending = plan_items(run, model_id, wanted, is_whole=False)
+        pending = plan_items(run, model_id, wanted, is_complete=False)
         for key in pending:
             run.record("comparisons", score_comparison(data_root, model, comparisons[key]))
     return list(pending)
