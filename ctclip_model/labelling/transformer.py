@@ -1,4 +1,4 @@
-"""The transformer labeller at work on texts."""
+"""Report labelling by a transformer such as RadBERT."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Probabilities = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Bags:
-    """The different texts that the model reads of some reports, and which of them are whose."""
+class TextBags:
+    """Reports as bags of texts: sentences, or the whole report. A text that several bags share is kept once."""
 
     texts: list[str]
-    members: NDArray[np.int64]  # (reports, most texts of one), filled up with the first
+    members: NDArray[np.int64]  # (reports, texts) indices of each report's texts; a short bag repeats its first
 
     @staticmethod
-    def of(reports: Sequence[str], by_sentence: bool) -> Bags:
+    def collect(reports: Sequence[str], by_sentence: bool) -> TextBags:
         bags = [(split_sentences(report) or [""]) if by_sentence else [report] for report in reports]
-        places = {text: place for place, text in enumerate(dict.fromkeys(text for bag in bags for text in bag))}
-        most = max(map(len, bags), default=0)
-        members = [[places[text] for text in bag + bag[:1] * (most - len(bag))] for bag in bags]
-        return Bags(list(places), np.array(members, np.int64).reshape(len(bags), most))
+        indices = {text: index for index, text in enumerate(dict.fromkeys(text for bag in bags for text in bag))}
+        longest = max(map(len, bags), default=0)
+        members = [[indices[text] for text in bag + bag[:1] * (longest - len(bag))] for bag in bags]
+        return TextBags(list(indices), np.array(members, np.int64).reshape(len(bags), longest))
 
 
 class TransformerLabeller:
-    """Reads the 18 abnormalities from reports."""
+    """Reads the 18 abnormalities from reports; see `labelling.labeller.Labeller`."""
 
     def __init__(self, model: ReportLabeller, tokenizer: PreTrainedTokenizerFast, labeller_id: str) -> None:
         self.model = model.eval()
@@ -48,8 +48,8 @@ class TransformerLabeller:
         return np.full(len(ABNORMALITIES), self.model.config.threshold)
 
     def label(self, texts: Sequence[str], *, dtype: torch.dtype | None = None) -> Probabilities:
-        """The probability (texts, 18) of each abnormality; with a `dtype` such as bfloat16 in autocast."""
-        bags = Bags.of(texts, self.model.config.by_sentence)
+        """The probability (texts, 18) of each abnormality. A `dtype` such as bfloat16 runs the model in autocast."""
+        bags = TextBags.collect(texts, self.model.config.by_sentence)
         probabilities = map_texts(
             lambda ids, mask: self.model(ids, mask).float().sigmoid(),
             self.tokenizer,

@@ -1,7 +1,7 @@
-"""A report labeller trained from random weights on labelled reports.
+"""Training of a report labeller from random weights on labelled reports.
 
-RadBERT reads a report whole. A small model from random weights cannot learn that in a minute; `by_sentence` it reads
-single sentences, and a report shows an abnormality when one of its sentences does (multiple-instance learning).
+RadBERT reads a whole report. A small model from random weights cannot learn that in a minute. With `by_sentence` it
+reads single sentences, and a report shows an abnormality when one of its sentences does (multiple-instance learning).
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ from ctclip_model.config import LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.errors import ConfigurationError
-from ctclip_model.labelling.transformer import Bags, TransformerLabeller
+from ctclip_model.labelling.transformer import TextBags, TransformerLabeller
 from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import tokenize, train_tokenizer
-from ctclip_model.training.engine.checkpoints import Checkpoints, storing
+from ctclip_model.training.engine.checkpoints import Checkpoints, storage_errors
 from ctclip_model.training.engine.curve import RunLog
 from ctclip_model.training.engine.loop import Run, StepRecord, Validation, run_steps, split_decay
 from ctclip_model.training.engine.model_card import describe_data, write_card
-from ctclip_model.training.engine.processes import dropout_of, rank, share
-from ctclip_model.training.engine.state import state_of
+from ctclip_model.training.engine.processes import rank, seeded, share
+from ctclip_model.training.engine.state import state_folder
+from ctclip_model.training.random_streams import draw_dropout_seed
 from ctclip_model.training.samples import BatchOrder
 from ctclip_model.training.validation import macro_auroc
 
 MAX_POSITIVE_WEIGHT = 20.0
-EMBEDDING_STD = 0.5  # of random word embeddings, beside positions of amplitude 0.5
-WARM_UP_SHARE = 0.25  # of the first epoch
+EMBEDDING_STD = 0.5  # standard deviation of random word embeddings; positions have an amplitude of 0.5
+WARM_UP_SHARE = 0.25  # share of the first epoch
 
 
 @dataclass(frozen=True)
 class LabellerResult:
-    """A trained labeller and how it did on the reports held out of training, at its threshold."""
+    """A trained labeller and its scores on held-out reports, at its threshold."""
 
     folder: Path
     count_parameters: int
     validation_loss: float
-    validation_agreement: float  # the share of equal labels
+    validation_agreement: float  # share of equal labels
     validation_f1: float  # macro
 
 
@@ -56,10 +57,10 @@ class LabellerResult:
 class Batch:
     """This process's share of a step's reports."""
 
-    tokens: dict[str, Tensor]  # of the texts
-    members: Tensor  # (reports, most texts of one)
+    tokens: dict[str, Tensor]  # (texts, length)
+    members: Tensor  # (reports, texts) indices of each report's texts
     labels: Tensor  # (reports, 18)
-    seed: int  # of dropout, which must not be another process's
+    seed: int  # dropout's, different on each process
 
 
 def train_labeller(
@@ -74,45 +75,45 @@ def train_labeller(
     origin: Mapping[str, str] | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> LabellerResult:
-    """Trains a tokenizer and a labeller from random weights, and leaves the best epoch's as a model folder.
+    """Trains a tokenizer and a labeller from random weights, and writes the best epoch's as a model folder.
 
-    `labels` (reports, 18) in {0, 1}. Reports of one group, or of one text without `groups`, stand all in training or
-    all in validation. Stops `patience` epochs after the best validation loss. A killed run goes on from
-    `state_of(folder)`, which stays until `discard_state`; of several processes the first writes. `names` are the
-    reports', for an error to say; `origin` is what the model card says of the data. Raises `ConfigurationError` for
-    labels, epochs or reports that nothing can be learned from, and where the model is to be `sharded`.
+    `labels` (reports, 18) in {0, 1}. Reports of one group are all in training or all in validation; by default reports
+    of one text are a group. Stops `patience` epochs after the best validation loss. A killed run continues from
+    `state_folder(folder)`, which stays until `discard_state`. With several processes, the first one writes. `names`
+    are the reports' names in error messages. `origin` is the data's line of the model card: see `describe_data`. Raises
+    `ConfigurationError` for labels, epochs or reports that nothing can be learned from, and for a `sharded` model.
     """
     if labels.shape != (len(reports), len(ABNORMALITIES)) or not np.isin(labels, (0, 1)).all():
         raise ConfigurationError(f"labels {labels.shape} are not 0 or 1 for {len(reports)} reports and 18 labels")
     if config.epochs < 1:
-        raise ConfigurationError("a labeller trains for one epoch at least")
+        raise ConfigurationError("a labeller trains for at least one epoch")
     if compute.sharded:
-        raise ConfigurationError("a labeller is whole on each process: leave `sharded` off")
+        raise ConfigurationError("a labeller keeps the whole model on each process: leave `sharded` off")
     is_held = _hold_out(groups or reports, config)
     log = RunLog(folder, on_step, tensorboard=compute.tensorboard)
-    checkpoints = Checkpoints(state_of(folder) / "checkpoints", compute.checkpoints_kept)
+    checkpoints = Checkpoints(state_folder(folder) / "checkpoints", compute.checkpoints_kept)
+    names = names or [f"report {number}" for number in range(1, len(reports) + 1)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        names_seen = _take(names or [f"report {number}" for number in range(1, len(reports) + 1)], ~is_held)
-        training = _Training(_take(reports, ~is_held), labels[~is_held], names_seen, config, compute)
+        training = _Training(_take(reports, ~is_held), labels[~is_held], _take(names, ~is_held), config, compute)
         validation = _Validation(training, _take(reports, is_held), labels[is_held])
         steps = training.run(validation, checkpoints, log.add)
     result = validation.result(folder)
     if rank() == 0:
         curve = log.curve()
-        facts = {
+        info = {
             "reports": len(reports), "validation_loss": result.validation_loss,
             "validation_f1": result.validation_f1, "steps": steps,
         }  # fmt: skip
-        card = _card(result, training, len(reports), steps, origin or {})
-        with storing(folder):
-            save_model_folder(folder, training.model, training.tokenizer, extra=facts, card=card, metrics=curve)
+        card = _write_card(result, training, len(reports), steps, origin or {})
+        with storage_errors(folder):
+            save_model_folder(folder, training.model, training.tokenizer, extra=info, card=card, metrics=curve)
     log.close()
     return result
 
 
 class _Training:
-    """A model in training: its reports, and its share of each batch of them."""
+    """A labeller in training, and this process's share of each batch of reports."""
 
     def __init__(
         self,
@@ -129,14 +130,14 @@ class _Training:
         self.model = ReportLabeller(self.config)
         _draw_weights(self.model)
         self.model.to(self.device)
-        self.order = BatchOrder([str(place) for place in range(len(reports))], config.batch_size, config.seed)
+        self.order = BatchOrder([str(index) for index in range(len(reports))], config.batch_size, config.seed)
         self.rows = share(self.order.batch_size)
         positive = self.labels.mean(dim=0).clamp(min=1 / len(labels))
         weight = ((1 - positive) / positive).clamp(max=MAX_POSITIVE_WEIGHT).sqrt()
         self.positive_weight = weight.to(self.device)
 
     def run(self, validation: _Validation, checkpoints: Checkpoints, on_step: Callable[[StepRecord], None]) -> int:
-        """Trains for the epochs, or fewer, to the weights of the best; returns the number of steps."""
+        """Trains until the epochs or the patience end, takes the best weights, and returns the number of steps."""
         config, epoch = self.config, self.order.batches
         groups = split_decay(self.model.parameters(), config.learning_rate, config.weight_decay)
         return run_steps(
@@ -144,14 +145,14 @@ class _Training:
                 phase="labeller",
                 model=self.model,
                 optimizer=torch.optim.AdamW(groups, betas=(0.9, 0.98)),
-                batch_of=self._batch,
-                loss_of=self._loss,
+                make_batch=self._make_batch,
+                compute_loss=self._compute_loss,
                 steps=config.epochs * epoch,
                 batch_size=self.order.batch_size,
                 warm_up_share=WARM_UP_SHARE / config.epochs,
                 final_rate=config.final_rate,
                 tolerated_skips=config.skipped_steps,
-                names_of=lambda step: [self.names[index] for index in self.order.batch(step)],
+                name_samples=lambda step: [self.names[index] for index in self.order.batch(step)],
                 checkpoints=checkpoints,
                 validate=validation.measure,
                 steps_per_validation=epoch,
@@ -160,34 +161,34 @@ class _Training:
             )
         )
 
-    def _batch(self, step: int) -> Batch:
+    def _make_batch(self, step: int) -> Batch:
         chosen = self.order.batch(step)[self.rows]
-        bags = Bags.of([self.reports[index] for index in chosen], self.config.by_sentence)
+        bags = TextBags.collect([self.reports[index] for index in chosen], self.config.by_sentence)
         tokens = tokenize(self.tokenizer, bags.texts, self.config.max_length)
-        seed = int(np.random.default_rng([self.config.seed, 4, step, rank()]).integers(2**31))
+        seed = draw_dropout_seed(self.config.seed, step)
         return Batch(tokens, torch.from_numpy(bags.members), self.labels[chosen], seed)
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _compute_loss(self, batch: Batch) -> Tensor:
         ids, mask = (batch.tokens[name].to(self.device) for name in ("input_ids", "attention_mask"))
-        with dropout_of(batch.seed, self.device), autocast_to(self.device, self.compute.precision.autocast):
+        with seeded(batch.seed, self.device), autocast_to(self.device, self.compute.precision.autocast):
             logits = self.model(ids, mask).float()
         logits = logits[batch.members.to(self.device)].amax(dim=1)  # (reports, texts, 18) -> (reports, 18)
         return F.binary_cross_entropy_with_logits(logits, batch.labels.to(self.device), pos_weight=self.positive_weight)
 
 
 class _Validation:
-    """The reports that a training holds out, and how well it labels them."""
+    """Held-out reports, and the scores of the model in training on them."""
 
     def __init__(self, training: _Training, reports: Sequence[str], labels: NDArray[np.integer]) -> None:
         self.training, self.reports, self.labels = training, reports, labels
 
     def measure(self) -> Validation:
-        """By the loss: AUROC would go on rising where the probabilities have become too sure."""
+        """Loss and AUROC. The loss decides: AUROC still rises where the probabilities have become too sure."""
         probabilities = self._label()
         return Validation(macro_auroc(self.labels.astype(np.float64), probabilities), self._loss(probabilities))
 
     def result(self, folder: Path) -> LabellerResult:
-        """What the model is, as it now is."""
+        """Scores of the model with its present weights."""
         probabilities = self._label()
         decided = probabilities >= self.training.config.threshold
         return LabellerResult(
@@ -199,7 +200,7 @@ class _Validation:
         )
 
     def _label(self) -> NDArray[np.float64]:
-        labeller = TransformerLabeller(self.training.model, self.training.tokenizer, "")  # without dropout
+        labeller = TransformerLabeller(self.training.model, self.training.tokenizer, "")  # turns dropout off
         return labeller.label(self.reports, dtype=self.training.compute.precision.autocast).astype(np.float64)
 
     def _loss(self, probabilities: NDArray[np.float64]) -> float:
@@ -207,7 +208,7 @@ class _Validation:
         return F.binary_cross_entropy(torch.from_numpy(probabilities), labels).item()
 
 
-def _card(result: LabellerResult, training: _Training, count: int, steps: int, origin: Mapping[str, str]) -> str:
+def _write_card(result: LabellerResult, training: _Training, count: int, steps: int, origin: Mapping[str, str]) -> str:
     config = training.config
     samples = {"count_samples": f"{count:,}"} | dict(origin)
     unit = "single sentences" if config.by_sentence else "whole reports"
@@ -231,7 +232,7 @@ def _card(result: LabellerResult, training: _Training, count: int, steps: int, o
 
 
 def read_manifest(manifest: Path) -> tuple[list[str], list[str], NDArray[np.int8]]:
-    """The names and the texts of a labeller's manifest, and their labels (reports, 18)."""
+    """The names, texts and labels (reports, 18) of a labeller's manifest."""
     table = pq.read_table(manifest, columns=["scan_id", "text", "labels"])
     labels = np.array(table["labels"].to_pylist(), np.int8).reshape(table.num_rows, len(ABNORMALITIES))
     return table["scan_id"].to_pylist(), table["text"].to_pylist(), labels
@@ -242,20 +243,20 @@ def _take(reports: Sequence[str], chosen: NDArray[np.bool_]) -> list[str]:
 
 
 def _hold_out(groups: Sequence[str], config: LabellerConfig) -> NDArray[np.bool_]:
-    """Which reports validate: whole groups, drawn at random, of about `validation_share`."""
+    """A mask (reports,) of the reports for validation: random whole groups, about `validation_share` of them."""
     names, inverse = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
-        raise ConfigurationError("a labeller needs two different reports at least: one to train on, one to stop by")
+        raise ConfigurationError("a labeller needs at least two different reports: one to train on, one to validate")
     count = min(max(1, round(len(names) * config.validation_share)), len(names) - 1)
     drawn = np.random.default_rng(config.seed).permutation(len(names))[:count]
     return np.isin(inverse, drawn)
 
 
 def _draw_weights(model: ReportLabeller) -> None:
-    """Random weights that a small model learns from in a minute.
+    """Draws weights from which a small model learns in a minute.
 
-    RoBERTa's own, 0.02 everywhere, suit its width and long pretraining. Positions start as sinusoids
-    (arXiv 1706.03762), in which what stands near, such as the "no" before a word, is near from the first step.
+    RoBERTa's standard deviation of 0.02 suits its width and long pretraining. Positions start as sinusoids
+    (arXiv 1706.03762), in which neighbouring words, such as "no" before a noun, are close from the first step.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

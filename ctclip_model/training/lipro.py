@@ -1,4 +1,4 @@
-"""LiPro: a linear head trained on the stored latents of a frozen CT-CLIP."""
+"""LiPro: a linear head trained on the stored latents of a frozen CT-CLIP (arXiv 2403.17834)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from ctclip_model.config import LiProConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
-from ctclip_model.models.model_folder import load_model_folder, save_model_folder
-from ctclip_model.training.engine.checkpoints import storing
-from ctclip_model.training.engine.curve import RunLog, TrainingResult
+from ctclip_model.models.kinds import ModelKind
+from ctclip_model.training.engine.checkpoints import storage_errors
+from ctclip_model.training.engine.curve import RunLog, TrainingResult, summarise_run
 from ctclip_model.training.engine.loop import Run, StepRecord, run_steps, split_decay
-from ctclip_model.training.samples import (
-    BatchOrder,
-)
-from ctclip_model.training.vocabfine import _card, _require_labels, _result
+from ctclip_model.training.fine_tuned import require_labels, write_fine_tuned_card
+from ctclip_model.training.samples import BatchOrder, first_of_each_scan
 
 
 def train_lipro(
@@ -34,27 +32,30 @@ def train_lipro(
     origin: Mapping[str, str] | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> TrainingResult:
-    """Trains a linear head on the manifest's latents, of the CT-CLIP of the folder `parent`; writes a LiPro folder.
+    """Trains a linear head on the manifest's latents of the CT-CLIP of the folder `parent`; writes a LiPro folder.
 
-    No encoder runs, so trunk and code book are the parent's, bit by bit. Raises `MissingInputError` where no label
-    is known.
+    No encoder runs, so trunk and code book stay the parent's, bit by bit. Raises `MissingInputError` where no label is
+    known.
     """
     table = pq.read_table(manifest, columns=["scan_id", "latent", "labels"], filters=[("split", "==", "train")])
     labels = torch.tensor(np.array(table["labels"].to_pylist(), np.float32).reshape(-1, len(ABNORMALITIES)))
-    _require_labels(labels, manifest)
+    require_labels(labels, manifest)
     latents = torch.from_numpy(np.stack(table["latent"].to_numpy()).astype(np.float32))
     log = RunLog(folder, on_step)
     head = fit_head(latents, labels, table["scan_id"].to_pylist(), config, on_step=log.add)
     loaded = load_model_folder(parent, CTCLIP)
-    with torch.device("meta"):  # both parts come from elsewhere
+    with torch.device("meta"):  # draws no weights: both parts are replaced
         model = LiPro(loaded.config)
     model.trained_model, model.classifier = loaded.model, head
     curve = log.curve()
-    result = _result(folder, model, loaded.model.temperature, len(curve), curve)
-    facts = {"parent": parent.name, "steps": result.steps}
-    card = _card(result, "LiPro, a linear head on latents of volumes", parent, config, curve, origin or {})
-    with storing(folder):
-        save_model_folder(folder, model.eval(), loaded.tokenizer, extra=loaded.info | facts, card=card, metrics=curve)
+    result = summarise_run(folder, model, loaded.model.temperature.exp().item(), len(curve), curve)
+    info = loaded.info | {"parent": parent.name, "steps": result.steps}
+    method = "LiPro, a linear head on latents of volumes"
+    card = write_fine_tuned_card(result, method, parent, config, curve, origin or {})
+    with storage_errors(folder):
+        save_model_folder(
+            folder, model.eval(), loaded.tokenizer, kind=ModelKind.lipro, extra=info, card=card, metrics=curve
+        )
     return result
 
 
@@ -66,17 +67,16 @@ def fit_head(
     *,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> LatentClassifier:
-    """A head trained on unit latents (N, latent) and labels (N, 18), NaN where unknown; in evaluation mode.
+    """Trains a head on unit latents (N, latent) and labels (N, 18), NaN where unknown. Returns it in evaluation mode.
 
-    An epoch takes each scan once, by one of its reconstructions, for they share their labels.
+    An epoch has each scan once, by one of its reconstructions, since they share their labels.
     """
     torch.manual_seed(config.seed)
     head = LatentClassifier(latents.shape[1], config.dropout)
     order = BatchOrder(scan_ids, config.batch_size, config.seed)
-    first_of_scan = {scan_id: index for index, scan_id in reversed(list(enumerate(scan_ids)))}
-    weights = positive_weights(labels[sorted(first_of_scan.values())])
+    weights = positive_weights(labels[first_of_each_scan(scan_ids)])
 
-    def batch_of(step: int) -> tuple[Tensor, Tensor]:
+    def make_batch(step: int) -> tuple[Tensor, Tensor]:
         indices = order.batch(step)
         return latents[indices], labels[indices]
 
@@ -85,8 +85,8 @@ def fit_head(
             phase="lipro",
             model=head,
             optimizer=torch.optim.AdamW(split_decay(head.parameters(), config.learning_rate, config.weight_decay)),
-            batch_of=batch_of,
-            loss_of=lambda batch: lipro_loss(head(batch[0]), batch[1], weights),
+            make_batch=make_batch,
+            compute_loss=lambda batch: lipro_loss(head(batch[0]), batch[1], weights),
             steps=config.epochs * order.batches,
             batch_size=order.batch_size,
             final_rate=config.final_rate,
@@ -109,6 +109,6 @@ def lipro_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor) -> Tenso
 
 
 def positive_weights(labels: Tensor) -> Tensor:
-    """Negatives for each positive, (18,), of the known among the labels (N, 18); 1 where all are of one class."""
+    """Negatives for each positive, (18,), among the known labels (N, 18). 1 where all are of one class."""
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
     return torch.where((positives > 0) & (negatives > 0), negatives / positives.clamp(min=1), 1.0)

@@ -1,4 +1,4 @@
-"""What contrastive training minimises, over the batch of all processes, and its gradient a few samples at a time."""
+"""The contrastive loss over the batch of all processes, and its gradient a few samples at a time."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from ctclip_model.config import Negatives
 from ctclip_model.models.clip import contrastive_loss, similarity
 from ctclip_model.training.engine.processes import gather, rank, world_size
 
-Latents = tuple[Tensor, Tensor]  # of images (B, latent) and of each one's texts (B, texts, latent)
+Latents = tuple[Tensor, Tensor]  # images (B, latent), and the texts of each image (B, texts, latent)
 Encode = Callable[[], Latents]
 
 
 def batch_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, negatives: Negatives) -> Tensor:
-    """The loss of this process's latents, whose mean over the processes is that of the whole batch.
+    """The loss of this process's latents. Its mean over the processes is the loss of the whole batch.
 
-    `images` (B, latent) and `texts` (B, texts, latent), row i of one belonging to row i of the other, are compared with
-    the columns of all processes, or with this one's alone (`local`, as published). Of several texts the loss is the
-    mean over the first of each, the second of each and so on. `logit_scale` is the temperature.
+    Row i of `images` (B, latent) belongs to row i of `texts` (B, texts, latent). They are compared with the latents of
+    all processes, or of this one alone (`local`, as published). With several texts a row, the loss is the mean over
+    the columns of texts. `logit_scale` is the temperature.
     """
-    losses = [_loss_of_pairs(images, column.contiguous(), logit_scale, negatives) for column in texts.unbind(1)]
+    losses = [_pair_loss(images, column.contiguous(), logit_scale, negatives) for column in texts.unbind(1)]
     return torch.stack(losses).mean()
 
 
-def _loss_of_pairs(images: Tensor, texts: Tensor, logit_scale: Tensor, negatives: Negatives) -> Tensor:
+def _pair_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, negatives: Negatives) -> Tensor:
     if negatives is Negatives.local or (negatives is Negatives.global_batch and world_size() == 1):
         return contrastive_loss(images, texts, logit_scale)
     all_images, all_texts = gather(images), gather(texts)
     if negatives is Negatives.sigmoid:
         return sigmoid_loss(images, all_texts, logit_scale)
     targets = torch.arange(len(images), device=images.device) + rank() * len(images)
-    of_texts = F.cross_entropy(similarity(texts, all_images, logit_scale), targets)
-    of_images = F.cross_entropy(similarity(images, all_texts, logit_scale), targets)
-    return (of_texts + of_images) / 2
+    text_loss = F.cross_entropy(similarity(texts, all_images, logit_scale), targets)
+    image_loss = F.cross_entropy(similarity(images, all_texts, logit_scale), targets)
+    return (text_loss + image_loss) / 2
 
 
 def sigmoid_loss(images: Tensor, all_texts: Tensor, logit_scale: Tensor) -> Tensor:
-    """Each pair of the image latents (B, latent) and all texts (N, latent) on its own, as in SigLIP (arXiv 2303.15343).
+    """The loss of each pair of image (B, latent) and text (N, latent) on its own, as in SigLIP (arXiv 2303.15343).
 
-    The paper learns a bias from -10. Published weights have no place for one: it stays at the log odds of a right pair.
+    The paper learns a bias from -10. Published weights have no room for one: it stays at the log odds of a right pair.
     """
     count = len(all_texts)
     logits = similarity(images, all_texts, logit_scale) - math.log(max(1, count - 1))
@@ -61,11 +61,11 @@ def backward_in_parts(
     negatives: Negatives,
     accumulating: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """Adds the gradients of the loss over all parts, of which one is in memory at a time (GradCache, arXiv 2101.06983).
+    """Adds the gradients of the loss over all parts, with one part in memory at a time (GradCache, arXiv 2101.06983).
 
-    Each part is encoded twice, and must give the same latents both times: once without gradients, for the loss and
-    its gradient by the latents, and once with, to carry that gradient on; `accumulating` is around all but the last
-    of these. Returns the loss.
+    Each part is encoded twice and must give the same latents both times. The first pass has no gradients: it gives the
+    loss and its gradient by the latents. The second pass carries that gradient on. `accumulating` surrounds all second
+    passes except the last. Returns the loss.
     """
     with torch.no_grad():
         encoded = [encode() for encode in parts]

@@ -1,4 +1,4 @@
-"""What training sees: the samples of a manifest, in which order, and how each is varied."""
+"""Training samples of a manifest: their order, and the small random changes of each."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.loader import BatchReader, ScanSampler, VolumeDataset, read_samples
 from ctclip_model.data.reports import report_sentences
 from ctclip_model.errors import MissingInputError
+from ctclip_model.training.random_streams import Stream, open_stream
 
 PADDING_HU = -1000
-READING_THREADS = 4  # decoding holds no lock
-PRELOADED_BYTES = 2**30  # volumes that take less are decoded once and kept
-SHIFT_SHARE = 0.05  # of the volume's size, at most, along each axis
-GAIN, OFFSET = 0.05, 0.03  # standard deviations of the change of contrast and brightness
+READING_THREADS = 4  # threads that decode volumes; decoding holds no lock
+PRELOADED_BYTES = 2**30  # limit below which all volumes are decoded once and kept in memory
+MAX_SHIFT_SHARE = 0.05  # share of the volume's size along each axis
+GAIN_STD, OFFSET_STD = 0.05, 0.03  # standard deviations of the random contrast and brightness
+COLUMNS = ["volume_name", "patient_id", "split", "scan_id", "findings", "impression", "labels"]
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a manifest holds for training: volumes, and beside each its report's sentences and labels."""
+    """Samples of a manifest: volumes, the sentences of their reports, and labels."""
 
     # int16 HU (B, depth, height, width) of sample indices; the second call after may overwrite them (`BatchReader`)
     volumes: Callable[[Sequence[int]], Tensor]
     scan_ids: list[str]
-    reports: list[list[list[str]]]  # by sample, by section, sentences
+    reports: list[list[list[str]]]  # sentences, by sample and section
     labels: Tensor  # (samples, 18), NaN where unknown
     names: list[str] = field(default_factory=list)
     patient_ids: list[str] = field(default_factory=list)
 
     def take(self, indices: Sequence[int]) -> TrainingData:
-        """Those samples alone."""
+        """A selection of the samples."""
         return TrainingData(
             volumes=lambda rows: self.volumes([indices[row] for row in rows]),
             scan_ids=[self.scan_ids[index] for index in indices],
@@ -52,9 +54,8 @@ class TrainingData:
 
 
 def read_training_data(manifest: Path, data_root: Path, sections: Sequence[str]) -> TrainingData:
-    """The train split of a manifest, of whose reports those sections are read; volumes that fit are kept in memory."""
-    columns = ["volume_name", "patient_id", "split", "scan_id", "findings", "impression", "labels"]
-    table = pq.read_table(manifest, columns=columns)
+    """The train split of a manifest, with some sections of its reports. Small data sets are kept in memory."""
+    table = pq.read_table(manifest, columns=COLUMNS)
     rows = [(index, row) for index, row in enumerate(table.to_pylist()) if row["split"] == "train"]
     if not rows:
         raise MissingInputError(f"{manifest}: holds no sample of the train split: run convert")
@@ -79,22 +80,26 @@ def read_training_data(manifest: Path, data_root: Path, sections: Sequence[str])
     )
 
 
-def hold_out(data: TrainingData, config: TrainingConfig) -> tuple[TrainingData, TrainingData | None]:
-    """What to train on, and, where there is validation, a volume each of some scans whose patients stay out of it.
+def first_of_each_scan(scan_ids: Sequence[str]) -> list[int]:
+    """The index of the first sample of each scan, in order."""
+    return sorted({scan_id: index for index, scan_id in reversed(list(enumerate(scan_ids)))}.values())
 
-    Patients are drawn by the seed until they have as many scans with known labels as the configuration asks for.
+
+def hold_out(data: TrainingData, config: TrainingConfig) -> tuple[TrainingData, TrainingData | None]:
+    """Splits off validation samples: one volume a scan, of patients that training never sees.
+
+    The seed draws patients until they have `validation_scans` labelled scans. Without validation, all samples train.
     Raises `MissingInputError` where no patient is left to train on, or no label is known.
     """
     if not config.steps_per_validation:
         return data, None
-    first_of_scan = {scan_id: index for index, scan_id in reversed(list(enumerate(data.scan_ids)))}
     labelled: dict[str, list[int]] = {}
-    for index in sorted(first_of_scan.values()):
+    for index in first_of_each_scan(data.scan_ids):
         if not data.labels[index].isnan().all():
             labelled.setdefault(data.patient_ids[index], []).append(index)
     chosen: list[int] = []
     held: set[str] = set()
-    for patient in np.random.default_rng([config.seed, 5]).permutation(sorted(labelled)).tolist():
+    for patient in open_stream(config.seed, Stream.hold_out).permutation(sorted(labelled)).tolist():
         if len(chosen) >= config.validation_scans:
             break
         chosen += labelled[patient]
@@ -108,9 +113,9 @@ def hold_out(data: TrainingData, config: TrainingConfig) -> tuple[TrainingData, 
 
 
 class BatchOrder:
-    """Which samples a step sees, from its number alone: a scan once an epoch, by one of its reconstructions.
+    """The samples of each step, from its number alone. An epoch has each scan once, by one of its reconstructions.
 
-    An epoch is of whole batches, so that no batch holds a scan twice; what is left over differs each time.
+    An epoch ends with its last full batch, so that no batch holds a scan twice. Each epoch leaves out other scans.
     """
 
     def __init__(self, scan_ids: Sequence[str], batch_size: int, seed: int) -> None:
@@ -120,28 +125,39 @@ class BatchOrder:
         self._epoch = lru_cache(maxsize=2)(self._draw)
 
     def batch(self, step: int) -> list[int]:
-        epoch, place = divmod(step, self.batches)
-        return self._epoch(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        epoch, number = divmod(step, self.batches)
+        return self._epoch(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
 
     def _draw(self, epoch: int) -> list[int]:
         self.sampler.set_epoch(epoch)
         return list(self.sampler)
 
 
+def read_volumes(data: TrainingData, indices: Sequence[int], rows: slice, rng: Generator | None) -> Tensor:
+    """This process's `rows` of a batch as int16 HU (B, depth, height, width), each shifted at random with an `rng`.
+
+    Shifts are drawn for the whole batch, so that a sample's shift does not depend on the number of processes.
+    """
+    volumes = data.volumes(indices[rows])
+    if rng is None:
+        return volumes
+    return shift_volumes(volumes, draw_shifts(len(indices), volumes.shape[1:], rng)[rows])
+
+
 def draw_shifts(count: int, sizes: Sequence[int], rng: Generator) -> list[list[int]]:
-    """How far each of `count` volumes of those sizes moves along each axis, in voxels from the farthest."""
-    return [[int(rng.integers(0, 2 * extent + 1)) for extent in _most_shift(sizes)] for _ in range(count)]
+    """A start for each of `count` volumes along each axis, in voxels of the padded volume of `shift_volumes`."""
+    return [[int(rng.integers(0, 2 * extent + 1)) for extent in _max_shift(sizes)] for _ in range(count)]
 
 
-def _most_shift(sizes: Sequence[int]) -> list[int]:
-    return [max(1, round(size * SHIFT_SHARE)) for size in sizes]
+def _max_shift(sizes: Sequence[int]) -> list[int]:
+    return [max(1, round(size * MAX_SHIFT_SHARE)) for size in sizes]
 
 
 def shift_volumes(volumes: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
-    """Each volume of int16 HU (B, depth, height, width) moved as `draw_shifts` has drawn; air fills what it leaves."""
+    """Moves each volume of int16 HU (B, depth, height, width) as `draw_shifts` has drawn. Air fills the gap."""
     sizes = volumes.shape[1:]
-    most = _most_shift(sizes)
-    padded = F.pad(volumes, [side for extent in reversed(most) for side in (extent, extent)], value=PADDING_HU)
+    padding = [voxels for extent in reversed(_max_shift(sizes)) for voxels in (extent, extent)]
+    padded = F.pad(volumes, padding, value=PADDING_HU)
     shifted = torch.empty_like(volumes)
     for index, (volume, starts) in enumerate(zip(padded, shifts, strict=True)):
         depth, height, width = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
@@ -150,13 +166,13 @@ def shift_volumes(volumes: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
 
 
 def draw_brightness(count: int, device: torch.device) -> Tensor:
-    """Factors and summands, (2, count), that change brightness a little."""
-    factors = 1 + GAIN * torch.randn((count, 1, 1, 1, 1), device=device)
-    summands = OFFSET * torch.randn((count, 1, 1, 1, 1), device=device)
+    """Factors near 1 and summands near 0, (2, count), for `change_brightness`."""
+    factors = 1 + GAIN_STD * torch.randn((count, 1, 1, 1, 1), device=device)
+    summands = OFFSET_STD * torch.randn((count, 1, 1, 1, 1), device=device)
     return torch.stack([factors, summands]).flatten(1)
 
 
 def change_brightness(images: Tensor, changes: Tensor) -> Tensor:
-    """Each image (B, 1, depth, height, width) with the contrast and brightness of `draw_brightness` (2, B)."""
+    """Scales and offsets images (B, 1, depth, height, width) by `changes` (2, B), clamped to [-1, 1]."""
     factors, summands = changes.view(2, -1, 1, 1, 1, 1)
     return (images * factors + summands).clamp_(-1, 1)

@@ -1,4 +1,4 @@
-"""What a training step takes of memory, found without taking it: the real step on tensors that have shapes alone."""
+"""Memory of a training step, estimated without allocating it: the real step on tensors that have only shapes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ctclip_model.config import Preset
 from ctclip_model.device import Compute, autocast_to
 from ctclip_model.models.clip import CTCLIP, contrastive_loss
 
-ADAM_BYTES = 8  # a learned weight: two moments in float32
-SHARE_USED = 0.9  # of what is free; the rest is for the allocator's gaps, and libraries
+ADAM_BYTES = 8  # bytes a trainable weight: two moments in float32
+SHARE_USED = 0.9  # share of the free memory; the rest is for libraries and gaps of the allocator
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes that a step holds at its peak."""
+    """Peak memory of a step, in bytes."""
 
-    fixed: int  # weights, their gradients and the optimizer's moments, and what does not grow with the volumes
-    per_volume: int  # of those encoded at once, each with the longest report
+    fixed: int  # weights, gradients, optimizer's moments, and all else that does not grow with the volumes
+    per_volume: int  # a volume encoded at once, with the longest report
 
     def count_fitting(self, free_bytes: int) -> int:
-        """How many volumes can be encoded at once; 0 where not even one can."""
+        """The number of volumes that can be encoded at once in the free memory; 0 for none."""
         return max(0, int(free_bytes * SHARE_USED - self.fixed) // self.per_volume)
 
 
 def estimate_step(preset: Preset, compute: Compute) -> StepMemory:
-    """The memory of a contrastive step of the preset, from two steps, of one volume and of two."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the kernels, and so their scratch, differ
+    """The memory of a contrastive step of a preset, from a step of one volume and a step of two."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # scratch memory of kernels differs
     one, two = (_peak_bytes(preset, compute, device, count) for count in (1, 2))
     return StepMemory(fixed=2 * one - two, per_volume=two - one)
 
@@ -44,7 +44,7 @@ def _peak_bytes(preset: Preset, compute: Compute, device: torch.device, count: i
     with FakeTensorMode(), device:
         model = CTCLIP(preset.model).train()
         vision = model.visual_transformer
-        vision.vq.eval()  # whose counts depend on values, of which there are none
+        vision.vq.eval()  # in training, its counts depend on values
         vision.recompute = compute.recompute
         model.text_transformer.requires_grad_(preset.training.text_learning_rate != 0)
         volumes = torch.empty(count, 1, *preset.recipe.shape)
@@ -55,28 +55,28 @@ def _peak_bytes(preset: Preset, compute: Compute, device: torch.device, count: i
             with autocast_to(device, compute.precision.autocast):
                 latents = model.encode_image(volumes), model.encode_text(ids, torch.ones_like(ids))
             contrastive_loss(*latents, model.temperature).backward()
-    return held + ADAM_BYTES * learned + volumes.nbytes + peak.most
+    return held + ADAM_BYTES * learned + volumes.nbytes + peak.max
 
 
 class _Peak(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made meanwhile and still live."""
+    """Counts the bytes of all living tensors that were made inside the context."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.max = 0
         self.live: set[int] = set()
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         given = {_key(tensor) for tensor in _tensors((args, kwargs))}
-        for tensor in _tensors(found):
-            if _key(tensor) not in given | self.live:  # a view has its storage from elsewhere
+        for tensor in _tensors(result):
+            if _key(tensor) not in given | self.live:  # a view shares the storage of an argument
                 storage = tensor.untyped_storage()
                 self.live.add(_key(tensor))
                 self.now += storage.nbytes()
-                self.most = max(self.most, self.now)
+                self.max = max(self.max, self.now)
                 weakref.finalize(storage, self._free, _key(tensor), storage.nbytes())
-        return found
+        return result
 
     def _free(self, key: int, size: int) -> None:
         self.live.discard(key)

@@ -1,7 +1,7 @@
-"""The text encoder learns the train split's report labels first, in place of a pretrained CXR-BERT.
+"""Pretraining of the text encoder on the train split's labels, in place of a pretrained CXR-BERT.
 
-It learns them of whole reports and of single sentences at once (multiple-instance learning: a report shows an
-abnormality when one of its sentences does), so that a prompt, a sentence too, means what the same words in a report do.
+It learns labels of whole reports and of single sentences at once (multiple-instance learning: a report shows an
+abnormality when one of its sentences does). So a prompt, itself a sentence, means the same as its words in a report.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,25 +20,26 @@ from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize
 from ctclip_model.training.engine.checkpoints import Checkpoints
 from ctclip_model.training.engine.loop import Run, StepRecord, run_steps, split_decay
+from ctclip_model.training.random_streams import Stream, open_stream
 from ctclip_model.training.texts import vary_report
 
 Tokens = dict[str, Tensor]
 EMBEDDING_STD = 0.3
-WHOLE_SHARE = 0.3  # of the reports are read whole, the others by their last section (the impression), which is short
+FULL_SHARE = 0.3  # share of reports read in full; the others are read by their last section, the short impression
 
 
 @dataclass(frozen=True)
-class Bags:
+class SentenceBags:
     """A batch of reports, as bags of sentences and as texts."""
 
-    sentences: Tokens  # each different one once
-    members: Tensor  # (reports, sentences): the sentences of each report; a short one repeats its first
+    sentences: Tokens  # each different sentence of the batch once
+    members: Tensor  # (reports, sentences) indices of each report's sentences; a short report repeats its first
     texts: Tokens
     labels: Tensor  # (reports, labels)
 
 
 class ReportClassifier(nn.Module):
-    """CT-CLIP's text encoder and, for now, a linear layer from its first token to the labels."""
+    """CT-CLIP's text encoder and a linear layer from its first token to the labels."""
 
     def __init__(self, model: CTCLIP, labels: int) -> None:
         super().__init__()
@@ -62,39 +62,38 @@ def pretrain_text(
     checkpoints: Checkpoints | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> None:
-    """Teaches the text encoder the labels (reports, labels), NaN where unknown, of reports given as sentences."""
+    """Trains the text encoder on labels (reports, labels), NaN where unknown. `reports` hold sentences by section."""
     device = model.temperature.device
     max_length = model.config.text.max_length
     batch_size = min(config.text_pretraining_batch_size, len(reports))
-    steps = config.text_pretraining_samples // batch_size
     widen_weights(model.text_transformer)
     classifier = ReportClassifier(model, labels.shape[1]).to(device)
 
-    def batch_of(step: int) -> Bags:
-        rng = np.random.default_rng([config.seed, 1, step])
+    def make_batch(step: int) -> SentenceBags:
+        rng = open_stream(config.seed, Stream.text_pretraining, step)
         chosen = rng.choice(len(reports), batch_size, replace=False)
         bags = [[sentence for section in reports[index] for sentence in section] for index in chosen]
-        sentences = {sentence: place for place, sentence in enumerate(dict.fromkeys(s for bag in bags for s in bag))}
+        sentences = {sentence: index for index, sentence in enumerate(dict.fromkeys(s for bag in bags for s in bag))}
         members = [[sentences[sentence] for sentence in bag] for bag in bags]
         padded = torch.tensor([row + row[:1] * (max(map(len, members)) - len(row)) for row in members])
-        parts = [reports[index] if rng.random() < WHOLE_SHARE else reports[index][-1:] for index in chosen]
+        parts = [reports[index] if rng.random() < FULL_SHARE else reports[index][-1:] for index in chosen]
         texts = [
             vary_report(part if any(part) else reports[index], 0.0, rng)
             for part, index in zip(parts, chosen, strict=True)
         ]
-        return Bags(
+        return SentenceBags(
             sentences=tokenize(tokenizer, list(sentences), max_length),
             members=padded,
             texts=tokenize(tokenizer, texts, max_length),
             labels=labels[torch.from_numpy(chosen)],
         )
 
-    def loss_of(bags: Bags) -> Tensor:
+    def compute_loss(bags: SentenceBags) -> Tensor:
         classifier.encoder.eval()  # dropout triples the time of attention on a CPU
         targets = bags.labels.to(device)
-        of_sentences = classifier(_to(bags.sentences, device))[bags.members.to(device)]  # (reports, sentences, labels)
-        of_texts = classifier(_to(bags.texts, device))
-        return _known_loss(of_sentences.amax(1), targets) + _known_loss(of_texts, targets)
+        logits = classifier(_to(bags.sentences, device))[bags.members.to(device)]  # (reports, sentences, labels)
+        text_logits = classifier(_to(bags.texts, device))
+        return _known_loss(logits.amax(1), targets) + _known_loss(text_logits, targets)
 
     optimizer = torch.optim.AdamW(
         split_decay(classifier.parameters(), config.text_pretraining_learning_rate, config.weight_decay)
@@ -104,9 +103,9 @@ def pretrain_text(
             phase="text",
             model=classifier,
             optimizer=optimizer,
-            batch_of=batch_of,
-            loss_of=loss_of,
-            steps=steps,
+            make_batch=make_batch,
+            compute_loss=compute_loss,
+            steps=config.text_pretraining_samples // batch_size,
             batch_size=batch_size,
             warm_up_share=0.1,
             final_rate=0.0,
@@ -119,7 +118,7 @@ def pretrain_text(
 
 @torch.no_grad()
 def widen_weights(encoder: nn.Module) -> None:
-    """Random weights of unit gain: BERT's standard deviation of 0.02 fits a width of 768, a narrow one learns late."""
+    """Draws weights of unit gain. BERT's standard deviation of 0.02 suits a width of 768; narrow models learn late."""
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -128,7 +127,7 @@ def widen_weights(encoder: nn.Module) -> None:
 
 
 def _known_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy over the labels that are known."""
+    """Binary cross-entropy over the labels that are not NaN."""
     known = ~targets.isnan()
     return F.binary_cross_entropy_with_logits(logits[known], targets[known])
 

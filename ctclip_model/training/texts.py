@@ -1,4 +1,4 @@
-"""Report texts as training sees them: sentences, in other orders and fewer, so that a short prompt is nothing new."""
+"""Random report texts for training: sentences in other orders and fewer, so that a short prompt is nothing new."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from numpy.random import Generator
 
 
 def vary_report(sections: Sequence[list[str]], short_share: float, rng: Generator) -> str:
-    """A report's sentences in another order within each section; of `short_share` of the reports, only some.
+    """A report with the sentences of each section shuffled. A share `short_share` of the reports is shortened.
 
-    A short one is the last section (the impression) alone, or half of all sentences at most, at least one.
+    A short report is the last section (the impression) alone, or between one and half of all sentences.
     """
-    shuffled = [[section[place] for place in rng.permutation(len(section))] for section in sections]
+    shuffled = [[section[index] for index in rng.permutation(len(section))] for section in sections]
     sentences = [sentence for section in shuffled for sentence in section]
     if rng.random() >= short_share:
         return " ".join(sentences)
     if shuffled[-1] and rng.random() < 0.5:
         return " ".join(shuffled[-1])
     count = rng.integers(1, max(2, len(sentences) // 2 + 1))
-    return " ".join(sentences[place] for place in rng.permutation(len(sentences))[:count])
+    return " ".join(sentences[index] for index in rng.permutation(len(sentences))[:count])

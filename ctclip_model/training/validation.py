@@ -1,4 +1,4 @@
-"""How well the model in training tells abnormalities, zero-shot, on scans that it is not trained on."""
+"""Zero-shot validation of a CT-CLIP in training, on scans that it is not trained on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.floating]
 def validate(
     model: CTCLIP, tokenizer: PreTrainedTokenizerFast, held_out: TrainingData, *, dtype: torch.dtype | None = None
 ) -> Validation:
-    """By its prompts; random numbers are left as they were.
+    """The macro AUROC of the model's prompts on held-out samples. Draws no random number.
 
     Raises `MissingInputError` where no abnormality is both present and absent.
     """
@@ -40,9 +40,9 @@ def validate(
 
 
 def macro_auroc(labels: Floats, probabilities: Floats) -> float:
-    """Over the columns of (samples, labels) whose known labels, those that are not NaN, are of both kinds.
+    """The mean AUROC over the columns of `labels` (samples, labels) that know both classes. NaN: unknown label.
 
-    NaN where none is.
+    Returns NaN where no column has both classes.
     """
     scores = []
     for column in range(labels.shape[1]):

@@ -22,7 +22,8 @@ from ctclip_model.errors import ConfigurationError, DivergedError, MissingInputE
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.model_folder import load_model_folder
 from ctclip_model.models.text import train_tokenizer
-from ctclip_model.training.contrastive import start_codebook, train_contrastive
+from ctclip_model.training.contrastive import train_contrastive
+from ctclip_model.training.contrastive_steps import start_codebook
 from ctclip_model.training.engine.loop import Run, StepRecord, rate_at, run_steps, split_decay
 from ctclip_model.training.samples import BatchOrder, TrainingData, draw_shifts, hold_out, shift_volumes
 from ctclip_model.training.text_encoder import pretrain_text
@@ -172,8 +173,8 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     layer = nn.Linear(1, 1)
     run = Run(
         phase="test", model=layer, optimizer=torch.optim.SGD(layer.parameters(), lr=1.0),
-        batch_of=lambda step: torch.tensor([1.0 if step < 3 else float("nan")]),
-        loss_of=lambda batch: layer(batch).sum(), steps=5, batch_size=1,
+        make_batch=lambda step: torch.tensor([1.0 if step < 3 else float("nan")]),
+        compute_loss=lambda batch: layer(batch).sum(), steps=5, batch_size=1,
     )  # fmt: skip
     with pytest.raises(DivergedError, match="step 4 of 5"):
         run_steps(run)

@@ -27,7 +27,7 @@ from ctclip_model.models.clip import CTCLIP, contrastive_loss
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training.contrastive import teach_contrast
 from ctclip_model.training.engine import processes as distributed
-from ctclip_model.training.engine.checkpoints import WHOLE, Checkpoints
+from ctclip_model.training.engine.checkpoints import FULL_STATE, Checkpoints
 from ctclip_model.training.engine.loop import StepRecord
 from ctclip_model.training.labeller import train_labeller
 from ctclip_model.training.losses import backward_in_parts, batch_loss, sigmoid_loss
@@ -90,7 +90,7 @@ def learn(
     compute = Compute("cpu", encoded_at_once=encoded_at_once, sharded=sharded)
     with contextlib.suppress(InterruptedError):
         teach_contrast(model, tokenizer, data, config, compute=compute, checkpoints=checkpoints, on_step=on_step)
-    return losses, cast(dict[str, torch.Tensor], get_model_state_dict(model, options=WHOLE))
+    return losses, cast(dict[str, torch.Tensor], get_model_state_dict(model, options=FULL_STATE))
 
 
 def fine_tune(encoded_at_once: int | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:

@@ -11,7 +11,7 @@ from ctclip_model.config import LabellerConfig, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, ConfigurationError, DivergedError
 from ctclip_model.labelling.labeller import load_labeller
-from ctclip_model.labelling.transformer import Bags
+from ctclip_model.labelling.transformer import TextBags
 from ctclip_model.training import labeller as labeller_training
 from ctclip_model.training.labeller import train_labeller
 
@@ -126,10 +126,10 @@ def test_labels_that_are_unknown_are_refused(tmp_path):
 
 
 def test_bags_hold_each_sentence_once():
-    bags = Bags.of(["One. Two.", "Two.", ""], by_sentence=True)
+    bags = TextBags.collect(["One. Two.", "Two.", ""], by_sentence=True)
     assert bags.texts == ["One.", "Two.", ""]
     assert bags.members.tolist() == [[0, 1], [1, 1], [2, 2]]
-    assert Bags.of(["One. Two.", "One. Two."], by_sentence=False).members.tolist() == [[0], [0]]
+    assert TextBags.collect(["One. Two.", "One. Two."], by_sentence=False).members.tolist() == [[0], [0]]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.engine.checkpoints import REST, WEIGHTS, Checkpoints, Snapshot
 from ctclip_model.training.engine.curve import RunLog, last_loss
 from ctclip_model.training.engine.loop import Run, StepRecord, Validation, run_steps
-from ctclip_model.training.engine.state import discard_state, state_of
+from ctclip_model.training.engine.state import discard_state, state_folder
 
 
 def snapshot(value: float, score: float | None = None) -> Snapshot:
@@ -95,13 +95,13 @@ def test_the_best_weights_are_kept_where_patience_ends_a_run(tmp_path: Path) -> 
 def test_what_a_training_goes_on_from_goes_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     for name in ("checkpoints/step-000001/weights", "curve.jsonl"):
-        path = state_of(folder) / name
+        path = state_folder(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed just then
         discard_state(folder)
-    assert not list(state_of(folder).iterdir())
+    assert not list(state_folder(folder).iterdir())
     discard_state(folder)
     assert not list((tmp_path / "model.work").iterdir())
 
@@ -110,7 +110,7 @@ def test_a_curve_is_read_past_a_line_that_a_kill_cut_off(tmp_path: Path) -> None
     steps = [StepRecord("text", 1, 8, 9.0, 1e-3, 1.0, 1.0, 0.0, 1)]
     steps += [StepRecord("contrastive", step, 8 * step, float(step), 1e-3, 1.0, 1.0, 0.0, 1) for step in (1, 2, 3)]
     RunLog(tmp_path / "model", None).add(steps[0])
-    path = state_of(tmp_path / "model") / "curve.jsonl"
+    path = state_folder(tmp_path / "model") / "curve.jsonl"
     path.write_text(path.read_text() + '{"phase": "contr')
     log = RunLog(tmp_path / "model", None)
     for step in (*steps[1:], StepRecord("contrastive", 4, 32, 9.0, 1e-3, 1.0, 1.0, 0.0, 1), *steps[2:]):
@@ -206,10 +206,10 @@ def diverging(bad_steps: set[int], tolerated: int) -> tuple[nn.Linear, Run[torch
     layer, records = nn.Linear(1, 1), list[StepRecord]()
     run = Run(
         phase="test", model=layer, optimizer=torch.optim.SGD(layer.parameters(), lr=0.1),
-        batch_of=lambda step: torch.tensor([torch.nan if step in bad_steps else 1.0]),
-        loss_of=lambda batch: layer(batch).sum(), steps=6, batch_size=1, max_gradient_norm=10.0,
+        make_batch=lambda step: torch.tensor([torch.nan if step in bad_steps else 1.0]),
+        compute_loss=lambda batch: layer(batch).sum(), steps=6, batch_size=1, max_gradient_norm=10.0,
         tolerated_skips=tolerated,
-        names_of=lambda step: [f"train_{step}_a_1"], on_step=records.append,
+        name_samples=lambda step: [f"train_{step}_a_1"], on_step=records.append,
     )  # fmt: skip
     return layer, run, records
 

@@ -1,1 +1,1 @@
-"""The training loop and all that it stands on. It knows no CT."""
+"""The training loop and its parts: checkpoints, processes, SIGTERM, curve. It knows no CT."""

@@ -1,4 +1,4 @@
-"""What a training tells of itself: its curve and its result."""
+"""The curve of a training, a row a step, and its result."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import nn
 
 from ctclip_model.errors import ConfigurationError
-from ctclip_model.training.engine.checkpoints import storing
+from ctclip_model.training.engine.checkpoints import storage_errors
 from ctclip_model.training.engine.loop import StepRecord
 from ctclip_model.training.engine.processes import rank
-from ctclip_model.training.engine.state import state_of, work_of
+from ctclip_model.training.engine.state import state_folder, work_folder
 
-LAST_STEPS = 50  # whose mean loss is the run's
+LAST_STEPS = 50  # steps whose mean loss is the run's loss
 CURVE = pa.schema(
     {
         "phase": pa.string(), "step": pa.int64(), "samples": pa.int64(), "loss": pa.float64(),
@@ -25,12 +26,12 @@ CURVE = pa.schema(
         "data_wait_share": pa.float64(), "memory_bytes": pa.int64(), "validation_auroc": pa.float64(),
     }
 )  # fmt: skip
-DRAWN = ("loss", "learning_rate", "gradient_norm", "volumes_per_s", "data_wait_share", "validation_auroc")
+PLOTTED = ("loss", "learning_rate", "gradient_norm", "volumes_per_s", "data_wait_share", "validation_auroc")
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished run says about its model."""
+    """The model of a finished run in numbers."""
 
     folder: Path
     count_parameters: int
@@ -40,23 +41,24 @@ class TrainingResult:
 
 
 class RunLog:
-    """Passes on what steps report, and keeps it with the state of the training of a model's folder, over kills.
+    """Passes step records on, and keeps them in the training's state, so that they survive a kill.
 
-    With `tensorboard` it writes event files beside that; raises `ConfigurationError` where that is not installed.
+    `tensorboard` also writes event files beside the state. Raises `ConfigurationError` without that package.
     """
 
     def __init__(
         self, folder: Path, on_step: Callable[[StepRecord], None] | None, *, tensorboard: bool = False
     ) -> None:
-        self.path, self.on_step = state_of(folder) / "curve.jsonl", on_step
-        self.events = _Events(work_of(folder) / "tensorboard") if tensorboard and rank() == 0 else None
+        self.path, self.on_step = state_folder(folder) / "curve.jsonl", on_step
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.events = _Events(work_folder(folder) / "tensorboard") if tensorboard and rank() == 0 else None
         if rank() == 0 and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
             with self.path.open("a") as file:
-                file.write("\n")  # after a line that a kill cut off
+                file.write("\n")  # ends a line that a kill cut off
 
     def add(self, record: StepRecord) -> None:
         if rank() == 0:
-            with storing(self.path), self.path.open("a") as file:
+            with storage_errors(self.path), self.path.open("a") as file:
                 file.write(json.dumps(asdict(record)) + "\n")
         if self.events is not None:
             self.events.add(record)
@@ -64,12 +66,12 @@ class RunLog:
             self.on_step(record)
 
     def curve(self) -> pa.Table:
-        """A row a step, phase after phase; what was done again after a kill counts as it was done last."""
+        """A row a step, phase after phase. A step that was repeated after a kill has its last record."""
         phases: dict[str, list[dict[str, Any]]] = {}
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
             try:
                 row = json.loads(line)
-            except ValueError:  # cut off
+            except ValueError:  # a line that a kill cut off
                 continue
             rows = phases.setdefault(row["phase"], [])
             while rows and rows[-1]["step"] >= row["step"]:
@@ -83,7 +85,7 @@ class RunLog:
 
 
 class _Events:
-    """TensorBoard's event files, a folder a phase: what a killed run did beyond its checkpoint is hidden in them."""
+    """TensorBoard event files, one folder a phase. Steps that a killed run did after its checkpoint are hidden."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -97,7 +99,7 @@ class _Events:
         if record.phase not in self.writers:
             self.writers[record.phase] = self.writer_type(str(self.folder / record.phase), purge_step=record.step)
         writer = self.writers[record.phase]
-        for name in DRAWN:
+        for name in PLOTTED:
             if (value := getattr(record, name)) is not None:
                 writer.add_scalar(name, value, record.step)
         writer.flush()
@@ -107,8 +109,14 @@ class _Events:
             writer.close()
 
 
+def summarise_run(folder: Path, model: nn.Module, logit_scale: float, steps: int, curve: pa.Table) -> TrainingResult:
+    """The result of a run, its parameters counted and its loss read from the curve."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return TrainingResult(folder, count, logit_scale, steps, last_loss(curve))
+
+
 def last_loss(curve: pa.Table) -> float:
-    """The mean of the last phase's last steps that have a finite loss; NaN without a step."""
+    """The mean of the last 50 steps of the last phase that have a finite loss. NaN without a step."""
     rows = curve.select(["phase", "loss"]).to_pylist()
     losses = np.array([row["loss"] for row in rows if row["phase"] == rows[-1]["phase"]][-LAST_STEPS:])
     finite = losses[np.isfinite(losses)]

@@ -1,6 +1,6 @@
-"""The one training loop: batches by step number, warm-up and cosine, clipping, checkpoints, a record a step.
+"""The training loop: batches by step number, warm-up and cosine, clipping, checkpoints, a record a step.
 
-A batch is a function of its step's number alone, so that a killed run goes on as if it had never stopped.
+A batch is a function of its step's number alone, so that a killed run continues as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ctclip_model.errors import DivergedError, PreemptedError
-from ctclip_model.training.engine.checkpoints import Checkpoints, WeightAverage, capture, restore, set_weights
+from ctclip_model.training.engine.checkpoints import (
+    Checkpoints,
+    Snapshot,
+    WeightAverage,
+    capture,
+    restore,
+    set_weights,
+)
 from ctclip_model.training.engine.processes import (
     average_gradients,
     clip_gradients,
@@ -33,30 +40,30 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did; the names are the columns of `training_steps`."""
+    """A row of `training_steps`: one step of the optimizer."""
 
     phase: str
     step: int  # counted from 1
-    samples: int  # seen so far, in this phase
-    loss: float  # not finite where the step was skipped
+    samples: int  # seen so far in this phase
+    loss: float  # not finite for a skipped step
     learning_rate: float
     gradient_norm: float  # before clipping
     volumes_per_s: float
-    data_wait_share: float  # of the step's time
-    memory_bytes: int  # the most that was ever held
-    validation_auroc: float | None = None  # after the step, where it was measured
+    data_wait_share: float  # share of the step's time
+    memory_bytes: int  # peak so far
+    validation_auroc: float | None = None  # measured after the step, or None
 
 
 @dataclass(frozen=True)
 class Validation:
-    """How well a model in training does on held-out samples."""
+    """The quality of a model in training on held-out samples."""
 
-    auroc: float  # macro; NaN where no abnormality is both present and absent
-    loss: float | None = None  # by which it is judged, where there is one
+    auroc: float  # macro, or NaN where no label is both present and absent
+    loss: float | None = None  # decides the score where it is known
 
     @property
     def score(self) -> float:
-        """The higher the better."""
+        """Higher is better."""
         return self.auroc if self.loss is None else -self.loss
 
 
@@ -64,29 +71,27 @@ class Validation:
 class Run(Generic[Batch]):
     """A phase of training.
 
-    `batch_of` makes the batch of a step, in a thread of its own, from the step's number; `loss_of` gives its loss, or,
-    with `adds_gradients`, adds the gradients too. Of several processes, each has its share of a batch and its loss.
-    `after_step` is for what moves without gradients, `after_skip` forgets what a step that counts for nothing has
-    left. With `checkpoints` the run goes on from the newest. With `patience` it ends early, so many validations after
-    the best one, and the model then has that one's weights.
+    `make_batch` runs in a thread of its own. With several processes, each has its share of a batch and its own loss.
+    With `checkpoints` the run continues from the newest one. With `patience` it ends that many validations after the
+    best one, and the model then has the best one's weights.
     """
 
     phase: str
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    batch_of: Callable[[int], Batch]
-    loss_of: Callable[[Batch], Tensor]
+    make_batch: Callable[[int], Batch]  # from the step's number, counted from 0
+    compute_loss: Callable[[Batch], Tensor]
     steps: int
-    batch_size: int  # of all processes together
-    warm_up_share: float = 0.0  # of the steps; the rate then falls along a cosine to `final_rate`
-    final_rate: float = 1.0  # of the optimizer's rates
+    batch_size: int  # samples of all processes together
+    warm_up_share: float = 0.0  # share of the steps; afterwards the rate falls along a cosine to `final_rate`
+    final_rate: float = 1.0  # share of the optimizer's rates
     max_gradient_norm: float = 1.0
-    adds_gradients: bool = False
-    averaged: Sequence[nn.Parameter] | None = None  # whose gradients are not the processes' mean already; None: all
-    after_step: Callable[[], None] | None = None
-    after_skip: Callable[[], None] | None = None
+    runs_backward: bool = False  # `compute_loss` adds the gradients itself
+    to_average: Sequence[nn.Parameter] | None = None  # gradients to average over the processes; None: all
+    after_step: Callable[[], None] | None = None  # moves weights that have no gradients
+    after_skip: Callable[[], None] | None = None  # forgets the traces of a skipped step
     tolerated_skips: int = 0  # steps in a row without a finite loss
-    names_of: Callable[[int], Sequence[str]] | None = None  # the samples of a step, for a person to look at
+    name_samples: Callable[[int], Sequence[str]] | None = None  # sample names of a step, for error messages
     average: WeightAverage | None = None
     checkpoints: Checkpoints | None = None
     steps_per_checkpoint: int = 200
@@ -97,108 +102,17 @@ class Run(Generic[Batch]):
 
 
 def run_steps(run: Run[Any]) -> int:
-    """Trains for the steps that are left, leaves a checkpoint of the last, and returns its number.
+    """Trains for the steps that are left, saves a checkpoint of the last, and returns its number.
 
-    Raises `DivergedError` after more losses in a row that are not finite than the run tolerates: the checkpoint of
-    before stays. Raises `PreemptedError` after SIGTERM, when the step is done and the state saved.
+    Raises `DivergedError` after more skips in a row than the run tolerates; the last checkpoint stays. Raises
+    `PreemptedError` after SIGTERM, once the step is done and the state saved.
     """
     with heeding_sigterm() as request:
         try:
-            return _run_steps(run, request)
+            return _Loop(run, request).train()
         finally:
             if run.checkpoints is not None:
                 run.checkpoints.wait()
-
-
-def _run_steps(run: Run[Any], request: StopRequest) -> int:
-    rates = [group.setdefault("initial_lr", group["lr"]) for group in run.optimizer.param_groups]
-    done = _resume(run)
-    best = run.checkpoints.best if run.checkpoints is not None else None
-    skipped = 0
-    run.model.train()
-    for step, batch, wait_s, started in read_ahead(run.batch_of, done, run.steps):
-        if _is_patience_over(run, best, step):
-            break
-        factor = rate_at(step, run.steps, run.warm_up_share, run.final_rate)
-        for group, rate in zip(run.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        loss, norm, is_asked_to_stop = _step(run, batch, request)
-        skipped = 0 if math.isfinite(loss) and math.isfinite(norm) else skipped + 1
-        if skipped > run.tolerated_skips:
-            raise DivergedError(_describe_divergence(run, step, loss, skipped))
-        done = step + 1
-        validation = None
-        if run.validate is not None and run.steps_per_validation and done % run.steps_per_validation == 0:
-            validation = _validate(run.validate)
-            run.model.train()
-            if best is None or validation.score > best[0]:
-                best = validation.score, done
-        is_due = done % run.steps_per_checkpoint == 0 or done == run.steps
-        snapshot = None
-        if run.checkpoints is not None and (is_due or is_asked_to_stop or validation is not None):
-            score = validation.score if validation is not None else None
-            snapshot = capture(run.model, run.optimizer, run.average, done * run.batch_size, score)
-        if run.on_step is not None:
-            duration_s = time.monotonic() - started
-            run.on_step(
-                StepRecord(
-                    phase=run.phase,
-                    step=done,
-                    samples=done * run.batch_size,
-                    loss=loss,
-                    learning_rate=rates[0] * factor,
-                    gradient_norm=norm,
-                    volumes_per_s=run.batch_size / duration_s,
-                    data_wait_share=wait_s / duration_s,
-                    memory_bytes=_peak_memory_bytes(),
-                    validation_auroc=_known(validation.auroc) if validation is not None else None,
-                )
-            )
-        if run.checkpoints is not None and snapshot is not None and rank() == 0:
-            run.checkpoints.save(done, snapshot)  # what a rerun does not do again has been told by now
-        if is_asked_to_stop:
-            saved = f"is saved after step {done}" if run.checkpoints is not None else "is lost"
-            raise PreemptedError(f"{run.phase}: stopped on request (SIGTERM); the training {saved} of {run.steps}")
-    if run.patience is not None and best is not None:
-        _take_best(run, best[1])
-    return done
-
-
-def _step(run: Run[Any], batch: Any, request: StopRequest) -> tuple[float, float, bool]:
-    """One step of the optimizer: its loss, the norm of its gradient, and whether any process was asked to stop.
-
-    Where loss or norm is not finite, nothing is changed.
-    """
-    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-    run.optimizer.zero_grad(set_to_none=True)
-    loss = run.loss_of(batch)
-    if not run.adds_gradients:
-        loss.backward()
-    # Judged when it is the whole batch's, so that all processes go on, skip or stop together.
-    verdict = torch.stack([loss.detach().float() / world_size(), loss.new_tensor(float(request.is_made)).float()])
-    sum_over_processes([verdict])
-    total, stops = verdict.tolist()
-    norm = math.nan
-    if math.isfinite(total):
-        average_gradients(parameters if run.averaged is None else run.averaged)
-        norm = clip_gradients(parameters, run.max_gradient_norm)
-    if not math.isfinite(norm):
-        if run.after_skip is not None:
-            run.after_skip()
-        return total, norm, stops > 0
-    run.optimizer.step()
-    if run.after_step is not None:
-        run.after_step()
-    if run.average is not None:
-        run.average.update()
-    return total, norm, stops > 0
-
-
-def _describe_divergence(run: Run[Any], step: int, loss: float, skipped: int) -> str:
-    what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
-    in_a_row = f", after {skipped - 1} skipped" if skipped > 1 else ""
-    names = f"; its samples: {', '.join(run.names_of(step))}" if run.names_of is not None else ""
-    return f"{run.phase}: {what} at step {step + 1} of {run.steps}{in_a_row}{names}"
 
 
 def rate_at(step: int, steps: int, warm_up_share: float, final_rate: float) -> float:
@@ -211,7 +125,7 @@ def rate_at(step: int, steps: int, warm_up_share: float, final_rate: float) -> f
 
 
 def split_decay(parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decay; biases, norms, scales and temperatures, of one dimension or none, do not."""
+    """Parameter groups for AdamW: matrices decay. Biases, norms, scales and temperatures do not."""
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     return [
         {"params": [p for p in learned if p.ndim > 1], "lr": rate, "weight_decay": weight_decay},
@@ -219,20 +133,161 @@ def split_decay(parameters: Iterable[nn.Parameter], rate: float, weight_decay: f
     ]
 
 
-def read_ahead(batch_of: Callable[[int], Batch], first: int, steps: int) -> Iterator[tuple[int, Batch, float, float]]:
-    """Step, its batch, the seconds that it was waited for, and when the step began; the next is made meanwhile."""
+def read_ahead(make_batch: Callable[[int], Batch], first: int, steps: int) -> Iterator[tuple[int, Batch, float, float]]:
+    """Step, batch, seconds spent waiting for the batch, and the step's start. The next batch is made meanwhile."""
     with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(batch_of, first) if first < steps else None
+        waiting = ahead.submit(make_batch, first) if first < steps else None
         for step in range(first, steps):
             started = time.monotonic()
             assert waiting is not None
             batch = waiting.result()
-            waiting = ahead.submit(batch_of, step + 1) if step + 1 < steps else None
+            waiting = ahead.submit(make_batch, step + 1) if step + 1 < steps else None
             yield step, batch, time.monotonic() - started, started
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """One step of the optimizer, equal on all processes."""
+
+    loss: float  # loss of the whole batch
+    gradient_norm: float  # NaN where the loss is not finite
+    is_asked_to_stop: bool  # a process has received SIGTERM
+
+    @property
+    def is_skipped(self) -> bool:
+        return not (math.isfinite(self.loss) and math.isfinite(self.gradient_norm))
+
+
+class _Loop:
+    """A run in progress: steps done, skips in a row, and the best validation."""
+
+    def __init__(self, run: Run[Any], request: StopRequest) -> None:
+        self.run, self.request = run, request
+        self.rates = [group.setdefault("initial_lr", group["lr"]) for group in run.optimizer.param_groups]
+        self.done = _resume(run)
+        self.best = run.checkpoints.best if run.checkpoints is not None else None  # score and number of steps
+        self.skipped = 0
+
+    def train(self) -> int:
+        run = self.run
+        run.model.train()
+        for step, batch, wait_s, started in read_ahead(run.make_batch, self.done, run.steps):
+            if self._is_patience_over():
+                break
+            factor = self._set_rates(step)
+            outcome = _step(run, batch, self.request)
+            self._count_skips(step, outcome)
+            self.done = step + 1
+            validation = self._validate_if_due()
+            snapshot = self._capture_if_due(outcome, validation)
+            self._report(outcome, validation, self.rates[0] * factor, wait_s, started)
+            # Saved after the report, so that a rerun repeats every step that nobody has heard of.
+            if run.checkpoints is not None and snapshot is not None and rank() == 0:
+                run.checkpoints.save(self.done, snapshot)
+            if outcome.is_asked_to_stop:
+                saved = f"is saved after step {self.done}" if run.checkpoints is not None else "is lost"
+                raise PreemptedError(f"{run.phase}: stopped on request (SIGTERM); the training {saved} of {run.steps}")
+        if run.patience is not None and self.best is not None:
+            _take_best(run, self.best[1])
+        return self.done
+
+    def _is_patience_over(self) -> bool:
+        if self.run.patience is None or self.best is None:
+            return False
+        return self.done - self.best[1] >= self.run.patience * self.run.steps_per_validation
+
+    def _set_rates(self, step: int) -> float:
+        run = self.run
+        factor = rate_at(step, run.steps, run.warm_up_share, run.final_rate)
+        for group, rate in zip(run.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        return factor
+
+    def _count_skips(self, step: int, outcome: _Outcome) -> None:
+        """Raises `DivergedError` at one skip too many."""
+        self.skipped = self.skipped + 1 if outcome.is_skipped else 0
+        if self.skipped > self.run.tolerated_skips:
+            raise DivergedError(_describe_divergence(self.run, step, outcome.loss, self.skipped))
+
+    def _validate_if_due(self) -> Validation | None:
+        run = self.run
+        if run.validate is None or not run.steps_per_validation or self.done % run.steps_per_validation:
+            return None
+        validation = _average_validation(run.validate())
+        run.model.train()
+        if self.best is None or validation.score > self.best[0]:
+            self.best = validation.score, self.done
+        return validation
+
+    def _capture_if_due(self, outcome: _Outcome, validation: Validation | None) -> Snapshot | None:
+        run = self.run
+        is_due = self.done % run.steps_per_checkpoint == 0 or self.done == run.steps
+        if run.checkpoints is None or not (is_due or outcome.is_asked_to_stop or validation is not None):
+            return None
+        score = validation.score if validation is not None else None
+        return capture(run.model, run.optimizer, run.average, self.done * run.batch_size, score)
+
+    def _report(
+        self, outcome: _Outcome, validation: Validation | None, rate: float, wait_s: float, started: float
+    ) -> None:
+        run = self.run
+        if run.on_step is None:
+            return
+        duration_s = time.monotonic() - started
+        auroc = validation.auroc if validation is not None else math.nan
+        run.on_step(
+            StepRecord(
+                phase=run.phase,
+                step=self.done,
+                samples=self.done * run.batch_size,
+                loss=outcome.loss,
+                learning_rate=rate,
+                gradient_norm=outcome.gradient_norm,
+                volumes_per_s=run.batch_size / duration_s,
+                data_wait_share=wait_s / duration_s,
+                memory_bytes=_peak_memory_bytes(),
+                validation_auroc=None if math.isnan(auroc) else auroc,
+            )
+        )
+
+
+def _step(run: Run[Any], batch: Any, request: StopRequest) -> _Outcome:
+    """One step of the optimizer. Changes nothing where the loss or the gradient is not finite."""
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    run.optimizer.zero_grad(set_to_none=True)
+    loss = run.compute_loss(batch)
+    if not run.runs_backward:
+        loss.backward()
+    # Summed over the processes before it is judged, so that all of them continue, skip or stop together.
+    verdict = torch.stack([loss.detach().float() / world_size(), loss.new_tensor(float(request.is_made)).float()])
+    sum_over_processes([verdict])
+    total, stops = verdict.tolist()
+    norm = math.nan
+    if math.isfinite(total):
+        average_gradients(parameters if run.to_average is None else run.to_average)
+        norm = clip_gradients(parameters, run.max_gradient_norm)
+    outcome = _Outcome(total, norm, stops > 0)
+    if outcome.is_skipped:
+        if run.after_skip is not None:
+            run.after_skip()
+        return outcome
+    run.optimizer.step()
+    if run.after_step is not None:
+        run.after_step()
+    if run.average is not None:
+        run.average.update()
+    return outcome
+
+
+def _describe_divergence(run: Run[Any], step: int, loss: float, skipped: int) -> str:
+    fault = f"the loss is {loss}" if not math.isfinite(loss) else "the gradient is not finite"
+    in_a_row = f", after {skipped - 1} skipped" if skipped > 1 else ""
+    names = f"; its samples: {', '.join(run.name_samples(step))}" if run.name_samples is not None else ""
+    return f"{run.phase}: {fault} at step {step + 1} of {run.steps}{in_a_row}{names}"
+
+
 def _resume(run: Run[Any]) -> int:
-    """The steps that a checkpoint of this phase has behind it, after loading it; 0 without one."""
+    """Restores the newest checkpoint of this phase. Returns its number of steps, 0 without a checkpoint."""
     found = run.checkpoints.load() if run.checkpoints is not None else None
     if found is None:
         return 0
@@ -241,29 +296,18 @@ def _resume(run: Run[Any]) -> int:
     return snapshot.samples // run.batch_size
 
 
-def _validate(validate: Callable[[], Validation]) -> Validation:
-    """The same on every process, lest one should stop where another goes on."""
-    found = validate()
+def _average_validation(found: Validation) -> Validation:
+    """The mean over the processes, so that none stops while another continues."""
     values = torch.tensor([found.auroc, math.nan if found.loss is None else found.loss], dtype=torch.float64)
     sum_over_processes([values])
     auroc, loss = (values / world_size()).tolist()
     return Validation(auroc, None if found.loss is None else loss)
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _is_patience_over(run: Run[Any], best: tuple[float, int] | None, done: int) -> bool:
-    if run.patience is None or best is None:
-        return False
-    return done - best[1] >= run.patience * run.steps_per_validation
-
-
 def _take_best(run: Run[Any], step: int) -> None:
     assert run.checkpoints is not None
     run.checkpoints.wait()
-    wait_for_all()  # the first process has written it
+    wait_for_all()  # until the first process has written the checkpoint
     set_weights(run.model, run.checkpoints.weights(step))
 
 

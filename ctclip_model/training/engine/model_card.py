@@ -1,4 +1,4 @@
-"""The model card of what was trained here, as the Hugging Face Hub shows it."""
+"""Model cards as the Hugging Face Hub shows them, for models trained here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 def write_card(
     name: str, *, tags: Sequence[str], description: str, facts: Mapping[str, str], metrics: Mapping[str, str]
 ) -> str:
-    """What the model is, of which data, and how well it does."""
+    """The card's text: description, a line for each fact, a table of the metrics."""
     return "\n".join(
         [
             "---",
@@ -31,6 +31,6 @@ def write_card(
 
 
 def describe_data(origin: Mapping[str, str], samples: str) -> str:
-    """How many samples of which revision of which data set, as a training was told it."""
+    """Source, revision and number of samples. `origin` may hold `source`, `revision` and `count_samples`."""
     revision = f", revision {origin['revision']}" if origin.get("revision") else ""
     return f"{origin.get('source') or 'a manifest'}{revision}; {origin.get('count_samples', 'some')} {samples}."

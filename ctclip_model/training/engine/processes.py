@@ -1,6 +1,6 @@
-"""Several processes that train one model: each encodes its share of a batch, and what they learn is put together.
+"""Several processes that train one model: each encodes its share of a batch, and their gradients are averaged.
 
-Without a process group there is one process, and everything here gives back what it was given.
+Without a process group there is one process, and every function here returns its argument unchanged.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ctclip_model.errors import ConfigurationError
 
 
 def world_size() -> int:
-    """How many processes train."""
+    """The number of processes that train."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number among them."""
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def wait_for_all() -> None:
-    """Until every process has come here."""
+    """Returns when every process has called it."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def share(batch_size: int) -> slice:
-    """The rows of a global batch that this process encodes; raises `ConfigurationError` where shares would differ."""
+    """The rows of a global batch that this process encodes. Raises `ConfigurationError` for unequal shares."""
     if batch_size % world_size():
         raise ConfigurationError(f"a batch of {batch_size} does not divide among {world_size()} processes")
     rows = batch_size // world_size()
@@ -42,13 +42,13 @@ def share(batch_size: int) -> slice:
 
 
 def gather(latents: Tensor) -> Tensor:
-    """Every process's latents (B, latent) as (processes B, latent), through which gradients reach all of them."""
+    """Latents (B, latent) of every process as (processes B, latent). Gradients flow back to all processes."""
     return _Gather.apply(latents) if world_size() > 1 else latents
 
 
 @torch.no_grad()
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
-    """Puts in each tensor's place its sum over the processes, all of one type in one message."""
+    """Replaces each tensor by its sum over the processes, in one message. The tensors share one type."""
     flat = list(tensors)
     if world_size() == 1 or not flat:
         return
@@ -59,34 +59,34 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean gradient of the processes, on each of them."""
+    """Replaces each gradient by its mean over the processes."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     sum_over_processes(gradients)
     for gradient in gradients if world_size() > 1 else ():
         gradient.div_(world_size())
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> float:
-    """Scales gradients down to a norm of `most`, of all of them together, and returns the norm that they had.
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scales all gradients together down to a norm of `max_norm`. Returns the norm before.
 
-    Of a gradient that is shared out over the processes (FSDP2), each holds and scales a part.
+    With FSDP2 each process holds and scales its part of a gradient.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     parts = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
-    own = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
-    norm = nn.utils.get_total_norm(own)
+    complete = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    norm = nn.utils.get_total_norm(complete)
     if parts:
-        of_parts = nn.utils.get_total_norm(parts)
-        assert isinstance(of_parts, DTensor)
-        norm = torch.hypot(norm.to(of_parts.device), of_parts.full_tensor())
-        torch._foreach_mul_(list[Tensor](parts), (most / (norm + 1e-6)).clamp(max=1.0).item())
-    torch._foreach_mul_(own, (most / (norm + 1e-6)).clamp(max=1.0))
+        norm_of_parts = nn.utils.get_total_norm(parts)
+        assert isinstance(norm_of_parts, DTensor)
+        norm = torch.hypot(norm.to(norm_of_parts.device), norm_of_parts.full_tensor())
+        torch._foreach_mul_(list[Tensor](parts), (max_norm / (norm + 1e-6)).clamp(max=1.0).item())
+    torch._foreach_mul_(complete, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm.item()
 
 
 @contextmanager
-def dropout_of(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Random numbers of that seed, the same each time; None goes on with those that are in use."""
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Random numbers of a seed inside the context. None: the generator in use continues."""
     if seed is None:
         yield
         return
@@ -96,7 +96,7 @@ def dropout_of(seed: int | None, device: torch.device) -> Iterator[None]:
 
 
 class _Gather(torch.autograd.Function):
-    """All rows go to every process; a row's gradient is the sum of what every process has for it."""
+    """All-gather of rows. The gradient of a row is the sum of its gradients on all processes."""
 
     @staticmethod
     def forward(ctx: Any, latents: Tensor) -> Tensor:

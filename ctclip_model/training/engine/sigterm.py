@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers and torchrun ask a training to end: it is noted, and acted on between two steps."""
+"""SIGTERM, sent by schedulers and torchrun to end a training: noted at once, acted on between two steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether this process has been asked to end; `then` is called when it is."""
+    """A flag that SIGTERM sets, and a function that it calls."""
 
     def __init__(self, then: Callable[[], None] | None = None) -> None:
         self.is_made, self.then = False, then
@@ -23,7 +23,7 @@ class StopRequest:
 
 @contextmanager
 def heeding_sigterm(then: Callable[[], None] | None = None) -> Iterator[StopRequest]:
-    """Notes SIGTERM meanwhile; in a thread other than the main one, where no signal can be received, it notes none."""
+    """Notes SIGTERM inside the context. In a thread other than the main one no signal arrives, and none is noted."""
     request = StopRequest(then)
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -1,6 +1,6 @@
-"""What a training goes on from, `<model folder>.work/state`: checkpoints, tokenizer and curve so far.
+"""State of an unfinished training, `<model folder>.work/state`: checkpoints, tokenizer and the curve so far.
 
-It is there until the model is recorded: killed at any moment before, the same call goes on from it.
+The state stays until the model is recorded. A training that is killed before continues from it when called again.
 """
 
 from __future__ import annotations
@@ -9,29 +9,27 @@ import shutil
 import uuid
 from pathlib import Path
 
-LEAVING = ".state.removed-"
+REMOVED_PREFIX = ".state.removed-"
 
 
-def work_of(folder: Path) -> Path:
-    """The folder beside a model's."""
+def work_folder(folder: Path) -> Path:
+    """The folder beside a model folder that holds its training's manifest, job and state."""
     return folder.with_name(f"{folder.name}.work")
 
 
-def state_of(folder: Path) -> Path:
-    """Where the training of a model's folder keeps what it goes on from."""
-    state = work_of(folder) / "state"
-    state.mkdir(parents=True, exist_ok=True)
-    return state
+def state_folder(folder: Path) -> Path:
+    """The state folder of a model folder's training."""
+    return work_folder(folder) / "state"
 
 
 def has_state(folder: Path) -> bool:
-    """Whether a training has begun that nobody has recorded, or of which something was left."""
-    return (work_of(folder) / "state").exists()
+    """True while a training has begun and its model is not recorded, or while its state is not discarded."""
+    return state_folder(folder).exists()
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a model's folder is newer than all that its training goes on from, and so what that came to."""
-    weights, state = folder / "model.safetensors", work_of(folder) / "state"
+    """True if a model folder is newer than the state of its training: the training has ended in that folder."""
+    weights, state = folder / "model.safetensors", state_folder(folder)
     if not weights.exists() or not state.exists():
         return False
     newest = max((path.stat().st_mtime_ns for path in state.rglob("*")), default=0)
@@ -39,9 +37,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def discard_state(folder: Path) -> None:
-    """Drops it, all at once: of half of it a rerun would make another model."""
-    state = work_of(folder) / "state"
+    """Drops the state by one rename: from half a state a rerun would make another model."""
+    state = state_folder(folder)
     if state.exists():
-        state.rename(state.with_name(f"{LEAVING}{uuid.uuid4().hex}"))
-    for leaving in work_of(folder).glob(f"{LEAVING}*"):
-        shutil.rmtree(leaving, ignore_errors=True)
+        state.rename(state.with_name(f"{REMOVED_PREFIX}{uuid.uuid4().hex}"))
+    for removed in work_folder(folder).glob(f"{REMOVED_PREFIX}*"):
+        shutil.rmtree(removed, ignore_errors=True)

@@ -1,0 +1,44 @@
+"""Parts that both kinds of fine-tuning share: the check of the labels and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+from torch import Tensor
+
+from ctclip_model.config import LiProConfig, VocabFineConfig
+from ctclip_model.errors import MissingInputError
+from ctclip_model.training.engine.curve import TrainingResult
+from ctclip_model.training.engine.model_card import describe_data, write_card
+
+
+def require_labels(labels: Tensor, manifest: Path) -> None:
+    """Raises `MissingInputError` where every label is NaN."""
+    if labels.isnan().all():
+        raise MissingInputError(f"{manifest}: no label of the train split is known")
+
+
+def write_fine_tuned_card(
+    result: TrainingResult,
+    method: str,
+    parent: Path,
+    config: VocabFineConfig | LiProConfig,
+    curve: pa.Table,
+    origin: Mapping[str, str],
+) -> str:
+    """The model card of a fine-tuned model; `method` opens its description."""
+    samples = curve["samples"][-1].as_py() if len(curve) else 0
+    return write_card(
+        result.folder.name,
+        tags=["chest-ct", "image-classification"],
+        description=f"{method}, of the CT-CLIP `{parent.name}` (arXiv 2403.17834).",
+        facts={
+            "Data": describe_data(origin, "labelled volumes of the train split"),
+            "Model": f"{result.count_parameters:,} parameters.",
+            "Training": f"{result.steps:,} steps on {samples:,} samples, AdamW at {config.learning_rate:g}, "
+            f"seed {config.seed}, epochs: {config.epochs}.",
+        },
+        metrics={"loss, mean of the last steps": f"{result.loss:.4f}"},
+    )
