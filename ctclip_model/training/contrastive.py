@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from ctclip_model.config import Preset, TrainingConfig
 from ctclip_model.device import Compute, choose_device
 from ctclip_model.files import replace_folder
-from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training.contrastive_steps import ContrastiveSteps
 from ctclip_model.training.engine.checkpoints import FULL_STATE, Checkpoints, WeightAverage, storage_errors

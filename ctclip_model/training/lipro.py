@@ -16,6 +16,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.kinds import ModelKind
+from ctclip_model.models.model_folder import load_model_folder, save_model_folder
 from ctclip_model.training.engine.checkpoints import storage_errors
 from ctclip_model.training.engine.curve import RunLog, TrainingResult, summarise_run
 from ctclip_model.training.engine.loop import Run, StepRecord, run_steps, split_decay

@@ -15,7 +15,6 @@ from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.loader import to_model_input
 from ctclip_model.device import Compute, autocast_to
 from ctclip_model.errors import ConfigurationError
-from ctclip_model.models.model_folder import load_model_folder, save_model_folder
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.models.model_folder import load_model_folder, save_model_folder

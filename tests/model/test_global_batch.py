@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -35,6 +37,15 @@ from ctclip_model.training.samples import TrainingData
 from ctclip_model.training.vocabfine import teach_prompts
 
 BATCH, STEPS = 8, 4
+# AdamW makes a step of the full rate along a gradient that is 0 except for rounding. A large epsilon makes the weights
+# a smooth function of the gradients, and lets them show a gradient that is too large or too small.
+EPSILON = 1e-3
+
+
+@contextlib.contextmanager
+def smooth_adamw() -> Iterator[None]:
+    with mock.patch.object(torch.optim, "AdamW", functools.partial(torch.optim.AdamW, eps=EPSILON)):
+        yield
 
 
 def few_codes() -> Preset:
@@ -65,6 +76,7 @@ def untrained(preset: Preset) -> tuple[CTCLIP, PreTrainedTokenizerFast, Training
     return model, tokenizer, data
 
 
+@smooth_adamw()
 def learn(
     negatives: Negatives = Negatives.global_batch,
     encoded_at_once: int | None = None,
@@ -93,6 +105,7 @@ def learn(
     return losses, cast(dict[str, torch.Tensor], get_model_state_dict(model, options=FULL_STATE))
 
 
+@smooth_adamw()
 def fine_tune(encoded_at_once: int | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The same of VocabFine."""
     model, tokenizer, data = untrained(few_codes())
@@ -103,6 +116,7 @@ def fine_tune(encoded_at_once: int | None = None) -> tuple[list[float], dict[str
     return losses, model.state_dict()
 
 
+@smooth_adamw()
 def label(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     reports, labels = write_reports(40, seed=0)
     config = dataclasses.replace(smoke().labeller, batch_size=BATCH, epochs=2, dropout=0.0)
@@ -155,10 +169,14 @@ def learn_on_two(folder: Path, names: Sequence[str]) -> dict[str, Any]:
 
 
 def assert_same(found: tuple[list[float], dict], expected: tuple[list[float], dict]) -> None:
+    """Losses and all weights agree except for rounding, which normalising multiplies where a code has few tokens."""
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
-    codes = "visual_transformer.vq._codebook."
-    for name in (f"{codes}embed", f"{codes}cluster_size", "to_visual_latent.weight", "temperature"):
-        torch.testing.assert_close(found[1][name], expected[1][name], rtol=1e-3, atol=1e-4)
+    assert found[1].keys() == expected[1].keys()
+    for name, weight in expected[1].items():
+        atol = 5e-5 if name.endswith("_codebook.embed") else 1e-5
+        torch.testing.assert_close(
+            found[1][name], weight, rtol=1e-4, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None:
@@ -166,11 +184,9 @@ def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None
     for training, whole in {"copies": learn(), "vocabfine": fine_tune()}.items():
         assert_same(found[training], whole)
         assert_same(found[f"{training}, in parts"], whole)
-    losses, weights = label(tmp_path)
-    assert found["labeller"][0] == pytest.approx(losses, rel=1e-4)
-    assert len(losses) >= STEPS
-    name = "classifier.weight"  # of a bias whose gradient is 0 but for rounding, AdamW makes steps of the full rate
-    torch.testing.assert_close(found["labeller"][1][name], weights[name], rtol=1e-3, atol=1e-4)
+    labelled = label(tmp_path)
+    assert_same(found["labeller"], labelled)
+    assert len(labelled[0]) >= STEPS
 
 
 @pytest.mark.slow

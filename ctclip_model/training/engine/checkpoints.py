@@ -61,8 +61,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise StorageError(
-            f"{folder} cannot be written ({reason}). Free some space and make the same call again: it continues from "
-            "the last complete checkpoint"
+            f"{folder} cannot be written ({reason}); the same call continues from the last complete checkpoint"
         ) from error
 
 
