@@ -81,12 +81,10 @@ def test_conversion_killed_at_any_moment_is_whole_after_a_rerun(tmp_path, seed):
     ingest(tmp_path / "source", data_root)
     assert count_volumes(data_root) >= 40
     program = "from pathlib import Path; from support.data_roots import convert; convert(Path(sys.argv[1]))"
-    child = start_python(
-        f"import sys\nif __name__ == '__main__':\n    {program}", data_root, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    wait_for(lambda: list((data_root / "shards").glob("*/.*.tmp")) or child.poll() is not None)
-    kill_after(child, random.Random(seed).uniform(0, 5))
+    code = f"import sys\nif __name__ == '__main__':\n    {program}"
+    with start_python(code, data_root, stderr=subprocess.DEVNULL, start_new_session=True) as child:
+        wait_for(lambda: list((data_root / "shards").glob("*/.*.tmp")) or child.poll() is not None)
+        kill_after(child, random.Random(seed).uniform(0, 5))
     convert(data_root)
     assert_every_volume_is_converted(data_root)
 

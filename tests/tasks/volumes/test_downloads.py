@@ -296,9 +296,9 @@ def test_downloads_killed_ten_times_fetch_little_twice(hub, tmp_path):
     program = "import sys, pathlib; from support.data_roots import download; download(pathlib.Path(sys.argv[1]))"
     for _ in range(10):
         before = len(raw_files(data_root))
-        child = start_python(program, data_root, stderr=subprocess.DEVNULL, start_new_session=True)
-        wait_for(lambda before=before, child=child: len(raw_files(data_root)) > before or child.poll() is not None)
-        kill_after(child, rng.uniform(0, 0.4))
+        with start_python(program, data_root, stderr=subprocess.DEVNULL, start_new_session=True) as child:
+            wait_for(lambda before=before, child=child: len(raw_files(data_root)) > before or child.poll() is not None)
+            kill_after(child, rng.uniform(0, 0.4))
     hub.chunk_delay_s = 0.0
     download(data_root)
     assert_same_files(data_root, folder)
