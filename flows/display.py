@@ -1,4 +1,4 @@
-"""What the command line shows: progress on stderr, results on stdout."""
+"""Output of the command line: progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-PIPE_WIDTH = 2000  # columns; what is piped into another program is never folded to a screen
+PIPE_WIDTH = 2000  # columns of output into a pipe, which is never folded
 
 console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
 
 class RateColumn(ProgressColumn):
-    """How many units a second are done."""
+    """Units done per second."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -37,7 +37,7 @@ class RateColumn(ProgressColumn):
 
 
 class RichReporter:
-    """A bar a stage, on stderr, gone into the scroll-back when the stage ends."""
+    """Progress bar for each stage, on stderr."""
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -52,7 +52,7 @@ class RichReporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bars:  # without a bar it would print an empty line
+        if self.bars:  # stopping without a bar prints an empty line
             self.progress.stop()
 
     def start(self, stage: str, total: int, unit: str) -> None:
@@ -67,12 +67,12 @@ class RichReporter:
 
 
 def print_json(value: Any) -> None:
-    """JSON on stdout, for machines."""
+    """Prints JSON on stdout."""
     sys.stdout.write(json.dumps(_finite(value), default=str, allow_nan=False) + "\n")
 
 
 def print_summaries(summaries: Sequence[Mapping[str, Any]]) -> None:
-    """A line a stage: what it did."""
+    """Prints a line for each stage run: its work and its detail."""
     table = Table(box=None, pad_edge=False)
     for column, justify in (
         ("stage", "left"),
@@ -83,8 +83,8 @@ def print_summaries(summaries: Sequence[Mapping[str, Any]]) -> None:
     ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for summary in summaries:
-        nothing = not summary["done"] and not summary["rejected"] and not summary["detail"]
-        detail = "nothing to do" if nothing else summary["detail"]
+        is_idle = not summary["done"] and not summary["rejected"] and not summary["detail"]
+        detail = "nothing to do" if is_idle else summary["detail"]
         table.add_row(
             summary["stage"], str(summary["done"]), str(summary["rejected"]), f"{summary['duration_s']:.1f}", detail
         )
@@ -92,7 +92,7 @@ def print_summaries(summaries: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool = False) -> None:
-    """Rows as a table, or, where they are wider than the screen, a block a row."""
+    """Prints rows as a table, or as blocks if a table is wider than the screen."""
     if as_json:
         print_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
@@ -111,14 +111,14 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: b
 
 
 def print_plan(explained: Mapping[str, Any]) -> None:
-    """What a rerun of a stage would do, by reason, then item by item."""
+    """Prints the plan of a stage's rerun: counts by reason, then the items."""
     is_known = explained["wanted"] or not explained["notes"]
     counts = f"{explained['pending']} pending of {explained['wanted']} wanted"
-    console.print(f"{explained['stage']}: {counts if is_known else 'what is pending cannot be said yet'}")
+    console.print(f"{explained['stage']}: {counts if is_known else 'pending items are not known yet'}")
     for reason, count in explained["reasons"].items():
         console.print(f"  {count:>7} {reason}")
     if downloads := explained["downloads"]["files"]:
-        console.print(f"  {downloads:>7} to be downloaded, {explained['downloads']['bytes'] / 1e9:.3g} GB")
+        console.print(f"  {downloads:>7} files to download, {explained['downloads']['bytes'] / 1e9:.3g} GB")
     for note in explained["notes"]:
         console.print(f"  {note}", markup=False)
     if explained["items"]:
@@ -135,7 +135,7 @@ def _print_blocks(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Non
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not know."""
+    """Copy with null for NaN and infinity, which JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

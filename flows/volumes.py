@@ -1,4 +1,4 @@
-"""`ctclip predict` and `ctclip embed-volume`: volumes of one's own through a model, and what they print."""
+"""`ctclip predict` and `ctclip embed-volume`: your own CT volumes through a model."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ SHOWN_VALUES = 4  # of a latent
 
 @dataclass(frozen=True)
 class Request:
-    """What both commands are asked for."""
+    """Arguments of both commands."""
 
     volumes: Sequence[Path]
-    models: Path  # the data root's folder of models
+    models: Path  # folder of models in the data root
     model: str | None
     device: str
     dtype: Precision
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass
 class Session:
-    """An open model and the files to read; a file that cannot be used is a line on stderr, and the others go on."""
+    """Open model and the files to read. A bad file is a line on stderr, and the others go on."""
 
     request: Request
     files: list[Path]
@@ -92,7 +92,7 @@ def predict(request: Request, tokenizer: Path | None) -> int:
 
 
 def embed_volume(request: Request, output: Path | None) -> int:
-    """Prints or writes the latent of each volume; returns how many failed."""
+    """Prints or writes the latent of each volume. Returns the number of failed files."""
     if output is not None:
         _check_output(output)
     session = Session.start(request, with_text=False)
@@ -110,14 +110,14 @@ def embed_volume(request: Request, output: Path | None) -> int:
     if request.as_json:
         print_json(session.as_json([_facts(volume) | {"latent": volume.latent.tolist()} for volume in volumes]))
     elif output is None:
-        console.print("\n--output FILE.parquet (or .npz) keeps latents whole, --json prints them.")
+        console.print("\n--output FILE.parquet (or .npz) writes complete latents, --json prints them.")
     elif volumes:
         console.print(Text(f"\n{len(volumes)} latents in {output}"))
     return len(session.failed)
 
 
 def write_latents(path: Path, model: str, volumes: Sequence[EmbeddedVolume]) -> None:
-    """A row a volume: its file and its latent, unit float32; Parquet holds the spacing (mm, by array axis) too."""
+    """Writes a row for each volume: file and latent (float32, norm 1). Parquet also holds spacing_mm by array axis."""
     files = [printable(volume.path) for volume in volumes]
     latents = np.stack([volume.latent for volume in volumes])  # (N, latent)
     with whole_file(path) as file:
@@ -134,7 +134,7 @@ def write_latents(path: Path, model: str, volumes: Sequence[EmbeddedVolume]) -> 
 
 
 def printable(path: Path) -> str:
-    """A path in characters that any terminal and file can hold; odd ones are escaped, e.g. a line's end as `\\n`."""
+    """Path in printable characters. Others are escaped: a line feed is `\\n`."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(path)
     )
@@ -144,7 +144,7 @@ def _check_output(output: Path) -> None:
     if output.suffix not in FORMATS:
         raise ConfigurationError(f"--output {output}: latents are written as {' or '.join(FORMATS)}")
     if not output.parent.is_dir() or output.is_dir():
-        raise ConfigurationError(f"--output {output}: is a folder, or lies in none that exists")
+        raise ConfigurationError(f"--output {output}: is a folder, or its folder does not exist")
 
 
 def _facts(volume: EmbeddedVolume) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _print_volume(volume: EmbeddedVolume) -> None:
 
 
 def _print_probabilities(probabilities: NDArray[np.float64], *, in_columns: bool) -> None:
-    """One volume's, a line each with a bar; of several volumes, two beside each other: half as long, without bars."""
+    """Prints a line with a bar for each abnormality, or two columns without bars."""
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 1))
     cells = [(Text(name), Text(f"{value:.3f}")) for name, value in zip(ABNORMALITIES, probabilities, strict=True)]
     if in_columns:

@@ -1,1 +1,1 @@
-"""The room of Prefect's edge: one thin module per stage, and the run around a flow."""
+"""Prefect's edge: one thin module for each stage, and the stage run around a flow run."""

@@ -1,4 +1,4 @@
-"""Convert: volumes become shards, job by job, on a Dask cluster."""
+"""Convert: volumes become shards on a Dask cluster, one shard for each job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plan_conversion(
     encoding: Encoding,
     downloads: DownloadOptions,
 ) -> list[ConversionJob]:
-    """The volumes whose file, spacing, rescaling or recipe is new, in jobs of a shard each."""
+    """Jobs for the volumes with a new file, spacing, rescaling or recipe."""
     volumes = read_volumes(run.data_root, recipe, source)
     wanted = {name: volume.fingerprint for name, volume in volumes.items()}
     pending = plan_items(run, recipe.recipe_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
@@ -38,7 +38,7 @@ def plan_conversion(
 def convert_volumes(
     run: StageRun, jobs: list[ConversionJob], dask_address: str | None, downloads: DownloadOptions
 ) -> None:
-    """Converts them; a job that a worker's death undid is done again elsewhere. What is not here is downloaded."""
+    """Runs the jobs, and downloads missing volumes before. A job whose worker dies runs again on another one."""
     volumes = [volume for job in jobs for volume in job.volumes if volume.origin]
     if volumes:
         with Downloader(run.data_root, downloads, load_hub_token(), run.limits) as downloader:

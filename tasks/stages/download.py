@@ -1,4 +1,4 @@
-"""Download: volumes that wait for their conversion, ahead of it, where there is a network."""
+"""Download: volumes that wait for their conversion."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tasks.volumes.jobs import VolumeFile, read_volumes
 def plan_downloads(
     run: StageRun, recipe: Recipe, selection: Selection, force: bool, source: str | None, downloads: DownloadOptions
 ) -> list[VolumeFile]:
-    """The selected volumes of the Hub that are not converted yet, as many as the bound lets stand in `raw/`."""
+    """Selected volumes of the Hub without a shard, as many as fit the disk space of `raw/`."""
     volumes = list_unconverted(run, recipe, read_volumes(run.data_root, recipe, source), force)
     return choose_fitting(run, [volumes[name] for name in selection.choose(volumes)], downloads)
 
 
 @task(cache_policy=NO_CACHE)
 def download_volumes(run: StageRun, volumes: list[VolumeFile], downloads: DownloadOptions) -> None:
-    """Fetches those that are not there, and checks all."""
+    """Downloads missing volumes and checks all of them."""
     if volumes:
         download_files(run, volumes, downloads, load_hub_token())
     get_run_logger().info("%s", run.detail)

@@ -1,4 +1,4 @@
-"""Embed: the latents of volumes, reports and prompts, those alone that are new or changed."""
+"""Embed: the latents of new and changed volumes, reports and prompts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tasks.training.orders import LatentsWork
 
 @task(cache_policy=NO_CACHE)
 def plan_embedding(run: StageRun, model: ModelReference, dtype: Precision, force: bool) -> EmbeddingWork:
-    """What has no latent yet, or one of another content."""
+    """Items without a latent of their present content."""
     work = plan_work(run.data_root, model, dtype)
     return work.only(plan_items(run, model.model_id, work.fingerprints, force=force))
 
 
 @task(cache_policy=NO_CACHE)
 def embed_items(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str, deployed: bool) -> None:
-    """Computes and records the latents."""
+    """Computes the latents and records them."""
     if not work.fingerprints:
         return
     execute(run, LatentsWork(model, work, device), deployed)

@@ -1,4 +1,4 @@
-"""Evaluate: predictions, metrics, curves and retrieval of a model, from latents alone; and comparisons with others."""
+"""Evaluate: predictions, metrics, curves and retrieval of a model from its latents, and comparisons with others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.run.stage_run import StageRun
 def plan_evaluation(
     run: StageRun, model: ModelReference, split: str | None, unit: str, force: bool
 ) -> list[Evaluation]:
-    """The evaluations whose latents, labels or protocol have changed."""
+    """Evaluations with new latents, labels or protocol."""
     evaluations = list_evaluations(run.data_root, model, split, unit)
     wanted = {key: one.fingerprint for key, one in evaluations.items()}
     pending = plan_items(run, model.model_id, wanted, force=force, is_complete=False)  # other splits stay wanted
@@ -27,7 +27,7 @@ def plan_evaluation(
 
 @task(cache_policy=NO_CACHE)
 def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation) -> None:
-    """Scores one evaluation and records all of its rows."""
+    """Scores one evaluation and records its rows."""
     rows = score_evaluation(run.data_root, model, evaluation)
     for table, table_rows in rows.items():
         run.record(table, table_rows)
@@ -37,7 +37,7 @@ def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation)
 
 @task(cache_policy=NO_CACHE)
 def plan_comparisons(run: StageRun, model: ModelReference, force: bool) -> list[Comparison]:
-    """The comparisons of which either side has been scored anew."""
+    """Comparisons with a new score on either side."""
     publish(run.data_root)
     comparisons = list_comparisons(run.data_root, model)
     wanted = {key: one.fingerprint for key, one in comparisons.items()}
@@ -47,7 +47,7 @@ def plan_comparisons(run: StageRun, model: ModelReference, force: bool) -> list[
 
 @task(cache_policy=NO_CACHE)
 def compare_models(run: StageRun, model: ModelReference, comparison: Comparison) -> None:
-    """Compares the model with one other and records the differences."""
+    """Compares the model with another one and records the differences."""
     run.record("comparisons", score_comparison(run.data_root, model, comparison))
     run.count_done += 1
     get_run_logger().info("%s", comparison.key)

@@ -1,4 +1,4 @@
-"""The token of the Hub that Prefect keeps, for workers on which nobody is logged in."""
+"""The Hub's token as a Prefect Secret, for workers without a login."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tasks.settings import HUB_TOKEN_BLOCK
 
 
 def load_hub_token() -> str | None:
-    """What the Secret block holds, where HF_TOKEN and the Hub's login file give none; it never becomes a parameter."""
+    """Token of the Secret block, or None if HF_TOKEN or the Hub's login file gives one. It is never a parameter."""
     if get_token():
-        return None  # the Hub's client finds that by itself
+        return None  # the Hub's client finds its own token
     try:
         return str(Secret.load(HUB_TOKEN_BLOCK).get())  # type: ignore[union-attr]
-    except ValueError:  # there is no such block
+    except ValueError:  # no block has this name
         return None

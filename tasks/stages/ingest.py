@@ -1,4 +1,4 @@
-"""Ingest: a source's tables and file facts become the catalogue; only what changed is recorded."""
+"""Ingest: the tables and file facts of a source become the catalogue. Only changes are recorded."""
 
 from __future__ import annotations
 
@@ -20,16 +20,12 @@ from warehouse import store
 
 @task(cache_policy=NO_CACHE)
 def has_moved(run: StageRun, source: Source) -> bool:
-    """Whether the source may differ from what was ingested last, by this code: what has not moved is not read."""
-    with store.read(run.data_root) as connection:
-        row = connection.execute(
-            "select source, storage, fingerprint from current_sources semi join "
-            "(from runs where status = 'completed') using (run_id) order by run_id desc limit 1"
-        ).fetchone()
-    if row is None or row[:2] != (source.name, source.storage):
+    """True if the source, or this code, may differ from the last ingest. An unmoved source is not read."""
+    rows = store.query(run.data_root, store.load_sql(__package__, "newest_source"))
+    if not rows or rows[0][:2] != (source.name, source.storage):
         return True
     revision = source.find_unchanged_revision()
-    if revision is None or row[2] != compute_fingerprint(revision, VERSIONS["ingest"]):
+    if revision is None or rows[0][2] != compute_fingerprint(revision, VERSIONS["ingest"]):
         return True
     run.detail = "nothing changed"
     return False
@@ -37,7 +33,7 @@ def has_moved(run: StageRun, source: Source) -> bool:
 
 @task(cache_policy=NO_CACHE)
 def read_source(source: Source) -> tuple[str, Catalogue]:
-    """Reads every table and looks every file up."""
+    """Reads every table and the facts of every file, and returns them with the revision."""
     revision, catalogue = source.read()
     get_run_logger().info("%s: revision %s, %d volumes", source.name, revision[:12], len(catalogue.volumes))
     return revision, catalogue
@@ -45,7 +41,7 @@ def read_source(source: Source) -> tuple[str, Catalogue]:
 
 @task(cache_policy=NO_CACHE)
 def record_changes(run: StageRun, source: Source, revision: str, catalogue: Catalogue, force: bool) -> Changes:
-    """Records what differs from the catalogue that stands."""
+    """Records the differences from the recorded catalogue."""
     changes = compare(catalogue, read_current(run.data_root, force), source.name, revision)
     absent = f"; not there: {', '.join(catalogue.absent)}" if catalogue.absent and changes.is_any else ""
     run.detail = changes.describe() + absent
@@ -66,7 +62,7 @@ def record_changes(run: StageRun, source: Source, revision: str, catalogue: Cata
 
 
 def refuse_unreadable(catalogue: Catalogue) -> None:
-    """Fails the stage, once all else is recorded, when a whole table could not be read."""
+    """Fails the stage if a table could not be read. Everything else is recorded before."""
     if catalogue.unreadable:
         errors = [str(error) for error in catalogue.errors if error.item in catalogue.unreadable]
         raise StageFailedError("ingest: " + "; ".join(errors) + "; its rows stay as they were")

@@ -1,4 +1,4 @@
-"""Label: a labeller reads every report once a scan, and again only when the text or the labeller changes."""
+"""Label: a labeller reads the report of each scan, and again only if the text or the labeller changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.run.stage_run import StageRun
 
 @task(cache_policy=NO_CACHE)
 def note_training_reports(run: StageRun, labeller: LabellerReference, trained_on: Path) -> None:
-    """Records what an imported labeller was trained on."""
+    """Records the reports that trained an imported labeller."""
     record_trained_on(run, labeller.labeller_id, trained_on)
 
 
@@ -30,7 +30,7 @@ def plan_labelling(
     force: bool,
     retry_rejects: bool,
 ) -> dict[str, tuple[str, str]]:
-    """The reports whose text or labeller is new."""
+    """Reports with a new text or labeller, by scan."""
     return plan_labels(run, labeller.labeller_id, dtype, selection, force=force, retry_rejects=retry_rejects)
 
 
@@ -38,7 +38,7 @@ def plan_labelling(
 def label_reports(
     run: StageRun, labeller: LabellerReference, reports: dict[str, tuple[str, str]], device: str, dtype: Precision
 ) -> None:
-    """Labels them."""
+    """Labels the reports and records the labels."""
     if reports:
         record_labels(run, labeller, reports, device, dtype)
         get_run_logger().info("%d reports labelled by %s", len(reports), labeller.labeller_id)
@@ -48,7 +48,7 @@ def label_reports(
 def plan_hand_scoring(
     run: StageRun, labeller: LabellerReference, hand_labels: Path, dtype: Precision, force: bool
 ) -> HandScoring | None:
-    """The hand-labelled reports that score the labeller, if anything about them or it is new."""
+    """Hand-labelled reports that score the labeller, or None if nothing about either is new."""
     return plan_scoring(run, labeller.labeller_id, hand_labels, dtype, force=force)
 
 
@@ -56,7 +56,7 @@ def plan_hand_scoring(
 def score_on_hand_labels(
     run: StageRun, labeller: LabellerReference, scoring: HandScoring | None, device: str, dtype: Precision
 ) -> None:
-    """Scores it."""
+    """Scores the labeller on the hand-labelled reports."""
     if scoring is not None:
         score_labeller(run, labeller, scoring, device, dtype)
         get_run_logger().info("%s scored on %d reports", labeller.labeller_id, len(scoring.reports.texts))

@@ -1,4 +1,4 @@
-"""Phantoms: the demonstration's data set, made once."""
+"""Phantoms: the data set of the demonstration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.sources.phantoms import make_demo_phantoms
 
 @task(cache_policy=NO_CACHE)
 def prepare_phantoms(folder: Path, seed: int) -> dict[str, Any]:
-    """Makes the phantoms of a seed in `folder`, unless they are there."""
+    """Makes the phantoms of a seed in `folder`, unless they exist."""
     started = time.monotonic()
     count = make_demo_phantoms(folder, seed)
     get_run_logger().info("%d phantoms made in %s", count, folder)

@@ -1,6 +1,6 @@
-"""What Prefect's pages show of a stage: its progress, a summary, the reasons of its rejects, and what it made of what.
+"""Prefect's pages of a stage: progress, summary, reasons of rejects, and assets.
 
-Prefect is the only one told: nothing here is needed by a rerun, and a server that is away stops no stage.
+No rerun depends on them, and a Prefect server that is away stops no stage.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from warehouse import store
 
 logger = logging.getLogger(__name__)
 
-DATA_CHANGED = "ctclip.data.changed"  # an event, which prefect.yaml's rebuild waits for
-PROGRESS_INTERVAL_S = 20.0  # a stage that ends sooner has no progress artifact
+DATA_CHANGED = "ctclip.data.changed"  # name of the event that starts prefect.yaml's rebuild
+PROGRESS_INTERVAL_S = 20.0  # seconds between two updates: a shorter stage has no progress artifact
 
 
 class ProgressArtifact:
-    """Shows progress as another reporter does, and on the flow run's page once it lasts."""
+    """Reporter that also shows progress on the flow run's page, once a stage lasts."""
 
     def __init__(self, shown: Reporter) -> None:
         self.shown = shown
@@ -51,12 +51,12 @@ class ProgressArtifact:
     def update(self, stage: str, done: int, note: str) -> None:
         self.shown.update(stage, done, note)
         if time.monotonic() - self.last > PROGRESS_INTERVAL_S and self.total:
-            self._tell(stage, done, note)
+            self._show(stage, done, note)
 
     def end(self, stage: str) -> None:
         self.shown.end(stage)
 
-    def _tell(self, stage: str, done: int, note: str) -> None:
+    def _show(self, stage: str, done: int, note: str) -> None:
         self.last = time.monotonic()
         percent = min(100.0, 100.0 * done / self.total)
         text = f"{done} of {self.total} {self.unit} {note}".rstrip()
@@ -70,16 +70,16 @@ class ProgressArtifact:
             update_progress_artifact(self.artifact, progress=percent, description=text)
 
 
-def with_server(tell: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-    """Tells the server something that a stage does not depend on."""
+def with_server(call: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    """Calls the Prefect server. A failure is logged and ignored, because no stage depends on these calls."""
     try:
-        tell(*arguments, **named)
-    except Exception as error:  # noqa: BLE001  whatever it is, the stage's own work is done and recorded
-        logger.info("the Prefect server was not told: %s: %s", type(error).__name__, error)
+        call(*arguments, **named)
+    except Exception as error:  # noqa: BLE001  the stage's own work is done and recorded, whatever fails here
+        logger.info("the Prefect server was not reached: %s: %s", type(error).__name__, error)
 
 
 def show_end(run: StageRun) -> None:
-    """A markdown artifact of what the run did, a table of why items are rejected, and the assets that it made."""
+    """Shows a run's summary, the reasons of its stage's rejects, and its assets."""
     create_markdown_artifact(_describe(run), key=f"{run.stage}-summary", description=run.detail)
     if reasons := _count_reasons(run):
         create_table_artifact(reasons, key=f"{run.stage}-rejects", description="items rejected, by reason")
@@ -89,12 +89,12 @@ def show_end(run: StageRun) -> None:
 
 
 def show_page(path: Path) -> None:
-    """A link to a report page."""
+    """Shows a link to a report page."""
     with_server(create_link_artifact, path.as_uri(), link_text=path.name, key="report-page")
 
 
 def announce_changes(run: StageRun, source: str, revision: str, changes: Changes) -> None:
-    """Emits one event when the source has changed, unless the flow around this one goes on with it anyhow."""
+    """Emits one event if the source changed, except inside another flow, which goes on with the changes itself."""
     if not changes.is_any or runtime.flow_run.parent_flow_run_id:
         return
     kinds = ("new", "changed", "withdrawn")
@@ -107,50 +107,42 @@ def announce_changes(run: StageRun, source: str, revision: str, changes: Changes
 
 def _describe(run: StageRun) -> str:
     lines = [f"# {run.stage} {run.variant}".rstrip(), run.detail]
-    figures = {
+    facts = {
         "made": run.count_done, "rejected": run.count_rejected, "seconds": round(time.monotonic() - run.started, 1),
         "run": run.run_id, "data root": run.data_root,
     }  # fmt: skip
-    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in figures.items())]
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
     return "\n\n".join([*filter(None, lines), "\n".join(table)])
 
 
 def _count_reasons(run: StageRun) -> list[dict[str, Any]]:
-    with store.read(run.data_root) as connection:
-        rows = connection.execute(
-            "select reason, count(*), min(item), any_value(detail) from open_rejects where stage = ? group by reason "
-            "order by count(*) desc",
-            [run.stage],
-        ).fetchall()
+    rows = store.query(run.data_root, store.load_sql(__package__, "reject_reasons"), [run.stage])
     return [dict(zip(("reason", "items", "such as", "detail"), row, strict=True)) for row in rows]
 
 
 def _materialize(run: StageRun, stage: Stage) -> None:
+    """Records the data that the stage made, and the data that it is made of, as assets."""
     sources = _list_sources(run)
-    keys = [key for data in stage.made_of for key in (sources if data == "source:" else [_key(run, data)])]
+    asset = _name_asset(run, stage.makes)
+    inputs = [_name_asset(run, data) for data in stage.made_of if data != "source:"]
+    inputs += sources if "source:" in stage.made_of else []
 
-    @materialize(
-        Asset(key=_key(run, stage.makes)), asset_deps=list(keys), cache_policy=NO_CACHE, name=f"{stage.name}-asset"
-    )
+    @materialize(Asset(key=asset), asset_deps=list(inputs), cache_policy=NO_CACHE, name=f"{stage.name}-asset")
     def record_asset() -> None:
-        add_asset_metadata(
-            _key(run, stage.makes),
-            {"run_id": run.run_id, "variant": run.variant, "rows": run.count_done, "rejected": run.count_rejected}
-            | {"sources": sources, "detail": run.detail},
-        )
+        facts = {"run_id": run.run_id, "variant": run.variant, "rows": run.count_done, "rejected": run.count_rejected}
+        add_asset_metadata(asset, facts | {"sources": sources, "detail": run.detail})
 
     record_asset()
 
 
-def _key(run: StageRun, place: str) -> str:
-    scheme, _, name = place.partition(":")
-    return (
-        f"duckdb://{run.data_root}/warehouse.duckdb/{name}" if scheme == "duckdb" else f"file://{run.data_root}/{name}"
-    )
+def _name_asset(run: StageRun, data: str) -> str:
+    """URI of a table or folder, which `Stage` names as `duckdb:<table>` or `file:<folder>`."""
+    scheme, _, name = data.partition(":")
+    file = "warehouse.duckdb/" if scheme == "duckdb" else ""
+    return f"{scheme}://{run.data_root}/{file}{name}"
 
 
 def _list_sources(run: StageRun) -> list[str]:
-    """The sources' addresses, each as a URI."""
-    with store.read(run.data_root) as connection:
-        rows = connection.execute("select distinct source from current_sources order by source").fetchall()
+    """Addresses of the ingested sources, each as a URI."""
+    rows = store.query(run.data_root, "select distinct source from current_sources order by source")
     return [source if "://" in source else f"file://{source.rpartition(':')[2]}" for (source,) in rows]

@@ -1,4 +1,4 @@
-"""Report: one HTML page an evaluation."""
+"""Report: one HTML page for each evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.stages.prefect_pages import show_page
 
 @task(cache_policy=NO_CACHE)
 def plan_pages(run: StageRun, model: ModelReference, force: bool) -> list[Page]:
-    """The pages whose evaluations have changed."""
+    """Pages whose evaluations have changed."""
     pages = list_pages(run.data_root, model)
     pending = plan_items(run, model.model_id, {key: page.fingerprint for key, page in pages.items()}, force=force)
     return [pages[key] for key in pending]
@@ -22,7 +22,7 @@ def plan_pages(run: StageRun, model: ModelReference, force: bool) -> list[Page]:
 
 @task(cache_policy=NO_CACHE)
 def write_page(run: StageRun, model: ModelReference, page: Page) -> None:
-    """Writes it."""
+    """Writes the page and links to it from the flow run."""
     path = make_page(run, model, page)
     show_page(path)
     get_run_logger().info("%s", path)

@@ -13,11 +13,11 @@ from tasks.settings import LIMITS
 
 
 def has_lost_its_processes(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether another attempt may help: a wrong configuration, or a loss that diverges, would fail as before."""
+    """True if another attempt may help. A wrong configuration or a diverging loss would fail again."""
     return isinstance(state.result(raise_on_failure=False), WorkerDiedError)
 
 
-# Of a task that trains: its processes may die, and each attempt goes on from the last checkpoint.
+# Settings of a task that trains: its processes may die, and each attempt goes on from the last checkpoint.
 RETRIED: dict[str, Any] = {
     "cache_policy": NO_CACHE, "retries": LIMITS.training_retries,
     "retry_delay_seconds": LIMITS.training_retry_delay_s, "retry_condition_fn": has_lost_its_processes,

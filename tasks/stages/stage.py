@@ -1,4 +1,4 @@
-"""The run of a stage around a Prefect flow run."""
+"""Stage run around a Prefect flow run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ T = TypeVar("T")
 
 
 def as_opaque(plan: T) -> T:
-    """Marks a large argument of a task, which Prefect would otherwise walk through item by item, for a minute."""
+    """Marks a large argument of a task. Prefect would otherwise visit each of its items, which takes a minute."""
     return cast(T, cast(Any, opaque)(plan))
 
 
 def await_retry(error: PreemptedError) -> State[Any]:
-    """The end of a flow run that was asked to make room: where a worker runs it, it is to be run again.
+    """State of a preempted flow run: a worker runs it again later.
 
-    Anywhere else nobody would; there it raises the error.
+    Raises the error if the flow run has no deployment, because nobody would run it again.
     """
     if runtime.deployment.id is None:
         raise error
@@ -42,7 +42,7 @@ def await_retry(error: PreemptedError) -> State[Any]:
 
 @contextmanager
 def end_in_time(stage: str) -> Iterator[None]:
-    """Says in words that the flow's time is up: it is Prefect that ends it."""
+    """Turns Prefect's cancellation at the flow's timeout into a `StageFailedError`."""
     started = time.monotonic()
     try:
         yield
@@ -55,9 +55,9 @@ def end_in_time(stage: str) -> Iterator[None]:
 
 @contextmanager
 def stage_run(data_root: Path, stage: str, variant: str = "") -> Iterator[StageRun]:
-    """A run of a stage, with the identity and the parameters of the flow run around it, which shows what it did.
+    """Opens a run of a stage, with the id and the parameters of the flow run, which shows the run's summary.
 
-    Raises `StageFailedError` where the flow's time is up.
+    Raises `StageFailedError` at the flow's timeout.
     """
     run = None
     flow_run = {"parameters": runtime.flow_run.parameters, "flow_run_id": runtime.flow_run.id}
@@ -76,7 +76,7 @@ def stage_run(data_root: Path, stage: str, variant: str = "") -> Iterator[StageR
 
 @contextmanager
 def showing_progress() -> Iterator[None]:
-    """Progress is an artifact of the flow run too, meanwhile; and log lines are as `CTCLIP_LOG` asks."""
+    """Shows progress as an artifact of the flow run too, and writes log lines as `CTCLIP_LOG` asks."""
     if is_log_requested():
         configure_logging()
     token = REPORTER.set(ProgressArtifact(REPORTER.get() or LogReporter()))

@@ -1,4 +1,4 @@
-"""Train: a manifest from the catalogue, then CT-CLIP from the manifest and the shards alone."""
+"""Train: a manifest from the catalogue, then CT-CLIP from the manifest and the shards."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from tasks.training.records import describe_stale, is_unfinished
 
 @task(cache_policy=NO_CACHE)
 def plan_training(run: StageRun, preset: Preset, retrain: bool) -> bool:
-    """Whether to train: where the configuration has no model, or on request; never because the data moved.
+    """True if the preset's configuration has no model, or on request."""
+    return is_due(run, config_fingerprint(preset), retrain)
 
-    Where a model was being trained again and the run was killed, that goes on.
+
+def is_due(run: StageRun, fingerprint: str, retrain: bool) -> bool:
+    """True if no model has the fingerprint, on request, or if a training was interrupted.
+
+    Changed data never makes a training due. The model is then stale, which the run's detail says.
     """
-    fingerprint = config_fingerprint(preset)
-    is_due = bool(
-        plan_items(
-            run, run.variant, {fingerprint: fingerprint}, force=retrain or is_unfinished(run.data_root, fingerprint)
-        )
-    )
-    if not is_due:
-        run.detail = describe_stale(run.data_root, fingerprint)
-        if run.detail:
-            get_run_logger().warning("%s", run.detail)
-    return is_due
+    force = retrain or is_unfinished(run.data_root, fingerprint)
+    if plan_items(run, run.variant, {fingerprint: fingerprint}, force=force):
+        return True
+    run.detail = describe_stale(run.data_root, fingerprint)
+    if run.detail:
+        get_run_logger().warning("%s", run.detail)
+    return False
 
 
 @task(cache_policy=NO_CACHE)
 def prepare_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
-    """Writes down what the training reads."""
+    """Writes the manifest of the training samples."""
     labeller_id = choose_labels(run.data_root, preset, labeller)
     manifest = make_manifest(run, preset, labeller_id)
     get_run_logger().info("%s: %d samples", manifest.model_id, manifest.count_samples)
@@ -50,6 +51,6 @@ def prepare_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
 def train_model(
     run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch, deployed: bool
 ) -> None:
-    """Trains; killed midway, the same call goes on from the last checkpoint."""
+    """Trains the model. A rerun of an interrupted training goes on from the last checkpoint."""
     execute(run, TrainingWork(preset, manifest, compute, launch), deployed)
     get_run_logger().info("%s is trained", manifest.model_id)

@@ -1,4 +1,4 @@
-"""Train a labeller: on the reports of the train split and their published labels, or on hand labels."""
+"""Train a labeller on the train split's reports and published labels, or on hand labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tasks.training.records import is_unfinished
 
 @task(cache_policy=NO_CACHE)
 def collect_labelled_reports(run: StageRun, training: LabellerTraining, hand_labels: Path | None) -> LabelledReports:
-    """Every report of the train split that has published labels, or of a file where there is one; some, if many."""
+    """Labelled reports of the train split, or of a file of hand labels. The tf-idf labeller takes a random sample."""
     reports = read_labelled_reports(run.data_root) if hand_labels is None else read_hand_labels(hand_labels)
     config = training.config
     return reports.draw(config.max_reports, config.seed) if isinstance(config, TfidfConfig) else reports
@@ -31,7 +31,7 @@ def collect_labelled_reports(run: StageRun, training: LabellerTraining, hand_lab
 
 @task(cache_policy=NO_CACHE)
 def plan_labeller_training(run: StageRun, training: LabellerTraining, reports: LabelledReports, force: bool) -> bool:
-    """Whether to train: where no labeller of the configuration has been trained on just these reports."""
+    """True if the configuration has no labeller trained on exactly these reports, or on request."""
     fingerprint = reports.fingerprint(training)
     return bool(
         plan_items(
@@ -50,7 +50,7 @@ def fit_labeller(
     launch: Launch,
     deployed: bool,
 ) -> None:
-    """Trains on them; killed midway, the same call goes on from the last checkpoint, or does its seconds again."""
+    """Trains the labeller. A rerun of an interrupted training goes on from the last checkpoint."""
     if isinstance(training.config, TfidfConfig):
         run_tfidf_training(run, training, reports)
     else:

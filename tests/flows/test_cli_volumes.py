@@ -130,7 +130,7 @@ def test_latents_are_written_and_printed(data_root, good, tmp_path, suffix):
         (["predict", "a.nii", "--device", "abacus"], "there is no device 'abacus'"),
         (["predict", "a.nii", "--dtype", "float8"], "float8"),
         (["embed-volume", "a.nii", "--output", "latents.txt"], "written as .parquet or .npz"),
-        (["embed-volume", "a.nii", "--output", "no/folder/l.npz"], "lies in none that exists"),
+        (["embed-volume", "a.nii", "--output", "no/folder/l.npz"], "its folder does not exist"),
     ],
 )
 def test_mistake_is_one_clear_line_before_anything_is_done(data_root, tmp_path, arguments, line):

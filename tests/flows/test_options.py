@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 
 import pytest
 import typer
 import yaml
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
+from support.command_line import run_ctclip
 from support.paths import ROOT
 
 from ctclip_model.stages import PIPELINE
-from flows.cli import PANELS, app, main
+from flows.cli import PANELS, app
 from flows.options import OPTIONS
 
 DESCRIPTIONS = {
@@ -50,13 +52,13 @@ def test_every_stage_has_its_command_and_every_command_one_panel():
     assert set(PIPELINE) <= set(names)
 
 
-def test_help_fits_a_screen_of_80_columns(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("sys.argv", ["ctclip", "--help"])
-    with pytest.raises(SystemExit):
-        main()
-    lines = capsys.readouterr().out.splitlines()
+def test_help_fits_a_screen_of_80_columns():
+    lines = run_ctclip("--help").stdout.splitlines()
     assert max(map(len, lines)) <= 80
-    headings = [line.split(" ")[1] for line in lines if line.startswith("╭")]
-    assert headings == ["Options", *(heading.split(" ")[0] for heading in PANELS)]
-    assert not [line for line in lines if line.startswith("│   ")]  # a command in one line
+    headings = [line.strip("╭╮─ ") for line in lines if line.startswith("╭")]
+    assert headings == ["Options", *PANELS]
+    assert not [line for line in lines if line.startswith("│   ")]  # every command fits one line
+
+
+def test_version_is_that_of_the_package():
+    assert run_ctclip("--version").stdout.startswith(f"ctclip {metadata.version('ctclip-rebuild')}, commit ")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.command_line import run_ctclip
 
-from flows.cli import app
 from flows.options import OPTIONS
+from flows.results import show_results
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 
@@ -33,7 +32,7 @@ CALLS: dict[str, tuple[list[str], int]] = {
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
+    return tmp_path_factory.mktemp("demo") / "data"
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +45,9 @@ def summaries(data_root: Path, few_phantoms: Path) -> dict[str, Any]:
 
 
 def run(data_root: Path, name: str, *arguments: str) -> Any:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        app([name, "--json", "--data-root", str(data_root), *arguments], standalone_mode=False)
-    return json.loads(printed.getvalue())
+    result = run_ctclip(name, "--json", "--data-root", data_root, *arguments)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 def test_every_command_that_runs_a_flow_is_run_here():
@@ -69,3 +67,14 @@ def test_rebuild_of_finished_stages_has_nothing_to_do(data_root, summaries):
     assert [(summary["stage"], summary["done"]) for summary in done] == [
         ("convert", 0), ("label", 0), ("train", 0), ("embed", 0),
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("summaries")
+def test_results_of_the_demonstration_show_the_newest_model_beside_its_page(data_root, capsys):
+    show_results(data_root.parent)
+    lines = capsys.readouterr().out.splitlines()
+    columns = next(line for line in lines if line.startswith("abnormality"))
+    assert columns.split() == ["abnormality", "zero-shot", "lipro", "vocabfine", "n_positive", "n"]
+    assert [line.split()[0] for line in lines if "macro" in line] == ["macro"]
+    (page,) = (line.removeprefix("Open").strip() for line in lines if line.startswith("Open"))
+    assert Path(page).is_file()
