@@ -1,7 +1,7 @@
-"""What CT-CLIP and the report labeller read of a BERT: the last layer's state of a text's first token.
+"""The last layer's state of a text's first token, in a BERT or RoBERTa: the input of CT-CLIP and the report labeller.
 
-The modules, and so the names of the weights, are those of `transformers`; only the way through them is ours. No other
-token of the last layer is computed, since none is asked for.
+The modules, and thus the names of the weights, are those of `transformers`. Our forward pass computes no other token
+of the last layer, since no result depends on one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from torch import Tensor
 def first_token(
     encoder: Any, input_ids: Tensor, attention_mask: Tensor, *, position_ids: Tensor | None = None
 ) -> Tensor:
-    """(B, hidden) of a `BertModel` or `RobertaModel`, of token ids and their mask, (B, tokens) both."""
+    """The state (B, hidden) of each text's first token.
+
+    `encoder` is a `BertModel` or `RobertaModel`. Ids and mask are both (B, tokens).
+    """
     hidden = encoder.embeddings(input_ids=input_ids, position_ids=position_ids)  # (B, tokens, hidden)
     mask = attention_mask.bool()[:, None, None]  # (B, 1, 1, tokens)
     *layers, last = encoder.encoder.layer
@@ -25,7 +28,7 @@ def first_token(
 
 
 def _run_layer(layer: Any, tokens: Tensor, context: Tensor, mask: Tensor) -> Tensor:
-    """The layer's output at `tokens` (B, queries, hidden), which look at `context` (B, tokens, hidden)."""
+    """The layer's output at `tokens` (B, queries, hidden), which attend to `context` (B, tokens, hidden)."""
     attention = layer.attention.self
     queries, keys, values = (  # (B, heads, tokens, hidden / heads)
         part.unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)

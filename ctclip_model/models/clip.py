@@ -15,8 +15,8 @@ from ctclip_model.models.vision import CTViT
 class CTCLIP(nn.Module):
     """The two encoders, a linear map from each to the shared latent space, and the temperature of their similarity.
 
-    The keys of `state_dict` are those of the published weights. What no result depends on (the `_extra` maps, the
-    text encoder's pooler, the image decoder) is kept for their sake and takes no gradient.
+    The keys of `state_dict` are those of the published weights. No result depends on the `_extra` maps, the text
+    encoder's pooler and the image decoder: they only keep the keys complete and take no gradient.
     """
 
     def __init__(self, config: CTCLIPConfig) -> None:
@@ -45,7 +45,7 @@ class CTCLIP(nn.Module):
         return self.visual_transformer(volume)
 
     def unquantized_tokens(self, volume: Tensor) -> Tensor:
-        """The same before the code book sees them."""
+        """The image encoder's tokens before quantization, (B, depth, height, width, dim) of the patch grid."""
         return self.visual_transformer.encode(self.visual_transformer.embed(volume))
 
     def encode_image(self, volume: Tensor) -> Tensor:
@@ -54,20 +54,20 @@ class CTCLIP(nn.Module):
         return F.normalize(self.to_visual_latent(slab.flatten(1)).float(), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Unit latents (B, latent) of token ids and their mask, (B, tokens) both."""
+        """Unit latents (B, latent) of token ids and their mask, both (B, tokens)."""
         token = first_token(self.text_transformer, input_ids, attention_mask)
         return F.normalize(self.to_text_latent(token).float(), dim=-1)
 
     def update_codebook(self) -> None:
-        """Moves the image encoder's codes by what the forwards in training mode recorded since the last call."""
+        """Moves the image encoder's codes by the tokens that forward passes recorded since the last call."""
         self.visual_transformer.vq.update()
 
 
 def contrastive_loss(image_latents: Tensor, text_latents: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy of which text belongs to which image, as in CLIP (arXiv 2103.00020).
+    """Symmetric cross-entropy of pairing images and texts, as in CLIP (arXiv 2103.00020).
 
-    Latents are unit vectors, (B, latent) both, row i of one belonging to row i of the other, gathered from other
-    processes or not. `logit_scale` is the logarithm of the factor on their similarity.
+    Both latents are unit vectors (B, latent). Row i of one belongs to row i of the other. `logit_scale` is the
+    logarithm of the factor on their similarity.
     """
     logits = similarity(text_latents, image_latents, logit_scale)
     targets = torch.arange(len(logits), device=logits.device)
@@ -75,6 +75,6 @@ def contrastive_loss(image_latents: Tensor, text_latents: Tensor, logit_scale: T
 
 
 def similarity(latents: Tensor, others: Tensor, logit_scale: Tensor) -> Tensor:
-    """Scaled cosine similarities (N, M) of unit latents (N, latent) and (M, latent), never in less than their type."""
+    """Scaled cosine similarities (N, M) of unit latents (N, latent) and (M, latent), without autocast."""
     with torch.autocast(latents.device.type, enabled=False):
         return latents @ others.t() * logit_scale.exp()

@@ -14,7 +14,7 @@ from ctclip_model.models.clip import CTCLIP
 
 
 class LatentClassifier(nn.Linear):
-    """ReLU, in training a dropout, and a linear layer: unit image latents (B, latent) to logits (B, 18)."""
+    """ReLU, dropout in training, and a linear layer: unit image latents (B, latent) to logits (B, 18)."""
 
     def __init__(self, latent_dim: int, dropout: float = 0.0) -> None:
         super().__init__(latent_dim, len(ABNORMALITIES))
@@ -27,7 +27,7 @@ class LatentClassifier(nn.Linear):
     def probabilities(self, latents: NDArray[np.floating]) -> NDArray[np.float64]:
         """The probability (N, 18) of each abnormality, in the order of `ABNORMALITIES`, from unit latents (N, latent).
 
-        For a head in evaluation mode: in training mode it drops latents.
+        The head must be in evaluation mode: in training mode dropout changes the result.
         """
         logits = self(torch.tensor(latents, dtype=self.weight.dtype, device=self.weight.device))
         probabilities: NDArray[np.float64] = logits.double().sigmoid().cpu().numpy()
@@ -35,10 +35,10 @@ class LatentClassifier(nn.Linear):
 
 
 class LiPro(nn.Module):
-    """CT-CLIP and a linear head on its image latents; keys of `state_dict` as in the published file.
+    """CT-CLIP and a linear head on its image latents. The keys of `state_dict` are those of the published file.
 
-    The head reads the latents of this trunk alone: the published file's differs from the published CT-CLIP, whose
-    code book drifted while the head was trained.
+    The head fits the latents of its own trunk. The published file's trunk differs from the published CT-CLIP, because
+    the code book drifted while the head was trained.
     """
 
     def __init__(self, config: CTCLIPConfig) -> None:

@@ -1,4 +1,4 @@
-"""Weights from elsewhere as a model folder: the published files, and models that were trained on another machine."""
+"""Import of weights as a model folder: published files, and models trained on another machine."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ from ctclip_model.models.report_labeller import ReportLabeller, read_labeller_to
 from ctclip_model.models.text import read_tokenizer
 from ctclip_model.models.weights import AnyModel, load_weights
 
-CUSTOM = "custom"  # in place of a preset's name, where a model is of none
-RADBERT = "radbert"  # the same, of a labeller in the published form
+CUSTOM = "custom"  # recorded for a model that fits no preset, in place of the preset's name
+RADBERT = "radbert"  # recorded for a labeller in the published form
 
 _CARD = """\
 # {name}
 
-{title}, as a model folder of ctclip-rebuild: all that it takes to use it without a network.
+{title}, as a model folder of ctclip-rebuild, complete for use without a network.
 
 | | |
 |---|---|
 {rows}
 
-`ctclip {command}` uses it. For research, not for diagnosis. CT-RATE, and weights published with it or trained on it,
-are under CC-BY-NC-SA 4.0; whoever uses them cites Hamamci et al., arXiv:2403.17834.
+Use it with `ctclip {command}`. For research, not for diagnosis. CT-RATE, and weights published with it or trained on
+it, are under CC-BY-NC-SA 4.0. Cite Hamamci et al., arXiv:2403.17834.
 """
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that has been opened; its weights stay in their file until they are copied."""
+    """A model opened for import. Its weights stay in their file until they are copied."""
 
     model: AnyModel
     kind: ModelKind
     preset: str
-    recipe: Recipe | None  # of its volumes; a labeller has none
-    weights: Path  # the file whose SHA-256 says which model it is
-    tokenizer: PreTrainedTokenizerFast | None  # None where it is yet to be found, or not needed
+    recipe: Recipe | None  # None for a labeller, which reads no volumes
+    weights: Path  # file whose SHA-256 identifies the model
+    tokenizer: PreTrainedTokenizerFast | None  # None: not found yet, or not needed
 
     @property
     def needs_tokenizer(self) -> bool:
-        """A LiPro reads no text."""
+        """True without a tokenizer, except for LiPro, which reads no text."""
         return self.tokenizer is None and not self.kind.facts.has_head
 
     def fingerprint(self, sha256: str) -> str:
-        """Of the folder that it becomes: its weights, by their file's SHA-256, and all else that results depend on."""
+        """Fingerprint of the model folder: SHA-256 of the weights file, and all settings that change results."""
         recipe = asdict(self.recipe) if self.recipe else None
         words = tokenizer_json(self.tokenizer) if self.tokenizer else None
         return compute_fingerprint(sha256, self.kind, self.model.config, recipe, words, VERSIONS["import-model"])
 
 
 def open_candidate(path: Path, *, kind: ModelKind | None = None, preset: Preset | None = None) -> Candidate:
-    """Opens a model folder or a weights file, and tells what it holds.
+    """Opens a model folder or a weights file and finds its kind, preset and recipe.
 
-    VocabFine has the keys of CT-CLIP: `kind` tells them apart, or else the file's name. `preset` describes weights
-    that have not the published widths. Raises `CheckpointError`, or `ConfigurationError` where `kind` is not so.
+    VocabFine has the keys of CT-CLIP: `kind` or else the file's name decides. `preset` gives the configuration of
+    weights without the published widths. Raises `CheckpointError`, or `ConfigurationError` for another kind than asked.
     """
     if path.is_dir():
         return _open_folder(path, kind)
@@ -74,23 +74,23 @@ def open_candidate(path: Path, *, kind: ModelKind | None = None, preset: Preset 
 
 
 def read_tokenizer_for(kind: ModelKind, path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in a folder or file, as a model of the kind needs it; raises as the reader of that kind does."""
+    """Reads the tokenizer in a folder or file for a kind of model. Raises `CheckpointError` or `MissingInputError`."""
     if kind is ModelKind.labeller:
         return read_labeller_tokenizer(path if path.is_dir() else path.parent)
     return read_tokenizer(path)
 
 
 def write_candidate(candidate: Candidate, folder: Path, provenance: Mapping[str, str]) -> None:
-    """Writes the model folder, whole or not at all, its weights straight from one file to the other.
+    """Writes the model folder, complete or not at all.
 
-    Raises `CheckpointError` where recipe or tokenizer are not the model's.
+    Raises `CheckpointError` for a recipe or tokenizer that is not the model's.
     """
     model, recipe, tokenizer = candidate.model, candidate.recipe, candidate.tokenizer
     info: dict[str, Any] = {"preset": candidate.preset}
     if isinstance(model, ReportLabeller):
         check_vocabulary(folder.name, model.config.vocab_size, tokenizer)
     else:
-        assert recipe is not None, "whatever embeds volumes has a recipe"
+        assert recipe is not None, "each model that embeds volumes has a recipe"
         check_model(folder.name, model.config, recipe, tokenizer)
         info["recipe"] = asdict(recipe)
     card = _make_card(folder.name, candidate, provenance)
@@ -109,7 +109,7 @@ def _open_folder(folder: Path, kind: ModelKind | None) -> Candidate:
 
 
 def _choose_kind(model: AnyModel, asked: ModelKind | None, path: Path, hint: str) -> ModelKind:
-    """The kind asked for, or else a fine-tuned one that the hint names, or else the first of the model's class."""
+    """The kind asked for, a fine-tuned kind that the hint names, or the first kind of the model's class."""
     possible = kinds_of_type(type(model))
     if asked is not None and asked not in possible:
         raise ConfigurationError(f"--kind {asked}: {path} holds {' or '.join(possible)}")

@@ -1,4 +1,4 @@
-"""The report labeller: a RoBERTa and a linear layer, which read the 18 abnormalities from a report."""
+"""The report labeller: a RoBERTa and a linear layer that label a report with the 18 abnormalities."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SPECIAL_TOKENS = {
     "bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>",
     "unk_token": "<unk>", "mask_token": "<mask>",
 }  # fmt: skip
-FIRST_POSITION = 2  # RoBERTa numbers positions from behind its padding id, 1
+FIRST_POSITION = 2  # RoBERTa numbers positions after its padding id, 1
 
 
 class ReportLabeller(nn.Module):
-    """Report tokens to one logit for each abnormality; keys of `state_dict` as in `RadBertClassifier.pth`."""
+    """Report tokens to one logit per abnormality. The keys of `state_dict` are those of `RadBertClassifier.pth`."""
 
     def __init__(self, config: LabellerConfig) -> None:
         super().__init__()
@@ -45,15 +45,15 @@ class ReportLabeller(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, len(ABNORMALITIES))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (B, 18), in the order of `ABNORMALITIES`, of token ids and their mask, (B, tokens) both."""
-        # Positions from the mask, not from the ids: a tokenizer may pad with another id than RoBERTa's.
+        """Logits (B, 18), in the order of `ABNORMALITIES`, of token ids and their mask, both (B, tokens)."""
+        # Positions come from the mask, because a tokenizer may pad with another id than RoBERTa's.
         positions = attention_mask.cumsum(dim=1) * attention_mask + FIRST_POSITION - 1
         token = first_token(self.model, input_ids, attention_mask, position_ids=positions)
         return self.classifier(self.model.pooler(token.unsqueeze(1)))
 
 
 def read_labeller_config(folder: Path) -> LabellerConfig | None:
-    """The shape that a RoBERTa's `config.json` in a folder tells, if there is one. Raises `CheckpointError`."""
+    """The shape in a RoBERTa's `config.json` in a folder, or None without one. Raises `CheckpointError`."""
     path = folder / "config.json"
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -68,14 +68,14 @@ def read_labeller_config(folder: Path) -> LabellerConfig | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: is no configuration of a RoBERTa ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{path}: is not a configuration of RoBERTa ({type(error).__name__}: {error})") from error
 
 
 def read_labeller_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """RoBERTa's tokenizer from a folder's `tokenizer.json`, or its `vocab.json` and `merges.txt`.
+    """Reads RoBERTa's tokenizer from a folder's `tokenizer.json`, or its `vocab.json` and `merges.txt`.
 
-    transformers' own reader asks the Hub for what is not there, minutes long, and then makes an empty tokenizer.
-    Raises `MissingInputError` that says what to put there, or `CheckpointError`.
+    Raises `MissingInputError` that names the missing files, or `CheckpointError`. The reader of transformers would ask
+    the Hub for missing files for minutes, and then return an empty tokenizer.
     """
     path, (vocabulary, merges) = folder / "tokenizer.json", (folder / name for name in VOCABULARY_FILES)
     if not (path.is_file() or (vocabulary.is_file() and merges.is_file())):
@@ -85,27 +85,18 @@ def read_labeller_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else _byte_pairs(vocabulary, merges)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise CheckpointError(f"{folder}: no tokenizer can be read ({type(error).__name__}: {error})") from error
-    special = {
-        "bos": "<s>",
-        "cls": "<s>",
-        "pad": "<pad>",
-        "eos": "</s>",
-        "sep": "</s>",
-        "unk": "<unk>",
-        "mask": "<mask>",
-    }
-    if missing := sorted({token for token in special.values() if tokenizer.token_to_id(token) is None}):
-        raise CheckpointError(f"{folder}: is not RoBERTa's tokenizer, for it lacks {', '.join(missing)}")
+        raise CheckpointError(f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {error})") from error
+    if missing := sorted({token for token in SPECIAL_TOKENS.values() if tokenizer.token_to_id(token) is None}):
+        raise CheckpointError(f"{folder}: is not RoBERTa's tokenizer: it lacks {', '.join(missing)}")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL_TOKENS)
 
 
 def _byte_pairs(vocabulary: Path, merges: Path) -> Tokenizer:
-    places = json.loads(vocabulary.read_text(encoding="utf-8"))
+    ids = json.loads(vocabulary.read_text(encoding="utf-8"))
     lines = merges.read_text(encoding="utf-8").splitlines()
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    tokenizer = Tokenizer(models.BPE(places, [(left, right) for left, right in pairs], unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(ids, [(left, right) for left, right in pairs], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", places["</s>"]), ("<s>", places["<s>"]))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
     return tokenizer

@@ -1,4 +1,4 @@
-"""The text side of CT-CLIP: cleaning of reports, tokens, and the BERT encoder."""
+"""The text side of CT-CLIP: tokenizers and the BERT encoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4; B
 
 
 def build_text_encoder(config: TextConfig) -> BertModel:
-    """A BERT with random weights; its first token of the last layer stands for the text."""
+    """A BERT with random weights. The last layer's first token represents the text."""
     return BertModel(
         BertConfig(
             vocab_size=config.vocab_size,
@@ -34,9 +34,9 @@ def build_text_encoder(config: TextConfig) -> BertModel:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A lower-casing WordPiece tokenizer in BERT's form: the characters of `texts` and their most frequent words.
+    """Makes a lower-casing WordPiece tokenizer in BERT's form, of the characters and most frequent words of `texts`.
 
-    At most `vocab_size` entries. The same texts give the same entries, which the library's own trainer does not.
+    It has at most `vocab_size` entries. The same texts give the same entries, unlike with the library's own trainer.
     """
     normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     words: Counter[str] = Counter()
@@ -49,16 +49,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def find_tokenizer_file(folder: Path) -> Path | None:
-    """What `read_tokenizer` reads in a folder, if it is there."""
+    """The tokenizer file in a folder, or None."""
     return next((path for name in TOKENIZER_FILES if (path := folder / name).is_file()), None)
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """BERT's tokenizer from a `tokenizer.json` or a `vocab.txt` of one entry a line, or a folder of one.
+    """Reads BERT's lower-casing tokenizer from a `tokenizer.json`, a `vocab.txt` (an entry per line), or a folder.
 
-    It is lower-casing, as published.
-
-    transformers' own reader makes an empty tokenizer, and no error, of what it does not find. Raises `CheckpointError`.
+    Raises `CheckpointError`. The reader of transformers would return an empty tokenizer for a missing file.
     """
     path = find_tokenizer_file(path) or path
     try:
@@ -69,17 +67,17 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise CheckpointError(f"{path}: cannot be read as a tokenizer ({type(error).__name__}: {error})") from error
     if missing := [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]:
-        raise CheckpointError(f"{path}: is not BERT's tokenizer, for it lacks {', '.join(missing)}")
+        raise CheckpointError(f"{path}: is not BERT's tokenizer: it lacks {', '.join(missing)}")
     return _wrapped(tokenizer)
 
 
 def _word_pieces(vocabulary: Sequence[str]) -> Tokenizer:
-    places = {piece: place for place, piece in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordPiece(places, unk_token="[UNK]"))
+    ids = {piece: index for index, piece in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", places["[SEP]"]), ("[CLS]", places["[CLS]"]))
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     return tokenizer
 
 
@@ -95,6 +93,6 @@ def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask`, (texts, tokens) int64, padded to the longest and cut at `max_length`."""
+    """`input_ids` and `attention_mask`, int64 (texts, tokens), padded to the longest text and cut at `max_length`."""
     encoded = tokenizer(list(texts), padding="longest", truncation=True, max_length=max_length)
     return {name: torch.tensor(encoded[name], dtype=torch.int64) for name in ("input_ids", "attention_mask")}

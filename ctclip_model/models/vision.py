@@ -1,7 +1,7 @@
 """CT-ViT, the image encoder of CT-CLIP (arXiv 2403.17834, Figure 1; after Phenaki's C-ViViT, arXiv 2210.02399).
 
-In reading order: patches become tokens, a spatial transformer looks within each slab of slices, a temporal one along
-depth, and a code book quantizes what comes out. Module names, odd as some are, are the keys of the published weights.
+In reading order: patches become tokens, a spatial transformer attends within each slab of slices, a temporal one along
+depth, and a code book quantizes the tokens. Module names are the keys of the published weights, odd as some are.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torch.utils.checkpoint import checkpoint
 from ctclip_model.config import VisionConfig
 
 ATTENTION_SCALE = 8.0  # instead of 1 / sqrt(dim_head): queries and keys are unit vectors times learned scales
-SEARCH_ELEMENTS = 2**22  # similarities of tokens and codes held in memory at a time
+SEARCH_ELEMENTS = 2**22  # similarities of tokens and codes in memory at a time
 CODEBOOK_DECAY = 0.8
-# Tokens that attention and feed-forward take at a time: on a CPU what its caches hold, on a GPU a published volume.
+# Tokens that attention and feed-forward take at a time: those that fit a CPU's caches, or a published volume on a GPU.
 TOKENS_AT_ONCE = {"cpu": 2**12 + 2**9, "cuda": 2**14}
-ALIGNMENT = 32  # columns; matrix products are half again as fast where their sides are whole multiples
+ALIGNMENT = 32  # columns; matrix products with multiples of it are 1.5 times as fast
 
 
-def by_groups(function: Callable[[Tensor], Tensor], groups: Tensor, tokens_a_group: int, *, recompute: bool) -> Tensor:
-    """`function` of groups (groups, ...) that do not see one another, a few at a time."""
+def by_groups(function: Callable[[Tensor], Tensor], groups: Tensor, group_tokens: int, *, recompute: bool) -> Tensor:
+    """Applies `function` to groups (groups, ...) that do not attend to one another, a few groups at a time."""
     function = recomputed(function) if recompute else function
-    at_once = TOKENS_AT_ONCE["cuda" if groups.is_cuda else "cpu"] // tokens_a_group
+    at_once = TOKENS_AT_ONCE["cuda" if groups.is_cuda else "cpu"] // group_tokens
     return torch.cat([function(part) for part in groups.split(max(1, at_once))])
 
 
 def recomputed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same function, of which nothing is kept for the backward pass: that calls it again (arXiv 1604.06174)."""
+    """Wraps a function so that the backward pass calls it again, in place of kept activations (arXiv 1604.06174)."""
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
 
 
 class PatchEmbedding(nn.Sequential):
-    """Linear embedding of patches between two norms; place 0 was a reshaping in the published module."""
+    """Linear embedding of patches between two norms. Index 0 is a reshaping in the published module."""
 
     def __init__(self, voxels: int, dim: int) -> None:
         super().__init__(nn.Identity(), nn.LayerNorm(voxels), nn.Linear(voxels, dim), nn.LayerNorm(dim))
@@ -59,7 +59,7 @@ class GammaNorm(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """What attention adds for each offset between two tokens of a slab: an MLP over signed log distances."""
+    """Attention bias for each offset between two tokens of a slab: an MLP over signed log distances."""
 
     offsets: Tensor
     offset_of_pair: Tensor
@@ -73,7 +73,7 @@ class PositionBias(nn.Module):
                 nn.Linear(dim, heads),
             ]
         )
-        # A pair of tokens has one of (2 height - 1)(2 width - 1) offsets: the MLP sees each offset once, not each pair.
+        # Pairs of tokens have (2 height - 1)(2 width - 1) different offsets. The MLP computes each offset once.
         rows, columns = torch.arange(1 - height, height), torch.arange(1 - width, width)
         offsets = torch.cartesian_prod(rows, columns).float()
         self.register_buffer("offsets", offsets.sign() * offsets.abs().log1p(), persistent=False)
@@ -84,7 +84,7 @@ class PositionBias(nn.Module):
         self.register_buffer("offset_of_pair", index, persistent=False)
 
     def forward(self) -> Tensor:
-        """(1, heads, tokens, tokens): with fewer axes, attention on a CPU takes the plain path."""
+        """The bias (1, heads, tokens, tokens). With fewer axes, attention on a CPU takes a slower path."""
         bias = self.offsets
         for layer in self.net:
             bias = layer(bias)  # (offsets, heads) after the last
@@ -93,19 +93,19 @@ class PositionBias(nn.Module):
 
 
 class PositionGenerator(nn.Module):
-    """A depthwise 3 x 3 x 3 convolution, causal along depth, that tells tokens where they are."""
+    """A depthwise 3 x 3 x 3 convolution, causal along depth, that adds positions to tokens."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dsconv = nn.Conv3d(dim, dim, 3, groups=dim)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int, int, int]) -> Tensor:
-        """`grid` is (B, depth, height, width) in tokens.
+        """Positions of tokens, in their shape; `grid` is (B, depth, height, width) in tokens.
 
-        The temporal transformer's tokens come ordered (B, height, width, depth) and are re-shaped to the grid, not
-        re-ordered: a slip in the published code that the published weights have learned to live with.
+        The temporal transformer's tokens are ordered (B, height, width, depth) and reshaped to the grid without being
+        reordered: a slip in the published code, which the published weights were trained with.
         """
-        # The sum of a plane's convolution for each of three slices: a depthwise 3-D backward is several times slower.
+        # A sum of three 2-D convolutions, because the backward pass of a depthwise 3-D one is several times slower.
         depth, dim = grid[1], tokens.shape[-1]
         padded = F.pad(tokens.reshape(*grid, dim), (0, 0, 0, 0, 0, 0, 2, 0))
         planes = []
@@ -126,15 +126,15 @@ class Attention(nn.Module):
         self.q_scale = nn.Parameter(torch.ones(dim_head))
         self.k_scale = nn.Parameter(torch.ones(dim_head))
         self.norm = GammaNorm(dim)
-        self.context_norm = GammaNorm(dim).requires_grad_(False)  # of cross-attention, which the encoder has none of
+        self.context_norm = GammaNorm(dim).requires_grad_(False)  # unused: the encoder has no cross-attention
         self.to_q = nn.Linear(dim, heads * dim_head, bias=False)
         self.to_kv = nn.Linear(dim, 2 * heads * dim_head, bias=False)
         self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
 
     def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
         queries = self.to_q(self.norm(tokens))
-        # Keys and values are of the tokens as they come. Weights are split, not results: those are large to put
-        # together again in the backward pass.
+        # Keys and values are made of tokens without the norm. Splitting the weights, not the results, saves the
+        # backward pass from joining large tensors.
         keys, values = (F.linear(tokens, weight) for weight in self.to_kv.weight.chunk(2))
         queries, keys, values = (  # (groups, heads, tokens, dim_head)
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (queries, keys, values)
@@ -146,7 +146,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.ModuleDict):
-    """Norm, a hidden layer of 8/3 of the width gated by GELU, and back; places 2 and 3 had no weights."""
+    """Norm, a hidden layer of 8/3 of the width gated by GELU, and back. Indices 2 and 3 have no weights."""
 
     def __init__(self, dim: int) -> None:
         hidden = int(dim * 4 * 2 / 3)
@@ -156,7 +156,7 @@ class FeedForward(nn.ModuleDict):
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = self["0"](tokens)
         narrow = self.get_parameter("4.weight")
-        surplus = -narrow.shape[1] % ALIGNMENT  # hidden columns of zeros, which change nothing
+        surplus = -narrow.shape[1] % ALIGNMENT  # added hidden columns of zeros, which change no result
         values, gates = (
             F.linear(tokens, F.pad(weight, (0, 0, 0, surplus))) for weight in self.get_parameter("1.weight").chunk(2)
         )
@@ -164,9 +164,9 @@ class FeedForward(nn.ModuleDict):
 
 
 class Layer(nn.Module):
-    """Positions, attention, feed-forward; place 2 was cross-attention, absent from the encoder.
+    """Positions, attention, feed-forward. Index 2, cross-attention, is absent from the encoder.
 
-    No `ModuleDict`, which FSDP2 of PyTorch 2.11 takes for a container that is never called.
+    Not a `ModuleDict`: FSDP2 of PyTorch 2.11 takes it for a container that is never called.
     """
 
     def __init__(self, dim: int, dim_head: int, heads: int) -> None:
@@ -175,8 +175,8 @@ class Layer(nn.Module):
         self.add_module("1", Attention(dim, dim_head, heads))
         self.add_module("3", FeedForward(dim))
 
-    def __getitem__(self, place: str) -> Any:
-        return self.get_submodule(place)
+    def __getitem__(self, name: str) -> Any:
+        return self.get_submodule(name)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None, recompute: bool) -> Tensor:
         positions = recomputed(self["0"]) if recompute else self["0"]
@@ -189,7 +189,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of layers and a last norm over groups of tokens that see one another."""
+    """A stack of layers and a last norm over groups of tokens that attend to one another."""
 
     def __init__(self, dim: int, depth: int, dim_head: int, heads: int) -> None:
         super().__init__()
@@ -199,14 +199,14 @@ class Transformer(nn.Module):
     def forward(
         self, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None = None, recompute: bool = False
     ) -> Tensor:
-        """(groups, tokens, dim) to the same."""
+        """Tokens (groups, tokens, dim) of the same shape."""
         for layer in self.layers:
             tokens = layer(tokens, grid, bias, recompute)
         return self.norm_out(tokens)
 
 
 class Codebook(nn.Module):
-    """The codes and how often each is used."""
+    """The codes and their usage."""
 
     initted: Tensor
     cluster_size: Tensor
@@ -220,19 +220,19 @@ class Codebook(nn.Module):
 
 
 class VectorQuantizer(nn.Module):
-    """Puts the nearest code, by cosine similarity, in each token's place (arXiv 2110.04627).
+    """Replaces each token by the nearest code, by cosine similarity (arXiv 2110.04627).
 
-    In training mode a forward with gradients records which tokens fell to which code; `update` then moves the codes,
-    once, after the backward pass. No gradient reaches the codes; the tokens receive theirs straight through.
+    A forward pass with gradients in training mode records the tokens of each code. `update` then moves the codes, once,
+    after the backward pass. Gradients pass straight through to the tokens and never reach the codes.
     """
 
     def __init__(self, codes: int, dim: int) -> None:
         super().__init__()
         self._codebook = Codebook(codes, dim)
-        self.statistics: tuple[Tensor, Tensor] | None = None  # tokens a code (codes,), sum of them (codes, dim)
+        self.statistics: tuple[Tensor, Tensor] | None = None  # tokens per code (codes,), their sums (codes, dim)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (..., dim) to their codes (..., dim) and the codes' indices (...)."""
+        """The codes (..., dim) of tokens (..., dim), and the codes' indices (...)."""
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             units = F.normalize(tokens.detach().float().flatten(0, -2), dim=-1)
             indices = self.search(units)
@@ -250,6 +250,7 @@ class VectorQuantizer(nn.Module):
         return torch.cat([(part @ codes).argmax(dim=-1) for part in units.split(rows)])
 
     def record(self, units: Tensor, indices: Tensor) -> None:
+        """Adds unit vectors (N, dim) and the indices (N,) of their codes to the statistics of the next update."""
         if self.statistics is None:
             embed = self._codebook.embed[0]
             self.statistics = embed.new_zeros(len(embed)), torch.zeros_like(embed)
@@ -258,12 +259,12 @@ class VectorQuantizer(nn.Module):
         sums.index_add_(0, indices, units)
 
     def forget(self) -> None:
-        """Drops what has been recorded since the last update: the codes will not move by it."""
+        """Drops the statistics recorded since the last update, so that the codes do not move by them."""
         self.statistics = None
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves each code towards the mean direction of the tokens recorded for it since the last update."""
+        """Moves each code towards the mean direction of its tokens since the last update."""
         if self.statistics is None:
             return
         (counts, sums), self.statistics = self.statistics, None
@@ -276,7 +277,7 @@ class VectorQuantizer(nn.Module):
 class CTViT(nn.Module):
     """The image encoder: a volume (B, 1, depth, height, width) to tokens (B, depth, height, width, dim) of a grid.
 
-    With `recompute` training needs a fraction of the memory, and a forward more; results are the same.
+    With `recompute`, training takes a quarter of the memory and one forward pass more. Results are the same.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -291,7 +292,7 @@ class CTViT(nn.Module):
         self.enc_spatial_transformer = Transformer(dim, config.spatial_layers, config.dim_head, config.heads)
         self.enc_temporal_transformer = Transformer(dim, config.temporal_layers, config.dim_head, config.heads)
         self.vq = VectorQuantizer(config.codebook_size, dim)
-        # The decoder of the published pretraining: part of every weights file, used by nothing here.
+        # The unused decoder of the published pretraining, which is a part of every weights file.
         self.to_pixels_first_frame = nn.Sequential(nn.Linear(dim, side * side)).requires_grad_(False)
         self.to_pixels = nn.Sequential(nn.Linear(dim, slices * side * side)).requires_grad_(False)
 
@@ -318,7 +319,7 @@ class CTViT(nn.Module):
         return self.to_patch_emb(patches.flatten(3))
 
     def compile_layers(self) -> None:
-        """Has PyTorch compile what the layers spend their time in; once for all layers of a shape."""
+        """Compiles the attention and feed-forward of the layers, once for all layers of a shape."""
         for transformer in (self.enc_spatial_transformer, self.enc_temporal_transformer):
             for layer in cast(Iterable[Any], transformer.layers):
                 layer.mix = torch.compile(layer.mix)
@@ -327,7 +328,7 @@ class CTViT(nn.Module):
         return self.recompute and torch.is_grad_enabled()
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Patch tokens to the tokens that the code book sees, (B, depth, height, width, dim) both."""
+        """Encodes patch tokens to the tokens that the code book quantizes, both (B, depth, height, width, dim)."""
         batch, depth, height, width, _ = tokens.shape
         grid, recompute = (batch, depth, height, width), self.needs_recompute()
         slabs = tokens.flatten(2, 3).flatten(0, 1)  # (B depth, height width, dim)
