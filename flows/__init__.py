@@ -1,1 +1,1 @@
-"""One deployable flow a file, and the command line. A flow is a recipe: the work is in `tasks`."""
+"""One deployable flow in each file, and the command line. A flow is a recipe: the work is in `tasks`."""

@@ -1,4 +1,4 @@
-"""`python -m flows` is `ctclip`."""
+"""`python -m flows`: the same as `ctclip`."""
 
 from flows.cli import main
 

@@ -26,7 +26,7 @@ from flows.display import console, print_json
 
 BAR_WIDTH = 24  # columns
 FORMATS = (".parquet", ".npz")
-SHOWN_VALUES = 4  # of a latent
+SHOWN_VALUES = 4  # printed values of a latent
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line as a person or a script meets it: exit codes, one clear line, tables, JSON."""
+"""Exit codes, error lines, tables and JSON of the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.run.records import RecordWriter, new_run_id
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small warehouse: two volumes, one of them waiting to be converted."""
+    """Warehouse of two volumes, one converted and one pending."""
     folder = tmp_path_factory.mktemp("data")
     writer = RecordWriter(folder, new_run_id())
     writer.write("runs", [{"run_id": writer.run_id, "status": "running", "stage": "convert", "variant": "recipe"}])

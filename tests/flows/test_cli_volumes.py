@@ -1,4 +1,4 @@
-"""`ctclip predict` and `ctclip embed-volume` as a person or a script meets them."""
+"""Output, files and errors of `ctclip predict` and `ctclip embed-volume`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPACING_MM = (9.0, 9.0, 9.0)
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root that holds a model, and nothing else."""
+    """Data root with a model and nothing else."""
     data_root = tmp_path_factory.mktemp("data")
     save_random_model(data_root / "models" / "tiny-own", tiny())
     return data_root
@@ -32,7 +32,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two volumes, one under a name that a terminal cannot show."""
+    """Folder of two volumes, one with a name that a terminal cannot show."""
     folder = tmp_path_factory.mktemp("good")
     for seed, name in enumerate(("a.nii.gz", "odd\nname [b].nii")):
         voxels = np.random.default_rng(seed).integers(-1000, 500, (30, 30, 20), dtype=np.int16)
@@ -42,7 +42,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By the reason for which it is refused, a file."""
+    """Bad files, by the reason of their rejection."""
     folder = tmp_path_factory.mktemp("bad")
     voxels = np.random.default_rng(0).integers(-1000, 500, (30, 30, 20), dtype=np.int16)
     files = {reason: folder / f"{reason}.nii.gz" for reason in ("not_nifti", "truncated", "not_3d", "nan_voxels")}

@@ -1,4 +1,4 @@
-"""prefect.yaml and automations.yaml hold nothing that Prefect would pass over, nor a flow or parameter not there."""
+"""Keys, flows and parameters of prefect.yaml and automations.yaml all exist. Prefect ignores unknown keys silently."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ ON_REQUEST = {"download", "train-labeller", "rebuild", "compute"}
 
 
 def unknown_keys(model: type[BaseModel], given: dict[str, Any]) -> set[str]:
-    """What Prefect would pass over without a word."""
+    """Keys that Prefect would ignore."""
     aliases = {str(field.alias) for field in model.model_fields.values() if field.alias}
     return set(given) - set(model.model_fields) - aliases
 
