@@ -1,4 +1,4 @@
-"""What tests share: a Prefect server, a small data set of phantoms, and a preset that trains in seconds."""
+"""Shared fixtures: a Prefect server, a small data set of phantoms, and a preset that trains in seconds."""
 
 from __future__ import annotations
 

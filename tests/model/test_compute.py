@@ -1,4 +1,4 @@
-"""How training is computed, in which precision and with what kept in memory, does not change what is learned."""
+"""Training learns the same with and without recomputed activations, and nearly the same in another precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VOLUME, TEXT = INPUTS["volume"], (INPUTS["input_ids"], INPUTS["attention_mask"])
 
 
 def gradients(model, dtype=None):
-    """Of a training step, by parameter; and the code book after it."""
+    """Gradients of a training step by parameter, and the code book after the step."""
     model.visual_transformer.train()
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         model(VOLUME, *TEXT).backward()

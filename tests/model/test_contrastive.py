@@ -140,7 +140,7 @@ def test_codes_start_on_tokens(preset: Preset) -> None:
     codes = model.visual_transformer.vq._codebook.embed[0]
     nearest = (codes @ nn.functional.normalize(tokens, dim=-1).t()).amax(1)
     torch.testing.assert_close(nearest, torch.ones_like(nearest))
-    assert len(codes.unique(dim=0)) == len(codes)  # of two equal ones rounding would choose
+    assert len(codes.unique(dim=0)) == len(codes)  # rounding would choose between equal codes
 
 
 def test_the_text_encoder_learns_what_a_single_sentence_says(preset: Preset) -> None:
@@ -200,7 +200,7 @@ def test_the_model_is_the_average_of_its_weights_where_asked(tmp_path: Path, man
     ours, last = weights(tmp_path / "averaged"), weights(tmp_path / "last")
     torch.manual_seed(preset.training.seed)
     first = CTCLIP(preset.model).state_dict()
-    assert torch.equal(ours["to_visual_latent.weight"], first["to_visual_latent.weight"])  # of which all is kept
+    assert torch.equal(ours["to_visual_latent.weight"], first["to_visual_latent.weight"])  # a decay of 1 keeps the first weights
     assert not torch.equal(last["to_visual_latent.weight"], first["to_visual_latent.weight"])
     codes = "visual_transformer.vq._codebook.embed"
     assert torch.equal(ours[codes], last[codes])  # the same training, and a code book that is an average already

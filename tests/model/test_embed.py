@@ -64,7 +64,7 @@ def test_texts_are_padded_to_their_batch_and_not_to_the_longest(tokenizer):
         device=torch.device("cpu"), dtype=None, width=1,
     )  # fmt: skip
     short = tokenize(tokenizer, TEXTS[:1], 20)["input_ids"].shape[1]
-    assert shapes == [(2, 20), (1, short)]  # what comes twice is read once
+    assert shapes == [(2, 20), (1, short)]  # a repeated text is encoded once
     assert counts[:, 0].tolist() == [20, short, short, 20]
 
 

@@ -159,7 +159,7 @@ def learn_as_one_of_two(rank: int, folder: Path, names: Sequence[str]) -> None:
 
 
 def learn_on_two(folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """What the first process has learned; the other had the same losses."""
+    """Results of the first of two processes. Both had the same losses."""
     torch.multiprocessing.spawn(learn_as_one_of_two, (folder, names), nprocs=2)
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name in names:

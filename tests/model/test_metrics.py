@@ -60,7 +60,7 @@ def test_weighted_metrics_are_scikit_learns_of_the_repeated_items(digits):
     patients = np.repeat(np.arange(30), 2)
     weights[5] = 0
     weights[5, patients[labels][:1]] = 1  # one patient
-    labels[patients == patients[labels][0]] = True  # of one class
+    labels[patients == patients[labels][0]] = True  # so that this resample has one class
     found = weighted_metrics(Items(labels, probabilities, decisions, patients), weights, calibration_bins=10)
     for row, weight in zip(found[:5], weights, strict=False):
         repeats = weight[patients]

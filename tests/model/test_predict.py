@@ -30,7 +30,7 @@ from ctclip_model.models.find_model import find_model, list_models, load_model
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.model_folder import load_model_folder, save_model_folder
 
-RECIPE = Recipe("own", spacing_mm=(6.0, 7.0, 7.0), shape=(30, 40, 40))  # of the golden model's size
+RECIPE = Recipe("own", spacing_mm=(6.0, 7.0, 7.0), shape=(30, 40, 40))  # the golden model's size
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_a_curve_is_read_past_a_line_that_a_kill_cut_off(tmp_path: Path) -> None
     assert log.curve().select(["phase", "step"]).to_pylist() == [
         {"phase": step.phase, "step": step.step} for step in steps
     ]
-    assert last_loss(log.curve()) == 2.0  # of the last phase
+    assert last_loss(log.curve()) == 2.0  # the last phase alone counts
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, REST])
@@ -212,7 +212,7 @@ def test_a_step_without_a_finite_loss_changes_nothing() -> None:
     layer, run, records = diverging({1, 2, 4}, tolerated=2)
     before = layer.weight.item()
     run_steps(run)
-    assert layer.weight.item() == pytest.approx(before - 3 * 0.1)  # of six steps, three
+    assert layer.weight.item() == pytest.approx(before - 3 * 0.1)  # three of the six steps count
     assert [step.step for step in records if step.loss != step.loss] == [2, 3, 5]
 
 

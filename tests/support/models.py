@@ -25,7 +25,7 @@ TINY = CTCLIPConfig(  # the golden model of tests/golden/ctclip_tiny
     text=TextConfig(vocab_size=200, hidden_size=32, layers=2, heads=4, intermediate_size=64, max_length=512),
     latent_dim=16,
 )  # fmt: skip
-SLIM = CTCLIPConfig(  # of the published volume size, as weights without a config must be, and small otherwise
+SLIM = CTCLIPConfig(  # published volume size, as weights without a config need, and small otherwise
     vision=VisionConfig(
         dim=24, codebook_size=16, patch_size=60, temporal_patch_size=60, spatial_layers=1, temporal_layers=1,
         dim_head=4, heads=3,

@@ -1,4 +1,4 @@
-"""What a publish must outlive: kills, rivals, readers, a full disk, and people who open the file to write."""
+"""A publish outlives kills, rivals, readers, a full disk, and people who open the file to write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the demonstration promises: models that have really learned the phantoms, whatever the seed."""
+"""The demonstration's models have learned the phantoms, with any seed."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def installation(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         made.ctclip("train-labeller", "--preset", "smoke", "--kind", "tfidf")
         for pool in POOLS:
             made.start_worker(pool)
-        wait_for(lambda: made.flow_runs("rebuild"), 60)  # of the event that the ingest has emitted
+        wait_for(lambda: made.flow_runs("rebuild"), 60)  # started by the event of the ingest
         made.wait(made.flow_runs("rebuild")[0]["id"])
         yield made
     finally:
@@ -166,7 +166,7 @@ def installation(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def made_since(installation: Installation, run_id: str) -> dict[str, int]:
-    """What each stage has made in runs after that one."""
+    """Items that each stage has made in runs after `run_id`."""
     rows = query(
         installation.data_root,
         "select stage, sum(count_done)::integer from runs where status = 'completed' and count_done > 0 "

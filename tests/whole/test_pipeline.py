@@ -60,7 +60,7 @@ def source(phantoms: Path, tmp_path: Path) -> Path:
 
 
 def rebuild_all(data_root: Path, source: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    """What each stage did; of several runs of a stage, their work in all, and else the first."""
+    """Summary of each stage. Several runs of a stage count as one: their work is added, all else is the first's."""
     from flows.ingest import ingest
     from flows.rebuild import rebuild
     from flows.train_labeller import train_labeller
@@ -270,7 +270,7 @@ def test_interrupted_fine_tuning_goes_on_from_its_checkpoint(data_root):
     done, _ = finetune(data_root, "smoke", "vocabfine", seed=1)
     assert query(data_root, count) == [(2,)]
     steps = query(data_root, f"select min(step) from current_training_steps where run_id = '{done['run_id']}'")
-    assert steps == [(2,)]  # of one, of four samples, there was a checkpoint; the second was told and not yet saved
+    assert steps == [(2,)]  # step 1 (four samples) had a checkpoint, step 2 was recorded and not saved
 
 
 @pytest.mark.slow

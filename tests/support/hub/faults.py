@@ -1,4 +1,4 @@
-"""What the loopback hub may do wrong."""
+"""Faults of the loopback hub, on request."""
 
 from __future__ import annotations
 

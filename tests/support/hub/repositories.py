@@ -1,4 +1,4 @@
-"""What the loopback hub holds: repositories, their commits, and the content of files."""
+"""Repositories of the loopback hub, their commits, and the content of files."""
 
 from __future__ import annotations
 

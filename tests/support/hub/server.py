@@ -22,7 +22,7 @@ from support.hub.repositories import Blob, HubRepository
 
 ACCEPTED, NOT_ACCEPTED, EXPIRED = "hf_accepted", "hf_not_accepted", "hf_expired"  # tokens, by what they open
 CHUNK_BYTES = 1 << 20
-MOST_PATHS = 1000  # of a request, as on the Hub
+MOST_PATHS = 1000  # paths in a request, as on the Hub
 
 
 class LoopbackHub:
@@ -34,7 +34,7 @@ class LoopbackHub:
         self.repositories: dict[tuple[str, str], HubRepository] = {}
         self.faults = Faults()
         self.requests: list[str] = []
-        self.sent_bytes = 0  # of file content
+        self.sent_bytes = 0  # content of files alone
         self.chunk_bytes = CHUNK_BYTES
         self.chunk_delay_s = 0.0
         self.endpoint = self.content_origin = ""
@@ -59,7 +59,7 @@ class LoopbackHub:
         return made
 
     def count(self, part: str) -> int:
-        """How many requests had this in their path."""
+        """Number of requests with `part` in their path."""
         return sum(part in path for path in self.requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

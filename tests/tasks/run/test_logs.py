@@ -45,7 +45,7 @@ def test_lines_of_a_run_carry_it_and_their_item(tmp_path, monkeypatch, capfd):
     about = [(one.get("stage"), one.get("variant"), one.get("run_id"), one.get("item")) for one in found]
     key = ("convert", "recipe", run.run_id)
     assert (*key, "valid_1_a_1") in about
-    assert (*key, "valid_2_a_1") in about  # of another process
+    assert (*key, "valid_2_a_1") in about  # logged by another process
     assert (found[-1]["message"], about[-1]) == ("after", (None,) * 4)
 
 

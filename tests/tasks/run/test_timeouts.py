@@ -1,4 +1,4 @@
-"""What would hang for ever ends, with a line that says what it was."""
+"""Work that would hang for ever ends, with a line that names it."""
 
 from __future__ import annotations
 

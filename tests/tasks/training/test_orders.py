@@ -1,4 +1,4 @@
-"""What a stage has a worker do, that sees the data root under another path and without the warehouse."""
+"""Orders of GPU work, carried out by a worker with another path of the data root and without the warehouse."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_worker_that_dies_in_the_end_is_followed_by_one_that_does_nothing_twic
     with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, preset)) as name:
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             if moment == "model_samples":
-                patched.setattr(training, "sha256_of", die)  # of the row of `models`, which is next
+                patched.setattr(training, "sha256_of", die)  # dies before the row of `models`
             elif moment == "discard":
                 patched.setattr(work, "discard_state", die)
             else:
