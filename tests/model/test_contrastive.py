@@ -200,7 +200,8 @@ def test_the_model_is_the_average_of_its_weights_where_asked(tmp_path: Path, man
     ours, last = weights(tmp_path / "averaged"), weights(tmp_path / "last")
     torch.manual_seed(preset.training.seed)
     first = CTCLIP(preset.model).state_dict()
-    assert torch.equal(ours["to_visual_latent.weight"], first["to_visual_latent.weight"])  # a decay of 1 keeps the first weights
+    # a decay of 1 keeps the first weights
+    assert torch.equal(ours["to_visual_latent.weight"], first["to_visual_latent.weight"])
     assert not torch.equal(last["to_visual_latent.weight"], first["to_visual_latent.weight"])
     codes = "visual_transformer.vq._codebook.embed"
     assert torch.equal(ours[codes], last[codes])  # the same training, and a code book that is an average already
