@@ -20,7 +20,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.names import SUFFIX, Storage, parse_listed_name, parse_volume_name
 from ctclip_model.data.phantom import ANOMALIES, VISIBLE_ABNORMALITIES, PhantomConfig, make_phantoms
 from ctclip_model.data.phantom.anatomy import Reconstruction, Scan, draw_body, render
-from ctclip_model.data.phantom.dataset import draw_findings, draw_reconstruction
+from ctclip_model.data.phantom.dataset import draw_abnormalities, draw_reconstruction
 from ctclip_model.data.phantom.reports import write_report
 from ctclip_model.errors import ConfigurationError
 
@@ -140,7 +140,7 @@ def test_unknown_anomaly_is_refused() -> None:
 
 
 def test_findings_are_independent_of_one_another() -> None:
-    drawn = [draw_findings(np.random.default_rng(seed)) for seed in range(3000)]
+    drawn = [draw_abnormalities(np.random.default_rng(seed)) for seed in range(3000)]
     present = np.array([[name in findings for name in VISIBLE_ABNORMALITIES] for findings in drawn])
     between = np.corrcoef(present.T) - np.eye(len(VISIBLE_ABNORMALITIES))
     assert np.abs(between).max() < 0.08
@@ -161,7 +161,7 @@ def test_reports_name_what_is_present_and_hold_no_prompt(split: str) -> None:
     rng = np.random.default_rng(0)
     prompts = [prompt.lower() for abnormality in ABNORMALITIES for prompt in prompt_pair(abnormality)]
     for _ in range(300):
-        report = write_report(draw_findings(rng), split, rng)
+        report = write_report(draw_abnormalities(rng), split, rng)
         text = f"{report.findings} {report.impression}".lower()
         assert not [prompt for prompt in prompts if prompt in text]
 
@@ -180,7 +180,7 @@ def test_some_wording_is_of_valid_reports_alone() -> None:
     texts = {}
     for split in ("train", "valid"):
         rng = np.random.default_rng(0)
-        texts[split] = " ".join(write_report(draw_findings(rng), split, rng).findings for _ in range(200))
+        texts[split] = " ".join(write_report(draw_abnormalities(rng), split, rng).findings for _ in range(200))
     assert "One notes" in texts["valid"]
     assert "One notes" not in texts["train"]
 
@@ -202,8 +202,8 @@ def histograms() -> tuple[np.ndarray, np.ndarray]:
     rows, labels = [], []
     for seed in range(600):
         rng = np.random.default_rng([7, seed])
-        findings = draw_findings(rng)
-        volume = render(Scan(draw_body(rng), findings, seed), draw_reconstruction(-1024, rng))
+        drawn = draw_abnormalities(rng)
+        volume = render(Scan(draw_body(rng), drawn, seed), draw_reconstruction(-1024, rng))
         rows.append(np.histogram(np.clip(volume, -1000, 1000), bins=32, range=(-1000, 1000))[0] / volume.size)
-        labels.append([name in findings for name in VISIBLE_ABNORMALITIES])
+        labels.append([name in drawn for name in VISIBLE_ABNORMALITIES])
     return np.array(rows), np.array(labels)

@@ -1,4 +1,4 @@
-"""Phantoms: a seeded, small look-alike of CT-RATE whose volumes and reports tell of the same abnormalities."""
+"""Phantoms: a seeded, small look-alike of CT-RATE, with the same abnormalities in its volumes and its reports."""
 
 from ctclip_model.data.phantom.dataset import (
     ANOMALIES,

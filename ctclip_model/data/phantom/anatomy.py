@@ -1,7 +1,7 @@
-"""A chest made of ellipsoids: bodies that vary, abnormalities that have their place in it, and scanners that differ.
+"""A chest made of ellipsoids: bodies that vary, abnormalities with a position in the chest, and scanners that differ.
 
-Places are in mm from the middle of the chest: x to the patient's left, y to the back, z to the head. What tells one
-abnormality from another is where it lies: water, soft tissue, air and calcium occur in every chest.
+Positions are in mm from the middle of the chest: x to the patient's left, y to the back, z to the head. Only its
+position identifies an abnormality, because water, soft tissue, air and calcium occur in every chest.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ SIDES = {"right": (-1,), "left": (1,), "bilateral": (-1, 1)}
 
 @dataclass(frozen=True)
 class Body:
-    """A patient's build; lengths in mm, densities in HU."""
+    """A patient's build. Lengths are in mm, densities in HU."""
 
     half_width_mm: float
     half_depth_mm: float
-    fat_mm: float  # under the skin
+    fat_mm: float  # thickness under the skin
     lung_scale: float
     lung_hu: float
     muscle_hu: float
     bone_hu: float
-    offset_mm: Point  # of the patient on the table
+    offset_mm: Point  # the patient's offset on the table
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What one scan shows: each of its abnormalities with the side, and a seed for the rest."""
+    """The content of a scan: its abnormalities, each with a side, and a seed for the rest."""
 
     body: Body
-    findings: dict[str, str]  # abnormality -> "right", "left" or "bilateral"
+    abnormalities: dict[str, str]  # abnormality to "right", "left" or "bilateral"
     seed: int
     is_chest: bool = True
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How a scan becomes a volume."""
+    """Settings that make a volume of a scan."""
 
     shape: tuple[int, int, int]  # voxels along x, y, z
     spacing_mm: tuple[float, float, float]
     noise_hu: float
     is_sharp: bool
-    padding_hu: int  # outside the circular field of view
+    padding_hu: int  # HU outside the circular field of view
     seed: int
 
 
@@ -70,21 +70,21 @@ def draw_body(rng: Generator) -> Body:
 
 
 def render(scan: Scan, reconstruction: Reconstruction) -> NDArray[np.int16]:
-    """A scan's volume in HU, int16 (x, y, z); all reconstructions of a scan show the same anatomy."""
+    """A scan's volume in HU, int16 (x, y, z). All reconstructions of a scan show the same anatomy."""
     canvas = Canvas(scan, reconstruction)
     if scan.is_chest:
         _paint_chest(canvas)
-        for place, (abnormality, paint) in enumerate(PAINTERS.items()):
-            if abnormality in scan.findings:
-                canvas.rng = np.random.default_rng([scan.seed, place])
-                paint(canvas, SIDES[scan.findings[abnormality]])
+        for index, (abnormality, paint) in enumerate(PAINTERS.items()):
+            if abnormality in scan.abnormalities:
+                canvas.rng = np.random.default_rng([scan.seed, index])
+                paint(canvas, SIDES[scan.abnormalities[abnormality]])
     else:
         _paint_head(canvas)
     return _expose(canvas.hu, reconstruction)
 
 
 class Canvas:
-    """A volume in HU, the places of its voxels, and a brush that touches only the box it needs."""
+    """A volume in HU with the positions of its voxels. Painting touches only the box around a shape."""
 
     def __init__(self, scan: Scan, reconstruction: Reconstruction) -> None:
         axes = zip(reconstruction.shape, reconstruction.spacing_mm, scan.body.offset_mm, strict=True)
@@ -93,14 +93,14 @@ class Canvas:
         self.hu = np.full(reconstruction.shape, AIR_HU, dtype=np.float32)
         self.is_lung = np.zeros(reconstruction.shape, dtype=bool)
         self.body, self.rng = scan.body, np.random.default_rng(scan.seed)
-        low, high = (1.28, 1.5) if "Cardiomegaly" in scan.findings else (0.85, 1.05)
+        low, high = (1.28, 1.5) if "Cardiomegaly" in scan.abnormalities else (0.85, 1.05)
         width, depth, scale = scan.body.half_width_mm, scan.body.half_depth_mm, self.rng.uniform(low, high)
         self.heart_mm = (0.10 * width * scale, -0.20 * depth, -32.0)
         self.heart_radii_mm = (0.29 * width * scale, 0.34 * depth * scale, 40 * scale)
         self.aorta_mm = (20.0, 0.42 * depth, 0.0)
 
     def paint(self, centre: Point, radii: Point, hu: float, *, only_lung: bool = False, power: int = 2) -> None:
-        """Fills an ellipsoid, squared off by a higher power; one below a voxel's size still marks the nearest."""
+        """Fills |x/a|^power + |y/b|^power + |z/c|^power < 1, an ellipsoid for power 2, at least one voxel large."""
         box, parts = [], []
         for axis, middle, radius, spacing in zip(self.axes, centre, radii, self.spacing_mm, strict=True):
             radius = max(radius, 0.51 * spacing)
@@ -109,12 +109,12 @@ class Canvas:
             parts.append((np.abs(axis[first:last] - middle) / radius) ** power)
         x, y, z = parts
         inside = (x[:, None] + y)[:, :, None] + z < 1
-        where = tuple(box)
+        region = tuple(box)
         if only_lung:
-            inside &= self.is_lung[where]
-        self.hu[where][inside] = hu
+            inside &= self.is_lung[region]
+        self.hu[region][inside] = hu
         if hu > -700:
-            self.is_lung[where][inside] = False
+            self.is_lung[region][inside] = False
 
     def ball(self, centre: Point, radius: float, hu: float, *, only_lung: bool = False) -> None:
         self.paint(centre, (radius, radius, radius), hu, only_lung=only_lung)
@@ -125,7 +125,7 @@ class Canvas:
         return (side * 0.42 * width, 0.0, 0.0), (0.36 * width, 0.66 * depth, 120 * self.body.lung_scale)
 
     def point_in_lung(self, side: int, low: Point, high: Point) -> Point:
-        """A random point between two, given in radii of the lung from its middle; x grows outwards."""
+        """A random point between two points, in radii of the lung from its middle. x grows outwards."""
         centre, radii = self.lung(side)
         x, y, z = (self.rng.uniform(a, b) for a, b in zip(low, high, strict=True))
         return centre[0] + side * x * radii[0], centre[1] + y * radii[1], centre[2] + z * radii[2]
@@ -136,7 +136,7 @@ def _paint_chest(canvas: Canvas) -> None:
     width, depth = body.half_width_mm, body.half_depth_mm
     canvas.paint((0, 0, 0), (width, depth, 600), -100, power=4)
     canvas.paint((0, 0, 0), (width - body.fat_mm, depth - body.fat_mm, 600), body.muscle_hu, power=4)
-    for height in np.arange(-120, 140, 26) + rng.uniform(-6, 6):  # ribs: slabs of a shell that the cavity hollows out
+    for height in np.arange(-120, 140, 26) + rng.uniform(-6, 6):  # ribs, whose inside the cavity fills below
         canvas.paint((0, 0, height), (0.86 * width, 0.82 * depth, 8), body.bone_hu * 0.8)
     canvas.paint((0, 0, 20), (0.80 * width, 0.76 * depth, 190), FAT_HU)
     for side in (-1, 1):
@@ -163,14 +163,14 @@ def _paint_chest(canvas: Canvas) -> None:
 
 
 def _paint_surroundings(canvas: Canvas) -> None:
-    """The table, and on some patients metal outside the body: as bright as what counts as medical material."""
+    """The table, and on some patients metal outside the body, as bright as medical material."""
     rng, depth = canvas.rng, canvas.body.half_depth_mm
     if rng.random() < 0.7:
         canvas.paint((0, depth + 16, 0), (150, 7, 600), rng.uniform(-700, -100), power=4)
     if rng.random() < 0.5:
         for _ in range(rng.integers(1, 5)):
-            place = (rng.uniform(-60, 60), -depth - rng.uniform(3, 12), rng.uniform(-110, 110))
-            canvas.paint(place, (rng.uniform(5, 14), 5, rng.uniform(5, 14)), rng.uniform(900, 2500))
+            point = (rng.uniform(-60, 60), -depth - rng.uniform(3, 12), rng.uniform(-110, 110))
+            canvas.paint(point, (rng.uniform(5, 14), 5, rng.uniform(5, 14)), rng.uniform(900, 2500))
 
 
 def _paint_head(canvas: Canvas) -> None:
@@ -252,8 +252,8 @@ def _paint_pleural_effusion(canvas: Canvas, sides: tuple[int, ...]) -> None:
     for side in sides:
         (x, y, _), radii = canvas.lung(side)
         size = canvas.rng.uniform(0.5, 0.75)
-        place = (x + side * 10, y + 0.72 * radii[1], -78)
-        canvas.paint(place, (1.5 * radii[0], size * radii[1], 85 * size), WATER_HU, only_lung=True)
+        point = (x + side * 10, y + 0.72 * radii[1], -78)
+        canvas.paint(point, (1.5 * radii[0], size * radii[1], 85 * size), WATER_HU, only_lung=True)
 
 
 def _paint_consolidation(canvas: Canvas, sides: tuple[int, ...]) -> None:
@@ -265,7 +265,7 @@ def _paint_consolidation(canvas: Canvas, sides: tuple[int, ...]) -> None:
         canvas.paint(point, (5, 5, 20), -800)
 
 
-# What can be seen in a volume, in the order of painting: what lies within the lungs first.
+# Abnormalities that volumes show, in the order of painting: those within the lungs first.
 PAINTERS = {
     "Emphysema": _paint_emphysema,
     "Consolidation": _paint_consolidation,
@@ -281,7 +281,7 @@ PAINTERS = {
 
 
 def _expose(hu: NDArray[np.float32], reconstruction: Reconstruction) -> NDArray[np.int16]:
-    """Adds what the scanner does: the blur of a soft kernel, noise, and the circular field of view."""
+    """Adds the effects of the scanner: the blur of a soft kernel, noise, and the circular field of view."""
     rng = np.random.default_rng(reconstruction.seed)
     if not reconstruction.is_sharp:
         hu[1:-1] = 0.7 * hu[1:-1] + 0.15 * (hu[:-2] + hu[2:])

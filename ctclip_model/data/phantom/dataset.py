@@ -1,4 +1,4 @@
-"""A small data set of phantoms in exactly CT-RATE's folders and CSV files, with its anomalies on request."""
+"""A small data set of phantoms in the folders and CSV files of CT-RATE, with its known anomalies on request."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from ctclip_model.data.phantom.reports import write_clinical_information, write_
 from ctclip_model.errors import ConfigurationError
 
 VISIBLE_ABNORMALITIES = tuple(name for name in ABNORMALITIES if name in PAINTERS or name == "Cardiomegaly")
-MARKER = "PHANTOM.json"  # tells a data set of phantoms from CT-RATE, and holds its configuration
-# What CT-RATE is known for (FACTS: known anomalies), each done to the first volume of one train patient, in this order.
+MARKER = "PHANTOM.json"  # file that only phantoms have; it holds their configuration
+# Known anomalies of CT-RATE. Each is made in the first volume of one train patient, in this order.
 ANOMALIES = (
     "missing_zspacing",
     "wrong_header",
@@ -39,14 +39,14 @@ ANOMALIES = (
     "impression_not_given",
     "all_zero",
 )
-PREVALENCE, RARE_PREVALENCE = 0.3, 0.03  # of each abnormality that is visible, and of each that reports alone tell
+PREVALENCE, RARE_PREVALENCE = 0.3, 0.03  # of abnormalities that volumes show, and of those only in reports
 SECTIONS = ("ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN")
 PATIENTS_PER_JOB = 50
 
 
 @dataclass(frozen=True)
 class PhantomConfig:
-    """What data set to make; the same configuration makes the same files, byte for byte."""
+    """Settings of a data set. The same configuration gives the same files, byte for byte."""
 
     seed: int = 0
     train_patients: int = 100
@@ -68,13 +68,13 @@ class VolumeRow:
     name: VolumeName
     metadata: dict[str, Any]
     report: dict[str, str]
-    findings: tuple[str, ...]
+    abnormalities: tuple[str, ...]
 
 
 def make_phantoms(folder: Path, config: PhantomConfig | None = None, *, processes: int | None = None) -> int:
-    """Writes a data set of phantoms to `folder` and returns how many volumes it lists.
+    """Writes a data set of phantoms to `folder` and returns the number of volumes it lists.
 
-    The files do not depend on the number of processes, by default one a core.
+    `processes` is one per core by default, and changes no file.
     """
     config = config or PhantomConfig()
     patients = [("train", number + 1) for number in range(config.train_patients)]
@@ -106,11 +106,11 @@ def _make_patient(folder: Path, config: PhantomConfig, split: str, number: int) 
     body = draw_body(rng)
     person = metadata.draw_person(rng)
     for letter in "abc"[: rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1])]:
-        findings = draw_findings(rng)
-        scan = Scan(body, findings, seed=int(rng.integers(2**32)), is_chest=anomaly != "no_chest")
-        written = write_report(findings, split, rng)
-        impression = "Not given." if anomaly == "impression_not_given" else written.impression
-        sections = (write_clinical_information(rng), write_technique(rng), written.findings, impression)
+        abnormalities = draw_abnormalities(rng)
+        scan = Scan(body, abnormalities, seed=int(rng.integers(2**32)), is_chest=anomaly != "no_chest")
+        report = write_report(abnormalities, split, rng)
+        impression = "Not given." if anomaly == "impression_not_given" else report.impression
+        sections = (write_clinical_information(rng), write_technique(rng), report.findings, impression)
         scanner = metadata.draw_scanner(rng)
         for count in range(int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))):
             name = VolumeName(split, number, letter, count + 1)
@@ -120,7 +120,7 @@ def _make_patient(folder: Path, config: PhantomConfig, split: str, number: int) 
             if is_first and anomaly == "missing_zspacing":
                 row["ZSpacing"] = ""
             _write_volume(folder, name, config.storage, scan, reconstruction, anomaly if is_first else "")
-            yield VolumeRow(name, row, dict(zip(SECTIONS, sections, strict=True)), tuple(findings))
+            yield VolumeRow(name, row, dict(zip(SECTIONS, sections, strict=True)), tuple(abnormalities))
 
 
 def _anomaly_of(config: PhantomConfig, split: str, number: int) -> str:
@@ -128,18 +128,18 @@ def _anomaly_of(config: PhantomConfig, split: str, number: int) -> str:
     return anomaly if anomaly in config.anomalies else ""
 
 
-def draw_findings(rng: Generator) -> dict[str, str]:
-    """Which abnormalities a scan shows, each drawn independently of the others, and on which side."""
-    findings = {}
+def draw_abnormalities(rng: Generator) -> dict[str, str]:
+    """Draws the abnormalities of a scan, each independently of the others, and their sides."""
+    drawn = {}
     for abnormality in ABNORMALITIES:
         side = ("right", "left", "bilateral")[rng.choice(3, p=[0.3, 0.3, 0.4])]
         if rng.random() < (PREVALENCE if abnormality in VISIBLE_ABNORMALITIES else RARE_PREVALENCE):
-            findings[abnormality] = "left" if abnormality == "Medical material" and side == "bilateral" else side
-    return findings
+            drawn[abnormality] = "left" if abnormality == "Medical material" and side == "bilateral" else side
+    return drawn
 
 
 def draw_reconstruction(padding_hu: int, rng: Generator) -> Reconstruction:
-    """Another kernel, slice distance and field of view; small voxel counts keep a volume at some milliseconds."""
+    """Draws a kernel, slice distance and field of view. A small voxel count keeps rendering at some milliseconds."""
     side = int(rng.choice([46, 48, 52]))
     field_of_view_mm, slice_mm = rng.uniform(325, 355), float(rng.choice([8.0, 9.0, 10.0]))
     is_sharp = bool(rng.random() < 0.5)
@@ -159,7 +159,7 @@ def _write_volume(
     if anomaly == "missing_file":
         return
     volume = render(scan, reconstruction)
-    if storage == "v1":  # as stored by the scanner: HU = slope (1) * stored + intercept
+    if storage == "v1":  # the scanner's stored values: HU = 1 x stored value + intercept
         volume = volume - np.int16(reconstruction.padding_hu)
     if anomaly == "all_zero":
         volume = np.zeros_like(volume)
@@ -194,12 +194,12 @@ def _write_tables(dataset: Path, split: str, rows: list[VolumeRow], config: Phan
         dataset / "multi_abnormality_labels" / f"{split}_predicted_labels.csv",
         ("VolumeName", *ABNORMALITIES),
         (
-            {"VolumeName": name} | {abnormality: int(abnormality in row.findings) for abnormality in ABNORMALITIES}
+            {"VolumeName": name} | {abnormality: int(abnormality in row.abnormalities) for abnormality in ABNORMALITIES}
             for name, row in zip(names, rows, strict=True)
         ),
     )
     no_chest = [row.name for row in rows if _anomaly_of(config, split, row.name.patient) == "no_chest"]
-    lines = "".join(f"{name.path('v1')}\n" for name in no_chest)  # whole v1 paths, as some lines of CT-RATE's are
+    lines = "".join(f"{name.path('v1')}\n" for name in no_chest)  # full v1 paths, as on some lines of CT-RATE's lists
     (dataset / "metadata" / f"no_chest_{split}.txt").write_text(lines)
 
 

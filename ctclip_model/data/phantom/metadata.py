@@ -1,4 +1,4 @@
-"""Rows of CT-RATE's metadata CSV for phantoms: 44 columns of the scanner's words."""
+"""Rows of CT-RATE's metadata CSV for phantoms: 44 columns, in the scanners' terms."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Person:
 
 @dataclass(frozen=True)
 class Scanner:
-    """A make and what it writes; `intercept` is also the HU that pads outside its field of view."""
+    """A scanner and its entries in the CSV. `intercept` is also the HU outside its field of view."""
 
     manufacturer: str
     model: str
     intercept: int
     kernels: tuple[str, str]  # soft, sharp
-    constants: tuple[tuple[str, Any], ...]  # columns that are the same in all its rows
+    constants: tuple[tuple[str, Any], ...]  # columns with one value in all of the scanner's rows
 
 
 SCANNERS = (
@@ -71,14 +71,14 @@ def draw_person(rng: Generator) -> Person:
 
 
 def draw_scanner(rng: Generator) -> Scanner:
-    """A scanner, about as often as in CT-RATE."""
+    """Draws a scanner, about as often as it occurs in CT-RATE."""
     return SCANNERS[rng.choice(len(SCANNERS), p=[0.6, 0.3, 0.1])]
 
 
 def describe(
     name: VolumeName, person: Person, scanner: Scanner, reconstruction: Reconstruction, rng: Generator
 ) -> dict[str, Any]:
-    """A volume's row, without its name; what the scanner leaves out is missing, and so empty in the CSV."""
+    """A volume's row, without its name. Columns that the scanner does not fill are missing, thus empty in the CSV."""
     (columns, rows, slices), (spacing, _, slice_mm) = reconstruction.shape, reconstruction.spacing_mm
     kernel = scanner.kernels[reconstruction.is_sharp]
     position_mm = round(float(rng.uniform(-1300, 600)), 1)

@@ -1,4 +1,4 @@
-"""English reports of a phantom's findings: varied wording, negations, and sentences about nothing that is labelled."""
+"""English reports of a phantom's abnormalities: varied wording, negations, and sentences without an abnormality."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from numpy.random import Generator
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 
-# How often a report says that an abnormality is absent: the ones that radiologists look for, and the others.
+# Shares of the absent abnormalities that a report denies: often denied ones, and the others.
 MENTIONED_SHARE, RARELY_MENTIONED_SHARE = 0.35, 0.1
-CONCLUDED_SHARE = 0.9  # of the findings stand in the impression too
-VALID_WORDING_SHARE = 0.3  # of the statements of valid reports are worded as no train report is
+CONCLUDED_SHARE = 0.9  # share of a report's abnormalities that its impression repeats
+VALID_WORDING_SHARE = 0.3  # share of the statements of valid reports with a wording that no train report has
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Wording:
-    """What stands for an abnormality in a sentence; `name` is its name, in lower case."""
+    """Words for an abnormality in a sentence. `name` is its name in lower case."""
 
     name: str
     synonyms: tuple[str, ...]
-    place: str = ""  # {side} is the finding's side
+    location: str = ""  # {side} stands for the abnormality's side
     is_often_mentioned: bool = True
 
 
@@ -62,7 +62,7 @@ _WORDINGS = {
     ),
 }
 
-# {what} is the abnormality or a synonym, {where} its place with a leading space, or nothing.
+# {what} stands for the abnormality or a synonym, {where} for its location with a leading space, or nothing.
 _PRESENT = (
     "{What} is present{where} at the time of examination.",
     "{What} is observed{where}.",
@@ -109,32 +109,32 @@ _TECHNIQUE = (
 )
 
 
-def write_report(findings: Mapping[str, str], split: str, rng: Generator) -> Report:
-    """The report of what a scan shows (abnormality -> side): each finding, some of the absent, and distractors.
+def write_report(abnormalities: Mapping[str, str], split: str, rng: Generator) -> Report:
+    """Writes a report of a scan's abnormalities (each with its side), some absent ones, and distractors.
 
-    No prompt of zero-shot classification stands in it word for word.
+    No prompt of zero-shot classification occurs in it word for word.
     """
     sentences = [str(sentence) for sentence in rng.choice(_DISTRACTORS, rng.integers(1, 4), replace=False)]
     for abnormality in ABNORMALITIES:
         wording = _WORDINGS[abnormality]
         share = MENTIONED_SHARE if wording.is_often_mentioned else RARELY_MENTIONED_SHARE
-        if abnormality in findings:
+        if abnormality in abnormalities:
             forms = _forms(_PRESENT, _PRESENT_IN_VALID, split, rng)
-            sentences.append(_state(wording, forms, findings[abnormality], rng))
+            sentences.append(_state(wording, forms, abnormalities[abnormality], rng))
         elif rng.random() < share:
             forms = _forms(_ABSENT, _ABSENT_IN_VALID, split, rng)
             sentences.append(_state(wording, forms, _draw_side(rng), rng))
-    sentences = [sentences[place] for place in rng.permutation(len(sentences))]
+    sentences = [sentences[index] for index in rng.permutation(len(sentences))]
     impressions = [
         _state(_WORDINGS[abnormality], _forms(_IMPRESSIONS, _IMPRESSIONS_IN_VALID, split, rng), side, rng)
-        for abnormality, side in findings.items()
+        for abnormality, side in abnormalities.items()
         if rng.random() < CONCLUDED_SHARE
     ]
     return Report(" ".join(sentences), " ".join(impressions) or str(rng.choice(_NORMAL)))
 
 
 def write_clinical_information(rng: Generator) -> str:
-    """Why the scan was made; missing from half of the reports."""
+    """The reason for the scan, empty in half of the reports."""
     return str(rng.choice(_CLINICAL)) if rng.random() < 0.5 else ""
 
 
@@ -151,7 +151,7 @@ def _state(wording: Wording, forms: Sequence[str], side: str, rng: Generator) ->
     form = str(rng.choice(forms))
     if " no {what}" in f" {form.lower()}" and what.startswith(("a ", "an ")):
         what = what.split(" ", 1)[1]  # "no pacemaker", never "no a pacemaker"
-    where = f" {wording.place.format(side=side)}" if wording.place and rng.random() < 0.6 else ""
+    where = f" {wording.location.format(side=side)}" if wording.location and rng.random() < 0.6 else ""
     if side == "bilateral":
         where = where.replace("in the bilateral lung", "in both lungs").replace("on the bilateral", "on both sides")
         where = where.replace("in the bilateral upper lobe", "in both upper lobes")
