@@ -2,7 +2,7 @@
 
 CTCLIPError
 ├── ConfigurationError        an option or setting is wrong, and nothing was done
-├── BadItemError              one item cannot be used; a stage records a reject and goes on
+├── BadItemError              one item cannot be used: a stage records a reject and goes on
 │   ├── BadNameError          a volume or scan name does not parse
 │   ├── VolumeError           a volume file is unreadable, or differs from its header
 │   ├── MetadataError         a CSV or one of its rows is missing or malformed
@@ -10,20 +10,20 @@ CTCLIPError
 │   └── ReportError           a report has no text
 ├── ShardError                a shard is damaged or has another recipe
 ├── CheckpointError           a weights file or model folder is missing, damaged, or another model's
-├── MissingInputError         a stage's input does not exist yet; the message names the stage that makes it
+├── MissingInputError         a stage's input does not exist yet (the message names the stage that makes it)
 ├── DivergedError             the loss of a training is not a finite number
-├── PreemptedError            SIGTERM ended a training, which saved its state; the same call continues it
+├── PreemptedError            SIGTERM ended a training, which saved its state for the same call to continue
 ├── StorageError              a training could not write its files, for example to a full disk
-├── WorkerDiedError           a training's process ended without a message; the same call continues from a checkpoint
+├── WorkerDiedError           a training's process ended without a message (the same call continues from a checkpoint)
 ├── OrderWithdrawnError       the run that placed an order has ended
 ├── LeaseLostError            another run of the stage took its lease over, and this run writes no more
 ├── StageFailedError          too many of a stage's items were rejected
-├── HubError                  the Hugging Face Hub refuses a request; the message says what to do
+├── HubError                  the Hugging Face Hub refuses a request (the message says how to solve it)
 │   ├── HubAccessError        a token is missing or refused, or terms are not accepted
 │   ├── HubNotFoundError      there is no such repository, revision or file
-│   └── HubUnavailableError   the Hub is out of reach or answers with errors; a rerun continues from here
+│   └── HubUnavailableError   the Hub is out of reach or answers with errors (a rerun continues from here)
 └── WarehouseError            the warehouse cannot be opened, migrated or published
-    └── CheckFailedError      new records break an invariant; the published warehouse stays as it was
+    └── CheckFailedError      new records break an invariant, and the published warehouse stays as it was
 
 A `BadItemError` carries a `reason`: the reject's code in the table `rejects`.
 """
@@ -113,7 +113,7 @@ class StageFailedError(CTCLIPError):
 
 
 class HubError(CTCLIPError):
-    """The Hugging Face Hub refuses a request. The message says what to do."""
+    """The Hugging Face Hub refuses a request. The message says how to solve it."""
 
 
 class HubAccessError(HubError):

@@ -30,7 +30,7 @@ ABNORMALITIES: tuple[str, ...] = (
 
 
 def prompt_pair(abnormality: str) -> tuple[str, str]:
-    """The published prompts (present, not present); a softmax over both gives the zero-shot probability."""
+    """The published prompts (present, not present). A softmax over both gives the zero-shot probability."""
     return f"{abnormality} is present.", f"{abnormality} is not present."
 
 

@@ -16,7 +16,7 @@ AIR_HU = -500  # every chest CT has voxels below this
 
 
 def list_doubts(header: NiftiHeader, volume: ConvertedVolume) -> list[str]:
-    """Notes for a person about the spacing, the order of the axes and the unit of the values; empty without a doubt."""
+    """Notes for a person about the spacing, the order of the axes and the unit of the values."""
     doubts = []
     used = f"{_by(volume.spacing_mm)} mm"
     if volume.spacing_mm == BLANK_SPACING_MM:

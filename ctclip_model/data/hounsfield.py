@@ -97,11 +97,11 @@ def clip_plane(
 
 
 def find_wrong_rescaling(hu: np.ndarray) -> tuple[str, str] | None:
-    """The reject's reason and the evidence that values were rescaled twice or not at all; None if they look like HU.
+    """The reject's reason and the evidence that values were rescaled twice or not at all, or None.
 
     CT of a body shows air or lung, and soft tissue. Values are refused if they lack one of these in its range, and
-    show both in the ranges that a wrong use of a known intercept would shift them to. The lowest value is padding and
-    does not count.
+    show both in shifted ranges. The shifts are those of a known intercept, added twice or not at all. The lowest value
+    is padding and does not count.
     """
     hu = hu[hu > hu.min()]
     share_here = min(_share(hu, AIR_HU, 0), _share(hu, TISSUE_HU, 0))

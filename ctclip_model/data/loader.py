@@ -31,7 +31,7 @@ OPEN_SHARDS = 128  # shards that stay open; each holds one of a process's (often
 
 @dataclass(frozen=True)
 class SampleRef:
-    """A volume's row in a shard; the shard's path is relative to the data root."""
+    """A volume's row in a shard. The shard's path is relative to the data root."""
 
     name: str
     shard_path: str

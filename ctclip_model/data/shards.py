@@ -220,7 +220,7 @@ class ShardReader:
 
     @property
     def schema(self) -> pa.Schema:
-        """The schema of the record batches; its metadata hold recipe, encoding and code version."""
+        """The schema of the record batches. Its metadata hold recipe, encoding and code version."""
         return self._reader.schema
 
     def batch(self, row: int) -> pa.RecordBatch:

@@ -78,7 +78,7 @@ def load_volume(
     spacing, cut or padded to its shape around the centre, and divided by 1,000.
 
     `spacing_mm` is the spacing along the first, second and third array axis. Default: the header's. HU are `slope` x
-    value + `intercept`; CT-RATE's v2 files hold HU already. A spacing or rescaling of None counts as missing.
+    value + `intercept`. CT-RATE's v2 files hold HU already. A spacing or rescaling of None counts as missing.
 
     Raises `VolumeError` for a file that is missing, damaged, or no CT volume.
 

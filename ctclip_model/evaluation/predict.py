@@ -27,7 +27,7 @@ from ctclip_model.models.hub import HUB_ID, download_model
 SUFFIXES = (".nii", ".nii.gz")
 
 Paths = Iterable[str | os.PathLike[str]]
-OnError = Callable[[Path, VolumeError], object]  # called with a file that cannot be used; the other files go on
+OnError = Callable[[Path, VolumeError], object]  # called with a file that cannot be used
 Head = Callable[[Floats], NDArray[np.float64]]  # unit latents (N, latent) to probabilities (N, 18)
 _Input = tuple[Tensor, tuple[float, float, float], list[str]]  # voxels, spacing in mm and doubts of a file
 
@@ -56,7 +56,7 @@ class PredictedVolume(EmbeddedVolume):
 
 @dataclass(frozen=True)
 class VolumeModel:
-    """A model with the recipe that its volumes go through; `open_model` makes one."""
+    """A model with the recipe of its volumes, made by `open_model`."""
 
     loaded: LoadedModel
     precision: Precision = Precision.float32
@@ -85,10 +85,12 @@ class VolumeModel:
         return partial(zero_shot, prompt_latents=prompts, logit_scale=model.temperature.exp().item())
 
     def embed(self, paths: Paths, *, on_error: OnError | None = None) -> Iterator[EmbeddedVolume]:
-        """The unit latent of each NIfTI volume, in the order of the paths; a folder stands for all volumes below it.
+        """The unit latent of each NIfTI volume, in the order of the paths. A folder stands for all volumes below it.
 
-        The next file is read while the model encodes. A file that cannot be used raises `VolumeError`; with `on_error`
-        that is called instead, and the other files go on. Raises `ConfigurationError` for a folder without a volume.
+        The next file is read while the model encodes. A file that cannot be used raises `VolumeError`. If `on_error` is
+        given, it is called with the path and the error instead, and the other files go on.
+
+        Raises `ConfigurationError` for a folder without a volume.
 
         >>> from ctclip_model import open_model
         >>> model = open_model("CT-CLIP_v2.pt", with_text=False)
@@ -108,10 +110,10 @@ class VolumeModel:
             yield EmbeddedVolume(path, latents[0], spacing_mm, doubts)
 
     def predict(self, paths: Paths, *, on_error: OnError | None = None) -> Iterator[PredictedVolume]:
-        """The probability of each of the 18 abnormalities in each volume, with what `embed` gives.
+        """The probability of each of the 18 abnormalities in each volume, beside its latent.
 
         LiPro answers by its head, other models zero-shot by the published prompts. For research, not for diagnosis.
-        Takes and raises what `embed` does.
+        Arguments and errors are those of `embed`.
 
         >>> from ctclip_model import open_model
         >>> model = open_model("CT-CLIP_v2.pt")
@@ -143,8 +145,9 @@ def open_model(
     A weights file has the published recipe. Its prompts need `tokenizer` (a file, or its folder), one beside the
     weights, or the published one, which is downloaded. `with_text=False` reads no tokenizer: enough to `embed`.
 
-    Raises `CheckpointError` for damaged files or files of another model, `MissingInputError` for a missing tokenizer,
-    `ConfigurationError` for a device that is not there, and a `HubError` where the Hub does not give the model.
+    Raises `CheckpointError` for damaged files or another model, and `MissingInputError` for a missing tokenizer.
+    Raises `ConfigurationError` for a missing device, `ValueError` for another precision, and `HubError` for a model
+    that the Hub does not give.
 
     >>> from ctclip_model import open_model
     >>> model = open_model("CT-CLIP_v2.pt", device="cpu")
@@ -165,7 +168,7 @@ def open_model(
 
 
 def list_volumes(paths: Paths) -> list[Path]:
-    """The given files, each once, and every NIfTI below a given folder, sorted; hidden files are left out.
+    """The given files, each once, and every NIfTI below a given folder, sorted. Hidden files are left out.
 
     Raises `ConfigurationError` for a folder without any.
     """
@@ -198,7 +201,7 @@ def _read_ahead(paths: Iterable[Path], recipe: Recipe) -> Iterator[tuple[Path, F
 
 
 def _read(path: Path, recipe: Recipe) -> _Input:
-    """A file as the model's input (1, depth, height, width), its spacing and doubts; every fault is a `VolumeError`."""
+    """A file as the model's input (1, depth, height, width), its spacing and doubts. Every fault is a `VolumeError`."""
     from ctclip_model.data.doubts import list_doubts  # these need nibabel, which a GPU machine may lack
     from ctclip_model.data.nifti import NiftiStream, fault
     from ctclip_model.data.volume import read_volume

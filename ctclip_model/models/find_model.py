@@ -68,7 +68,7 @@ def find_model(models: Path, name: str | None) -> Path:
 def load_model(
     path: Path, *, name: str | None = None, device: str = "cpu", with_text: bool = True, tokenizer: Path | None = None
 ) -> LoadedModel:
-    """Loads a model folder or a weights file; a weights file has the published recipe and no tokenizer of its own.
+    """Loads a model folder, or a weights file, which has the published recipe and no tokenizer of its own.
 
     `name` is the folder's or file's by default. The tokenizer of a weights file is `tokenizer` (a file, or its folder),
     one beside the weights, or the published one. Without `with_text`, and for a LiPro, no tokenizer is read. Raises
@@ -92,7 +92,7 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def parse_recipe(folder: Path, info: Mapping[str, Any]) -> Recipe:
-    """The recipe in the `info` of a model folder's config.json; older folders name their preset instead.
+    """The recipe in the `info` of a model folder's config.json. Older folders name their preset instead.
 
     Raises `CheckpointError`.
     """

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -25,25 +25,27 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # owner
 
 
 def download_model(hub_id: str, revision: str | None = None) -> Path:
-    """The local folder of a model repository `owner/name`: config.json, model.safetensors and, if any, tokenizer.json.
+    """Downloads a model repository, `owner/name`, and returns the folder with its files in the Hub client's cache.
 
-    `revision` is a branch, tag or commit; all files are of one commit. The token is `HF_TOKEN` or that of `hf auth
-    login`. Raises `HubAccessError`, `HubNotFoundError` or `HubUnavailableError`.
+    The files are config.json, model.safetensors and, except for LiPro, tokenizer.json, all of one commit. `revision` is
+    a branch, tag or commit. Without a network, files in the cache are enough. The token is `HF_TOKEN` or that of `hf
+    auth login`. Raises `HubAccessError`, `HubNotFoundError` or `HubUnavailableError`.
     """
     endpoint = os.environ.get("HF_ENDPOINT")
     try:
         folder = Path(hf_hub_download(hub_id, "config.json", revision=revision, endpoint=endpoint)).parent
         commit = folder.name  # the cache names a snapshot's folder by its commit
         hf_hub_download(hub_id, "model.safetensors", revision=commit, endpoint=endpoint)
-        with suppress(RemoteEntryNotFoundError):  # a LiPro has no tokenizer
-            hf_hub_download(hub_id, "tokenizer.json", revision=commit, endpoint=endpoint)
+        if try_to_load_from_cache(hub_id, "tokenizer.json", revision=commit) is not _CACHED_NO_EXIST:
+            with suppress(RemoteEntryNotFoundError):  # a LiPro has no tokenizer
+                hf_hub_download(hub_id, "tokenizer.json", revision=commit, endpoint=endpoint)
     except (HTTPError, OSError) as error:
         raise _explain(error, hub_id, revision) from error
     return folder
 
 
 def _explain(error: Exception, hub_id: str, revision: str | None) -> HubError:
-    """The error of a request, in one line that says what to do."""
+    """The error of a request, in one line that says how to solve it."""
     if isinstance(error, GatedRepoError):
         return HubAccessError(f"{hub_id}: accept its terms on the Hub, then `hf auth login` or set HF_TOKEN")
     if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.device import autocast_to
 
-TEXT_TOKENS_PER_BATCH = {"cpu": 2**13, "cuda": 2**16}  # with padding; on a CPU a batch fits the caches
+TEXT_TOKENS_PER_BATCH = {"cpu": 2**13, "cuda": 2**16}  # tokens with padding; a CPU's batch fits its caches
 
 
 def map_texts(

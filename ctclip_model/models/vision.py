@@ -1,4 +1,4 @@
-"""CT-ViT, the image encoder of CT-CLIP (arXiv 2403.17834, Figure 1; after Phenaki's C-ViViT, arXiv 2210.02399).
+"""CT-ViT, the image encoder of CT-CLIP (arXiv 2403.17834, Figure 1, after Phenaki's C-ViViT, arXiv 2210.02399).
 
 In reading order: patches become tokens, a spatial transformer attends within each slab of slices, a temporal one along
 depth, and a code book quantizes the tokens. Module names are the keys of the published weights, odd as some are.
@@ -100,7 +100,7 @@ class PositionGenerator(nn.Module):
         self.dsconv = nn.Conv3d(dim, dim, 3, groups=dim)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int, int, int]) -> Tensor:
-        """Positions of tokens, in their shape; `grid` is (B, depth, height, width) in tokens.
+        """Positions of tokens, in their shape. `grid` is (B, depth, height, width) in tokens.
 
         The temporal transformer's tokens are ordered (B, height, width, depth) and reshaped to the grid without being
         reordered: a slip in the published code, which the published weights were trained with.

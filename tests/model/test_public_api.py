@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from support.models import SLIM, load_tiny_model
+from support.models import SLIM, TINY, load_tiny_model
 from support.paths import ROOT
 
 import ctclip_model
@@ -25,6 +25,7 @@ from ctclip_model.evaluation.predict import VolumeModel
 from ctclip_model.labelling.tfidf import TfidfLabeller
 from ctclip_model.labelling.transformer import TransformerLabeller
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.heads import LiPro
 from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text import train_tokenizer
@@ -106,6 +107,17 @@ def test_model_opens_by_its_hub_id_and_from_the_cache_afterwards(hub, published,
     (first,) = model.predict([folder / "scan.nii.gz"])
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     (again,) = ctclip_model.open_model("someone/tiny-ct-clip").predict([folder / "scan.nii.gz"])
+    assert np.array_equal(first.probabilities, again.probabilities)
+
+
+def test_lipro_needs_no_tokenizer_from_the_hub_nor_from_the_cache(hub, published, folder, tmp_path, monkeypatch):
+    model = LiPro(TINY)
+    torch.nn.init.normal_(model.classifier.weight)
+    save_model_folder(tmp_path / "lipro", model, None, extra={"recipe": vars(RECIPE)})
+    hub.repository("someone/lipro", "models").commit(tmp_path / "lipro")
+    (first,) = ctclip_model.open_model("someone/lipro").predict([folder / "scan.nii.gz"])
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (again,) = ctclip_model.open_model("someone/lipro").predict([folder / "scan.nii.gz"])
     assert np.array_equal(first.probabilities, again.probabilities)
 
 

@@ -39,7 +39,7 @@ ANOMALIES = (
     "impression_not_given",
     "all_zero",
 )
-PREVALENCE, RARE_PREVALENCE = 0.3, 0.03  # of abnormalities that volumes show, and of those only in reports
+PREVALENCE, RARE_PREVALENCE = 0.3, 0.03  # shares of scans with an abnormality that volumes show, or only reports
 SECTIONS = ("ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN")
 PATIENTS_PER_JOB = 50
 
