@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
 from pathlib import Path
 
 from ctclip_model.data.phantom import MARKER, PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.json_config import read_config
 from tasks.settings import DEMO_PATIENTS
 
 
@@ -21,7 +20,7 @@ def make_demo_phantoms(folder: Path, seed: int) -> int:
     config = PhantomConfig(seed=seed, train_patients=train, valid_patients=valid)
     marker = folder / MARKER
     if marker.is_file():
-        if json.loads(marker.read_text()) == json.loads(json.dumps(dataclasses.asdict(config))):
+        if read_config(PhantomConfig, marker) == config:
             return 0
         raise ConfigurationError(f"{folder} holds phantoms of another configuration: choose another --folder")
     partial = folder.with_name(f"{folder.name}.partial")
