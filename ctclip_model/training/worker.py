@@ -1,9 +1,9 @@
-"""One process of a training, alone or under torchrun; all that it needs is the data root.
+"""One process of a training, alone or under torchrun. It needs nothing except the data root.
 
 Usage: python -m torch.distributed.run --nproc-per-node=N -m ctclip_model.training.worker JOB DATA_ROOT
 
-Says what happens as JSON lines, each an object with an `event`: `step` with a step's record, `result` with what the
-model is, `error` with what went wrong. Exit code 0, 1 after an error, 143 where SIGTERM ended it, its state saved.
+Prints JSON lines, objects with an `event`: `step` with a step's record, `result` with the model's numbers, `error` with
+an error's kind and text. Exit code 0, 1 after an error, 143 after SIGTERM, with the state saved.
 """
 
 from __future__ import annotations
@@ -13,89 +13,73 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 
-from ctclip_model.config import Preset
-from ctclip_model.device import Compute, limit_cpu_threads
+from ctclip_model.device import limit_cpu_threads
 from ctclip_model.errors import CTCLIPError, PreemptedError
-from ctclip_model.files import whole_file
 from ctclip_model.json_config import read_config
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.engine.curve import TrainingResult
 from ctclip_model.training.engine.loop import StepRecord
 from ctclip_model.training.engine.processes import rank
+from ctclip_model.training.job import TrainingJob, move_paths
 from ctclip_model.training.labeller import LabellerResult, read_manifest, train_labeller
+from ctclip_model.training.lipro import train_lipro
 from ctclip_model.training.vocabfine import train_vocabfine
 
 Result: TypeAlias = TrainingResult | LabellerResult
-PREEMPTED = 128 + 15  # the exit code of what SIGTERM has ended
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training to do; paths are relative to the data root, which may lie elsewhere on each machine."""
-
-    kind: ModelKind
-    manifest: str
-    folder: str
-    preset: Preset
-    compute: Compute
-    origin: dict[str, str]  # what the model card says of the data
-    parent: str | None = None  # the folder of the CT-CLIP that VocabFine is to train on
-
-    def write(self, path: Path) -> None:
-        with whole_file(path) as file:
-            file.write(json.dumps(asdict(self), indent=2).encode())
-
-    @staticmethod
-    def read(path: Path) -> Job:
-        return read_config(Job, path)
+PREEMPTED = 128 + 15  # exit code of a process that SIGTERM has ended
 
 
 def main() -> None:
-    """Runs the job that the command line names."""
+    """Trains the job of the command line."""
     path, data_root = map(Path, sys.argv[1:])
     try:
         with processes_joined():
-            _train(Job.read(path), data_root)
+            _train(move_paths(read_config(TrainingJob, path), lambda path: data_root / path), data_root)
     except CTCLIPError as error:
-        _tell("error", kind=type(error).__name__, text=str(error))
+        _print_event("error", kind=type(error).__name__, text=str(error))
         sys.exit(PREEMPTED if isinstance(error, PreemptedError) else 1)
 
 
-def _train(job: Job, data_root: Path) -> None:
+def _train(job: TrainingJob, data_root: Path) -> None:
     def on_step(record: StepRecord) -> None:
         if rank() == 0:
-            _tell("step", **asdict(record))
+            _print_event("step", **asdict(record))
 
     result = train(job, data_root, on_step)
     if rank() == 0:
-        _tell("result", **asdict(result) | {"folder": job.folder})
+        _print_event("result", **asdict(result) | {"folder": str(job.manifest.folder)})
 
 
-def train(job: Job, data_root: Path, on_step: Callable[[StepRecord], None]) -> Result:
-    """Trains what the job asks for, in this process."""
-    manifest, folder, preset = data_root / job.manifest, data_root / job.folder, job.preset
-    told: dict[str, Any] = {"compute": job.compute, "origin": job.origin, "on_step": on_step}
+def train(job: TrainingJob, data_root: Path, on_step: Callable[[StepRecord], None]) -> Result:
+    """Trains a job in this process. Raises the errors of its kind's training."""
+    manifest, preset, parent = job.manifest, job.preset, job.parent
+    folder = data_root / manifest.folder
+    common: dict[str, Any] = {"origin": manifest.origin, "on_step": on_step}
     with limit_cpu_threads(preset.cpu_threads):
         if job.kind is ModelKind.labeller:
-            names, reports, labels = read_manifest(manifest)
-            return train_labeller(reports, labels, preset.labeller, folder, names=names, **told)
-        if job.kind is ModelKind.vocabfine:
-            assert job.parent is not None
-            return train_vocabfine(manifest, data_root, data_root / job.parent, preset.vocabfine, folder, **told)
-        return train_contrastive(manifest, data_root, preset, folder, **told)
+            names, reports, labels = read_manifest(manifest.path)
+            return train_labeller(reports, labels, preset.labeller, folder, names=names, compute=job.compute, **common)
+        if job.kind is ModelKind.ct_clip:
+            return train_contrastive(manifest.path, data_root, preset, folder, compute=job.compute, **common)
+        assert parent is not None, "a fine-tuned kind has a parent"
+        if job.kind is ModelKind.lipro:
+            return train_lipro(manifest.path, parent.folder, preset.lipro, folder, **common)
+        return train_vocabfine(
+            manifest.path, data_root, parent.folder, preset.vocabfine, folder, compute=job.compute, **common
+        )
 
 
 @contextmanager
 def processes_joined() -> Iterator[None]:
-    """Joins the processes that torchrun has started, each with a GPU of its own where there are any."""
+    """Joins the processes that torchrun has started. Each has a GPU of its own, if there are any."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -110,8 +94,9 @@ def processes_joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _tell(event: str, **facts: Any) -> None:
-    sys.stdout.write(json.dumps({"event": event} | facts) + "\n")  # at once, or those of two processes would mix
+def _print_event(event: str, **facts: Any) -> None:
+    # One write a line: the lines of two processes would mix otherwise.
+    sys.stdout.write(json.dumps({"event": event} | facts) + "\n")
     sys.stdout.flush()
 
 

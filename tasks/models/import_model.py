@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ctclip_model.config import RADBERT_BASE
 from ctclip_model.errors import ConfigurationError
@@ -28,8 +25,9 @@ from tasks.hub.models import (
 )
 from tasks.labels.labellers import TRAINED_PREFIX
 from tasks.models.presets import find_preset
+from tasks.models.record import ModelRow, record_model
 from tasks.run.records import sha256_of
-from tasks.run.stage_run import StageRun, code_version, open_run
+from tasks.run.stage_run import StageRun, open_run
 from tasks.settings import CT_RATE
 from warehouse import store
 
@@ -118,29 +116,22 @@ def _import(run: StageRun, origin: Origin, options: ImportOptions) -> ImportedMo
         shutil.rmtree(leftover, ignore_errors=True)
     provenance = {"source": origin.address, "revision": origin.revision, "SHA-256 of the source": sha256}
     write_candidate(candidate, folder, provenance)
-    row = _describe(candidate) | {
-        "model_id": folder.name, "fingerprint": fingerprint, "path": str(folder.relative_to(run.data_root)),
-        "source": origin.address, "revision": origin.revision, "source_sha256": sha256,
-        "code_version": code_version(), "weights_sha256": sha256_of(folder / "model.safetensors"),
-        "duration_s": time.monotonic() - started, "created_at": datetime.now(UTC),
-    }  # fmt: skip
     run.variant = folder.name
-    run.record("models", [row])
-    run.count_done += 1
+    record_model(run, _describe(candidate, imported, fingerprint, time.monotonic() - started))
     return replace(imported, is_new=True)
 
 
-def _describe(candidate: Candidate) -> dict[str, Any]:
-    """The columns of `models` that describe the model itself."""
+def _describe(candidate: Candidate, imported: ImportedModel, fingerprint: str, duration_s: float) -> ModelRow:
     model = candidate.model
     encoders = model.trained_model if isinstance(model, LiPro) else model
-    return {
-        "kind": candidate.kind, "preset": candidate.preset,
-        "config": json.dumps(asdict(model.config), sort_keys=True),
-        "recipe_id": candidate.recipe.recipe_id if candidate.recipe else None,
-        "count_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "logit_scale": None if isinstance(encoders, ReportLabeller) else encoders.temperature.exp().item(),
-    }  # fmt: skip
+    return ModelRow(
+        model_id=imported.model_id, kind=candidate.kind, fingerprint=fingerprint, preset=candidate.preset,
+        config=asdict(model.config), recipe_id=candidate.recipe.recipe_id if candidate.recipe else None,
+        count_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        logit_scale=None if isinstance(encoders, ReportLabeller) else encoders.temperature.exp().item(),
+        source=imported.source, revision=imported.revision, source_sha256=imported.source_sha256,
+        duration_s=duration_s,
+    )  # fmt: skip
 
 
 def _with_tokenizer(run: StageRun, candidate: Candidate, given: Path | None) -> Candidate:

@@ -6,20 +6,20 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.device import Compute
+from ctclip_model.training.job import Manifest
 from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import execute
 from tasks.stages.retries import RETRIED
-from tasks.stages.train import is_due
+from tasks.stages.train import plan_model
 from tasks.training.fine_tune import Finetuning, make_manifest
-from tasks.training.manifest import Manifest
-from tasks.training.orders import FinetuningWork
+from tasks.training.orders import TrainingWork
 from tasks.training.processes import Launch
 
 
 @task(cache_policy=NO_CACHE)
 def plan_finetuning(run: StageRun, finetuning: Finetuning, retrain: bool) -> bool:
     """True if the configuration has no model of this parent, or on request."""
-    return is_due(run, finetuning.fingerprint, retrain)
+    return plan_model(run, finetuning.fingerprint, retrain)
 
 
 @task(cache_policy=NO_CACHE)
@@ -35,5 +35,5 @@ def finetune_model(
     run: StageRun, finetuning: Finetuning, manifest: Manifest, compute: Compute, launch: Launch, deployed: bool
 ) -> None:
     """Trains the model. A rerun of an interrupted training goes on from the last checkpoint."""
-    execute(run, FinetuningWork(finetuning, manifest, compute, launch), deployed)
+    execute(run, TrainingWork(finetuning.make_job(manifest, compute), launch), deployed)
     get_run_logger().info("%s is trained", manifest.model_id)

@@ -7,28 +7,31 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Preset
 from ctclip_model.device import Compute
+from ctclip_model.models.kinds import ModelKind
+from ctclip_model.training.job import Manifest, TrainingJob
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import execute
 from tasks.stages.retries import RETRIED
 from tasks.training.ct_clip import choose_labels, make_manifest
-from tasks.training.manifest import Manifest, config_fingerprint
+from tasks.training.manifest import config_fingerprint
 from tasks.training.orders import TrainingWork
 from tasks.training.processes import Launch
-from tasks.training.records import describe_stale, is_unfinished
+from tasks.training.records import describe_stale, discard_recorded_state, is_unfinished
 
 
 @task(cache_policy=NO_CACHE)
 def plan_training(run: StageRun, preset: Preset, retrain: bool) -> bool:
     """True if the preset's configuration has no model, or on request."""
-    return is_due(run, config_fingerprint(preset), retrain)
+    return plan_model(run, config_fingerprint(preset), retrain)
 
 
-def is_due(run: StageRun, fingerprint: str, retrain: bool) -> bool:
-    """True if no model has the fingerprint, on request, or if a training was interrupted.
+def plan_model(run: StageRun, fingerprint: str, retrain: bool) -> bool:
+    """Plans a training. True if no model has the fingerprint, on request, or if a training was interrupted.
 
     Changed data never makes a training due. The model is then stale, which the run's detail says.
     """
+    discard_recorded_state(run.data_root, fingerprint)
     force = retrain or is_unfinished(run.data_root, fingerprint)
     if plan_items(run, run.variant, {fingerprint: fingerprint}, force=force):
         return True
@@ -52,5 +55,6 @@ def train_model(
     run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch, deployed: bool
 ) -> None:
     """Trains the model. A rerun of an interrupted training goes on from the last checkpoint."""
-    execute(run, TrainingWork(preset, manifest, compute, launch), deployed)
+    job = TrainingJob(ModelKind.ct_clip, manifest, preset, compute)
+    execute(run, TrainingWork(job, launch), deployed)
     get_run_logger().info("%s is trained", manifest.model_id)

@@ -9,6 +9,8 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Preset, TfidfConfig
 from ctclip_model.device import Compute
+from ctclip_model.models.kinds import ModelKind
+from ctclip_model.training.job import TrainingJob
 from tasks.labels.hand_labels import read_hand_labels
 from tasks.labels.reports import LabelledReports, LabellerTraining, read_labelled_reports
 from tasks.run.pending import plan_items
@@ -16,9 +18,9 @@ from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import execute
 from tasks.stages.retries import RETRIED
 from tasks.training.labeller import place_reports, run_tfidf_training
-from tasks.training.orders import LabellerWork
+from tasks.training.orders import TrainingWork
 from tasks.training.processes import Launch
-from tasks.training.records import is_unfinished
+from tasks.training.records import discard_recorded_state, is_unfinished
 
 
 @task(cache_policy=NO_CACHE)
@@ -33,6 +35,7 @@ def collect_labelled_reports(run: StageRun, training: LabellerTraining, hand_lab
 def plan_labeller_training(run: StageRun, training: LabellerTraining, reports: LabelledReports, force: bool) -> bool:
     """True if the configuration has no labeller trained on exactly these reports, or on request."""
     fingerprint = reports.fingerprint(training)
+    discard_recorded_state(run.data_root, fingerprint)
     return bool(
         plan_items(
             run, run.variant, {fingerprint: fingerprint}, force=force or is_unfinished(run.data_root, fingerprint)
@@ -54,5 +57,7 @@ def fit_labeller(
     if isinstance(training.config, TfidfConfig):
         run_tfidf_training(run, training, reports)
     else:
-        execute(run, LabellerWork(preset, place_reports(run.data_root, reports, training), compute, launch), deployed)
+        manifest = place_reports(run.data_root, reports, training)
+        job = TrainingJob(ModelKind.labeller, manifest, preset, compute)
+        execute(run, TrainingWork(job, launch), deployed)
     get_run_logger().info("%s is trained on %d reports", reports.labeller_id(training), len(reports.texts))

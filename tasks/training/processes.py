@@ -1,4 +1,4 @@
-"""Training in processes of its own, started by torchrun: a crash or a kill of theirs is an error here, and no more."""
+"""Training in processes that torchrun starts. Their crash or kill is an error here, and harms nothing else."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ from ctclip_model import errors
 from ctclip_model.device import Compute, choose_device
 from ctclip_model.errors import ConfigurationError, PreemptedError, WorkerDiedError
 from ctclip_model.models.kinds import ModelKind
+from ctclip_model.training.job import TrainingJob, move_paths, write_json
 from tasks.settings import LIMITS
 
 if TYPE_CHECKING:
     from ctclip_model.training.engine.loop import StepRecord
-    from ctclip_model.training.worker import Job, Result
+    from ctclip_model.training.worker import Result
 
 logger = logging.getLogger(__name__)
 
-LAST_WORDS = 20  # lines of a process that died, of which the error gives the last
-C_LIBRARY = ctypes.CDLL(None)  # found before a fork, after which little is safe
-PR_SET_PDEATHSIG = 1  # of Linux: a signal to this process when its parent dies
+LAST_LINES = 3  # lines of a process that died, as its error quotes them
+C_LIBRARY = ctypes.CDLL(None)  # loaded before a fork, since little is safe after one
+PR_SET_PDEATHSIG = 1  # Linux: sends a signal to this process when its parent dies
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Where a training's processes run: here, and on `nodes` - 1 others that meet them at `rendezvous`."""
+    """The processes of a training: on this machine, and on `nodes` - 1 others that meet it at `rendezvous`."""
 
-    processes: int | None = None  # a node; as many as suit the training when None, and without a GPU this very one
+    processes: int | None = None  # processes per node; None: one per GPU, or this process without a GPU
     nodes: int = 1
-    rendezvous: str | None = None  # host:port of this machine, as the others reach it
+    rendezvous: str | None = None  # host:port of this machine, as the other nodes reach it
 
     def __post_init__(self) -> None:
         host, port = self.meeting_place
         if self.nodes > 1 and not (host and port.isdigit()):
             raise ConfigurationError(
-                f"{self.nodes} nodes need a rendezvous, the host:port of this one at which they meet, "
-                f"not {self.rendezvous!r}"
+                f"{self.nodes} nodes need a rendezvous, the host:port of this machine at which they meet, not "
+                f"{self.rendezvous!r}"
             )
         if self.nodes < 1 or (self.processes is not None and self.processes < 1):
-            raise ConfigurationError(f"{self.processes} processes on {self.nodes} nodes are too few to train")
+            raise ConfigurationError(f"{self.processes} processes on {self.nodes} nodes: each must be at least 1")
 
     @property
     def meeting_place(self) -> tuple[str, str]:
@@ -58,13 +59,14 @@ class Launch:
         return host, port
 
     def is_apart(self, compute: Compute) -> bool:
-        """Whether processes are started: on a GPU always, so that running out of its memory ends them alone."""
+        """True if processes are started: always on a GPU, so that only they end when its memory runs out."""
         return self.nodes > 1 or self.processes is not None or choose_device(compute.device).type == "cuda"
 
     def command(self, job: Path, data_root: Path, *, suited: int | None = None, node: str = "0") -> list[str]:
-        """What starts a node's, by torchrun; `suited` is how many suit the training, one a GPU when None.
+        """Arguments of `python` that start a node's processes by torchrun.
 
-        This machine is node 0, whose first process writes, and tells what happens.
+        `suited` is the number of processes that suits the training; None: one per GPU. This machine is node 0, whose
+        first process writes the model and prints events.
         """
         meeting = ["--standalone"]
         if self.nodes > 1:
@@ -78,44 +80,48 @@ class Launch:
         ]  # fmt: skip
 
 
-def train(job: Job, data_root: Path, launch: Launch, on_step: Callable[[StepRecord], None]) -> Result:
-    """Trains in this process, or, where the launch says so, as `train_apart` does."""
-    if launch.is_apart(job.compute):
+def train(job: TrainingJob, data_root: Path, launch: Launch, on_step: Callable[[StepRecord], None]) -> Result:
+    """Trains in this process, or by `train_apart` if the launch asks for processes.
+
+    A head on stored latents trains in seconds, always in this process. Raises as `train_apart`.
+    """
+    if not job.kind.facts.has_head and launch.is_apart(job.compute):
         return train_apart(job, data_root, launch, on_step)
     from ctclip_model.training import worker
 
     return worker.train(job, data_root, on_step)
 
 
-def train_apart(job: Job, data_root: Path, launch: Launch, on_step: Callable[[StepRecord], None]) -> Result:
-    """Trains in processes that need nothing but the data root, and passes on each step as it comes.
+def train_apart(job: TrainingJob, data_root: Path, launch: Launch, on_step: Callable[[StepRecord], None]) -> Result:
+    """Trains in processes that need nothing except the data root, and passes on each step.
 
-    Raises the worker's own error, `PreemptedError` where this process was asked to end (SIGTERM, which it hands on and
-    then waits for the state to be saved), and `WorkerDiedError` where they ended otherwise.
+    Raises the training's own error, and `WorkerDiedError` for processes that die. After SIGTERM to this process it
+    passes the signal on, waits until the state is saved, and raises `PreemptedError`.
     """
     from ctclip_model.training.engine.curve import TrainingResult
     from ctclip_model.training.engine.loop import StepRecord
     from ctclip_model.training.labeller import LabellerResult
 
     result_type = LabellerResult if job.kind is ModelKind.labeller else TrainingResult
-    path = data_root / f"{job.folder}.work" / "job.json"
+    folder = data_root / job.manifest.folder
+    path = folder.with_name(f"{folder.name}.work") / "job.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    job.write(path)
-    suited = None if job.kind is ModelKind.ct_clip else 1  # a batch of the others is small, of VocabFine one volume
+    write_json(path, move_paths(job, lambda inside: inside.relative_to(data_root)))
+    suited = None if job.kind is ModelKind.ct_clip else 1  # batches of the others are small: VocabFine's is one volume
     if launch.nodes > 1:
-        place = Path("$CTCLIP_DATA_ROOT")
-        others = " ".join(launch.command(place / path.relative_to(data_root), place, suited=suited, node="N"))
-        logger.warning("%d nodes train together; on each other one, N from 1: python %s", launch.nodes, others)
+        there = Path("$CTCLIP_DATA_ROOT")
+        others = " ".join(launch.command(there / path.relative_to(data_root), there, suited=suited, node="N"))
+        logger.warning("%d nodes train together; run on each other one, N from 1: python %s", launch.nodes, others)
     with _running([sys.executable, *launch.command(path, data_root, suited=suited)]) as lines:
         for event in lines:
             kind = event.pop("event")
             if kind == "step":
                 on_step(StepRecord(**event))
             elif kind == "result":
-                return result_type(**event | {"folder": data_root / job.folder})
+                return result_type(**event | {"folder": folder})
             else:
                 raise _error(**event)
-    raise AssertionError("processes that tell no result have failed")
+    raise AssertionError("processes that print no result have failed")
 
 
 def _error(kind: str, text: str) -> errors.CTCLIPError:
@@ -126,7 +132,7 @@ def _error(kind: str, text: str) -> errors.CTCLIPError:
 
 @contextmanager
 def _running(command: list[str]) -> Iterator[Iterator[dict[str, Any]]]:
-    """The JSON lines of a command, which is ended with the context, and is given time to save its state."""
+    """Runs a command and yields its JSON lines. Leaving the context ends it, with time to save its state."""
     from ctclip_model.training.engine.sigterm import heeding_sigterm
 
     process = subprocess.Popen(
@@ -150,7 +156,7 @@ def _running(command: list[str]) -> Iterator[Iterator[dict[str, Any]]]:
 
 
 class _Alarm:
-    """Ends a process that has said nothing for too long, as when one of several waits for ever for another."""
+    """Ends a process that prints nothing for too long, such as one that waits for ever for another."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process, self.heard, self.has_rung = process, time.monotonic(), False
@@ -160,7 +166,7 @@ class _Alarm:
         while not self.is_over.wait(min(5.0, LIMITS.training_silence_s / 4)):
             if time.monotonic() - self.heard > LIMITS.training_silence_s:
                 self.has_rung = True
-                self.process.terminate()  # torchrun ends its own, first with this signal and then for good
+                self.process.terminate()  # torchrun passes SIGTERM on, and kills after 30 s
                 return
 
 
@@ -180,7 +186,7 @@ def _events(
     process: subprocess.Popen[str], is_asked_to_stop: Callable[[], bool], alarm: _Alarm
 ) -> Iterator[dict[str, Any]]:
     assert process.stdout is not None
-    last: deque[str] = deque(maxlen=LAST_WORDS)
+    last: deque[str] = deque(maxlen=LAST_LINES)
     for line in process.stdout:
         alarm.heard = time.monotonic()
         logger.info("%s", line.rstrip())
@@ -191,17 +197,20 @@ def _events(
     code = process.wait()
     if alarm.has_rung:
         raise WorkerDiedError(
-            f"training: its processes said nothing for {LIMITS.training_silence_s:g} s and were ended; the same call "
-            "goes on from the last checkpoint"
+            f"training: its processes printed nothing for {LIMITS.training_silence_s:g} s and were ended; the same "
+            "call continues from the last checkpoint"
         )
     if is_asked_to_stop():
-        raise PreemptedError("training: stopped on request (SIGTERM); the same call goes on from its last checkpoint")
-    words = " / ".join(list(last)[-3:])
-    raise WorkerDiedError(f"training: its processes ended with exit code {code} ({words}); the same call goes on")
+        raise PreemptedError("training: stopped on request (SIGTERM); the same call continues from its last checkpoint")
+    lines = " / ".join(last)
+    raise WorkerDiedError(
+        f"training: its processes ended with exit code {code} ({lines}); the same call continues from the last "
+        "checkpoint"
+    )
 
 
 def _read_event(line: str) -> dict[str, Any] | None:
-    """What a process tells, unless the line is no such, or another process has written into it."""
+    """The event of a line. None: another output, or a line that two processes wrote at once."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -210,6 +219,6 @@ def _read_event(line: str) -> dict[str, Any] | None:
 
 
 def _end_with_parent() -> None:
-    """Were this process killed, its children would train on, beside those of its rerun."""
+    """Ends a child when this process is killed: it would train on beside the processes of a rerun."""
     if sys.platform == "linux":
         C_LIBRARY.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

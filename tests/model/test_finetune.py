@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from support.golden import load_golden
 from support.models import load_tiny_model
-from support.training_runs import write_samples
+from support.training_runs import write_job, write_samples
 
 from ctclip_model.config import PRESETS, LiProConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -25,9 +25,9 @@ from ctclip_model.models.kinds import ModelKind
 from ctclip_model.models.model_folder import load_model_folder, save_model_folder
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training import worker
+from ctclip_model.training.job import Manifest, Parent, TrainingJob
 from ctclip_model.training.lipro import fit_head, lipro_loss, positive_weights, train_lipro
 from ctclip_model.training.vocabfine import PROMPTS, train_vocabfine, vocabfine_losses
-from ctclip_model.training.worker import Job
 
 INPUTS, OUTPUTS = load_golden("ctclip_tiny.finetune.inputs"), load_golden("ctclip_tiny.finetune.outputs")
 VOLUME = load_golden("ctclip_tiny.inputs")["volume"][:1]
@@ -249,8 +249,11 @@ def test_a_worker_fine_tunes_by_its_job_file(tmp_path: Path, parent: Path, monke
     preset = dataclasses.replace(PRESETS["smoke"](), vocabfine=VOCABFINE)
     manifest = write_samples(tmp_path, preset.recipe, SCANS)
     train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "fine", compute=Compute("cpu"))
-    job = Job(ModelKind.vocabfine, "manifest.parquet", "models/fine", preset, Compute("cpu"), {}, parent="parent")
-    job.write(tmp_path / "job.json")
+    origin = Parent("parent", tmp_path / "parent", "weights", preset.recipe.recipe_id)
+    job = TrainingJob(
+        ModelKind.vocabfine, Manifest(manifest, "fine", "", "", 0, "", ""), preset, Compute("cpu"), origin
+    )
+    write_job(tmp_path, job)
     monkeypatch.setattr("sys.argv", ["worker", str(tmp_path / "job.json"), str(tmp_path)])
     worker.main()
     torch.testing.assert_close(state(tmp_path / "models/fine"), state(tmp_path / "fine"), rtol=0, atol=0)

@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.training_runs import parse_events, read_curve, short_preset, start_worker, write_job, write_samples
+from support.training_runs import (
+    make_job,
+    parse_events,
+    read_curve,
+    short_preset,
+    start_worker,
+    write_job,
+    write_samples,
+)
 from torch import nn
 
 from ctclip_model.device import Compute
@@ -231,7 +239,7 @@ def test_killed_at_twenty_moments_the_curve_is_the_same_to_the_bit(tmp_path: Pat
     for root in roots:
         root.mkdir()
         write_samples(root, preset.recipe)
-        write_job(root, preset)
+        write_job(root, make_job(root, preset))
     output, errors = start_worker(roots[0]).communicate()
     assert parse_events(output)[-1]["event"] == "result", errors
     rng = random.Random(0)
@@ -258,7 +266,7 @@ def test_killed_at_twenty_moments_the_curve_is_the_same_to_the_bit(tmp_path: Pat
 def test_a_run_of_four_processes_goes_on_with_two_and_one(tmp_path: Path) -> None:
     preset = short_preset(samples=8 * 12, text_learning_rate=0.0, steps_per_checkpoint=1)  # and so without dropout
     manifest = write_samples(tmp_path, preset.recipe)
-    write_job(tmp_path, preset)
+    write_job(tmp_path, make_job(tmp_path, preset))
     train_contrastive(manifest, tmp_path, preset, tmp_path / "whole", compute=Compute("cpu"))
     for processes, lines in ((4, 3), (2, 2)):
         worker = start_worker(tmp_path, processes=processes)
@@ -281,7 +289,7 @@ def test_a_run_of_four_processes_goes_on_with_two_and_one(tmp_path: Path) -> Non
 def test_sigterm_ends_the_worker_with_its_own_exit_code_and_one_line(tmp_path: Path) -> None:
     preset = short_preset(samples=8 * 1000, steps_per_checkpoint=10_000)
     write_samples(tmp_path, preset.recipe)
-    write_job(tmp_path, dataclasses.replace(preset, name="long"))
+    write_job(tmp_path, make_job(tmp_path, dataclasses.replace(preset, name="long")))
     worker = start_worker(tmp_path)
     assert worker.stdout is not None
     worker.stdout.readline()

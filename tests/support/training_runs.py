@@ -17,7 +17,7 @@ from ctclip_model.config import Preset, Recipe, smoke
 from ctclip_model.data.shards import write_shard
 from ctclip_model.device import Compute
 from ctclip_model.models.kinds import ModelKind
-from ctclip_model.training.worker import Job
+from ctclip_model.training.job import Manifest, TrainingJob, move_paths, write_json
 from support.paths import ROOT
 from support.volumes import make_shard_volume
 
@@ -59,12 +59,15 @@ def short_preset(**training: Any) -> Preset:
     return dataclasses.replace(base, training=dataclasses.replace(base.training, **settings | training))
 
 
-def write_job(data_root: Path, preset: Preset, compute: Compute = Compute("cpu")) -> Path:
-    """Writes the job that trains CT-CLIP on the manifest of `write_samples`."""
-    job = Job(
-        ModelKind.ct_clip, "manifest.parquet", "models/model", preset, compute, {"source": "here", "revision": "1"}
-    )
-    job.write(data_root / "job.json")
+def make_job(data_root: Path, preset: Preset, compute: Compute = Compute("cpu")) -> TrainingJob:
+    """A job that trains CT-CLIP on the manifest of `write_samples`."""
+    manifest = Manifest(data_root / "manifest.parquet", "model", "data", "config", 36, "here", "1")
+    return TrainingJob(ModelKind.ct_clip, manifest, preset, compute)
+
+
+def write_job(data_root: Path, job: TrainingJob) -> Path:
+    """Writes a job as `start_worker` reads it."""
+    write_json(data_root / "job.json", move_paths(job, lambda path: path.relative_to(data_root)))
     return data_root / "job.json"
 
 

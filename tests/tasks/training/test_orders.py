@@ -10,27 +10,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.reports import write_reports
-from support.training_runs import short_preset, write_samples
+from support.training_runs import make_job, short_preset, write_samples
 
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
 from ctclip_model.labelling.labeller import load_labeller
 from ctclip_model.models.kinds import ModelKind
-from ctclip_model.training.engine import state as work
+from ctclip_model.training.engine import state
 from ctclip_model.training.engine.curve import CURVE
 from ctclip_model.training.engine.loop import StepRecord
+from ctclip_model.training.job import TrainingJob
 from tasks.evaluation.embed import EmbeddingWork
 from tasks.labels.reports import LabelledReports, choose_training
+from tasks.models import record
 from tasks.models.find import ModelReference
 from tasks.run.progress import REPORTER, LogReporter
+from tasks.run.records import sha256_of
 from tasks.run.stage_run import open_run
-from tasks.training import ct_clip as training
-from tasks.training import orders
+from tasks.training import orders, steps, train
 from tasks.training.labeller import place_reports
-from tasks.training.manifest import Manifest
 from tasks.training.orders import (
-    LabellerWork,
     LatentsWork,
     TrainingWork,
     carry_out,
@@ -39,6 +39,8 @@ from tasks.training.orders import (
     take_outcome,
 )
 from tasks.training.processes import Launch
+from tasks.training.records import discard_recorded_state, is_unfinished
+from tasks.training.steps import StepRecorder
 from warehouse.store import query
 
 SHARED = ("records", "shards", "models", "orders", "locks", "manifest.parquet")
@@ -59,7 +61,7 @@ def data_root(tmp_path: Path, preset: Preset) -> Path:
 
 @pytest.fixture
 def mounted(tmp_path: Path, data_root: Path) -> Path:
-    """The data root as the worker has it: elsewhere, and without the warehouse."""
+    """The data root as a worker sees it: under another path, and without the warehouse."""
     there = tmp_path / "there"
     there.mkdir()
     for name in SHARED:
@@ -69,13 +71,16 @@ def mounted(tmp_path: Path, data_root: Path) -> Path:
     return there
 
 
-def work_of(data_root: Path, preset: Preset) -> TrainingWork:
-    manifest = Manifest(data_root / "manifest.parquet", "model", "data", "config", 36, "here", "1")
-    return TrainingWork(preset, manifest, Compute("cpu"), Launch())
+def make_work(data_root: Path, preset: Preset) -> TrainingWork:
+    return TrainingWork(make_job(data_root, preset), Launch())
+
+
+def die(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_worker_trains_and_embeds_without_the_warehouse(data_root: Path, mounted: Path, preset: Preset) -> None:
-    with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, preset)) as name:
+    with open_run(data_root, "train", "short") as run, order_placed(run, make_work(data_root, preset)) as name:
         assert str(data_root) not in order_path(data_root, name).read_text()
         carry_out(mounted, name)
         assert carry_out(mounted, name).count_done == 1  # a second worker has nothing to do
@@ -113,7 +118,8 @@ def test_a_worker_trains_a_labeller_on_the_reports_that_were_ordered(
     reports = LabelledReports([f"train_{number}_a" for number in range(1, 21)], texts, labels)
     labeller = choose_training("roberta", preset)
     with open_run(data_root, "train-labeller", labeller.name) as run:
-        work = LabellerWork(preset, place_reports(data_root, reports, labeller), Compute("cpu"), Launch())
+        manifest = place_reports(data_root, reports, labeller)
+        work = TrainingWork(TrainingJob(ModelKind.labeller, manifest, preset, Compute("cpu")), Launch())
         with order_placed(run, work) as name:
             carry_out(mounted, name)
             take_outcome(run)
@@ -122,8 +128,8 @@ def test_a_worker_trains_a_labeller_on_the_reports_that_were_ordered(
         (labeller_id, "labeller", 20)
     ]
     assert query(data_root, "select count(*) from current_model_samples") == [(20,)]
-    steps = query(data_root, "select distinct phase, model_id from current_training_steps")
-    assert steps == [("labeller", labeller_id)]
+    found = query(data_root, "select distinct phase, model_id from current_training_steps")
+    assert found == [("labeller", labeller_id)]
     assert load_labeller(data_root / "models" / labeller_id).label(texts).shape == labels.shape
 
 
@@ -132,7 +138,7 @@ def test_steps_that_a_killed_run_has_not_recorded_are_recorded_in_the_end(
 ) -> None:
     """The flow's process dies after a checkpoint, with its last steps unrecorded, and another run goes on."""
     preset = dataclasses.replace(preset, training=dataclasses.replace(preset.training, samples=48))
-    work = work_of(data_root, preset)
+    work = make_work(data_root, preset)
 
     class Killed(LogReporter):
         def update(self, stage: str, done: int, note: str) -> None:
@@ -140,34 +146,31 @@ def test_steps_that_a_killed_run_has_not_recorded_are_recorded_in_the_end(
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(training.StepRecorder, "flush", lambda _: None)
+        patched.setattr(StepRecorder, "flush", lambda _: None)
         token = REPORTER.set(Killed())
         with pytest.raises(KeyboardInterrupt), open_run(data_root, "train", "short") as run:
             work.do(run)
         REPORTER.reset(token)
     with open_run(data_root, "train", "short") as run:
         work.do(run)
-    steps = query(data_root, "select step, memory_bytes > 0 from training_steps order by step")
-    assert steps == [(step, True) for step in range(1, 7)]
+    found = query(data_root, "select step, memory_bytes > 0 from training_steps order by step")
+    assert found == [(step, True) for step in range(1, 7)]
 
 
 def test_a_model_whose_run_died_before_it_was_recorded_is_not_trained_again(
     data_root: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
-        patched.setattr(training, "record_model", die)
+        patched.setattr(train, "record_model", die)
         with pytest.raises(KeyboardInterrupt), open_run(data_root, "train", "short") as run:
-            work_of(data_root, preset).do(run)
-    steps = query(data_root, "select step, run_id from training_steps order by step")
+            make_work(data_root, preset).do(run)
+    recorded = query(data_root, "select step, run_id from training_steps order by step")
     with monkeypatch.context() as patched:
-        patched.setattr(training.StepRecorder, "add", die)  # no step is done
+        patched.setattr(StepRecorder, "add", die)  # no step is done
         with open_run(data_root, "train", "short") as run:
-            work_of(data_root, preset).do(run)
+            make_work(data_root, preset).do(run)
     assert query(data_root, "select model_id from current_models") == [("model",)]
-    assert query(data_root, "select step, run_id from training_steps order by step") == steps
+    assert query(data_root, "select step, run_id from training_steps order by step") == recorded
     assert not (data_root / "models/model.work/state").exists()
 
 
@@ -175,21 +178,18 @@ def test_a_model_whose_run_died_before_it_was_recorded_is_not_trained_again(
 def test_a_worker_that_dies_in_the_end_is_followed_by_one_that_does_nothing_twice(
     data_root: Path, mounted: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, preset)) as name:
+    with open_run(data_root, "train", "short") as run, order_placed(run, make_work(data_root, preset)) as name:
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             if moment == "model_samples":
-                patched.setattr(training, "sha256_of", die)  # dies before the row of `models`
+                patched.setattr(record, "sha256_of", die)  # computed after the samples, for the row of `models`
             elif moment == "discard":
-                patched.setattr(work, "discard_state", die)
+                patched.setattr(state, "discard_state", die)
             else:
-                place, function = (training, "record_model") if moment == "record_model" else (orders, "_write")
-                patched.setattr(place, function, die)
+                module, function = (train, "record_model") if moment == "record_model" else (orders, "write_json")
+                patched.setattr(module, function, die)
             carry_out(mounted, name)
         with monkeypatch.context() as patched:
-            patched.setattr(training.StepRecorder, "add", die)  # no step is done again
+            patched.setattr(StepRecorder, "add", die)  # no step is done again
             assert carry_out(mounted, name).count_done == 1
         take_outcome(run)
     assert query(data_root, "select count(*) from models") == [(1,)]
@@ -198,55 +198,55 @@ def test_a_worker_that_dies_in_the_end_is_followed_by_one_that_does_nothing_twic
     assert not (data_root / "models/model.work/state").exists()
 
 
-def test_what_a_recorded_training_has_left_is_dropped_and_an_unrecorded_one_goes_on(
+def test_state_of_a_recorded_training_is_discarded_and_an_unrecorded_one_continues(
     data_root: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    def train(preset: Preset, *, dying_in: tuple[object, str] | None = None) -> None:
+    def train_once(preset: Preset, *, dying_in: tuple[object, str] | None = None) -> None:
         with monkeypatch.context() as patched, open_run(data_root, "train", "short") as run:
-            patched.setattr(*(dying_in or (training, "no such")), die, raising=dying_in is not None)
+            if dying_in is not None:
+                patched.setattr(*dying_in, die)
             with pytest.raises(KeyboardInterrupt) if dying_in else nullcontext():
-                work_of(data_root, preset).do(run)
+                make_work(data_root, preset).do(run)
 
-    state = data_root / "models/model.work/state"
-    train(preset, dying_in=(work, "discard_state"))
-    assert state.exists()
-    assert not training.is_unfinished(data_root, "config")
-    assert not state.exists()
+    folder = data_root / "models/model.work/state"
+    train_once(preset, dying_in=(state, "discard_state"))
+    assert not is_unfinished(data_root, "config")
+    assert folder.exists()  # the question has changed nothing
+    discard_recorded_state(data_root, "config")
+    assert not folder.exists()
     again = dataclasses.replace(preset, training=dataclasses.replace(preset.training, seed=1))
-    train(again, dying_in=(training, "record_model"))
-    assert training.is_unfinished(data_root, "config")
-    train(again, dying_in=(training, "record_model"))
-    assert query(data_root, "select count(*) from training_steps") == [(4,)]  # not one was done a third time
-    train(again)
-    assert not training.is_unfinished(data_root, "config")
-    assert not training.is_unfinished(data_root, "another")
+    train_once(again, dying_in=(train, "record_model"))
+    discard_recorded_state(data_root, "config")
+    assert is_unfinished(data_root, "config")
+    train_once(again, dying_in=(train, "record_model"))
+    assert query(data_root, "select count(*) from training_steps") == [(4,)]  # two steps, each done twice
+    train_once(again)
+    assert not is_unfinished(data_root, "config")
+    assert not is_unfinished(data_root, "another")
     ((path, sha256),) = query(data_root, "select path, weights_sha256 from current_models")
-    assert training.sha256_of(data_root / path / "model.safetensors") == sha256
+    assert sha256_of(data_root / path / "model.safetensors") == sha256
 
 
 def test_records_of_a_model_trained_again_are_those_of_its_new_curve(data_root: Path, preset: Preset) -> None:
-    manifest, path = work_of(data_root, preset).manifest, data_root / "metrics.parquet"
+    manifest, path = make_job(data_root, preset).manifest, data_root / "metrics.parquet"
 
-    def train(losses: list[float], recorded: int) -> None:
-        """All steps are in the curve, and so many of them recorded as they were done."""
-        steps = [StepRecord("contrastive", n, 8 * n, loss, 1e-3, 1.0, 1.0, 0.0, 1) for n, loss in enumerate(losses, 1)]
-        pq.write_table(pa.Table.from_pylist([dataclasses.asdict(step) for step in steps], CURVE), path)
+    def train_once(losses: list[float], recorded: int) -> None:
+        """Writes all steps to the curve, after the first `recorded` ones were recorded as they were done."""
+        done = [StepRecord("contrastive", n, 8 * n, loss, 1e-3, 1.0, 1.0, 0.0, 1) for n, loss in enumerate(losses, 1)]
+        pq.write_table(pa.Table.from_pylist([dataclasses.asdict(step) for step in done], CURVE), path)
         with open_run(data_root, "train", "short") as run:
-            recorder = training.StepRecorder(run, manifest)
-            for step in steps[:recorded]:
+            recorder = StepRecorder(run, manifest)
+            for step in done[:recorded]:
                 recorder.add(step)
             recorder.flush()
             recorder.complete(path)
 
     select = "select loss from current_training_steps order by step"
-    train([5.0, 4.0, 3.0, 2.0], recorded=4)
-    train([5.0, 4.5, 3.5], recorded=1)
+    train_once([5.0, 4.0, 3.0, 2.0], recorded=4)
+    train_once([5.0, 4.5, 3.5], recorded=1)
     assert query(data_root, select) == [(5.0,), (4.5,), (3.5,)]
     assert query(data_root, "select count(*) from training_steps") == [(8,)]
-    train([5.0, 4.5, 3.5, 1.0], recorded=0)
+    train_once([5.0, 4.5, 3.5, 1.0], recorded=0)
     assert query(data_root, select) == [(5.0,), (4.5,), (3.5,), (1.0,)]
     assert query(data_root, "select count(*) from training_steps") == [(9,)]
 
@@ -261,7 +261,7 @@ def test_an_error_of_the_work_is_raised_where_it_was_ordered(
     with (
         pytest.raises(DivergedError, match="nan at step 3"),
         open_run(data_root, "train", "short") as run,
-        order_placed(run, work_of(data_root, preset)) as name,
+        order_placed(run, make_work(data_root, preset)) as name,
     ):
         with pytest.raises(DivergedError):
             carry_out(mounted, name)
@@ -274,10 +274,10 @@ def test_an_error_of_the_work_is_raised_where_it_was_ordered(
 def test_work_stops_where_its_order_is_gone(
     data_root: Path, mounted: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "STEPS_PER_RECORD", 1)
+    monkeypatch.setattr(steps, "STEPS_PER_RECORD", 1)
     with open_run(data_root, "train", "short") as run:
-        with pytest.raises(OrderWithdrawnError, match="has ended"), order_placed(run, work_of(data_root, preset)):
-            monkeypatch.setattr(training, "show_progress", withdrawing(order_path(data_root, run.run_id)))
+        with pytest.raises(OrderWithdrawnError, match="has ended"), order_placed(run, make_work(data_root, preset)):
+            monkeypatch.setattr(train, "show_progress", withdrawing(order_path(data_root, run.run_id)))
             carry_out(mounted, run.run_id)
         assert take_outcome(run) is None
         with pytest.raises(OrderWithdrawnError, match="there is no order"):
@@ -289,15 +289,15 @@ def test_a_step_that_another_attempt_does_again_is_recorded_once(data_root: Path
     step = StepRecord("contrastive", 1, 8, 2.0, 1e-3, 1.0, 1.0, 0.0, 1)
     with open_run(data_root, "train", "short") as run:
         for _ in range(2):
-            recorder = training.StepRecorder(run, work_of(data_root, preset).manifest)
+            recorder = StepRecorder(run, make_job(data_root, preset).manifest)
             recorder.add(step)
             recorder.flush()
     assert query(data_root, "select step from training_steps") == [(1,)]
 
 
 def withdrawing(path: Path):
-    """`show_progress`, but the order goes when the work begins, as when whoever placed it dies and is buried."""
-    shown = training.show_progress
+    """`show_progress`, which first deletes the order, as another run does after the death of its own."""
+    shown = train.show_progress
 
     def show(*arguments):
         path.unlink()
@@ -308,13 +308,16 @@ def withdrawing(path: Path):
 
 def test_what_is_no_order_is_refused(data_root: Path, mounted: Path, preset: Preset) -> None:
     (data_root / "orders/strange.json").write_text('{"stage": "train"}')
-    with pytest.raises(ConfigurationError, match="not of this version"):
+    with pytest.raises(ConfigurationError, match="another version of the code: use the same commit"):
         carry_out(mounted, "strange")
-    with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, preset)) as name:
+    with open_run(data_root, "train", "short") as run, order_placed(run, make_work(data_root, preset)) as name:
         path = order_path(data_root, name)
-        path.write_text(path.read_text().replace('"batch_size":', '"of_a_newer_version":1,"batch_size":', 1))
-        with pytest.raises(ConfigurationError, match="not of this version"):
-            carry_out(mounted, name)
+        text = path.read_text()
+        for setting, changed in (('"batch_size":', '"of_a_newer_version": 1, "batch_size":'), ('"samples": 16,', "")):
+            assert setting in text
+            path.write_text(text.replace(setting, changed, 1))
+            with pytest.raises(ConfigurationError, match="another version of the code"):
+                carry_out(mounted, name)
     with pytest.raises(OrderWithdrawnError):
         carry_out(mounted, "../locks/train")
 
@@ -332,7 +335,7 @@ def test_orders_of_a_run_that_died_go(data_root: Path, preset: Preset) -> None:
 
 def test_presets_are_read_as_they_were_written(data_root: Path) -> None:
     for make in PRESETS.values():
-        with open_run(data_root, "train", "short") as run, order_placed(run, work_of(data_root, make())) as name:
+        with open_run(data_root, "train", "short") as run, order_placed(run, make_work(data_root, make())) as name:
             order = orders._read(order_path(data_root, name), orders.Order)
         assert isinstance(order.work, TrainingWork)
-        assert order.work.preset == make()
+        assert order.work.job.preset == make()

@@ -1,0 +1,47 @@
+"""Rows of `models`, written by trainings and imports alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ctclip_model.models.kinds import ModelKind
+from tasks.run.records import sha256_of
+from tasks.run.stage_run import StageRun, code_version
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """Columns of `models` that the maker of a model folder knows. A null column is None."""
+
+    model_id: str  # also the name of its folder below `models/`
+    kind: ModelKind
+    fingerprint: str
+    preset: str
+    config: Mapping[str, Any]
+    count_parameters: int
+    duration_s: float
+    recipe_id: str | None = None  # null for labellers
+    logit_scale: float | None = None  # null for labellers
+    parent_model_id: str | None = None
+    manifest_fingerprint: str | None = None
+    count_samples: int | None = None
+    source: str | None = None
+    revision: str | None = None
+    source_sha256: str | None = None  # null for models trained here
+
+
+def record_model(run: StageRun, row: ModelRow) -> None:
+    """Records the model of a folder that is complete, and counts it as done."""
+    folder = run.data_root / "models" / row.model_id
+    columns = {name: value for name, value in vars(row).items() if value is not None}
+    columns |= {
+        "config": json.dumps(row.config, sort_keys=True), "path": str(folder.relative_to(run.data_root)),
+        "code_version": code_version(), "weights_sha256": sha256_of(folder / "model.safetensors"),
+        "created_at": datetime.now(UTC),
+    }  # fmt: skip
+    run.record("models", [columns])
+    run.count_done += 1
