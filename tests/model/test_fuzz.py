@@ -91,7 +91,7 @@ def _counted_steps() -> Iterator[None]:
 
 
 def convert(path: Path) -> np.ndarray | None:
-    """The volume, int16 HU; None if it was refused."""
+    """The volume, int16 HU, or None for a refused file."""
     STEPS.count = 0
     try:
         return convert_volume(path, spacing_mm=SPACING, recipe=RECIPE).voxels

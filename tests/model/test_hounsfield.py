@@ -16,7 +16,7 @@ from ctclip_model.data.volume import convert_volume
 from ctclip_model.errors import VolumeError
 
 SMALL = Recipe("small", spacing_mm=(6.0, 6.0, 6.0), shape=(20, 40, 40))
-PARTS = {  # HU and noise of what a scan shows, and its share
+PARTS = {  # kinds of scans: HU, noise and share of each tissue
     "chest": ((-1000, 15, 0.35), (-860, 50, 0.25), (-100, 20, 0.15), (45, 25, 0.22), (600, 300, 0.03)),
     "head": ((-1000, 8, 0.6), (-90, 20, 0.05), (35, 6, 0.25), (1000, 400, 0.1)),
     "contrast": ((-1000, 15, 0.3), (-800, 60, 0.25), (-100, 20, 0.15), (120, 150, 0.2), (900, 200, 0.1)),

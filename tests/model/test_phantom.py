@@ -186,7 +186,7 @@ def test_some_wording_is_of_valid_reports_alone() -> None:
 
 
 def test_a_histogram_does_not_tell_the_abnormalities(histograms: tuple[np.ndarray, np.ndarray]) -> None:
-    """Logistic regression on 32 bins; the place of a lesion, not its brightness, must tell."""
+    """Logistic regression on 32 bins must fail: only its position identifies an abnormality."""
     features, labels = histograms
     half = len(features) // 2
     areas = []

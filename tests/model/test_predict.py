@@ -63,7 +63,7 @@ def doubts_of(path: Path) -> str:
 
 
 def test_probabilities_are_those_of_the_pipeline(folder, tmp_path):
-    """On the recipe's own grid HU stay whole, so that nothing is lost where the pipeline stores them as int16."""
+    """On the recipe's own grid HU stay integers, so that the pipeline's int16 loses nothing."""
     path = save_volume(tmp_path / "ct.nii.gz")
     (ours,) = open_model(folder).predict([path])
     loaded = load_model_folder(folder, CTCLIP)

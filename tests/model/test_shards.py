@@ -1,4 +1,4 @@
-"""Shards: what goes in comes out, by our reader and by the one in the documentation; damage never passes."""
+"""Shards: our reader and that of the documentation return the written volumes, and damage is always found."""
 
 from __future__ import annotations
 
