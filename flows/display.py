@@ -20,10 +20,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 PIPE_WIDTH = 2000  # columns of output into a pipe, which is never folded
+TIME_WIDTH = 7  # columns of h:mm:ss
 
 console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
@@ -42,8 +43,8 @@ class RichReporter:
     def __init__(self) -> None:
         self.progress = Progress(
             TextColumn("{task.description:>14}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"), RateColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[unit]}"), RateColumn(), TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(_fixed()), TimeRemainingColumn(table_column=_fixed()),
             console=Console(stderr=True), transient=False,
         )  # fmt: skip
         self.bars: dict[str, TaskID] = {}
@@ -64,6 +65,11 @@ class RichReporter:
 
     def end(self, stage: str) -> None:
         self.progress.stop_task(self.bars[stage])
+
+
+def _fixed() -> Column:
+    """Column of a time, which a narrow screen must not cut."""
+    return Column(min_width=TIME_WIDTH, no_wrap=True)
 
 
 def print_json(value: Any) -> None:
