@@ -62,8 +62,8 @@ def list_evaluations(
 ) -> dict[str, Evaluation]:
     """Lists the evaluations that a model can have now, by key.
 
-    Each data set with latents of the split (default: every held-out split) has two: by the model's own protocol in the
-    given unit, and by the published protocol. Raises `MissingInputError` if the model has no such latents.
+    Each data set with latents of the split has two: by the model's own protocol in the given unit, and by the published
+    protocol. The default is every held-out split. Raises `MissingInputError` if the model has no such latents.
     """
     key = {"model_id": model.encoder_id}
     inputs = [SplitInputs(*row) for row in store.query(data_root, store.load_sql(__package__, "inputs"), key)]

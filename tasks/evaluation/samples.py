@@ -42,8 +42,8 @@ def load_threshold_samples(
 ) -> tuple[str, Samples] | None:
     """Loads the train split that thresholds are chosen on, as (data set, samples).
 
-    The evaluation's own data set goes before any other. Returns None if the model has no latents of a train split, if
-    the train split itself is scored, or if the protocol is the published one.
+    The evaluation's own data set goes before any other. Returns None if the model has no latents of a train split.
+    Returns None also for a scored train split and for the published protocol, which choose thresholds otherwise.
     """
     if evaluation.split == THRESHOLD_SPLIT or evaluation.protocol == PUBLISHED:
         return None

@@ -88,9 +88,9 @@ def _score_items(
 
     Thresholds come from one of three sources:
 
-    - published protocol: the labels that are scored
-    - own protocol, with latents of a train split: the train split
-    - own protocol, without: a part of the scored patients, whose decisions are then not scored
+    - Published protocol: the labels that are scored.
+    - Own protocol, with latents of a train split: the train split.
+    - Own protocol, without: a part of the scored patients, whose decisions are then not scored.
     """
     names = label_set(evaluation.dataset)
     scored = _predict(samples, evaluation.unit, predict, labels, names)
