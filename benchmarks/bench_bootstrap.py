@@ -32,7 +32,7 @@ COMPARED = [name for name in METRICS if name != "calibration_error"]  # scikit-l
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     scored = make_up()
-    resamples = Resamples.of(scored.patients, CONFIG)
+    resamples = Resamples.draw(scored.patients, CONFIG)
     items = scored.items(resamples.patients)
     results: dict[str, NDArray[np.float64]] = {}
 

@@ -1,4 +1,4 @@
-"""How sure a metric is: patients are drawn again with replacement, and every metric is computed of each draw."""
+"""Bootstrap intervals: patients are drawn with replacement, and every metric is computed for each draw."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Weights = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Resamples:
-    """How often each patient counts: in the data as they are, in each draw, and with a group of patients left out."""
+    """Weights of the patients: 1 each in the data, their number in each draw, and 0 for a group that is left out."""
 
-    patients: NDArray[np.int64]  # (N,), the column of each item's patient
-    whole: Weights  # (1, patients)
+    patients: NDArray[np.int64]  # (N,) column of each item's patient
+    original: Weights  # (1, patients)
     drawn: Weights  # (resamples, patients)
     left_out: Weights  # (groups, patients)
     confidence: float
 
     @staticmethod
-    def of(patients: Sequence[str] | Sequence[int], config: EvaluationConfig) -> Resamples:
-        """The resamples of a seed; `patients` (N,) says whose each item is."""
+    def draw(patients: Sequence[str] | Sequence[int], config: EvaluationConfig) -> Resamples:
+        """Draws by the configuration's seed. `patients` (N,) is the patient of each item."""
         names, columns = np.unique(np.asarray(patients), return_inverse=True)
         count, rng = len(names), np.random.default_rng(config.seed)
         drawn = np.zeros((config.resamples, count), np.int32)
@@ -38,17 +38,17 @@ class Resamples:
         return Resamples(columns, np.ones((1, count), np.int32), drawn, left_out, config.confidence)
 
     def estimate(self, statistic: Callable[[Weights], Floats]) -> Estimate:
-        """`statistic` maps weights (R, patients) to values (R, ...)."""
+        """The values of a statistic, a function of weights (R, patients) with values (R, ...)."""
         return Estimate(
-            statistic(self.whole)[0], statistic(self.drawn), statistic(self.left_out), confidence=self.confidence
+            statistic(self.original)[0], statistic(self.drawn), statistic(self.left_out), confidence=self.confidence
         )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Values (...) of the data, of each draw (resamples, ...) and with each group of patients left out (groups, ...).
+    """Values (...) on the data, on each draw (resamples, ...) and without each group of patients (groups, ...).
 
-    A draw in which a value cannot be computed, such as one of a single class, does not count for its intervals.
+    A draw that has no value, such as one of a single class, does not count for intervals.
     """
 
     value: Floats
@@ -57,7 +57,7 @@ class Estimate:
     confidence: float
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """The paired difference: both were drawn alike."""
+        """The paired difference of two estimates from the same resamples."""
         return Estimate(
             self.value - other.value, self.drawn - other.drawn, self.left_out - other.left_out, self.confidence
         )
@@ -67,13 +67,13 @@ class Estimate:
         return np.array([(1 - self.confidence) / 2, (1 + self.confidence) / 2])
 
     def percentile_intervals(self) -> Floats:
-        """(2, ...): the middle of the draws."""
+        """Percentile intervals (2, ...): the quantiles of the draws at both tails."""
         return self._per_value(lambda value, drawn, left_out: np.quantile(drawn, self.tails), 2)
 
     def bca_intervals(self) -> Floats:
-        """(2, ...): bias-corrected and accelerated (Efron, JASA 1987); nan where all draws lie on one side.
+        """Bias-corrected and accelerated intervals (2, ...) (Efron, JASA 1987). NaN where all draws lie on one side.
 
-        The acceleration comes from leaving groups of patients out, which estimates that of leaving out each.
+        The acceleration comes from leaving out groups of patients, an estimate of leaving out each one.
         """
 
         def interval(value: float, drawn: Floats, left_out: Floats) -> Floats:
@@ -88,7 +88,7 @@ class Estimate:
         return self._per_value(interval, 2)
 
     def p_values(self) -> Floats:
-        """(...): of the two-sided test that the value is 0, by how many draws lie on its other side."""
+        """Two-sided p-values (...) of the value 0, from the number of draws on its other side."""
 
         def p_value(value: float, drawn: Floats, left_out: Floats) -> Floats:
             beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
@@ -97,18 +97,18 @@ class Estimate:
         return self._per_value(p_value, 1)[0]
 
     def _per_value(self, function: Callable[[float, Floats, Floats], Floats], count: int) -> Floats:
-        """`count` numbers for each value, (count, ...), nan where there is no value or no draw of it."""
+        """Applies a function with `count` results to each value, (count, ...). NaN without a value or a draw."""
         result = np.full((count, *self.value.shape), np.nan)
-        for place in np.ndindex(self.value.shape):
-            drawn, left_out = (part[(slice(None), *place)] for part in (self.drawn, self.left_out))
+        for index in np.ndindex(self.value.shape):
+            drawn, left_out = (part[(slice(None), *index)] for part in (self.drawn, self.left_out))
             drawn, left_out = drawn[~np.isnan(drawn)], left_out[~np.isnan(left_out)]
-            if len(drawn) and not np.isnan(self.value[place]):
-                result[(slice(None), *place)] = function(float(self.value[place]), drawn, left_out)
+            if len(drawn) and not np.isnan(self.value[index]):
+                result[(slice(None), *index)] = function(float(self.value[index]), drawn, left_out)
         return result
 
 
 def holm(p_values: Floats) -> Floats:
-    """p-values (n,) corrected for being n tests (Holm, Scand J Statist 1979); nan stays nan and does not count."""
+    """p-values (n,) corrected for n tests (Holm, Scand J Statist 1979). NaN stays NaN and counts as no test."""
     corrected = np.full(len(p_values), np.nan)
     order = np.argsort(p_values)[: np.count_nonzero(~np.isnan(p_values))]
     steps = p_values[order] * np.arange(len(order), 0, -1)

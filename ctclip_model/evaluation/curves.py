@@ -1,4 +1,4 @@
-"""ROC and precision-recall curves, thin enough to draw."""
+"""ROC and precision-recall curves, thinned for drawing."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from ctclip_model.evaluation.metrics import check_values, optional
 
-CURVE_POINTS = 200  # at most, for each curve
+CURVE_POINTS = 200  # most points of a curve
 
 Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class CurveRow:
-    """One point of the `curves` table: 'roc' is (1 - specificity, recall), 'pr' is (recall, precision)."""
+    """A row of the `curves` table: a point (1 - specificity, recall) of 'roc', or (recall, precision) of 'pr'."""
 
     abnormality: str
     curve: str
     point: int
     x: float
     y: float
-    threshold: float | None  # None at the end that no probability reaches
+    threshold: float | None  # None at the end without a positive decision
 
 
 def curves(labels: Floats, probabilities: Floats, names: Sequence[str]) -> list[CurveRow]:
-    """Both curves of the labels with both classes; `labels` (N, L) in {0, 1, nan}, `probabilities` (N, L) in [0, 1]."""
+    """Both curves of each label with both classes. `labels` (N, L) in {0, 1, NaN}, `probabilities` (N, L) in [0, 1]."""
     check_values(labels, probabilities)
     rows = []
     for name, truth, scores in zip(names, labels.T, probabilities.T, strict=True):

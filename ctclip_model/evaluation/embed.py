@@ -1,4 +1,4 @@
-"""Latents of volumes, reports and prompts: each encoded once, in batches, wherever the model's weights are."""
+"""Latents of volumes, reports and prompts, encoded in batches on the model's device."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ctclip_model.device import autocast_to
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text_batches import map_texts
 
-TOKENS_PER_BATCH = 16_384  # of the image encoder: one published volume, or many small ones
+TOKENS_PER_BATCH = 16_384  # image tokens of one published volume, or of many small ones
 
 Floats = NDArray[np.float32]
 
 
 def batch_size(config: CTCLIPConfig) -> int:
-    """How many volumes to encode at once: about the memory of one published volume, whatever their size."""
+    """The number of volumes to encode at once, with about the memory of one published volume, 64 at most."""
     return max(1, min(64, TOKENS_PER_BATCH // math.prod(config.vision.grid)))
 
 
 def embed_volumes(
     model: CTCLIP, batches: Iterable[tuple[Sequence[str], Tensor]], *, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[Sequence[str], Floats]]:
-    """The names and unit latents (B, latent) of each batch of (names, volumes).
+    """Yields the names and unit latents (B, latent) of each batch of (names, volumes).
 
-    Volumes are (B, 1, depth, height, width), int16 HU as shards keep them, or floats in [-1, 1]. With a `dtype` such
-    as bfloat16 the model runs in autocast; the latents are float32 all the same.
+    Volumes are (B, 1, depth, height, width), int16 HU as in shards, or floats in [-1, 1]. A `dtype` such as bfloat16
+    runs the model in autocast. Latents are always float32.
     """
     for names, latents in _encode(model, model.encode_image, batches, dtype):
         yield names, _unit(latents)
@@ -44,9 +44,9 @@ def embed_volumes(
 def encode_tokens(
     model: CTCLIP, batches: Iterable[tuple[Sequence[str], Tensor]], *, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[Sequence[str], Tensor]]:
-    """The names and the image encoder's tokens before pooling, (B, depth, height, width, dim) of the patch grid.
+    """Yields the names and the image encoder's tokens before pooling, (B, depth, height, width, dim) of the patch grid.
 
-    Takes what `embed_volumes` takes. The tokens are on the CPU, in `dtype` where there is one, else float32.
+    Arguments as in `embed_volumes`. The tokens are on the CPU, in `dtype` or float32.
     """
     for names, tokens in _encode(model, model.image_tokens, batches, dtype):
         yield names, tokens.to("cpu", dtype or torch.float32)
@@ -61,7 +61,7 @@ def embed_texts(
     tokens_per_batch: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Floats:
-    """Unit latents (texts, latent), in the order of the texts; `max_length` in tokens, the model's own when None."""
+    """Unit latents (texts, latent) in the order of the texts. `max_length` is in tokens, by default the model's own."""
     model.eval()
     latents = map_texts(
         model.encode_text,
@@ -79,7 +79,7 @@ def embed_texts(
 def embed_prompts(
     model: CTCLIP, tokenizer: PreTrainedTokenizerFast, names: Sequence[str], *, dtype: torch.dtype | None = None
 ) -> Floats:
-    """Unit latents (L, 2, latent) of "X is present." and "X is not present." for each abnormality X."""
+    """Unit latents (L, 2, latent) of the prompts "X is present." and "X is not present." of each abnormality X."""
     prompts = [prompt for name in names for prompt in prompt_pair(name)]
     return embed_texts(model, tokenizer, prompts, dtype=dtype).reshape(len(names), 2, -1)
 
@@ -90,7 +90,7 @@ def _encode(
     batches: Iterable[tuple[Sequence[str], Tensor]],
     dtype: torch.dtype | None,
 ) -> Iterator[tuple[Sequence[str], Tensor]]:
-    """`function` of each batch of volumes, scaled, where the model is."""
+    """Applies a function to each batch of volumes, scaled to [-1, 1], on the model's device."""
     model.eval()
     device = model.temperature.device
     for names, volumes in batches:
@@ -103,6 +103,6 @@ def _scaled(volumes: Tensor) -> Tensor:
 
 
 def _unit(latents: Tensor) -> Floats:
-    """Float32 rows of length 1: in half precision they are so to three digits only."""
+    """Float32 rows of length 1. Latents in half precision have that length only to three digits."""
     unit: Floats = F.normalize(latents.float(), dim=-1).cpu().numpy()
     return unit

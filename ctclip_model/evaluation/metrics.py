@@ -1,4 +1,4 @@
-"""How well probabilities match labels: per abnormality, macro and micro, at thresholds that were chosen elsewhere."""
+"""Metrics of probabilities against labels, per abnormality, macro and micro, at thresholds chosen beforehand."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ctclip_model.config import EvaluationConfig
 from ctclip_model.evaluation.bootstrap import Resamples, Weights, holm
 from ctclip_model.evaluation.weighted import DECISION_METRICS, METRICS, Items, weighted_metrics
 
-MACRO = "macro"  # the mean over the labels that have both classes
-MICRO = "micro"  # all items of these labels as one pool
+MACRO = "macro"  # mean over the labels that have both classes
+MICRO = "micro"  # all items of the labels that have both classes, as one pool
 THRESHOLD_GRID = np.linspace(0.0, 1.0, 100)
 
 Floats = NDArray[np.floating]
@@ -22,9 +22,9 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One value of the `metrics` table; None where the label has one class, or its threshold is unknown."""
+    """A row of the `metrics` table. The value is None for a label of one class, or of an unknown threshold."""
 
-    abnormality: str  # or 'macro' or 'micro'
+    abnormality: str  # a name, 'macro' or 'micro'
     metric: str
     value: float | None
     ci_low: float | None  # percentile interval
@@ -39,7 +39,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """How much more of a metric the first of two models has, on the same patients."""
+    """A row of the `comparisons` table: a metric of one model minus that of another, on the same patients."""
 
     abnormality: str
     metric: str
@@ -49,17 +49,18 @@ class ComparisonRow:
     bca_low: float | None
     bca_high: float | None
     p_value: float | None
-    p_value_holm: float | None  # corrected for the number of abnormalities; None for macro and micro
+    p_value_holm: float | None  # corrected for the number of abnormalities, or None for macro and micro
     n: int
     count_patients: int
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What is scored: items, whose they are, what is known of them and what a model says.
+    """Items to score, with their labels, probabilities and patients.
 
-    `labels` (N, L) in {0, 1, nan}, `probabilities` (N, L) in [0, 1], `thresholds` (L,), nan where unknown. `is_decided`
-    (N,) is False for items that chose the thresholds, which therefore do not count for metrics of decisions.
+    `labels` (N, L) in {0, 1, NaN}, `probabilities` (N, L) in [0, 1], `thresholds` (L,), NaN where unknown. `is_decided`
+    (N,) is False for items that chose the thresholds: they do not count for metrics of decisions. Raises `ValueError`
+    for other values or shapes.
     """
 
     names: Sequence[str]
@@ -81,12 +82,12 @@ class Scored:
 
     @property
     def decided(self) -> NDArray[np.bool_]:
-        """(N, L): which items count for metrics of decisions."""
+        """A mask (N, L) of the items that count for metrics of decisions."""
         mask = np.ones(len(self.labels), bool) if self.is_decided is None else self.is_decided
         return mask[:, None] & ~np.isnan(self.labels) & ~np.isnan(self.thresholds)
 
     def items(self, patients: NDArray[np.int64]) -> list[Items]:
-        """Each label's known items; `patients` (N,) are columns of weights."""
+        """The known items of each label. `patients` (N,) are columns of weights."""
         known = ~np.isnan(self.labels)
         decisions = np.where(self.decided, self.probabilities >= self.thresholds, np.nan)
         return [
@@ -96,10 +97,10 @@ class Scored:
 
 
 def choose_thresholds(labels: Floats, probabilities: Floats) -> Floats:
-    """The threshold of each label whose ROC point lies nearest to the corner (0, 1), by the published rule.
+    """Thresholds (L,) by the published rule: the point of the ROC curve nearest to the corner (0, 1).
 
-    `labels` (N, L) in {0, 1, nan}, `probabilities` (N, L) in [0, 1]: of a split that is not scored. The grid is 100
-    values from 0 to 1; of equally near ones the largest wins. Returns (L,), nan where a label has a single class.
+    `labels` (N, L) in {0, 1, NaN} and `probabilities` (N, L) in [0, 1] are of a split that is not scored. The grid has
+    100 values from 0 to 1. Of equally near ones the largest wins. NaN for a label of a single class.
     """
     check_values(labels, probabilities)
     thresholds = np.full(labels.shape[1], np.nan)
@@ -115,18 +116,18 @@ def choose_thresholds(labels: Floats, probabilities: Floats) -> Floats:
 
 
 def draw_choosers(patients: Sequence[str], config: EvaluationConfig) -> NDArray[np.bool_]:
-    """Which items (N,) are of the patients who choose thresholds, where no other split can."""
+    """A mask (N,) of the items of randomly drawn patients, who choose thresholds where no other split can."""
     names, columns = np.unique(np.asarray(patients), return_inverse=True)
     drawn = np.random.default_rng(config.seed).permutation(len(names))
     return drawn[columns] < round(len(names) * config.threshold_share)
 
 
 def score(scored: Scored, config: EvaluationConfig) -> list[MetricRow]:
-    """Every metric of every label, macro and micro, each with intervals by resampling the patients.
+    """Every metric of every label, macro and micro, with intervals by resampling the patients.
 
-    Thresholds stay as they are in each resample. Without resamples in the configuration there are no intervals.
+    Thresholds stay the same in each resample. Without resamples in the configuration, intervals are None.
     """
-    resamples = Resamples.of(scored.patients, config)
+    resamples = Resamples.draw(scored.patients, config)
     estimate = resamples.estimate(partial(_values, scored, resamples.patients, config))
     percentile, bca = estimate.percentile_intervals(), estimate.bca_intervals()
     rows = []
@@ -153,15 +154,15 @@ def score(scored: Scored, config: EvaluationConfig) -> list[MetricRow]:
 
 
 def compare(one: Scored, other: Scored, config: EvaluationConfig) -> list[ComparisonRow]:
-    """The paired difference, `one` less `other`, of every metric, by the same resamples of the same patients.
+    """The paired difference, `one` minus `other`, of every metric, with the same resamples of the patients.
 
-    Raises ValueError unless both are of the same items, in the same order.
+    Raises `ValueError` unless both have the same items and labels, in the same order.
     """
     if one.names != other.names or list(one.patients) != list(other.patients):
         raise ValueError("models are compared on the same items and labels")
     if not np.array_equal(one.labels, other.labels, equal_nan=True) or not np.array_equal(one.decided, other.decided):
         raise ValueError("models are compared on the same labels, and with thresholds chosen on the same patients")
-    resamples = Resamples.of(one.patients, config)
+    resamples = Resamples.draw(one.patients, config)
     ours, theirs = (resamples.estimate(partial(_values, scored, resamples.patients, config)) for scored in (one, other))
     difference = ours - theirs
     percentile, bca, p_values = difference.percentile_intervals(), difference.bca_intervals(), difference.p_values()
@@ -187,11 +188,11 @@ def compare(one: Scored, other: Scored, config: EvaluationConfig) -> list[Compar
 
 
 def _values(scored: Scored, patients: NDArray[np.int64], config: EvaluationConfig, weights: Weights) -> Floats:
-    """(R, L + 2, metrics): of each label, their macro average and the pool of them, under each weighting."""
+    """Metrics (R, L + 2, metrics) of each label, their mean and their pool, under each of R weightings."""
     items = scored.items(patients)
     values = np.full((len(weights), len(items) + 2, len(METRICS)), np.nan)
-    for place, one in enumerate(items):
-        values[:, place] = weighted_metrics(one, weights, calibration_bins=config.calibration_bins)
+    for index, one in enumerate(items):
+        values[:, index] = weighted_metrics(one, weights, calibration_bins=config.calibration_bins)
     both = [one for one in items if one.has_both_classes]
     if both:
         values[:, -2] = _mean(values[:, :-2])
@@ -200,7 +201,7 @@ def _values(scored: Scored, patients: NDArray[np.int64], config: EvaluationConfi
 
 
 def _mean(values: Floats) -> Floats:
-    """The mean over the labels (R, labels, metrics) that have a value; nan where none has."""
+    """The mean over the labels of (R, labels, metrics) that have a value. NaN without any."""
     known = ~np.isnan(values)
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
@@ -208,7 +209,7 @@ def _mean(values: Floats) -> Floats:
 
 
 def _counts(scored: Scored, name: str, row: int, is_decision: bool) -> tuple[int, int | None]:
-    """n and the number of positives: of a label's items; for the macro items with any label; for the micro pairs."""
+    """Counts of items and of positives: of a label, of items with any label (macro), or of item-label pairs (micro)."""
     known = scored.decided if is_decision else ~np.isnan(scored.labels)
     if name == MACRO:
         return int(known.any(axis=1).sum()), None
@@ -219,14 +220,14 @@ def _counts(scored: Scored, name: str, row: int, is_decision: bool) -> tuple[int
 
 
 def _count_patients(scored: Scored, row: int, is_decision: bool) -> int:
-    """Patients with an item that counts for a label, or, macro and micro, for any."""
+    """The number of patients with an item that counts for a label, or for any label (macro and micro)."""
     known = scored.decided if is_decision else ~np.isnan(scored.labels)
     items = known[:, row] if row < len(scored.names) else known.any(axis=1)
     return len(np.unique(np.asarray(scored.patients)[items]))
 
 
 def check_values(labels: Floats, probabilities: Floats) -> None:
-    """Raises ValueError for labels or probabilities that are none."""
+    """Raises `ValueError` for labels that are not 0, 1 or NaN, probabilities outside [0, 1], or other shapes."""
     if labels.ndim != 2 or labels.shape != probabilities.shape:
         raise ValueError(f"labels {labels.shape} and probabilities {probabilities.shape} are not both (N, L)")
     if not np.isin(labels[~np.isnan(labels)], (0, 1)).all():
@@ -236,5 +237,5 @@ def check_values(labels: Floats, probabilities: Floats) -> None:
 
 
 def optional(value: float) -> float | None:
-    """The number, or None where it is none."""
+    """A finite number, or None."""
     return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Latents on a plane, for a look at what a model holds to be alike: t-SNE (van der Maaten & Hinton, JMLR 2008)."""
+"""Latents on a plane, where similar ones are close: t-SNE (van der Maaten & Hinton, JMLR 2008)."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from threadpoolctl import threadpool_limits
 
 from ctclip_model.config import EvaluationConfig
 
-COMPONENTS = 50  # that t-SNE starts from, as its authors do
-FEWEST = 4  # items of which a plane can show anything
+COMPONENTS = 50  # principal components given to t-SNE, as by its authors
+MIN_ITEMS = 4  # fewest items that a plane can show
 
 Floats = NDArray[np.floating]
 
 
 def draw_items(count: int, config: EvaluationConfig) -> NDArray[np.int64]:
-    """Which of so many items to project, in their order: all, or as many as take seconds."""
+    """The sorted indices of the items to project: all of `count`, or a random sample that takes seconds."""
     drawn = np.random.default_rng(config.seed).permutation(count)[: config.projection_items]
     return np.sort(drawn)
 
 
 def project(latents: Floats, config: EvaluationConfig) -> NDArray[np.float64]:
-    """A point (N, 2) for each of N latents (N, d); the same again for the same seed. No points of fewer than four."""
-    if len(latents) < FEWEST:
+    """Points (N, 2) of latents (N, d), the same for the same seed. Fewer than four latents have no points."""
+    if len(latents) < MIN_ITEMS:
         return np.empty((0, 2))
-    with threadpool_limits(1):  # of more threads t-SNE's waits cost more than they bring, and its sums change
-        few = PCA(min(COMPONENTS, *latents.shape), random_state=config.seed).fit_transform(latents.astype(np.float64))
+    with threadpool_limits(1):  # more threads cost more in waits than they save, and change the sums
+        components = PCA(min(COMPONENTS, *latents.shape), random_state=config.seed)
+        reduced = components.fit_transform(latents.astype(np.float64))
         plane = TSNE(
             perplexity=min(config.projection_perplexity, (len(latents) - 1) / 3),
             max_iter=config.projection_steps,
             init="pca",
             random_state=config.seed,
-        ).fit_transform(few)
+        ).fit_transform(reduced)
     return plane.astype(np.float64)

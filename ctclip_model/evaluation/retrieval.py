@@ -1,7 +1,7 @@
-"""Finding the volume of a report, the report of a volume, and volumes with the same abnormalities.
+"""Retrieval: the volume of a report, the report of a volume, and volumes with the same abnormalities.
 
-Similarities are matrix products of some queries with all the gallery; of those of a block only ranks or the nearest
-few stay, so that memory grows with the gallery and not with its square.
+Similarities are matrix products of a block of queries with the whole gallery. Only ranks or the nearest few of a block
+are kept, so that memory grows with the gallery and not with its square.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 RECALL_KS = (1, 5, 10, 50, 100)
 NEIGHBOUR_KS = (1, 5, 10, 50)
-BLOCK = 1024  # queries whose similarities to all the gallery are held at once
+BLOCK = 1024  # queries whose similarities to the whole gallery are in memory at once
 
 Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class RetrievalRow:
-    """One value of the `retrieval` table: recall, mean Jaccard or MAP at K; a median rank has no cut-off: K is 0."""
+    """A row of the `retrieval` table: recall, mean Jaccard index or MAP at K, or a median rank, where K is 0."""
 
     task: str
     k: int
@@ -33,10 +33,11 @@ class RetrievalRow:
 def retrieval_rows(
     image_latents: Floats, text_latents: Floats, labels: Floats, *, leave_query_out: bool = True
 ) -> list[RetrievalRow]:
-    """Both directions between volumes and their reports, and volume to volume.
+    """Retrieval in both directions between volumes and their reports, and from volume to volume.
 
-    `image_latents` and `text_latents` (N, d), L2-normalised, row i of one belongs to row i of the other; `labels`
-    (N, L) in {0, 1}, nan counting as 0. The published numbers find a query in its own gallery.
+    `image_latents` and `text_latents` (N, d) are L2-normalised, and row i of one belongs to row i of the other.
+    `labels` (N, L) in {0, 1}, NaN counts as 0. The published numbers leave a query in its own gallery. Raises
+    `ValueError` for shapes that differ.
     """
     if image_latents.shape != text_latents.shape or len(labels) != len(image_latents):
         raise ValueError(f"{image_latents.shape} images, {text_latents.shape} texts and {len(labels)} labels")
@@ -59,9 +60,9 @@ def retrieval_rows(
 
 
 def match_ranks(queries: Floats, gallery: Floats) -> NDArray[np.int64]:
-    """The rank, from 1, of gallery row i among all the gallery for query row i; what ties with it ranks before it.
+    """The rank, from 1, of gallery row i for query row i. Tied rows rank before it.
 
-    So a model that gives every item the same latent ranks last and not first.
+    So the match ranks last, and not first, for a model that gives every item the same latent.
     """
     ranks = np.empty(len(queries), np.int64)
     for start in range(0, len(queries), BLOCK):
@@ -72,16 +73,17 @@ def match_ranks(queries: Floats, gallery: Floats) -> NDArray[np.int64]:
 
 
 def recall_at(ranks: NDArray[np.int64], ks: Sequence[int] = RECALL_KS) -> dict[int, float]:
-    """The share of queries whose match is among the first K; K beyond the number of queries is left out."""
+    """The share of queries whose match is among the first K. A K above the number of queries is left out."""
     return {k: float((ranks <= k).mean()) for k in ks if k <= len(ranks)}
 
 
 def nearest_volumes(
     latents: Floats, labels: Floats, count: int = max(NEIGHBOUR_KS), *, leave_query_out: bool = True
 ) -> NDArray[np.int64]:
-    """The rows (N, K) most similar to each, the nearest first, of those that have a label; fewer where there are not K.
+    """The rows (N, K) most similar to each row, nearest first, among the rows with a positive label.
 
-    `latents` (N, d), L2-normalised, `labels` (N, L) in {0, 1}, nan counting as 0.
+    K is `count`, or less in a smaller gallery. `latents` (N, d) are L2-normalised, `labels` (N, L) in {0, 1}, NaN
+    counts as 0.
     """
     gallery = np.flatnonzero((labels == 1).any(axis=1))
     count = max(0, min(count, len(gallery) - leave_query_out))
@@ -91,13 +93,13 @@ def nearest_volumes(
         similarities = latents[queries] @ latents[gallery].T  # (block, gallery)
         if leave_query_out:
             similarities[queries[:, None] == gallery] = -np.inf
-        # as NumPy's argpartition, without an index of every column
+        # Faster than NumPy's argpartition, which makes an index of every column.
         nearest[queries] = gallery[torch.from_numpy(similarities).topk(count).indices.numpy()]
     return nearest
 
 
 def jaccard_at(neighbours: NDArray[np.int64], labels: Floats, ks: Sequence[int] = NEIGHBOUR_KS) -> dict[int, float]:
-    """The mean Jaccard index between the labels of each volume and those of its K nearest; K beyond them is left out.
+    """The mean Jaccard index of the labels of each volume and of its K nearest. A K without neighbours is left out.
 
     `neighbours` (N, K) are rows of `labels` (N, L).
     """
@@ -117,10 +119,10 @@ def precision_at(
     *,
     leave_query_out: bool = True,
 ) -> tuple[dict[int, float], int]:
-    """Mean average precision at K, a neighbour being relevant where it shares an abnormality with the query.
+    """Mean average precision at K. A neighbour is relevant if it shares an abnormality with the query.
 
-    A query's average precision is the mean of the precisions at its relevant neighbours, over as many as there could
-    be: K, or all relevant ones in the gallery. Also returns how many queries count: those that have a relevant one.
+    A query's average precision is the sum of the precisions at its relevant neighbours, divided by the most relevant
+    ones possible: K, or all in the gallery. Also returns the number of queries that have a relevant row, which count.
     """
     positive = (labels == 1).astype(np.float32)
     totals, count = np.zeros(len(ks)), 0
@@ -130,7 +132,7 @@ def precision_at(
         possible = possible - leave_query_out * positive[queries].any(axis=1)
         precision = relevant.cumsum(axis=1) / np.arange(1, neighbours.shape[1] + 1) * relevant
         count += int(np.count_nonzero(possible))
-        for place, k in enumerate(ks):
-            totals[place] += (precision[:, :k].sum(axis=1) / np.clip(possible, 1, k)).sum()
+        for index, k in enumerate(ks):
+            totals[index] += (precision[:, :k].sum(axis=1) / np.clip(possible, 1, k)).sum()
     values = {k: float(total / count) for k, total in zip(ks, totals, strict=True) if 0 < k <= neighbours.shape[1]}
     return (values, count) if count else ({}, 0)

@@ -1,8 +1,9 @@
-"""Every metric of one label under many weightings of its patients at once, which is what a bootstrap asks for.
+"""Every metric of one label under many weightings of its patients at once, for the bootstrap.
 
-Drawing a patient k times weighs all of that patient's items by k. So scores are sorted once, a resample is a row of
-whole numbers, AUROC and average precision come from cumulative sums of it, and all else from sums by patient, which
-are one matrix product. Sums of whole numbers are exact: the values are scikit-learn's of the repeated items.
+Drawing a patient k times weighs all of that patient's items by k, so a resample is a row of whole numbers. Scores are
+sorted once. AUROC and average precision come from cumulative sums of the weights. The other metrics come from sums by
+patient, which are one matrix product. Sums of whole numbers are exact: the values equal scikit-learn's on the repeated
+items.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ DECISION_METRICS = ("f1", "weighted_f1", "accuracy", "precision", "recall", "spe
 PROBABILITY_METRICS = ("brier", "calibration_error")
 METRICS = (*RANKING_METRICS, *DECISION_METRICS, *PROBABILITY_METRICS)
 
-BLOCK = 2**18  # weights that are sorted at once: what a core's own cache holds
+BLOCK = 2**18  # weights gathered at once, as many as a core's own cache holds
 
 Floats = NDArray[np.floating]
 Weights = NDArray[np.int32]
@@ -25,12 +26,12 @@ Weights = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Items:
-    """What is known of one label, item by item, (n,) each; a pool of several labels is one as well."""
+    """The known items of one label, or of a pool of labels; arrays (n,)."""
 
     labels: NDArray[np.bool_]
     probabilities: Floats
-    decisions: Floats  # 0 or 1; nan where an item does not count for metrics of decisions
-    patients: NDArray[np.int64]  # the column of each item's patient in the weights
+    decisions: Floats  # 0 or 1; NaN where an item does not count for metrics of decisions
+    patients: NDArray[np.int64]  # column of each item's patient in the weights
 
     @staticmethod
     def pool(parts: list[Items]) -> Items:
@@ -43,49 +44,80 @@ class Items:
 
 
 def weighted_metrics(items: Items, weights: Weights, *, calibration_bins: int) -> Floats:
-    """The value (R, metrics), in the order of `METRICS`, under each of R weightings of the patients, (R, patients).
+    """Values (R, metrics), in the order of `METRICS`, under R weightings of the patients (R, patients).
 
-    nan where a class has no weight, and for decisions where there are none. A tie counts half in AUROC, as in the
-    Mann-Whitney statistic; precision and F1 without a positive decision are 0; the calibration error is the expected
-    one over bins of equal width (Naeini et al., AAAI 2015).
+    NaN where a class has no weight, and for metrics of decisions where there are no decisions. A tie counts half in
+    AUROC, as in the Mann-Whitney statistic. Precision and F1 are 0 without a positive decision. The calibration error
+    is the expected one over bins of equal width (Naeini et al., AAAI 2015).
     """
     values = np.full((len(weights), len(METRICS)), np.nan)
     if items.has_both_classes:
         values[:, : len(RANKING_METRICS)] = _ranking(items, weights)
         values[:, len(RANKING_METRICS) :] = _sums(items, weights, calibration_bins)
-        values[np.isnan(values[:, 0])] = np.nan  # a resample of one class counts for nothing
+        values[np.isnan(values[:, 0])] = np.nan  # drops resamples of one class
     return values
+
+
+@dataclass(frozen=True)
+class _TieGroups:
+    """Items in descending order of probability, and their positives in groups of equal probability."""
+
+    patients: NDArray[np.int64]  # (n,) each item's column of the weights
+    positive_patients: NDArray[np.int64]  # (positives,) each positive's column of the weights
+    starts: NDArray[np.int64]  # (groups,) index of each group's first positive among the positives
+    above: NDArray[np.int64]  # (groups,) count of items with a higher probability
+    down_to: NDArray[np.int64]  # (groups,) count of items with an equal or higher probability
+
+
+def _group_ties(items: Items) -> _TieGroups:
+    order = np.argsort(-items.probabilities, kind="stable")
+    scores, is_positive = -items.probabilities[order], items.labels[order]
+    starts = np.flatnonzero(np.diff(scores[is_positive], prepend=-np.inf))
+    levels = scores[is_positive][starts]
+    return _TieGroups(
+        patients=items.patients[order],
+        positive_patients=items.patients[order[is_positive]],
+        starts=starts,
+        above=np.searchsorted(scores, levels, "left"),
+        down_to=np.searchsorted(scores, levels, "right"),
+    )
 
 
 def _ranking(items: Items, weights: Weights) -> Floats:
     """AUROC and average precision, (R, 2)."""
-    order = np.argsort(-items.probabilities, kind="stable")
-    scores, is_positive = items.probabilities[order], items.labels[order]
-    patients, positive_patients = items.patients[order], items.patients[order[is_positive]]
-    # The positives of one score stand together; what decides is how much weight lies before them, and up to their end.
-    groups = np.flatnonzero(np.diff(scores[is_positive], prepend=np.inf))  # where each begins among the positives
-    levels = -scores[is_positive][groups]
-    before, end = np.searchsorted(-scores, levels, "left"), np.searchsorted(-scores, levels, "right")
+    ties = _group_ties(items)
     values = np.empty((len(weights), len(RANKING_METRICS)))
-    rows = max(1, BLOCK // len(order))
+    rows = max(1, BLOCK // len(ties.patients))
     for start in range(0, len(weights), rows):
-        block = weights[start : start + rows]
-        total = np.zeros((len(block), len(order) + 1), np.int32)
-        np.cumsum(block[:, patients], axis=1, dtype=np.int32, out=total[:, 1:])
-        positive = np.add.reduceat(block[:, positive_patients], groups, axis=1, dtype=np.float64)  # (rows, groups)
-        found = positive.cumsum(axis=1)
-        all_found, positives = total[:, end], found[:, -1]
-        negatives = total[:, -1] - positives
-        negatives_above = (total[:, before] - (found - positive) + all_found - found) / 2  # of the tied ones half
-        won = (positive * (negatives[:, None] - negatives_above)).sum(axis=1)
-        precision = found / np.maximum(all_found, 1)
-        values[start : start + rows, 0] = _ratio(won, positives * negatives)
-        values[start : start + rows, 1] = _ratio((positive * precision).sum(axis=1), positives)
+        values[start : start + rows] = _rank_block(ties, weights[start : start + rows])
     return values
 
 
+def _rank_block(ties: _TieGroups, weights: Weights) -> Floats:
+    """AUROC and average precision under some of the weightings, (R, 2).
+
+    With P and N the weights of all positives and negatives, and for a group g of tied positives its weight w(g), the
+    positives p(g) and all items a(g) down to it, and the negatives n(g) below it, of those tied with it half:
+
+        AUROC             = sum of w(g) n(g) / (P N)
+        average precision = sum of w(g) p(g) / a(g), over P
+    """
+    total = np.zeros((len(weights), len(ties.patients) + 1), np.int32)  # total[:, k]: weight of the first k items
+    np.cumsum(weights[:, ties.patients], axis=1, dtype=np.int32, out=total[:, 1:])
+    group = np.add.reduceat(weights[:, ties.positive_patients], ties.starts, axis=1, dtype=np.float64)  # (R, groups)
+    positives_down_to, items_down_to = group.cumsum(axis=1), total[:, ties.down_to]
+    positives = positives_down_to[:, -1]
+    negatives = total[:, -1] - positives
+    negatives_above = total[:, ties.above] - (positives_down_to - group)
+    negatives_down_to = items_down_to - positives_down_to
+    negatives_below = negatives[:, None] - (negatives_above + negatives_down_to) / 2
+    precision = positives_down_to / np.maximum(items_down_to, 1)
+    auroc = _ratio((group * negatives_below).sum(axis=1), positives * negatives)
+    return np.column_stack([auroc, _ratio((group * precision).sum(axis=1), positives)])
+
+
 def _sums(items: Items, weights: Weights, calibration_bins: int) -> Floats:
-    """The metrics of decisions and of probabilities, (R, 8)."""
+    """Metrics of decisions and of probabilities, (R, 8)."""
     truth, decided = items.labels.astype(np.float64), ~np.isnan(items.decisions)
     positive = np.nan_to_num(items.decisions)
     bins = np.minimum((items.probabilities * calibration_bins).astype(np.int64), calibration_bins - 1)
@@ -118,5 +150,5 @@ def _sums(items: Items, weights: Weights, calibration_bins: int) -> Floats:
 
 
 def _ratio(numerator: Floats, denominator: Floats, otherwise: float = np.nan) -> Floats:
-    """The quotients, and `otherwise` where there is nothing to divide by."""
+    """Quotients, and `otherwise` where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.full(len(numerator), otherwise), where=denominator > 0)

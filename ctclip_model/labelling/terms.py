@@ -1,8 +1,8 @@
-"""The terms that a report states: stems of words and near pairs of them, without what it denies.
+"""Terms that a report affirms: stems of words and pairs of nearby stems, without denied ones.
 
-Radiology reports name most abnormalities only to deny them ("Pleural effusion was not detected"), in set phrases. What
-a denial covers follows the simplest of rules (after NegEx, doi:10.1006/jbin.2001.1029): all of a clause before and
-after "not seen", what comes after "no", and nothing beyond a turn such as "but".
+Radiology reports name most abnormalities only to deny them ("Pleural effusion was not detected"), in set phrases. Three
+rules decide what a denial covers (after NegEx, doi:10.1006/jbin.2001.1029). "Not seen" covers its whole clause, before
+and after. "No" covers the words after it. A turn such as "but" ends a clause.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from collections.abc import Iterator, Sequence
 
 from ctclip_model.config import TfidfConfig
 
-# Line breaks and double spaces part the points of a list; a missing space after a full stop, two sections joined.
+# Line breaks and double spaces separate the points of a list. A full stop without a space separates joined sections.
 _BREAK = re.compile(r"(?<=[.!?;:])\s+|\s{2,}|[\r\n·•]+|(?<=[^\W\d_]\.)(?=[A-Z])")
 _WORD = re.compile(r"[^\W\d_]+")
 _TURNS = frozenset(
     ("but", "however", "although", "though", "while", "whereas", "except", "apart", "other", "otherwise")
 )
-_DENIES_WHAT_FOLLOWS = frozenset(("no", "without", "neither", "nor", "absence", "free"))
+_DENIALS = frozenset(("no", "without", "neither", "nor", "absence", "free"))
 _NOT = frozenset(("not", "wasnt", "werent", "isnt", "arent", "doesnt", "dont", "didnt", "hasnt", "cannot"))
-_PERCEIVES = re.compile(
+_PERCEPTION = re.compile(
     "observ|detect|see|present|found|find|identif|not(e|ed|ic.*)$|show|reveal|demonstr|visual|disting|discern|select|"
     "appreciat|recogni|encounter|monitor|determin|evident|exist|includ|follow|mention"
 )
-_WORDS_TO_VERB = 3  # between "not" and its verb at most: "not been clearly seen"
+_WORDS_TO_VERB = 3  # most words from "not" to its verb: "not been clearly seen"
 
 
 def report_terms(report: str, config: TfidfConfig) -> set[str]:
-    """All terms that a report states somewhere."""
+    """All terms that a report affirms somewhere."""
     return set().union(*(sentence_terms(sentence, config) for sentence in split_statements(report)))
 
 
@@ -38,36 +38,36 @@ def split_statements(report: str) -> list[str]:
 
 
 def sentence_terms(sentence: str, config: TfidfConfig) -> list[str]:
-    """The distinct stems that a sentence in lower case states, and the pairs of them, each in alphabetical order."""
+    """The distinct stems that a sentence in lower case affirms, and pairs of them, each pair in alphabetical order."""
     words = _WORD.findall(sentence.replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", ""))
-    stems = list(dict.fromkeys(word[: config.stem_letters] for word in _stated(words)))
+    stems = list(dict.fromkeys(word[: config.stem_letters] for word in _affirmed(words)))
     pairs = [
         f"{stem} {other}" if stem < other else f"{other} {stem}"
-        for place, stem in enumerate(stems)
-        for other in stems[place + 1 : place + 1 + config.pair_distance]
+        for index, stem in enumerate(stems)
+        for other in stems[index + 1 : index + 1 + config.pair_distance]
     ]
     return stems + pairs
 
 
-def _stated(words: Sequence[str]) -> Iterator[str]:
-    """The words of a sentence that no denial covers."""
+def _affirmed(words: Sequence[str]) -> Iterator[str]:
+    """Words of a sentence that no denial covers."""
     for clause in _clauses(words):
-        if any(word in _NOT and _has_verb(clause[place + 1 :]) for place, word in enumerate(clause)):
+        if any(word in _NOT and _has_verb(clause[index + 1 :]) for index, word in enumerate(clause)):
             continue
         for word in clause:
-            if word in _DENIES_WHAT_FOLLOWS:
+            if word in _DENIALS:
                 break
             yield word
 
 
 def _clauses(words: Sequence[str]) -> Iterator[Sequence[str]]:
     start = 0
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         if word in _TURNS:
-            yield words[start:place]
-            start = place + 1
+            yield words[start:index]
+            start = index + 1
     yield words[start:]
 
 
 def _has_verb(following: Sequence[str]) -> bool:
-    return any(_PERCEIVES.match(word) for word in following[:_WORDS_TO_VERB])
+    return any(_PERCEPTION.match(word) for word in following[:_WORDS_TO_VERB])

@@ -1,7 +1,7 @@
-"""A report labeller without pretrained weights: TF-IDF of the terms that reports state, one logistic regression each.
+"""A report labeller without pretrained weights: TF-IDF of the terms of reports, one logistic regression a label.
 
-It trains in seconds, on the processor, and stands in for RadBERT or checks it. All that it chooses, it chooses on
-reports that the regression at hand has not seen: folds of the training reports, grouped by text.
+It trains in seconds on the CPU, and replaces or checks RadBERT. Strength, calibration and threshold are chosen on
+reports that the regression has not seen: folds of the training reports, grouped by text.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TfidfResult:
-    """A trained labeller, and how it did on the reports held out in its own folds.
+    """A trained labeller and its scores on the reports held out in its own folds.
 
     A little too good, for strength, calibration and thresholds were chosen on them: a check, not a result to cite.
     """
@@ -48,7 +48,7 @@ class TfidfResult:
     folder: Path
     count_parameters: int
     validation_loss: float
-    validation_agreement: float  # the share of equal labels
+    validation_agreement: float  # share of equal labels
     validation_f1: float  # macro
 
 
@@ -61,21 +61,21 @@ class TfidfLabeller:
     terms: list[str]
     weights: Values  # (18, terms)
     biases: Values  # (18,)
-    slopes: Values  # (18,), with the offsets the calibration: probability = sigmoid(slope * logit + offset)
+    slopes: Values  # (18,), of the calibration: probability = sigmoid(slope * logit + offset)
     offsets: Values  # (18,)
-    thresholds: Values  # (18,), probabilities from which on an abnormality counts as present
+    thresholds: Values  # (18,), smallest probabilities that count as present
 
     def label(self, texts: Sequence[str], *, dtype: object = None) -> NDArray[np.float32]:
-        """The calibrated probability (texts, 18) of each abnormality; a `dtype` is for labellers that run a model."""
+        """The calibrated probability (texts, 18) of each abnormality. Ignores `dtype`, which is for transformers."""
         return expit(self.logits(texts) * self.slopes + self.offsets).astype(np.float32)
 
     def logits(self, texts: Sequence[str]) -> Values:
-        """What the regressions say (texts, 18), before calibration."""
-        return self._stated(texts) @ self.weights.T + self.biases
+        """Logits (texts, 18) of the regressions, before calibration."""
+        return self._find_terms(texts) @ self.weights.T + self.biases
 
-    def _stated(self, texts: Sequence[str]) -> csr_matrix:
-        """Which terms each text states (texts, terms), 0 or 1; sentences that many reports share are read once."""
-        places = {term: place for place, term in enumerate(self.terms)}
+    def _find_terms(self, texts: Sequence[str]) -> csr_matrix:
+        """Terms of each text (texts, terms), 0 or 1. Sentences that many reports share are read once."""
+        columns = {term: column for column, term in enumerate(self.terms)}
         known: dict[str, list[int]] = {}
         rows: list[set[int]] = []
         for text in texts:
@@ -83,11 +83,11 @@ class TfidfLabeller:
             for sentence in split_statements(text):
                 if sentence not in known:
                     terms = sentence_terms(sentence, self.config)
-                    known[sentence] = [places[term] for term in terms if term in places]
+                    known[sentence] = [columns[term] for term in terms if term in columns]
                 row.update(known[sentence])
             rows.append(row)
         indptr = np.cumsum([0, *map(len, rows)])
-        indices = np.fromiter((place for row in rows for place in sorted(row)), np.int64, count=indptr[-1])
+        indices = np.fromiter((column for row in rows for column in sorted(row)), np.int64, count=indptr[-1])
         return csr_matrix((np.ones(len(indices)), indices, indptr), shape=(len(texts), len(self.terms)))
 
 
@@ -100,10 +100,11 @@ def train_tfidf_labeller(
     groups: Sequence[str] | None = None,
     on_abnormality: Callable[[], object] | None = None,
 ) -> TfidfResult:
-    """Trains a labeller and leaves it as a model folder; the same reports and labels give the same bytes.
+    """Trains a labeller and writes it as a model folder. The same reports and labels give the same bytes.
 
-    `labels` (reports, 18) in {0, 1}. Reports of one group, or of one text without `groups`, are held out together.
-    `on_abnormality` is called after each of the 18. Raises `ConfigurationError`.
+    `labels` (reports, 18) in {0, 1}. Reports of one group are held out together; by default reports of one text are a
+    group. `on_abnormality` is called after each of the 18. Raises `ConfigurationError` for other labels, for a single
+    group, and where no term is in enough reports.
     """
     if labels.shape != (len(reports), len(ABNORMALITIES)) or not np.isin(labels, (0, 1)).all():
         raise ConfigurationError(f"labels {labels.shape} are not 0 or 1 for {len(reports)} reports and 18 labels")
@@ -111,13 +112,13 @@ def train_tfidf_labeller(
         analyzer=lambda report: report_terms(report, config), min_df=config.min_reports, binary=True, dtype=np.float32
     )
     try:
-        stated = vectorizer.fit_transform(reports)  # (reports, terms)
+        occurrences = vectorizer.fit_transform(reports)  # (reports, terms), 0 or 1
     except ValueError as error:
-        raise ConfigurationError(f"no term stands in {config.min_reports} of {len(reports)} reports") from error
-    folds = _split(stated, groups or reports, config)
+        raise ConfigurationError(f"no term is in {config.min_reports} of {len(reports)} reports") from error
+    folds = _split(occurrences, groups or reports, config)
     fits = []
-    for place in range(len(ABNORMALITIES)):
-        fits.append(_fit(stated, labels[:, place], folds, config))
+    for index in range(len(ABNORMALITIES)):
+        fits.append(_fit(occurrences, labels[:, index], folds, config))
         if on_abnormality is not None:
             on_abnormality()
     labeller = _assemble(folder.name, config, vectorizer.get_feature_names_out(), fits)
@@ -137,7 +138,7 @@ def train_tfidf_labeller(
 
 @dataclass(frozen=True)
 class _Fit:
-    """The regression of one abnormality on some of all terms."""
+    """The regression of one abnormality, on a selection of the terms."""
 
     terms: NDArray[np.int64]
     weights: Values
@@ -145,69 +146,71 @@ class _Fit:
     slope: float
     offset: float
     threshold: float
-    held_out: Values  # (reports,), probabilities of reports that it was not trained on; the calibration was
+    held_out: Values  # (reports,), probabilities by regressions that were not trained on the report
 
 
 @dataclass(frozen=True)
 class _Fold:
-    """Places of training and held-out reports, and what the two state (reports, terms)."""
+    """Indices of training and held-out reports, and the terms of both (reports, terms)."""
 
     training: NDArray[np.int64]
     held: NDArray[np.int64]
-    stated: csr_matrix
-    stated_held: csr_matrix
+    training_terms: csr_matrix
+    held_terms: csr_matrix
 
 
-def _split(stated: csr_matrix, groups: Sequence[str], config: TfidfConfig) -> list[_Fold]:
+def _split(occurrences: csr_matrix, groups: Sequence[str], config: TfidfConfig) -> list[_Fold]:
     names, numbers = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
-        raise ConfigurationError("a labeller needs two different reports at least: one to train on, one to check")
+        raise ConfigurationError("a labeller needs at least two different reports: one to train on, one to check")
     splits = GroupKFold(min(config.folds, len(names)), shuffle=True, random_state=config.seed)
-    return [_Fold(seen, held, stated[seen], stated[held]) for seen, held in splits.split(numbers, groups=numbers)]
+    return [
+        _Fold(training, held, occurrences[training], occurrences[held])
+        for training, held in splits.split(numbers, groups=numbers)
+    ]
 
 
-def _fit(stated: csr_matrix, labels: NDArray[np.integer], folds: Sequence[_Fold], config: TfidfConfig) -> _Fit:
-    """The regression of the strength whose calibrated probabilities of held-out reports have the least log loss."""
+def _fit(occurrences: csr_matrix, labels: NDArray[np.integer], folds: Sequence[_Fold], config: TfidfConfig) -> _Fit:
+    """The regression with the strength that gives the least log loss on held-out reports, after calibration."""
     if any(len(np.unique(labels[fold.training])) < 2 for fold in folds):
         return _fit_prevalence(labels)
     best_loss, best = np.inf, _fit_prevalence(labels)
     for strength, logits in zip(config.strengths, _held_out_logits(labels, folds, config), strict=True):
-        # Platt's sigmoid: a regression balanced between the classes overstates the rarer one.
+        # Platt's sigmoid, since a regression with balanced classes overstates the rarer one.
         calibration = LogisticRegression(C=ALMOST_UNREGULARISED).fit(logits[:, None], labels)
         held_out = calibration.predict_proba(logits[:, None])[:, 1]
         loss = log_loss(labels, held_out)
         if loss < best_loss and calibration.coef_.item() > 0:
-            select, tfidf = reader = _reader(config, stated)
-            regression = _regression(strength).fit(reader.fit_transform(stated, labels), labels)
-            best_loss, best = (
-                loss,
-                _Fit(
-                    terms=select.get_support(indices=True),
-                    weights=regression.coef_[0] * tfidf.idf_,
-                    bias=regression.intercept_.item(),
-                    slope=calibration.coef_.item(),
-                    offset=calibration.intercept_.item(),
-                    threshold=choose_threshold(labels, held_out),
-                    held_out=held_out,
-                ),
+            select, tfidf = selector = _make_selector(config, occurrences)
+            regression = _regression(strength).fit(selector.fit_transform(occurrences, labels), labels)
+            best_loss = loss
+            best = _Fit(
+                terms=select.get_support(indices=True),
+                weights=regression.coef_[0] * tfidf.idf_,
+                bias=regression.intercept_.item(),
+                slope=calibration.coef_.item(),
+                offset=calibration.intercept_.item(),
+                threshold=choose_threshold(labels, held_out),
+                held_out=held_out,
             )
     return best
 
 
 def _held_out_logits(labels: NDArray[np.integer], folds: Sequence[_Fold], config: TfidfConfig) -> Values:
-    """What regressions that were not trained on a report say of it (strengths, reports)."""
+    """Logits (strengths, reports) by regressions that were not trained on the report."""
     logits = np.empty((len(config.strengths), len(labels)))
     for fold in folds:
-        reader = _reader(config, fold.stated)
-        seen, unseen = reader.fit_transform(fold.stated, labels[fold.training]), reader.transform(fold.stated_held)
+        selector = _make_selector(config, fold.training_terms)
+        training = selector.fit_transform(fold.training_terms, labels[fold.training])
+        held = selector.transform(fold.held_terms)
         for row, strength in zip(logits, config.strengths, strict=True):
-            row[fold.held] = _regression(strength).fit(seen, labels[fold.training]).decision_function(unseen)
+            row[fold.held] = _regression(strength).fit(training, labels[fold.training]).decision_function(held)
     return logits
 
 
-def _reader(config: TfidfConfig, stated: csr_matrix) -> Pipeline:
-    """Chooses the terms that tell most of an abnormality, and weighs them; a long report's weigh no less."""
-    return make_pipeline(SelectKBest(chi2, k=min(config.terms, stated.shape[1])), TfidfTransformer(norm=None))
+def _make_selector(config: TfidfConfig, occurrences: csr_matrix) -> Pipeline:
+    """Selects the terms that depend most on an abnormality, and weighs them. Terms of long reports weigh the same."""
+    return make_pipeline(SelectKBest(chi2, k=min(config.terms, occurrences.shape[1])), TfidfTransformer(norm=None))
 
 
 def _regression(strength: float) -> LogisticRegression:
@@ -215,14 +218,14 @@ def _regression(strength: float) -> LogisticRegression:
 
 
 def _fit_prevalence(labels: NDArray[np.integer]) -> _Fit:
-    """For an abnormality that too few reports show, or lack, to learn it: how often it occurs (Laplace's rule)."""
+    """The prevalence (Laplace's rule), for an abnormality that too few reports show or lack."""
     prevalence = (labels.sum() + 1) / (len(labels) + 2)
     none = np.empty(0)
     return _Fit(none.astype(np.int64), none, logit(prevalence), 1.0, 0.0, 0.5, np.full(len(labels), prevalence))
 
 
 def choose_threshold(labels: NDArray[np.integer], probabilities: Values) -> float:
-    """The threshold of the best F1, halfway to the next lower probability."""
+    """The threshold with the best F1, halfway to the next lower probability."""
     precision, recall, candidates = precision_recall_curve(labels, probabilities)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
     best = int(np.argmax(f1[:-1]))
@@ -231,7 +234,7 @@ def choose_threshold(labels: NDArray[np.integer], probabilities: Values) -> floa
 
 
 def _assemble(labeller_id: str, config: TfidfConfig, terms: NDArray[np.str_], fits: Sequence[_Fit]) -> TfidfLabeller:
-    """One labeller of the 18 regressions, on the terms that any of them reads."""
+    """A labeller of the 18 regressions, on all terms that a regression uses."""
     chosen = np.unique(np.concatenate([fit.terms for fit in fits]))
     weights = np.zeros((len(fits), len(chosen)))
     for row, fit in zip(weights, fits, strict=True):
@@ -254,7 +257,7 @@ def _save(labeller: TfidfLabeller, folder: Path, info: Mapping[str, object]) -> 
 
 
 def is_tfidf_folder(folder: Path) -> bool:
-    """Whether a model folder says that it holds such a labeller."""
+    """True if a model folder's config.json names a tf-idf labeller."""
     try:
         return read_description(folder).get("kind") == KIND
     except CheckpointError:
@@ -262,7 +265,7 @@ def is_tfidf_folder(folder: Path) -> bool:
 
 
 def load_tfidf_labeller(folder: Path | str) -> TfidfLabeller:
-    """A labeller from its folder. Raises `CheckpointError` where the folder is incomplete or damaged."""
+    """Loads a labeller from its folder. Raises `CheckpointError` for an incomplete or damaged folder."""
     folder = Path(folder)
     try:
         config = parse_config(TfidfConfig, read_description(folder)["config"], "config")

@@ -1,19 +1,18 @@
-"""The memory that a training step takes, said before it is taken."""
+"""Memory of a training step, estimated beforehand."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import torch
 from measure import peak_bytes
-from typer.testing import CliRunner
 
 from ctclip_model.config import Preset, tiny
-from ctclip_model.device import Compute
+from ctclip_model.device import Compute, Precision
 from ctclip_model.models.clip import CTCLIP
-from ctclip_model.training.step_memory import StepMemory, estimate_step
+from ctclip_model.training.step_memory import SHARE_USED, StepMemory, estimate_step
+from flows.commands import doctor
 
 
 def real_peak(preset: Preset, count: int) -> int:
@@ -49,11 +48,15 @@ def test_what_fits_leaves_a_tenth_free() -> None:
     assert memory.count_fitting(50) == memory.count_fitting(0) == 0
 
 
-def test_doctor_says_what_batch_fits() -> None:
-    from flows.cli import app
-
-    result = CliRunner().invoke(app, ["doctor", "--train", "--preset", "tiny", "--json"])
-    assert result.exit_code == 0, result.output
-    texts = [one["text"] for one in json.loads(result.output) if one["check"] in ("training memory", "batch")]
-    assert [" volumes at once" in text for text in texts] == [True, True, False]
-    assert texts[-1] == "the preset's 96 fits one process"
+@pytest.mark.parametrize(
+    ("volumes", "advice"),
+    [(200, "the preset's 96 fits one process"), (7.5, "--at-once 7"), (0, "no volume fits: choose a smaller preset")],
+)
+def test_doctor_says_what_batch_fits(volumes: float, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = estimate_step(tiny(), Compute("cpu", recompute=True))
+    free_bytes = int((memory.fixed + volumes * memory.per_volume) / SHARE_USED)
+    monkeypatch.setattr(doctor, "find_free_memory", lambda: ("a machine", free_bytes))
+    *ways, batch = doctor.check_training_memory("tiny", Precision.float32)
+    assert ["volumes at once fit" in way.text for way in ways] == [True, True]
+    assert advice in batch.text
+    assert batch.is_bad == (volumes == 0)

@@ -136,7 +136,7 @@ def test_intervals_hold_their_value_and_repeat_with_the_seed(scored):
 
 def test_intervals_are_scipys():
     values = np.random.default_rng(0).exponential(size=50)
-    resamples = Resamples.of(range(50), EvaluationConfig(resamples=20_000))
+    resamples = Resamples.draw(range(50), EvaluationConfig(resamples=20_000))
     estimate = resamples.estimate(lambda weights: (weights @ values / weights.sum(axis=1))[:, None])
     for method, ours in (("percentile", estimate.percentile_intervals()), ("bca", estimate.bca_intervals())):
         expected = bootstrap((values,), np.mean, n_resamples=20_000, method=method, rng=1).confidence_interval

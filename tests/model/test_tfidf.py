@@ -99,7 +99,7 @@ def test_threshold_is_the_one_of_the_best_f1():
     ("reports", "labels", "message"),
     [
         (["A nodule."] * 9, np.zeros((9, 18), int), "two different reports"),
-        (["One.", "Two."], np.zeros((2, 18), int), "no term stands in 5 of 2 reports"),
+        (["One.", "Two."], np.zeros((2, 18), int), "no term is in 5 of 2 reports"),
         (["One.", "Two."], np.full((2, 18), 2), "0 or 1"),
         (["One.", "Two."], np.zeros((2, 17), int), "18 labels"),
     ],
