@@ -96,11 +96,12 @@ def _ranking(items: Items, weights: Weights) -> Floats:
 def _rank_block(ties: _TieGroups, weights: Weights) -> Floats:
     """AUROC and average precision under some of the weightings, (R, 2).
 
-    With P and N the weights of all positives and negatives, and for a group g of tied positives its weight w(g), the
-    positives p(g) and all items a(g) down to it, and the negatives n(g) below it, of those tied with it half:
+    P and N are the weights of all positives and all negatives. A group g of tied positives has the weight w(g). Down
+    to the group, itself included, lie positives of weight p(g) and items of weight a(g). Below the group lie negatives
+    of weight n(g), where tied ones count half. Then, with sums over the groups,
 
-        AUROC             = sum of w(g) n(g) / (P N)
-        average precision = sum of w(g) p(g) / a(g), over P
+        AUROC             = sum of w(g) n(g), divided by P N
+        average precision = sum of w(g) p(g) / a(g), divided by P
     """
     total = np.zeros((len(weights), len(ties.patients) + 1), np.int32)  # total[:, k]: weight of the first k items
     np.cumsum(weights[:, ties.patients], axis=1, dtype=np.int32, out=total[:, 1:])

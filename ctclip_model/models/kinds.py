@@ -12,7 +12,8 @@ from typing import Any
 
 from ctclip_model.errors import ConfigurationError
 
-OLD_SPELLINGS = {"ctclip": "ct-clip"}  # in the config.json of older model folders
+# Older model folders spell kinds like this in their config.json.
+OLD_SPELLINGS = {"ctclip": "ct-clip"}
 
 
 class ModelKind(StrEnum):

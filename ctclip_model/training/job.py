@@ -57,7 +57,7 @@ class TrainingJob:
     manifest: Manifest
     preset: Preset
     compute: Compute
-    parent: Parent | None = None  # for fine-tuned kinds
+    parent: Parent | None = None  # None: trained from random weights
     labels_of: str | None = None  # labeller whose labels a fine-tuned model learns
 
     @property

@@ -44,7 +44,7 @@ def _peak_bytes(preset: Preset, compute: Compute, device: torch.device, count: i
     with FakeTensorMode(), device:
         model = CTCLIP(preset.model).train()
         vision = model.visual_transformer
-        vision.vq.eval()  # in training, its counts depend on values
+        vision.vq.eval()  # its counts in training would depend on values
         vision.recompute = compute.recompute
         model.text_transformer.requires_grad_(preset.training.text_learning_rate != 0)
         volumes = torch.empty(count, 1, *preset.recipe.shape)

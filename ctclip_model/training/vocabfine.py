@@ -105,7 +105,7 @@ def teach_prompts(
             make_batch=batches.make_batch,
             compute_loss=batches.compute_loss,
             runs_backward=True,
-            after_step=lambda: move_codebook(model),  # as in contrastive training, since the encoder moves
+            after_step=lambda: move_codebook(model),
             after_skip=model.visual_transformer.vq.forget,
             name_samples=lambda step: [data.names[index] for index in order.batch(step)],
             steps=steps,

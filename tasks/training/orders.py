@@ -145,7 +145,7 @@ def carry_out(data_root: Path, name: str) -> Outcome:
     with hold_lease(data_root, f"{order.stage}-worker", order.limits) as lease, log_context(**facts):
         run = OrderedRun(data_root, order, lease)
         run.publish_if_due()
-        if _outcome_path(path).exists():  # by an attempt that the stage believed dead
+        if _outcome_path(path).exists():  # written by an attempt that the stage believed dead
             return _read(_outcome_path(path), Outcome)
         try:
             order.work.do(run)

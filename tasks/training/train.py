@@ -35,7 +35,7 @@ def run_training(run: StageRun, job: TrainingJob, launch: Launch) -> None:
     from ctclip_model.training.engine.state import discard_state
 
     manifest = job.manifest
-    if run.has_recorded("models", manifest.model_id):  # by an attempt that died before its end
+    if run.has_recorded("models", manifest.model_id):  # an earlier attempt died after this record
         run.count_done += 1
     else:
         started = time.monotonic()

@@ -68,7 +68,7 @@ def test_training_ends_in_a_model_folder_and_records_every_step(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("phase", "step"), [("text", 5), ("contrastive", 2), ("contrastive", 7)])
-def test_a_stopped_run_goes_on_to_the_same_weights(
+def test_stopped_run_continues_to_the_same_weights(
     tmp_path: Path, manifest: Path, preset: Preset, phase: str, step: int
 ) -> None:
     def stop(record: StepRecord) -> None:
@@ -120,7 +120,7 @@ def test_shifted_volumes_move_whole_and_leave_air() -> None:
         assert set(after.flatten().tolist()) <= {-1000, *before.flatten().tolist()}
 
 
-def test_a_varied_report_has_sentences_of_the_report_and_now_and_then_few() -> None:
+def test_varied_report_has_sentences_of_the_report_and_sometimes_few() -> None:
     sections = [split_sentences("One is here. Two is there! Is three?"), ["Four ends it."]]
     known = {sentence for section in sections for sentence in section}
     rng = np.random.default_rng(0)
@@ -143,7 +143,7 @@ def test_codes_start_on_tokens(preset: Preset) -> None:
     assert len(codes.unique(dim=0)) == len(codes)  # rounding would choose between equal codes
 
 
-def test_the_text_encoder_learns_what_a_single_sentence_says(preset: Preset) -> None:
+def test_text_encoder_learns_single_sentences(preset: Preset) -> None:
     """Reports of two findings each; a prompt of one, never seen alone with its label, must be understood."""
     rng = np.random.default_rng(0)
     names = ABNORMALITIES[:2]
@@ -193,7 +193,7 @@ def test_matrices_decay_and_scales_do_not(preset: Preset) -> None:
     assert not any(name.endswith(("bias", "LayerNorm.weight")) for name in decayed)
 
 
-def test_the_model_is_the_average_of_its_weights_where_asked(tmp_path: Path, manifest: Path, preset: Preset) -> None:
+def test_model_is_the_average_of_its_weights_on_request(tmp_path: Path, manifest: Path, preset: Preset) -> None:
     averaged = dataclasses.replace(preset, training=dataclasses.replace(preset.training, average_decay=1.0))
     train_contrastive(manifest, tmp_path, averaged, tmp_path / "averaged")
     train_contrastive(manifest, tmp_path, preset, tmp_path / "last")
@@ -225,12 +225,10 @@ def test_scans_held_out_for_validation_are_of_patients_that_training_never_sees(
     assert held.volumes([0]).item() == scans.index(held.scan_ids[0])
     assert hold_out(data, TrainingConfig()) == (data, None)
     with pytest.raises(MissingInputError, match="too few"):
-        hold_out(data.take([25, 26]), config)  # whose labels are not known
+        hold_out(data.take([25, 26]), config)  # samples without a known label
 
 
-def test_event_files_show_each_step_once_however_often_it_was_done(
-    tmp_path: Path, manifest: Path, preset: Preset
-) -> None:
+def test_event_files_show_a_repeated_step_once(tmp_path: Path, manifest: Path, preset: Preset) -> None:
     steps = dataclasses.replace(preset.training, samples=preset.training.batch_size * 5, steps_per_checkpoint=2)
     preset = dataclasses.replace(preset, training=steps)
     losses: list[float] = []
@@ -240,10 +238,10 @@ def test_event_files_show_each_step_once_however_often_it_was_done(
         if record.phase == "contrastive" and record.step == 3:
             raise KeyboardInterrupt
 
-    folder, told = tmp_path / "model", Compute("cpu", tensorboard=True)
+    folder, compute = tmp_path / "model", Compute("cpu", tensorboard=True)
     with pytest.raises(KeyboardInterrupt):
-        train_contrastive(manifest, tmp_path, preset, folder, compute=told, on_step=die)
-    train_contrastive(manifest, tmp_path, preset, folder, compute=told)
+        train_contrastive(manifest, tmp_path, preset, folder, compute=compute, on_step=die)
+    train_contrastive(manifest, tmp_path, preset, folder, compute=compute)
     events = EventAccumulator(str(tmp_path / "model.work/tensorboard/contrastive")).Reload()
     shown = {event.step: event.value for event in events.Scalars("loss")}
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]

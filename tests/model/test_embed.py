@@ -1,3 +1,5 @@
+"""Latents of volumes, texts and prompts, against the golden files."""
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,7 @@ def test_half_precision_latents_are_of_length_one(model):
     assert np.linalg.norm(latents, axis=1) == pytest.approx(1, abs=1e-6)
 
 
-def test_texts_keep_their_order_whatever_the_batches(model, tokenizer):
+def test_texts_keep_their_order_in_any_batches(model, tokenizer):
     alone = np.concatenate([embed_texts(model, tokenizer, [text]) for text in TEXTS])
     assert embed_texts(model, tokenizer, TEXTS, tokens_per_batch=40) == pytest.approx(alone, abs=1e-5)
     assert embed_texts(model, tokenizer, []).shape == (0, 16)

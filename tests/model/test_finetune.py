@@ -98,7 +98,7 @@ def test_an_unknown_label_counts_for_nothing_in_vocabfine():
     assert nothing.tolist() == [0, 0, 0]
 
 
-def test_shares_of_a_batch_have_the_loss_of_the_whole_however_many_labels_each_knows():
+def test_shares_of_a_batch_add_up_to_its_loss_with_any_number_of_known_labels():
     torch.manual_seed(0)
     images, prompts = F.normalize(torch.randn(4, 8), dim=-1), F.normalize(torch.randn(36, 8), dim=-1)
     labels = (torch.rand(4, 18) < 0.5).float()
@@ -125,7 +125,7 @@ def test_an_unknown_label_counts_for_nothing_in_lipro():
     assert logits.grad[0, 1] == 0
 
 
-def test_positive_weights_are_negatives_over_positives_of_what_is_known():
+def test_positive_weights_are_known_negatives_over_known_positives():
     labels = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, torch.nan, 0.0], [0.0, 1.0, torch.nan]])
     assert positive_weights(labels).tolist() == [3.0, 0.5, 1.0]
 
@@ -138,7 +138,7 @@ def linear_task(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return latents, (scores > scores.quantile(0.75, dim=0)).float()
 
 
-def test_the_head_learns_a_linear_task_from_what_is_known_of_it():
+def test_head_learns_a_linear_task_from_known_labels():
     latents, labels = linear_task(2000, seed=0)
     hidden = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.3
     lied = torch.where(hidden, torch.nan, labels)
@@ -228,7 +228,7 @@ def test_vocabfine_lowers_its_loss(tmp_path: Path, parent: Path) -> None:
     assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
 
 
-def test_a_stopped_vocabfine_goes_on_to_the_same_weights(tmp_path: Path, parent: Path) -> None:
+def test_stopped_vocabfine_continues_to_the_same_weights(tmp_path: Path, parent: Path) -> None:
     manifest = write_samples(tmp_path, PRESETS["smoke"]().recipe, SCANS)
 
     def stop(record):

@@ -1,4 +1,4 @@
-"""The loss is of the whole batch, however it is computed: on two processes, or a few samples at a time."""
+"""The loss is that of the whole batch, on one process or two, and with any number of samples at a time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def few_codes() -> Preset:
 
 
 def untrained(preset: Preset) -> tuple[CTCLIP, PreTrainedTokenizerFast, TrainingData]:
-    """A model without dropout, and twenty scans, of which some have no known label and none knows all."""
+    """A model without dropout, and twenty scans. Some have no known label, and none has 18."""
     rng = np.random.default_rng(0)
     volumes = torch.from_numpy(rng.integers(-1000, 1000, (20, *preset.recipe.shape), np.int16))
     reports = [[[f"Finding {index} is seen.", "The rest is normal."], [f"Number {index}."]] for index in range(20)]
@@ -127,8 +127,8 @@ def label(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses, load_file(path / "model.safetensors")
 
 
-def learn_sharded_and_go_on(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Stopped in the third step, before that is saved, and gone on with by a model that is shared out anew."""
+def learn_sharded_and_continue(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Stops in the third step, before its checkpoint, and continues with a model that is sharded anew."""
     settings: dict[str, Any] = {"sharded": True, "encoded_at_once": 2, "average_decay": 0.5, "steps_per_checkpoint": 1}
     before, _ = learn(checkpoints=Checkpoints(folder / "checkpoints", 2), stop_after=3, **settings)
     dist.barrier()  # until the first has written
@@ -147,7 +147,7 @@ OTHERS: dict[str, Callable[[Path], Any]] = {
     "sigmoid": lambda _: learn(Negatives.sigmoid),
     "local": lambda _: learn(Negatives.local),
     "shares": lambda _: learn(sharded=True),
-    "shares, gone on": learn_sharded_and_go_on,
+    "shares, continued": learn_sharded_and_continue,
 }
 
 
@@ -194,7 +194,7 @@ def test_other_ways_of_two_processes_learn_as_one_with_twice_the_batch(tmp_path:
     found = learn_on_two(tmp_path, list(OTHERS))
     assert_same(found["sigmoid"], learn(Negatives.sigmoid))
     assert_same(found["shares"], learn())
-    assert_same(found["shares, gone on"], learn(average_decay=0.5))
+    assert_same(found["shares, continued"], learn(average_decay=0.5))
     assert found["local"][0] != pytest.approx(learn(Negatives.local)[0], rel=1e-2)  # half the negatives
 
 

@@ -1,3 +1,5 @@
+"""The transformer labeller: its training, its folder, and the published weights."""
+
 import dataclasses
 
 import numpy as np
@@ -86,7 +88,7 @@ def test_the_same_seed_gives_the_same_labeller(tmp_path):
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
-def test_a_killed_training_goes_on_to_the_same_labeller_bit_by_bit(tmp_path):
+def test_killed_training_continues_to_the_same_labeller_bit_by_bit(tmp_path):
     reports, labels = write_reports(60, seed=0)
     config = dataclasses.replace(CONFIG, dropout=0.1, epochs=3, patience=1, learning_rate=0.02)
     losses = {"whole": {}, "killed": {}}

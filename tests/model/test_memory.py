@@ -29,12 +29,12 @@ def real_peak(preset: Preset, count: int) -> int:
 
 
 @pytest.mark.slow
-def test_the_estimate_is_what_a_step_takes() -> None:
+def test_estimate_is_the_memory_of_a_step() -> None:
     base = tiny()
     preset = dataclasses.replace(base, training=dataclasses.replace(base.training, text_learning_rate=None))
     estimate = estimate_step(preset, Compute("cpu"))
     per_volume = (real_peak(preset, 96) - real_peak(preset, 32)) / 64
-    assert per_volume + 4 * 24 * 40 * 40 == pytest.approx(estimate.per_volume, rel=0.4)  # and the volume itself
+    assert per_volume + 4 * 24 * 40 * 40 == pytest.approx(estimate.per_volume, rel=0.4)  # plus the volume's own bytes
 
 
 def test_recomputing_takes_less_for_each_volume() -> None:
@@ -42,7 +42,7 @@ def test_recomputing_takes_less_for_each_volume() -> None:
     assert recomputed.per_volume < plain.per_volume
 
 
-def test_what_fits_leaves_a_tenth_free() -> None:
+def test_fitting_volumes_leave_a_tenth_free() -> None:
     memory = StepMemory(fixed=40, per_volume=10)
     assert memory.count_fitting(100) == 5
     assert memory.count_fitting(50) == memory.count_fitting(0) == 0

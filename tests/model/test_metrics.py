@@ -1,3 +1,5 @@
+"""Metrics, intervals and comparisons, against scikit-learn, SciPy and the published code."""
+
 import dataclasses
 import json
 
@@ -60,7 +62,7 @@ def test_weighted_metrics_are_scikit_learns_of_the_repeated_items(digits):
     patients = np.repeat(np.arange(30), 2)
     weights[5] = 0
     weights[5, patients[labels][:1]] = 1  # one patient
-    labels[patients == patients[labels][0]] = True  # so that this resample has one class
+    labels[patients == patients[labels][0]] = True  # leaves this resample one class
     found = weighted_metrics(Items(labels, probabilities, decisions, patients), weights, calibration_bins=10)
     for row, weight in zip(found[:5], weights, strict=False):
         repeats = weight[patients]
@@ -109,7 +111,7 @@ def test_an_unknown_label_does_not_count(scored):
     assert {row.n for row in rows if row.abnormality in ("b", "macro")} == {60}
 
 
-def test_who_chose_the_thresholds_is_not_decided_but_ranked(scored):
+def test_patients_who_chose_the_thresholds_count_for_ranking_alone(scored):
     choosers = metrics.draw_choosers(scored.patients, CONFIG)
     assert choosers.sum() == 30  # half the patients, whole
     assert (choosers[::2] == choosers[1::2]).all()

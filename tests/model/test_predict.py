@@ -89,7 +89,7 @@ def test_a_bad_file_leaves_the_others_their_place(folder, tmp_path):
     assert failed == [(paths[0], "missing_file"), (paths[2], "not_nifti")]
 
 
-def test_a_bad_file_raises_where_nobody_takes_its_error(folder, tmp_path):
+def test_bad_file_raises_without_a_handler_of_errors(folder, tmp_path):
     path = save_volume(tmp_path / "a.nii.gz")
     volumes = open_model(folder).predict([path, tmp_path / "gone.nii.gz"])
     assert next(volumes).path == path

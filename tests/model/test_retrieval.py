@@ -1,3 +1,5 @@
+"""Retrieval between volumes and reports, against the published code."""
+
 import json
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Terms that a report affirms, and those that it denies."""
+
 import pytest
 
 from ctclip_model.config import TfidfConfig
@@ -24,7 +26,7 @@ def stated(sentence):
         ("a node that did not reach 10 mm", ["a", "node", "that", "did", "not", "reach", "mm"]),
     ],
 )
-def test_what_is_denied_is_not_stated(sentence, words):
+def test_denied_term_is_not_affirmed(sentence, words):
     assert stated(sentence) == words
 
 

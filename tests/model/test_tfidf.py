@@ -1,3 +1,5 @@
+"""The tf-idf labeller: learning, held-out reports, calibration and its folder."""
+
 import json
 
 import numpy as np
@@ -69,7 +71,7 @@ def test_an_abnormality_that_no_report_shows_gets_its_prevalence(trained):
 def test_reports_of_one_group_are_held_out_together(tmp_path):
     reports, labels = write_reports(40, seed=0)
     labels[:] = 0
-    labels[:20, COLUMNS[0]] = 1  # told apart by the group alone, so nothing can be learned from the other one
+    labels[:20, COLUMNS[0]] = 1  # differs between the groups alone, so the other group teaches nothing
     result = train_tfidf_labeller(
         [f"{report} {'Old' if place < 20 else 'New'} scanner." for place, report in enumerate(reports)],
         labels, TfidfConfig(), tmp_path / "a", groups=["a"] * 20 + ["b"] * 20,

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: whole or absent, of any number of processes, and gone on from as if nothing had been."""
+"""Checkpoints of a training: complete or absent, and continued from by any number of processes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         run_steps(dataclasses.replace(run, model=wider, optimizer=optimizer, checkpoints=Checkpoints(tmp_path, kept=1)))
 
 
-def test_the_best_weights_are_kept_where_patience_ends_a_run(tmp_path: Path) -> None:
+def test_best_weights_are_kept_when_patience_ends_a_run(tmp_path: Path) -> None:
     layer, run, records = diverging(set(), tolerated=0)
     losses = iter([3.0, 1.0, 2.0, 1.5])
     weights: list[float] = []
@@ -96,18 +96,18 @@ def test_the_best_weights_are_kept_where_patience_ends_a_run(tmp_path: Path) -> 
     assert run_steps(stopping) == 8
     assert layer.weight.item() == weights[1]
     assert len(records) == 8
-    assert run_steps(dataclasses.replace(stopping, checkpoints=Checkpoints(tmp_path, kept=1))) == 8  # and no step more
+    assert run_steps(dataclasses.replace(stopping, checkpoints=Checkpoints(tmp_path, kept=1))) == 8  # no further step
     assert (layer.weight.item(), len(records)) == (weights[1], 8)
 
 
-def test_what_a_training_goes_on_from_goes_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_is_discarded_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     for name in ("checkpoints/step-000001/weights", "curve.jsonl"):
         path = state_folder(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     with monkeypatch.context() as patched:
-        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if killed just then
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # a kill at this moment
         discard_state(folder)
     assert not has_state(folder)
     discard_state(folder)
@@ -131,7 +131,7 @@ def test_a_curve_is_read_past_a_line_that_a_kill_cut_off(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", [WEIGHTS, REST])
 @pytest.mark.parametrize("bytes_left", [0, 40, None])
-def test_a_damaged_checkpoint_is_passed_over(
+def test_damaged_checkpoint_is_skipped(
     tmp_path: Path, name: str, bytes_left: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoints = Checkpoints(tmp_path, kept=2)
@@ -149,7 +149,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert "step-000002 is damaged" in caplog.text
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_the_checkpoints_of_before(
+def test_full_disk_is_one_clear_error_and_leaves_earlier_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = Checkpoints(tmp_path, kept=2)
@@ -157,7 +157,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_checkpoints_of_before(
     checkpoints.wait()
 
     def run_out_of_room(*_: object) -> None:
-        raise RuntimeError("[enforce fail]\n file write failed")  # as PyTorch says it
+        raise RuntimeError("[enforce fail]\n file write failed")  # PyTorch's own message
 
     monkeypatch.setattr(torch, "save", run_out_of_room)
     checkpoints.save(2, snapshot(2))
@@ -166,7 +166,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_checkpoints_of_before(
     assert steps_in(tmp_path) == ["step-000001"]
 
 
-def test_what_a_killed_writer_leaves_is_no_checkpoint(tmp_path: Path) -> None:
+def test_leftover_of_a_killed_writer_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / ".step-000009.killed").mkdir()
     checkpoints = Checkpoints(tmp_path, kept=2)
     assert checkpoints.load() is None
@@ -184,7 +184,7 @@ def test_a_checkpoint_holds_weights_under_their_published_names(tmp_path: Path) 
     assert "visual_transformer.enc_spatial_transformer.layers.0.1.to_q.weight" in found
 
 
-def test_sigterm_saves_at_the_end_of_the_step_and_the_rerun_goes_on(tmp_path: Path) -> None:
+def test_sigterm_saves_at_the_end_of_the_step_and_the_rerun_continues(tmp_path: Path) -> None:
     preset = short_preset(steps_per_checkpoint=100, average_decay=0.9)
     manifest = write_samples(tmp_path, preset.recipe)
     steps: list[int] = []
@@ -263,8 +263,10 @@ def test_killed_at_twenty_moments_the_curve_is_the_same_to_the_bit(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_of_four_processes_goes_on_with_two_and_one(tmp_path: Path) -> None:
-    preset = short_preset(samples=8 * 12, text_learning_rate=0.0, steps_per_checkpoint=1)  # and so without dropout
+def test_run_of_four_processes_continues_with_two_and_one(tmp_path: Path) -> None:
+    preset = short_preset(
+        samples=8 * 12, text_learning_rate=0.0, steps_per_checkpoint=1
+    )  # a frozen text encoder has no dropout
     manifest = write_samples(tmp_path, preset.recipe)
     write_job(tmp_path, make_job(tmp_path, preset))
     train_contrastive(manifest, tmp_path, preset, tmp_path / "whole", compute=Compute("cpu"))
@@ -275,8 +277,8 @@ def test_a_run_of_four_processes_goes_on_with_two_and_one(tmp_path: Path) -> Non
         worker.send_signal(signal.SIGTERM)
         output, errors = worker.communicate(timeout=60)
         assert worker.returncode != 0
-        told = parse_events("".join(seen) + output)
-        assert {event.get("kind") for event in told if event["event"] == "error"} == {"PreemptedError"}, errors
+        printed = parse_events("".join(seen) + output)
+        assert {event.get("kind") for event in printed if event["event"] == "error"} == {"PreemptedError"}, errors
     worker = start_worker(tmp_path)
     output, errors = worker.communicate()
     assert worker.returncode == 0, errors

@@ -1,3 +1,5 @@
+"""Zero-shot probabilities and their means over the reconstructions of a scan."""
+
 import numpy as np
 import pytest
 

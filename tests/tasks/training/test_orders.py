@@ -133,10 +133,10 @@ def test_a_worker_trains_a_labeller_on_the_reports_that_were_ordered(
     assert load_labeller(data_root / "models" / labeller_id).label(texts).shape == labels.shape
 
 
-def test_steps_that_a_killed_run_has_not_recorded_are_recorded_in_the_end(
+def test_unrecorded_steps_of_a_killed_run_are_recorded_at_the_end(
     data_root: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The flow's process dies after a checkpoint, with its last steps unrecorded, and another run goes on."""
+    """The flow's process dies after a checkpoint, with its last steps unrecorded, and another run continues."""
     preset = dataclasses.replace(preset, training=dataclasses.replace(preset.training, samples=48))
     work = make_work(data_root, preset)
 
@@ -175,7 +175,7 @@ def test_a_model_whose_run_died_before_it_was_recorded_is_not_trained_again(
 
 
 @pytest.mark.parametrize("moment", ["record_model", "model_samples", "discard", "outcome"])
-def test_a_worker_that_dies_in_the_end_is_followed_by_one_that_does_nothing_twice(
+def test_worker_after_one_that_died_at_the_end_repeats_nothing(
     data_root: Path, mounted: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     with open_run(data_root, "train", "short") as run, order_placed(run, make_work(data_root, preset)) as name:
@@ -251,7 +251,7 @@ def test_records_of_a_model_trained_again_are_those_of_its_new_curve(data_root: 
     assert query(data_root, "select count(*) from training_steps") == [(9,)]
 
 
-def test_an_error_of_the_work_is_raised_where_it_was_ordered(
+def test_error_of_the_work_is_raised_by_the_stage_that_ordered(
     data_root: Path, mounted: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(*_: object) -> None:
@@ -271,7 +271,7 @@ def test_an_error_of_the_work_is_raised_where_it_was_ordered(
     ]
 
 
-def test_work_stops_where_its_order_is_gone(
+def test_work_stops_when_its_order_is_gone(
     data_root: Path, mounted: Path, preset: Preset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(steps, "STEPS_PER_RECORD", 1)
@@ -285,7 +285,7 @@ def test_work_stops_where_its_order_is_gone(
     assert query(data_root, "select step from training_steps") == [(1,)]
 
 
-def test_a_step_that_another_attempt_does_again_is_recorded_once(data_root: Path, preset: Preset) -> None:
+def test_step_repeated_by_another_attempt_is_recorded_once(data_root: Path, preset: Preset) -> None:
     step = StepRecord("contrastive", 1, 8, 2.0, 1e-3, 1.0, 1.0, 0.0, 1)
     with open_run(data_root, "train", "short") as run:
         for _ in range(2):
@@ -306,7 +306,7 @@ def withdrawing(path: Path):
     return show
 
 
-def test_what_is_no_order_is_refused(data_root: Path, mounted: Path, preset: Preset) -> None:
+def test_order_of_another_version_and_unknown_names_are_refused(data_root: Path, mounted: Path, preset: Preset) -> None:
     (data_root / "orders/strange.json").write_text('{"stage": "train"}')
     with pytest.raises(ConfigurationError, match="another version of the code: use the same commit"):
         carry_out(mounted, "strange")
@@ -322,12 +322,12 @@ def test_what_is_no_order_is_refused(data_root: Path, mounted: Path, preset: Pre
         carry_out(mounted, "../locks/train")
 
 
-def test_orders_of_a_run_that_died_go(data_root: Path, preset: Preset) -> None:
+def test_orders_of_a_dead_run_are_removed(data_root: Path, preset: Preset) -> None:
     with open_run(data_root, "train", "short") as run:
         run.announce()
         left = order_path(data_root, run.run_id)
         left.parent.mkdir()
-        run.finish = lambda *_: None  # as if killed
+        run.finish = lambda *_: None  # a kill before the end
     left.write_text("{}")
     with open_run(data_root, "train", "short"):
         assert not left.exists()

@@ -89,7 +89,7 @@ def test_a_cpu_trains_in_this_process_unless_asked_otherwise() -> None:
     assert Launch(processes=1).is_apart(Compute("cpu"))
 
 
-def test_a_worker_needs_the_data_root_alone_wherever_it_is(tmp_path: Path) -> None:
+def test_worker_needs_the_data_root_alone_under_any_path(tmp_path: Path) -> None:
     preset = short_preset(samples=32)
     (tmp_path / "here").mkdir()
     write_samples(tmp_path / "here", preset.recipe)
@@ -140,7 +140,7 @@ def killer() -> Iterator[Killer]:
 
 
 @pytest.mark.slow
-def test_processes_that_die_are_an_error_and_the_rerun_goes_on(tmp_path: Path, killer: Killer) -> None:
+def test_processes_that_die_are_an_error_and_the_rerun_continues(tmp_path: Path, killer: Killer) -> None:
     preset = short_preset(steps_per_checkpoint=3)
     write_samples(tmp_path, preset.recipe)
     job = make_job(tmp_path, preset)
@@ -169,7 +169,7 @@ def test_line_that_is_no_event_is_other_output(line: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_error_of_a_worker_is_raised_as_what_it_is(tmp_path: Path) -> None:
+def test_error_of_a_worker_keeps_its_class(tmp_path: Path) -> None:
     preset = short_preset()
     table = pq.read_table(write_samples(tmp_path, preset.recipe))
     pq.write_table(table.slice(0, 0), tmp_path / "manifest.parquet")
@@ -179,7 +179,7 @@ def test_an_error_of_a_worker_is_raised_as_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_is_handed_on_and_the_state_saved(tmp_path: Path) -> None:
+def test_sigterm_is_passed_on_and_the_state_saved(tmp_path: Path) -> None:
     preset = short_preset(samples=8 * 10_000, steps_per_checkpoint=10_000)
     write_samples(tmp_path, preset.recipe)
     job = make_job(tmp_path, preset)
@@ -202,7 +202,7 @@ def short(request: pytest.FixtureRequest) -> Iterator[Preset]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("prefect_server", "short")
-def test_the_flow_tries_again_and_records_how_well_the_model_does(tmp_path: Path) -> None:
+def test_flow_tries_again_and_records_validations(tmp_path: Path) -> None:
     from flows.convert import convert
     from flows.finetune import finetune
     from flows.ingest import ingest
