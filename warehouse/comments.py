@@ -12,6 +12,7 @@ import duckdb
 from ctclip_model.data.abnormalities import ABNORMALITIES
 
 COLUMNS_FILE = Path(__file__).parent / "columns.toml"
+LABEL_COLUMNS = {name: name.lower().replace(" ", "_") for name in ABNORMALITIES}  # columns of labels_wide
 OWN_TABLES = {  # tables that no stage writes
     "migrations": "migration applied to this file",
     "record_files": "record file loaded into this file",
@@ -51,6 +52,7 @@ def quoted(text: str) -> str:
 def glossary() -> dict[str, dict[str, Any]]:
     """Meanings by column name (`columns`), and by table or view where they differ (`only`)."""
     read: dict[str, dict[str, Any]] = tomllib.loads(COLUMNS_FILE.read_text())
-    labels = {name.lower().replace(" ", "_"): f"1 with {name.lower()}, 0 without" for name in ABNORMALITIES}
-    read["only"]["labels_wide"] = labels
+    read["only"]["labels_wide"] = {
+        column: f"1 with {name.lower()}, 0 without" for name, column in LABEL_COLUMNS.items()
+    }
     return read

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import duckdb
 
+from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckFailedError, WarehouseError
 from ctclip_model.stages import PIPELINE
-from warehouse.comments import COLUMNS_FILE, comment_columns, quoted
+from warehouse.comments import COLUMNS_FILE, LABEL_COLUMNS, comment_columns, quoted
 from warehouse.tables import TABLES
 
 HERE = Path(__file__).parent
@@ -54,7 +55,7 @@ def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
     """Names and queries of all views, in an order in which they can be created.
 
     A file in `views/` is a view of the file's name. Its first line is a comment that states the grain. Generated here:
-    `current_<table>` (rows that no run has superseded or withdrawn), `pending_<stage>` and `stages`.
+    `current_<table>` (rows that no run has superseded or withdrawn), `pending_<stage>`, `stages` and `labels_wide`.
     """
     views = {path.stem: path.read_text() for path in folder.glob("*.sql")}
     for table in TABLES:
@@ -72,6 +73,7 @@ def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
             )
     rows = ", ".join(f"('{stage.name}', {index}, {stage.trains})" for index, stage in enumerate(PIPELINE.values(), 1))
     views["stages"] = f"-- stage\nselect * from (values {rows}) as stages(stage, position, trains)"
+    views["labels_wide"] = _labels_wide()
     words = {name: set(re.findall(r"\w+", re.sub(r"--.*", "", text))) for name, text in views.items()}
     try:
         order = TopologicalSorter(
@@ -80,6 +82,18 @@ def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
         return {name: views[name] for name in order}
     except CycleError as error:
         raise WarehouseError(f"views refer to each other in a circle: {error.args[1]}") from error
+
+
+def _labels_wide() -> str:
+    """Query of `labels_wide`: a column for each abnormality, in the order of `ABNORMALITIES`."""
+    columns = ", ".join(
+        f"max(value) filter (abnormality = {quoted(name)}) as {column}" for name, column in LABEL_COLUMNS.items()
+    )
+    return (
+        f"-- scan x labeller: the {len(ABNORMALITIES)} labels side by side, null if unknown. "
+        "'published' is a labeller too\n"
+        f"select scan_id, split, labeller_id, {columns} from all_labels group by scan_id, split, labeller_id"
+    )
 
 
 def create_views(connection: duckdb.DuckDBPyConnection) -> None:

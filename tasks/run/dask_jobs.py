@@ -1,4 +1,4 @@
-"""Dask does the fan-out: jobs out, results and errors back as they come, whatever happens to a worker."""
+"""Jobs on Dask workers: submitted as they come, and handed back as they end, even if workers die."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ def fan_out(
     workers: int | None = None,
     limits: Limits = LIMITS,
 ) -> Iterator[tuple[Job, Result | BaseException]]:
-    """Runs `function` on every job and yields (job, result or error) as each ends; never raises for one job.
+    """Runs `function` on every job, and yields (job, result or error) as each job ends.
 
-    A job whose worker dies is done again elsewhere, `worker_deaths` times. At most a few jobs a worker are in flight,
-    so neither the scheduler nor the results grow with the number of jobs. They are drawn in a thread of their own,
-    which may wait for one while others run; what drawing them raises is raised here, once those that run have ended.
-    Raises `StageFailedError` where no job at all ends for `fan_out_stall_s`. What jobs log is about the same run.
+    A job whose worker dies runs again on another worker, up to `worker_deaths` times. A few jobs per worker are in
+    flight, so neither the scheduler nor the results grow with the number of jobs. A thread draws the jobs, which may
+    block while other jobs run. `address` is that of a Dask scheduler; without it a local cluster is started.
+
+    Raises `StageFailedError` if no job ends for `fan_out_stall_s`. Raises an error of `jobs` itself once the jobs that
+    were drawn before have ended.
     """
     count = workers or count_workers()
     if isinstance(jobs, Sized):
@@ -41,88 +43,97 @@ def fan_out(
     if not count:
         return
     with _connect(address, count, limits) as client:
-        yield from _stream(client, WithLogContext(function), jobs, limits)
+        yield from _run_jobs(client, WithLogContext(function), jobs, limits)
 
 
-def _stream(client, function, jobs, limits):  # type: ignore[no-untyped-def]
+def _run_jobs(client, function, jobs, limits):  # type: ignore[no-untyped-def]
     from distributed import KilledWorker
 
-    suspects = []
-    feed = _Feed(client, function, limits)
-    thread = threading.Thread(target=feed.run, args=(jobs,), daemon=True)
-    thread.start()
-    try:
-        for job, future in feed.ended(limits.fan_out_stall_s):
-            if isinstance(future.exception(), KilledWorker):
-                suspects.append(job)  # or a job that waited on the same workers as one that kills them
+    suspects = []  # jobs of a killed worker: each is either fatal, or was queued on the worker that a fatal job killed
+    with _Submitter(client, function, jobs, limits) as submitter:
+        for job, future in submitter.ended_jobs():
+            outcome = _take_outcome(future)
+            if isinstance(outcome, KilledWorker):
+                suspects.append(job)
             else:
-                yield job, _outcome(future)
-    finally:
-        feed.close()
-    for job in suspects:  # alone, so that a death is its own
-        yield job, _outcome(client.submit(function, job, pure=False))
-    if feed.error is not None:
-        raise feed.error
+                yield job, outcome
+    for job in suspects:  # one at a time, so that a worker's death is its only job's
+        with _Submitter(client, function, [job], limits) as alone:
+            for _, future in alone.ended_jobs():
+                yield job, _take_outcome(future)
+    if submitter.error is not None:
+        raise submitter.error
 
 
-class _Feed:
-    """Submits jobs as they come and as there is room, and hands out their futures as they end."""
+class _Submitter:
+    """Thread that draws jobs and submits each to Dask once one of the slots is free. An ended job frees its slot."""
 
-    def __init__(self, client, function, limits) -> None:  # type: ignore[no-untyped-def]
-        self.client, self.function = client, function
-        workers = max(1, len(client.scheduler_info()["workers"]))
-        self.room = threading.Semaphore(workers * limits.jobs_in_flight_per_worker)
-        self.queue: queue.SimpleQueue = queue.SimpleQueue()  # (job, future), or None after the last submission
-        self.in_flight: set = set()
-        self.error: BaseException | None = None
+    def __init__(self, client, function, jobs, limits) -> None:  # type: ignore[no-untyped-def]
+        self.client, self.function, self.jobs = client, function, jobs
+        self.stall_s = limits.fan_out_stall_s
+        self.free_slots = threading.Semaphore(max(1, self._count_workers()) * limits.jobs_in_flight_per_worker)
+        self.in_flight: set = set()  # futures, kept because Dask cancels a job whose future is dropped
+        self.ended: queue.SimpleQueue = queue.SimpleQueue()  # (job, future), or None after the last submission
+        self.error: BaseException | None = None  # raised by `jobs`
         self.is_closed = False
 
-    def run(self, jobs: Iterable) -> None:
+    def __enter__(self) -> _Submitter:
+        threading.Thread(target=self._submit_all, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_closed = True
+        self.free_slots.release()  # wakes the thread, which may be waiting for a slot
+
+    def ended_jobs(self) -> Iterator[tuple]:
+        """Yields (job, future) as jobs end, until all jobs are submitted and none is in flight."""
+        are_submitted = False
+        while self.in_flight or not are_submitted:
+            try:
+                ended = self.ended.get(timeout=self.stall_s)
+            except queue.Empty:
+                if self.in_flight:
+                    raise StageFailedError(
+                        f"no job of {len(self.in_flight)} has ended for {self.stall_s:g} s, "
+                        f"on {self._count_workers()} Dask workers"
+                    ) from None
+                continue  # `jobs` itself is slow
+            if ended is None:
+                are_submitted = True
+                continue
+            self.in_flight.discard(ended[1])
+            self.free_slots.release()
+            yield ended
+
+    def _submit_all(self) -> None:
         try:
-            for job in jobs:
-                self.room.acquire()
+            for job in self.jobs:
+                self.free_slots.acquire()
                 if self.is_closed:
                     return
                 future = self.client.submit(self.function, job, pure=False)
                 self.in_flight.add(future)
-                future.add_done_callback(lambda future, job=job: self.queue.put((job, future)))
-        except BaseException as error:  # noqa: BLE001  raised again by whoever draws the results
+                future.add_done_callback(lambda future, job=job: self.ended.put((job, future)))
+        except BaseException as error:  # noqa: BLE001  raised again where the results are read
             self.error = error
         finally:
-            self.queue.put(None)
+            self.ended.put(None)
 
-    def ended(self, stall_s: float) -> Iterator[tuple]:
-        is_fed = False
-        while not is_fed or self.in_flight:
-            try:
-                item = self.queue.get(timeout=stall_s)
-            except queue.Empty:
-                if self.in_flight:
-                    raise self._stalled(stall_s) from None
-                continue
-            if item is None:
-                is_fed = True
-                continue
-            self.in_flight.discard(item[1])
-            self.room.release()
-            yield item
-
-    def _stalled(self, stall_s: float) -> StageFailedError:
-        workers = len(self.client.scheduler_info()["workers"])
-        return StageFailedError(
-            f"no job of {len(self.in_flight)} has ended for {stall_s:g} s, on {workers} Dask workers"
-        )
-
-    def close(self) -> None:
-        self.is_closed = True
-        self.room.release()
+    def _count_workers(self) -> int:
+        return len(self.client.scheduler_info()["workers"])
 
 
-def _outcome(future):  # type: ignore[no-untyped-def]
-    error = future.exception()
-    result = future.result() if error is None else error
+def _take_outcome(future):  # type: ignore[no-untyped-def]
+    from distributed import KilledWorker
+
+    outcome = future.exception()
+    if outcome is None:
+        try:
+            outcome = future.result()
+        except KilledWorker as error:  # the result was lost with its worker, and the job was then done again
+            outcome = error
     future.release()
-    return result
+    return outcome
 
 
 @contextmanager
@@ -133,9 +144,10 @@ def _connect(address: str | None, workers: int, limits: Limits):  # type: ignore
     options = {
         "distributed.scheduler.allowed-failures": limits.worker_deaths - 1,
         "distributed.worker.daemon": False,
+        "distributed.deploy.lost-worker-timeout": "1 day",  # else a worker that takes 15 s to start again is given up
         "distributed.admin.log-format": "%(message)s",
     }
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # a worker's death is this module's business
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # this module reports the death of a worker
     with dask.config.set(options), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if address is not None:

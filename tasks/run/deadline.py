@@ -1,4 +1,4 @@
-"""An end to what would wait for ever, such as a read from a file system that no longer answers."""
+"""Deadlines for calls that may block for ever, such as a read from a file system that no longer answers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 def run_with_deadline(timeout_s: float, function: Callable[[], T]) -> T:
-    """What the function returns or raises; `TimeoutError` where it takes longer.
+    """Calls a function, and returns or raises as it does. Raises `TimeoutError` if it takes longer than `timeout_s`.
 
-    It is then left to its thread, which nobody waits for any more: a call that hangs in the system cannot be ended.
+    A function that is too late goes on in its thread, because a blocked system call cannot be ended.
     """
     outcome: list[T] = []
     errors: list[BaseException] = []
@@ -21,7 +21,7 @@ def run_with_deadline(timeout_s: float, function: Callable[[], T]) -> T:
     def run() -> None:
         try:
             outcome.append(function())
-        except BaseException as error:  # noqa: BLE001  raised again by the caller
+        except BaseException as error:  # noqa: BLE001  raised again in the caller's thread
             errors.append(error)
 
     thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
@@ -30,5 +30,5 @@ def run_with_deadline(timeout_s: float, function: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     if not outcome:
-        raise TimeoutError(f"it took more than {timeout_s:g} s")
+        raise TimeoutError(f"took more than {timeout_s:g} s")
     return outcome[0]

@@ -1,4 +1,4 @@
-"""Fingerprints that know what they were made from, so that a plan can say which part of it has moved."""
+"""Fingerprints with the parts that they were made from, so that a plan can name the part that changed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from ctclip_model.config import compute_fingerprint
 
-LONGEST_SHOWN = 40  # characters; of what is longer its hash is kept
-VERSION = "version"  # the part that is the stage's VERSION
+LONGEST_SHOWN = 40  # characters; longer parts are hashed
+VERSION = "version"  # name of the part that holds the stage's VERSION
 
 
 class Fingerprint(str):
-    """A fingerprint, and its parts by name: as text where that is short, else hashed.
+    """A fingerprint with its parts by name, as text, or hashed if long.
 
-    The parts are told and never compared to decide anything: that is for the fingerprint.
+    The parts are for explanations only. Decisions compare fingerprints.
     """
 
     parts: dict[str, str]
@@ -27,12 +27,12 @@ class Fingerprint(str):
 
 
 def get_parts(fingerprint: str) -> dict[str, str] | None:
-    """The parts of a fingerprint that knows them."""
+    """Parts of a `Fingerprint`, or None for a plain string or a fingerprint without parts."""
     return fingerprint.parts if isinstance(fingerprint, Fingerprint) and fingerprint.parts else None
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of nested mappings, such as `training.seed`."""
+    """Leaves of nested mappings by dotted name, such as `training.seed`."""
     leaves: dict[str, Any] = {}
     for name, value in config.items():
         inner = flatten(value) if isinstance(value, Mapping) else None
@@ -41,7 +41,7 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_moved(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """The parts that differ, each as it was and as it is."""
+    """Parts that differ, as {name: (before, now)}."""
     names = dict.fromkeys([*before, *now])
     return {name: (before.get(name, ""), now.get(name, "")) for name in names if before.get(name) != now.get(name)}
 

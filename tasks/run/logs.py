@@ -1,7 +1,7 @@
-"""Log lines that say which stage's run, and which item, they are about: the one place where logging is set up.
+"""Log lines with the stage, run and item that they are about. This module alone sets up logging.
 
-`CTCLIP_LOG` is `text`, a line each, or `json`, an object each. Without it a person at a shell sees warnings alone, and
-a Prefect worker logs as Prefect is told to.
+`CTCLIP_LOG` is `text` for lines or `json` for an object per line. Without it a shell shows warnings only, and a Prefect
+worker logs as Prefect is configured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ctclip_model.errors import ConfigurationError
 VARIABLE = "CTCLIP_LOG"
 FORMATS = ("text", "json")
 PROJECT_LOGGERS = ("flows", "tasks", "warehouse", "ctclip_model")
-PREFECT_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")  # what the stages' flows say by its own loggers
+PREFECT_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")  # log lines of the stages' flows and tasks
 FACTS = ("stage", "variant", "run_id", "item")
 
 _CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("log_context", default=MappingProxyType({}))
@@ -29,7 +29,7 @@ _CONTEXT: ContextVar[Mapping[str, str]] = ContextVar("log_context", default=Mapp
 
 @contextmanager
 def log_context(**facts: str) -> Iterator[None]:
-    """Lines that are logged meanwhile are about this `stage`, `variant`, `run_id` or `item`."""
+    """Gives log lines within the block a `stage`, `variant`, `run_id` or `item`."""
     token = _CONTEXT.set({**_CONTEXT.get(), **facts})
     try:
         yield
@@ -38,7 +38,7 @@ def log_context(**facts: str) -> Iterator[None]:
 
 
 class WithLogContext:
-    """A function of one job whose log lines, in whatever process, are about what lines are about where it is made."""
+    """Wraps a job function so that log lines on a Dask worker carry the run's stage, run_id and item."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function, self.facts = function, dict(_CONTEXT.get())
@@ -51,12 +51,12 @@ class WithLogContext:
 
 
 def is_log_requested() -> bool:
-    """Whether somebody, who need not be at a screen, wants every line."""
+    """True if `CTCLIP_LOG` asks for every line."""
     return bool(os.environ.get(VARIABLE))
 
 
 def configure_logging() -> None:
-    """Sends the lines of this project's loggers to stderr, as `CTCLIP_LOG` says; calling it again is harmless."""
+    """Sends the lines of this project's loggers to stderr, in the format of `CTCLIP_LOG`, once."""
     chosen = os.environ.get(VARIABLE) or ("text" if os.environ.get("CTCLIP_DEBUG") else "")
     if chosen and chosen not in FORMATS:
         raise ConfigurationError(f"{VARIABLE} is {chosen!r}: choose {' or '.join(FORMATS)}")
@@ -76,7 +76,7 @@ def configure_logging() -> None:
 
 
 class ContextHandler(logging.StreamHandler):
-    """Gives each record the facts that hold where it was logged, unless the line brings its own as `extra`."""
+    """Adds the facts of the log context to each record, except those that the line has as `extra`."""
 
     def handle(self, record: logging.LogRecord) -> bool:
         for name in FACTS:
@@ -86,7 +86,7 @@ class ContextHandler(logging.StreamHandler):
 
 
 class JsonFormatter(logging.Formatter):
-    """A line, one JSON object: time, level, logger, message, what is known of `FACTS`, and an error's traceback."""
+    """Formats a record as one JSON object: time, level, logger, message, known facts and an error's traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {

@@ -1,4 +1,4 @@
-"""What a stage should have made (`wanted`), and what of it is still to do (`pending_*`)."""
+"""Wanted and pending items of a stage."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from warehouse import store
 
 @dataclass(frozen=True)
 class Selection:
-    """The part of a stage's pending items that a caller asks for; everything by default."""
+    """Selection among a stage's pending items. Default: all of them."""
 
     split: str | None = None
-    volumes: str | None = None  # a file of names, one a line, or a glob over names
+    volumes: str | None = None  # file with a name per line, or a glob over names
     limit: int | None = None
 
     def __post_init__(self) -> None:
@@ -29,7 +29,7 @@ class Selection:
             raise ConfigurationError(f"there is no split {self.split!r}: choose train, valid or {EXTERNAL}")
 
     def choose(self, items: Collection[str]) -> list[str]:
-        """The selected items in their given order; items are volume names or scan identifiers."""
+        """Selected items in their given order. Items are volume names or scan_ids."""
         chosen = [item for item in items if self.split is None or split_of(item) == self.split]
         if self.volumes is not None:
             chosen = self._choose_names(chosen)
@@ -50,17 +50,14 @@ class Selection:
 def declare_wanted(
     run: StageRun, variant: str, wanted: Mapping[str, str], *, stage: str | None = None, is_complete: bool = True
 ) -> None:
-    """Records what a stage's variant should have made, as {item: fingerprint}; only the difference is written.
+    """Records the items that a stage's variant should have made, as {item: fingerprint}. Only changes are written.
 
-    Of a `Mark` its parts are recorded too. What is no longer wanted is withdrawn, unless `wanted` is not the whole of
-    it. `stage` is the run's own by default.
+    The parts of a `Fingerprint` are recorded too. Items that are no longer wanted are withdrawn if `wanted` is
+    complete. `stage` defaults to the run's stage.
     """
     stage = stage or run.stage
-    with store.read(run.data_root) as connection:
-        rows = connection.execute(
-            "select item, fingerprint, parts is not null from current_wanted where stage = ? and variant = ?",
-            [stage, variant],
-        ).fetchall()
+    sql = "select item, fingerprint, parts is not null from current_wanted where stage = ? and variant = ?"
+    rows = store.query(run.data_root, sql, [stage, variant])
     current = {item: (fingerprint, has_parts) for item, fingerprint, has_parts in rows}
     row: dict[str, Any] = {"stage": stage, "variant": variant}
     changed = [
@@ -88,20 +85,15 @@ def plan_items(
     retry_rejects: bool = False,
     is_complete: bool = True,
 ) -> dict[str, str]:
-    """The items that this run has to make, as {item: fingerprint}, in the order of `wanted`.
+    """Items that this run has to make, as {item: fingerprint}, in the order of `wanted`.
 
-    `force` makes everything selected again; `retry_rejects` also what bad data had settled for good.
+    `force` makes all selected items again. `retry_rejects` includes permanently rejected items.
     """
     declare_wanted(run, variant, wanted, is_complete=is_complete)
     if force:
         pending = set(wanted)
     else:
-        with store.read(run.data_root) as connection:
-            rows = connection.execute(
-                "select item from work_items "
-                "where stage = ? and variant = ? and not is_done and (? or not is_rejected)",
-                [run.stage, variant, retry_rejects],
-            ).fetchall()
-        pending = {item for (item,) in rows}
+        sql = "select item from work_items where stage = ? and variant = ? and not is_done and (? or not is_rejected)"
+        pending = {item for (item,) in store.query(run.data_root, sql, [run.stage, variant, retry_rejects])}
     chosen = selection.choose([item for item in wanted if item in pending])
     return {item: wanted[item] for item in chosen}

@@ -1,4 +1,4 @@
-"""How far a stage is: log lines by default, whatever display the caller installs otherwise."""
+"""Progress of a stage: log lines by default, or the display that the caller installs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
-    """What shows progress to a person."""
+    """Display of progress."""
 
     def start(self, stage: str, total: int, unit: str) -> None: ...
     def update(self, stage: str, done: int, note: str) -> None: ...
@@ -21,7 +21,7 @@ class Reporter(Protocol):
 
 
 class LogReporter:
-    """A log line every ten seconds: done, rate, time left."""
+    """Log line every ten seconds: items done, rate, time left."""
 
     def __init__(self, interval_s: float = 10.0) -> None:
         self.interval_s = interval_s
@@ -49,7 +49,7 @@ REPORTER: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
 
 class Progress:
-    """Counts one stage's work for the reporter in use."""
+    """Counts the work of one stage for a reporter."""
 
     def __init__(self, reporter: Reporter, stage: str) -> None:
         self.reporter, self.stage, self.done = reporter, stage, 0
@@ -61,7 +61,7 @@ class Progress:
 
 @contextmanager
 def show_progress(stage: str, total: int, unit: str) -> Iterator[Progress]:
-    """Shows `total` units of work being done."""
+    """Reports the progress of `total` units of work within the block."""
     reporter = REPORTER.get() or LogReporter()
     reporter.start(stage, total, unit)
     try:

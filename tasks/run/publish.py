@@ -1,4 +1,4 @@
-"""The only writer of the warehouse: folds the record files that stages left into the published file."""
+"""Publishing of record files into the warehouse. Stages publish; questions never do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from warehouse import store
 
 
 def publish(data_root: Path, *, from_scratch: bool = False) -> store.PublishResult:
-    """Publishes what is new, whoever wrote it: a stage of this machine, a GPU worker, or a run that has crashed."""
+    """Publishes all new record files: of stages on this machine, of GPU workers, and of crashed runs."""
     return store.publish(data_root, from_scratch=from_scratch)
 
 

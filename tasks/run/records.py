@@ -1,4 +1,4 @@
-"""Rows as Parquet files: `records/<table>/<run_id>-<n>.parquet`, of which the warehouse is the fold."""
+"""Record files: rows in `records/<table>/<run_id>-<n>.parquet`, which the warehouse is folded from."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ctclip_model.files import whole_file
 
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pa.Table"
 
-MAP_COLUMNS = dict.fromkeys(("metadata", "parts"), pa.map_(pa.string(), pa.string()))  # not structs, as by default
+MAP_COLUMNS = dict.fromkeys(("metadata", "parts"), pa.map_(pa.string(), pa.string()))  # else structs
 
 
 def new_run_id() -> str:
-    """An identifier that sorts by the time at which it was made."""
+    """New identifier of a run, which sorts by time (UTC)."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}"
 
 
 class RecordWriter:
-    """Writes one run's rows, each call one file that is whole or absent."""
+    """Writes the rows of one run, one atomically written file per call."""
 
     def __init__(self, data_root: Path, run_id: str) -> None:
         self.data_root = data_root
@@ -33,7 +33,7 @@ class RecordWriter:
         self.count_files = 0
 
     def write(self, table: str, rows: Rows) -> int:
-        """Adds rows to a table's records and returns how many; every row is stamped with the run."""
+        """Adds rows to a table's records, each stamped with the run_id, and returns their number."""
         arrow = rows if isinstance(rows, pa.Table) else _to_arrow(rows)
         if arrow.num_rows == 0:
             return 0
@@ -47,13 +47,13 @@ class RecordWriter:
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Writes a file that is whole or absent, whenever the process dies."""
+    """Writes a table to a file, atomically."""
     with whole_file(path) as file:
         pq.write_table(table, file, compression="zstd")
 
 
 def sha256_of(path: Path) -> str:
-    """A file's SHA-256 in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

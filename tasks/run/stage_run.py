@@ -1,4 +1,4 @@
-"""One run of a stage: its lease, its records, its rejects and its row in `runs`."""
+"""One run of a stage: lease, records, rejects and rows in `runs`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from warehouse import store
 
 logger = logging.getLogger(__name__)
 
-ORDERS = "orders"  # a folder of the data root: what a stage's run has others do
+ORDERS = "orders"  # folder of the data root with the GPU work that stages ordered
 
 
 class StageRun:
-    """What a stage's tasks write to. Made by `open_run`, which holds the stage's lease around it."""
+    """Run of a stage, through which its tasks write records. `open_run` makes it and holds the stage's lease."""
 
     def __init__(
         self, data_root: Path, stage: str, variant: str, run_id: str, *, parameters: Mapping[str, Any] | None = None,
@@ -48,7 +48,7 @@ class StageRun:
         self.is_announced = False
 
     def record(self, table: str, rows: Rows) -> int:
-        """Writes rows to a table's records, announcing the run first, so that no row is of an unknown run."""
+        """Writes rows to a table's records, after announcing the run, and returns their number."""
         self.check_lease()
         self.announce()
         return self.records.write(table, rows)
@@ -59,16 +59,16 @@ class StageRun:
             self.lease.check()
 
     def has_recorded(self, table: str, model_id: str) -> bool:
-        """Whether another attempt of this run has written rows of a model to a table's records."""
+        """True if another attempt of this run has written rows of a model to a table's records."""
         paths = (self.data_root / "records" / table).glob(f"{self.run_id}-*.parquet")
         return any(model_id in pq.read_table(path, columns=["model_id"])["model_id"].to_pylist() for path in paths)
 
     def reject(self, error: BadItemError, *, fingerprint: str, is_permanent: bool = True) -> None:
-        """Records one item that cannot be used; bad data stays rejected until its fingerprint moves."""
+        """Records one unusable item. Bad data stays rejected until its fingerprint changes."""
         self.reject_all([(error, fingerprint)], is_permanent=is_permanent)
 
     def reject_all(self, errors: Sequence[tuple[BadItemError, str]], *, is_permanent: bool = True) -> None:
-        """Records items that cannot be used, as (error, fingerprint)."""
+        """Records unusable items, each as (error, fingerprint)."""
         now = datetime.now(UTC)
         for error, _ in errors[:10]:
             logger.warning("rejected %s", error, extra={"item": error.item})
@@ -85,30 +85,28 @@ class StageRun:
         self.count_rejected += len(errors)
 
     def publish_if_due(self) -> None:
+        """Publishes new records, at most once every `publish_interval_s`."""
         self.check_lease()
         self.publisher.publish_if_due()
 
     def announce(self) -> None:
-        """Records that the run has begun, once; a run that finds nothing to do leaves no trace."""
+        """Records the start of the run, once. A run without work is never announced and leaves no row."""
         if not self.is_announced:
             self.is_announced = True
             self._record_status("running")
 
     def finish(self, status: str, detail: str = "") -> None:
+        """Records the end of an announced run."""
         if self.is_announced:
             self._record_status(status, detail)
 
     def check_reject_share(self) -> None:
-        """Raises `StageFailedError` when so many items stand rejected that the fault is not theirs.
+        """Raises `StageFailedError` if so many items are rejected that the stage, and not the items, must be at fault.
 
-        Counts this run's items, and all of the stage's: a rerun must not pass by having nothing left to try.
+        Counts the items of this run, and all items of the stage, so that a rerun with nothing left to try fails too.
         """
-        with store.read(self.data_root) as connection:
-            (rejected, done) = connection.execute(
-                "select count(*) filter (is_rejected), count(*) filter (is_done) from work_items "
-                "where stage = ? and variant = ?",
-                [self.stage, self.variant],
-            ).fetchall()[0]
+        key = {"stage": self.stage, "variant": self.variant}
+        ((rejected, done),) = store.query(self.data_root, store.load_sql(__package__, "item_counts"), key)
         for bad, good in ((self.count_rejected, self.count_done), (rejected, done)):
             if bad > max(self.limits.rejects_tolerated, self.limits.reject_share * (bad + good)):
                 raise StageFailedError(
@@ -118,7 +116,7 @@ class StageRun:
                 )
 
     def summary(self) -> dict[str, Any]:
-        """What the run did, for a person or a caller."""
+        """Result of the run, by name: identity, counts, detail and duration."""
         return {
             "stage": self.stage, "variant": self.variant, "run_id": self.run_id, "done": self.count_done,
             "rejected": self.count_rejected, "detail": self.detail,
@@ -147,11 +145,15 @@ def open_run(
     flow_run_id: str | None = None,
     limits: Limits = LIMITS,
 ) -> Iterator[StageRun]:
-    """Holds the stage's lease, adopts what a crash left, and publishes what the run wrote, however it ends."""
+    """Opens a run of a stage: holds the stage's lease, and publishes records of dead runs before and its own after.
+
+    An error is recorded as the run's end and raised. Raises `StageFailedError` if too many items are rejected, and
+    `LeaseLostError` if another run took over the lease.
+    """
     data_root = data_root.resolve()
     data_root.mkdir(parents=True, exist_ok=True)
     with hold_lease(data_root, stage, limits) as lease:
-        run_id = new_run_id()  # within the lease: whoever runs later has the greater one
+        run_id = new_run_id()  # made within the lease, so that a later run has the greater run_id
         publish(data_root)
         close_dead_runs(data_root, stage)
         run = StageRun(
@@ -175,31 +177,27 @@ def open_run(
 
 
 def close_dead_runs(data_root: Path, stage: str) -> None:
-    """Marks the stage's runs that never ended as died: whoever holds the lease knows that they are gone."""
-    with store.read(data_root) as connection:
-        dead = connection.execute(
-            "select run_id, variant, host, code_version from runs where stage = ? group by all "
-            "having bool_and(status = 'running')",
-            [stage],
-        ).fetchall()
-    for run_id, variant, host, version in dead:
+    """Records that the stage's unfinished runs died, and withdraws their orders. Needs the stage's lease."""
+    for run_id, variant, host, version in store.query(
+        data_root, store.load_sql(__package__, "unfinished_runs"), {"stage": stage}
+    ):
         logger.warning("%s: run %s died before its end", stage, run_id)
         row = {
             "run_id": run_id, "status": "died", "stage": stage, "variant": variant, "host": host,
             "code_version": version, "recorded_at": datetime.now(UTC),
         }  # fmt: skip
-        writer = RecordWriter(data_root, f"{run_id}")
-        writer.count_files = 999_999
+        writer = RecordWriter(data_root, run_id)
+        writer.count_files = 999_999  # beyond the files of the run
         writer.write("runs", [row])
-        for half_written in (data_root / "records").glob(f"*/.{run_id}-*.tmp"):
-            half_written.unlink()
+        for partial in (data_root / "records").glob(f"*/.{run_id}-*.tmp"):
+            partial.unlink()
         for order in (data_root / ORDERS).glob(f"{run_id}.*"):
-            order.unlink()  # whoever is at work on it hears so
+            order.unlink()  # its worker then stops
 
 
 @functools.cache
 def code_version() -> str:
-    """The commit of a checkout, or the version of an installed package."""
+    """Commit of the checkout, or version of the installed package."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

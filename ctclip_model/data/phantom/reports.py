@@ -109,6 +109,12 @@ _TECHNIQUE = (
 )
 
 
+def find_wording(abnormality: str) -> Wording:
+    """Wording of an abnormality. One without words of its own here goes by its name."""
+    name = abnormality.lower()
+    return _WORDINGS.get(abnormality, Wording(name, (name,), is_often_mentioned=False))
+
+
 def write_report(abnormalities: Mapping[str, str], split: str, rng: Generator) -> Report:
     """Writes a report of a scan's abnormalities (each with its side), some absent ones, and distractors.
 
@@ -116,7 +122,7 @@ def write_report(abnormalities: Mapping[str, str], split: str, rng: Generator) -
     """
     sentences = [str(sentence) for sentence in rng.choice(_DISTRACTORS, rng.integers(1, 4), replace=False)]
     for abnormality in ABNORMALITIES:
-        wording = _WORDINGS[abnormality]
+        wording = find_wording(abnormality)
         share = MENTIONED_SHARE if wording.is_often_mentioned else RARELY_MENTIONED_SHARE
         if abnormality in abnormalities:
             forms = _forms(_PRESENT, _PRESENT_IN_VALID, split, rng)
@@ -126,7 +132,7 @@ def write_report(abnormalities: Mapping[str, str], split: str, rng: Generator) -
             sentences.append(_state(wording, forms, _draw_side(rng), rng))
     sentences = [sentences[index] for index in rng.permutation(len(sentences))]
     impressions = [
-        _state(_WORDINGS[abnormality], _forms(_IMPRESSIONS, _IMPRESSIONS_IN_VALID, split, rng), side, rng)
+        _state(find_wording(abnormality), _forms(_IMPRESSIONS, _IMPRESSIONS_IN_VALID, split, rng), side, rng)
         for abnormality, side in abnormalities.items()
         if rng.random() < CONCLUDED_SHARE
     ]
