@@ -86,6 +86,7 @@ def _convert_volumes(job: ConversionJob, result: ConversionResult) -> Iterator[S
         try:
             with log_context(item=volume.volume_name):
                 converted = run_with_deadline(job.volume_timeout_s, partial(convert_file, volume, job.recipe))
+            result.header_orientations[volume.volume_name] = converted.converted.header_orientation
             yield converted
         except TimeoutError as error:
             result.rejects.append(VolumeError(volume.volume_name, "timed_out", f"{volume.path}: {error}"))
@@ -107,7 +108,7 @@ def convert_file(volume: VolumeFile, recipe: Recipe) -> ShardVolume:
         )  # fmt: skip
     converted = convert_volume(
         path, spacing_mm=volume.spacing_mm, slope=volume.slope, intercept=volume.intercept, recipe=recipe,
-        orientation=volume.orientation,
+        orientation=volume.orientation, stated_shape=volume.stated_shape,
     )  # fmt: skip
     return ShardVolume(volume.volume_name, volume.sha256, converted)
 
@@ -154,7 +155,12 @@ def record_result(run: StageRun, job: ConversionJob, result: ConversionResult) -
         "size_bytes": result.size_bytes, "count_volumes": len(result.rows),
     }  # fmt: skip
     run.record("shards", [shard])
-    run.record("shard_volumes", [_volume_record(row, path, recipe_id, fingerprints[row.name]) for row in result.rows])
+    rows = [
+        _volume_record(row, path, recipe_id, fingerprints[row.name])
+        | {"header_orientation": result.header_orientations.get(row.name)}
+        for row in result.rows
+    ]
+    run.record("shard_volumes", rows)
     run.count_done += len(result.rows)
 
 

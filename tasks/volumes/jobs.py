@@ -36,7 +36,8 @@ class VolumeFile:
     spacing_mm: tuple[float | None, float | None, float | None]  # mm along the first, second and third array axis
     slope: float
     intercept: float
-    orientation: str = ORIENTATION  # axes of a RAD-ChestCT array
+    orientation: str = ORIENTATION  # axes of a RAD-ChestCT array; `header` or a code of a NIfTI that is turned to LPS
+    stated_shape: tuple[int | None, int | None, int | None] = (None, None, None)  # columns, rows, slices of the table
     origin: str | None = None  # hf://…@COMMIT of a volume that is downloaded to `path`
 
 
@@ -58,6 +59,7 @@ class ConversionResult:
 
     rows: list[ShardRow] = field(default_factory=list)  # volumes in the order of the shard
     rejects: list[BadItemError] = field(default_factory=list)
+    header_orientations: dict[str, str | None] = field(default_factory=dict)  # codes by volume
     size_bytes: int = 0  # size of the shard, 0 without one: every volume is a reject
 
 
@@ -67,11 +69,11 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
     volumes, settings = {}, dataclasses.asdict(recipe)  # once for all volumes: most of a fingerprint's time
     common = {"recipe": compute_fingerprint(settings), VERSION: VERSIONS["convert"]}
     addresses = {text: parse_address(text) for text in ({source} if source else {row[1] for row in rows})}
-    for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept, revision in rows:
+    for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept, revision, *stated in rows:
         # v2 files hold HU already: the published code rescales them a second time by mistake
-        if storage != "v1":
+        if not storage.startswith("v1"):
             slope, intercept = 1.0, 0.0
-        orientation = storage.removeprefix("npz-") if storage.startswith("npz-") else ORIENTATION
+        orientation = storage.partition("-")[2] or ORIENTATION  # `npz-zyx`, `v2-header`
         digest = compute_fingerprint(sha256, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
         own = {"file": sha256, "spacing": [x, y, z], "rescaling": [slope, intercept], "orientation": orientation}
         fingerprint = Fingerprint(digest, own | common)
@@ -79,7 +81,7 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
         file = str(address.volumes_folder(data_root) / path)
         origin = f"{address}@{address.revision or revision or 'main'}" if address.is_hub else None
         volumes[name] = VolumeFile(
-            name, fingerprint, file, size, sha256, (x, y, z), slope, intercept, orientation, origin
+            name, fingerprint, file, size, sha256, (x, y, z), slope, intercept, orientation, (*stated,), origin
         )
     return volumes
 

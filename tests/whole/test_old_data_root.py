@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import shutil
 import tarfile
@@ -14,6 +15,8 @@ import time
 from pathlib import Path
 
 import duckdb
+import nibabel as nib
+import numpy as np
 import pytest
 from support.command_line import run_ctclip
 from support.paths import GOLDEN
@@ -54,7 +57,19 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The volumes that the data root was made of, at another place."""
     folder = tmp_path_factory.mktemp("phantoms")
     make_phantoms(folder, PHANTOMS, processes=1)
+    for path in folder.rglob("*.nii.gz"):
+        write_as_before(path)
     return folder
+
+
+def write_as_before(path: Path) -> None:
+    """Writes a phantom as that version did: its header said RAS over LPS voxels."""
+    image = nib.load(path)
+    spacing_mm = image.header.get_zooms()
+    older = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([*map(float, spacing_mm), 1.0]))
+    older.header.set_slope_inter(1, 0)
+    older.header.set_xyzt_units("mm")
+    path.write_bytes(gzip.compress(older.to_bytes(), compresslevel=1, mtime=0))
 
 
 def read_tables(data_root: Path) -> dict[str, list[str]]:
@@ -91,7 +106,10 @@ def test_plan_has_nothing_to_do(data_root, stage):
 
 
 def test_publish_from_scratch_gives_the_same_rows(data_root):
+    old = read_tables(data_root)
+    store.publish(data_root)  # adds the columns of later migrations
     before = read_tables(data_root)
+    assert all(row.removesuffix(")") in new for name in old for row, new in zip(old[name], before[name], strict=True))
     store.publish(data_root, from_scratch=True)
     after = read_tables(data_root)
     assert {name: after[name] for name in before} == before
@@ -140,7 +158,7 @@ def test_models_load_under_their_kinds(data_root, phantoms):
     )
     assert len(rows) == 3
     for model_id, expected in rows:
-        (predicted,) = ctclip_model.open_model(data_root / "models" / model_id).predict([volume])
+        (predicted,) = ctclip_model.open_model(data_root / "models" / model_id).predict([volume], orientation="stored")
         by_name = dict(zip(ABNORMALITIES, predicted.probabilities, strict=True))
         assert by_name == pytest.approx(json.loads(expected), abs=1e-5)
     labeller = ctclip_model.load_labeller(folders["labeller"])

@@ -53,3 +53,21 @@ union all
 select volume_name, 'spacing_disputed', spacing_note
 from current_shard_volumes
 where spacing_note is not null
+union all
+select volume_name, 'orientation_not_lps', 'its header says ' || header_orientation || ', and the array is taken as it lies'
+from current_shard_volumes
+join current_volumes using (volume_name)
+where header_orientation <> 'LPS' and storage in ('v1', 'v2')
+union all
+select volume_name, 'orientation_not_lps', 'its metadata says ImageOrientationPatient ' || orientation
+from (select volume_name, metadata['ImageOrientationPatient'] as orientation from current_volumes)
+where
+    list_transform(string_split(trim(orientation, '[] '), ','), lambda part: round(try_cast(trim(part) as double), 2))
+    <> [1, 0, 0, 0, 1, 0]
+union all
+select
+    volume_name, 'shape_disputed',
+    format('{} in the file, {} x {} x {} in the metadata', array_to_string(shape_in, ' x '), count_columns, count_rows, count_slices)
+from current_shard_volumes
+join current_volumes using (volume_name)
+where shape_in <> [count_columns, count_rows, count_slices]
