@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.orientation import HEADER, turn_to_lps
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, VolumeError
-from ctclip_model.evaluation.predict import EmbeddedVolume, VolumeModel, list_volumes, open_model
+from ctclip_model.evaluation.predict import EmbeddedVolume, Volume, VolumeModel, list_volumes, open_model
 from ctclip_model.files import whole_file
 from ctclip_model.models.find_model import find_model
 from flows.display import console, print_json
@@ -39,6 +40,7 @@ class Request:
     device: str
     dtype: Precision
     as_json: bool
+    orientation: str = HEADER
 
 
 @dataclass
@@ -46,13 +48,15 @@ class Session:
     """Open model and the files to read. A bad file is a line on stderr, and the others go on."""
 
     request: Request
-    files: list[Path]
+    files: list[Volume]
     model: VolumeModel
     failed: list[dict[str, Any]] = field(default_factory=list)
 
     @staticmethod
     def start(request: Request, *, with_text: bool, tokenizer: Path | None = None) -> Session:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warning for each retry repeats our error
+        if request.orientation != HEADER:
+            turn_to_lps(request.orientation)  # refuses what is no code before anything is read
         files = list_volumes(request.volumes)
         path = find_model(request.models, request.model)
         model = open_model(
@@ -81,7 +85,9 @@ def predict(request: Request, tokenizer: Path | None) -> int:
     rows = []
     if not request.as_json:
         console.print(Text(f"model  {session.describe()}"))
-    for volume in session.model.predict(session.files, on_error=session.record_failure):
+    for volume in session.model.predict(
+        session.files, orientation=request.orientation, on_error=session.record_failure
+    ):
         if not request.as_json:
             _print_volume(volume)
             _print_probabilities(volume.probabilities, in_columns=len(session.files) > 1)
@@ -99,7 +105,7 @@ def embed_volume(request: Request, output: Path | None) -> int:
     if not request.as_json:
         console.print(Text(f"model  {session.describe()}"))
     volumes = []
-    for volume in session.model.embed(session.files, on_error=session.record_failure):
+    for volume in session.model.embed(session.files, orientation=request.orientation, on_error=session.record_failure):
         volumes.append(volume)
         if not request.as_json:
             _print_volume(volume)
@@ -148,14 +154,19 @@ def _check_output(output: Path) -> None:
 
 
 def _facts(volume: EmbeddedVolume) -> dict[str, Any]:
-    return {"file": str(volume.path), "spacing_mm": list(volume.spacing_mm), "doubts": volume.doubts}
+    return {
+        "file": str(volume.path),
+        "spacing_mm": list(volume.spacing_mm),
+        "orientation": volume.turn,
+        "doubts": volume.doubts,
+    }
 
 
 def _print_volume(volume: EmbeddedVolume) -> None:
     spacing = " x ".join(f"{value:.4g}" for value in volume.spacing_mm)
     console.print()
     console.print(Text(printable(volume.path), style="bold"), soft_wrap=True)
-    console.print(Text(f"spacing  {spacing} mm"))
+    console.print(Text(f"spacing  {spacing} mm, axes {volume.turn}"))
     for doubt in volume.doubts:
         console.print(Text(f"note     {doubt}", style="yellow"), soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""A volume's planes in Hounsfield units, and the check that they are in these units."""
+"""A volume's planes in Hounsfield units, and a sample for the judge of these units."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctclip_model.data.accelerators import load_kernels
-from ctclip_model.data.nifti import NiftiStream, fault
-from ctclip_model.data.npz import NpzStream
+from ctclip_model.data.nifti import fault
+from ctclip_model.data.streams import PlaneStream
+from ctclip_model.data.value_check import ValueFault, judge_values
 
 PLAUSIBLE_HU = 1e6  # largest magnitude accepted; metal and padding stay below 40,000
-AIR_HU = (-1100, -600)  # range of air and lung
-TISSUE_HU = (-200, 200)  # range from fat to muscle
-INTERCEPTS = (-1024, -8192)  # intercepts of CT-RATE's scanners; -1000 is near enough to the first
-LEAST_SHARE = 0.1  # least share of voxels in each range that shows a shift; bone is never so much
-LEAST_RATIO = 4  # least ratio of the share in the shifted ranges to the share in the right ones
 SAMPLED_VOXELS = 2**18  # voxels of a volume that the check looks at
 
 
@@ -24,7 +20,7 @@ class HounsfieldPlanes:
     """Reads a stream's planes in HU, clipped to the window, and keeps statistics of all planes read."""
 
     def __init__(
-        self, stream: NiftiStream | NpzStream, slope: float | None, intercept: float | None, window_hu: tuple[int, int]
+        self, stream: PlaneStream, slope: float | None, intercept: float | None, window_hu: tuple[int, int]
     ) -> None:
         header = stream.header
         self.stream = stream
@@ -58,11 +54,9 @@ class HounsfieldPlanes:
         self._sum_of_squares += squares
         self._samples.append(self._stored.reshape(-1)[:: self._stride].copy())
 
-    def check_rescaling(self) -> None:
-        """Raises `VolumeError` for values that look rescaled twice or not at all."""
-        problem = find_wrong_rescaling(np.concatenate(self._samples) * self.slope + self.intercept)
-        if problem:
-            raise fault(self.stream.path, *problem)
+    def judge(self) -> ValueFault | None:
+        """The fault of values that are not HU, by a sample of all planes read."""
+        return judge_values(np.concatenate(self._samples) * self.slope + self.intercept)
 
     def statistics(self) -> tuple[float, float, int, int]:
         """Mean, standard deviation, least and most, in HU. Raises `VolumeError` for values that no CT has."""
@@ -94,30 +88,3 @@ def clip_plane(
         hu = hu * slope + intercept
         out[:] = hu = np.clip(hu, *window_hu)
         return stored.min(), stored.max(), float(hu.sum()), float(np.einsum("ji,ji->", hu, hu))
-
-
-def find_wrong_rescaling(hu: np.ndarray) -> tuple[str, str] | None:
-    """The reject's reason and the evidence that values were rescaled twice or not at all, or None.
-
-    CT of a body shows air or lung, and soft tissue. Values are refused if they lack one of these in its range, and
-    show both in shifted ranges. The shifts are those of a known intercept, added twice or not at all. The lowest value
-    is padding and does not count.
-    """
-    hu = hu[hu > hu.min()]
-    share_here = min(_share(hu, AIR_HU, 0), _share(hu, TISSUE_HU, 0))
-    for shift in (sign * intercept for intercept in INTERCEPTS for sign in (1, -1)):
-        air, tissue = _share(hu, AIR_HU, shift), _share(hu, TISSUE_HU, shift)
-        if min(air, tissue) > max(LEAST_SHARE, LEAST_RATIO * share_here):
-            mistake = f"{-abs(shift)} was added twice" if shift < 0 else f"{-shift} was not added"
-            detail = (
-                f"{air:.1%} of the voxels look like air and {tissue:.1%} like soft tissue, {shift:+d} HU from their "
-                f"ranges: as if {mistake}"
-            )
-            return ("rescaled_twice" if shift < 0 else "not_rescaled"), detail
-    return None
-
-
-def _share(hu: np.ndarray, bounds: tuple[int, int], shift: int) -> float:
-    """The share of the values between the shifted bounds."""
-    low, high = bounds
-    return float(np.count_nonzero((hu > low + shift) & (hu < high + shift))) / max(hu.size, 1)

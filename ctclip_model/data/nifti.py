@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -16,11 +16,14 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from ctclip_model.data.accelerators import GZIP_MAGIC, StreamError, gzip_member
+from ctclip_model.data.file_kinds import LONGEST, describe_file
+from ctclip_model.data.spacing import HeaderSpacing
 from ctclip_model.errors import VolumeError
 
 CHUNK_BYTES = 2**14  # bytes read at once; inflated, they still fit a core's cache when they are copied
 LARGEST_RATIO = 1032  # highest compression ratio of deflate
 LARGEST_PLANE = 4096 * 4096  # voxels; two planes must fit into memory
+LENGTH_UNITS = {1: "m", 2: "mm", 3: "µm"}  # keys: the low bits of xyzt_units
 HEADERS = {348: (nib.Nifti1Header, b"n+1\0"), 540: (nib.Nifti2Header, b"n+2\0")}  # keys: length in bytes
 
 
@@ -34,12 +37,22 @@ class NiftiHeader:
     """Content that a file's header claims. A voxel's value, HU or not, is slope x stored value + intercept."""
 
     shape: tuple[int, int, int]
-    zooms_mm: tuple[float, float, float]
+    pixdim: tuple[float, float, float]  # as it stands in the header
     dtype: np.dtype
     slope: float
     intercept: float
     data_offset: int  # bytes
-    affine: np.ndarray | None = None  # (4, 4), voxel indices to mm towards right, anterior, superior; None: not coded
+    affine: np.ndarray | None = None  # (4, 4), voxel indices towards right, anterior, superior; None: not coded
+    unit: str = "mm"  # unit of pixdim and of the affine
+
+    @property
+    def spacing(self) -> HeaderSpacing:
+        """All that the header states of the spacing."""
+        return HeaderSpacing(self.pixdim, self.affine, self.unit)
+
+    def with_shape(self, shape: tuple[int, int, int]) -> NiftiHeader:
+        """The header of the same voxels in another order of the axes."""
+        return replace(self, shape=shape)
 
     @property
     def size_bytes(self) -> int:
@@ -87,11 +100,12 @@ class NiftiStream:
             raise fault(self.path, "trailing_data", f"holds {surplus} bytes more than its header says")
 
     def _read_header(self) -> NiftiHeader:
-        block = self._bytes.read(4)
+        block = self._bytes.read_some(4)
         lengths = {int.from_bytes(block, "little"), int.from_bytes(block, "big")}
         size = next((size for size in HEADERS if size in lengths), None)
         if size is None:
-            raise fault(self.path, "not_nifti", "does not begin with a NIfTI header")
+            head = block + self._bytes.read_some(LONGEST - len(block))
+            raise fault(self.path, "not_nifti", describe_file(head, is_unpacked=self._bytes.is_gzip))
         header = _parse_header(self.path, block + self._bytes.read(size - 4), size)
         limit = self._bytes.size * (LARGEST_RATIO if self._bytes.is_gzip else 1)
         if header.size_bytes > limit:
@@ -140,6 +154,19 @@ class _ByteStream:
             raise fault(self.path, "not_nifti", "is too short to hold a NIfTI header") from error
         return bytes(block)
 
+    def read_some(self, count: int) -> bytes:
+        """The next bytes, fewer where the file ends."""
+        block = b""
+        while len(block) < count:
+            if not self._rest:
+                self._rest = memoryview(next(self._chunks, b""))
+            if not self._rest:
+                break
+            taken = self._rest[: count - len(block)]
+            self._rest = self._rest[len(taken) :]
+            block += bytes(taken)
+        return block
+
     def skip(self, count: int) -> None:
         while count > 0:
             self.fill(memoryview(bytearray(min(count, CHUNK_BYTES))))
@@ -153,13 +180,16 @@ class _ByteStream:
         """The content of a gzip file. zlib verifies the CRC and length of each of its members.
 
         A file is one member or several, one after the other (RFC 1952). A chunk may end within a member, or hold the
-        end of one member and the begin of the next.
+        end of one member and the begin of the next. Zero bytes may follow, with which tapes and disks fill blocks.
         """
-        member = gzip_member()
+        member, padded = gzip_member(), False
         for chunk in chunks:
             while chunk:
                 if member.eof:
-                    if not chunk.startswith(GZIP_MAGIC[: len(chunk)]):
+                    if not chunk.strip(b"\0"):
+                        padded = True
+                        break
+                    if padded or not chunk.startswith(GZIP_MAGIC[: len(chunk)]):
                         raise fault(self.path, "trailing_data", "other bytes follow the gzip stream")
                     member = gzip_member()
                 try:
@@ -177,7 +207,7 @@ def _parse_header(path: Path, block: bytes, size: int) -> NiftiHeader:
     kind, magic = HEADERS[size]
     header = kind(block, check=False)
     if bytes(block[4:8] if size == 540 else block[344:348]) != magic:
-        raise fault(path, "not_nifti", "is not a single-file NIfTI")
+        raise fault(path, "not_nifti", describe_file(block))
     try:
         dtype = header.get_data_dtype()
     except (KeyError, HeaderDataError) as error:
@@ -194,12 +224,13 @@ def _parse_header(path: Path, block: bytes, size: int) -> NiftiHeader:
     first, second, third = (float(zoom) for zoom in header["pixdim"][1:4])
     return NiftiHeader(
         shape=_shape(path, header),
-        zooms_mm=(first, second, third),
+        pixdim=(first, second, third),
         dtype=dtype,
         slope=1.0 if slope is None else slope,
         intercept=0.0 if intercept is None else intercept,
         data_offset=int(offset),
         affine=_affine(header),
+        unit=LENGTH_UNITS.get(int(header["xyzt_units"]) & 7, "mm"),
     )
 
 
@@ -216,6 +247,7 @@ def _affine(header: nib.Nifti1Header) -> np.ndarray | None:
 def _shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]:
     count = int(header["dim"][0])
     sides = [int(side) for side in header["dim"][1 : count + 1]]
+    sides[3:] = [side or 1 for side in sides[3:]]  # some writers leave the length of a missing axis at 0
     if not 1 <= count <= 7 or min(sides) < 1:
         raise fault(path, "not_nifti", f"dimensions {header['dim'].tolist()}")
     if count < 3 or max(sides[3:], default=1) > 1:

@@ -6,7 +6,7 @@ height. Voxels outside the recipe's window are not computed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,10 @@ class Axis:
     @property
     def stop(self) -> int:
         return self.start + len(self.lower)
+
+    def reversed(self, size: int) -> Axis:
+        """The same resampling of a source of `size` planes that lie in reverse order."""
+        return replace(self, lower=size - 1 - self.lower, upper=size - 1 - self.upper)
 
 
 def plan_axes(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], recipe: Recipe) -> list[Axis]:

@@ -7,9 +7,8 @@ once, plane by plane, and no more than two of its planes are held.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctclip_model.config import Recipe
+from ctclip_model.data.dicom import DicomSeries, DicomStream
 from ctclip_model.data.hounsfield import HounsfieldPlanes, clip_plane
 from ctclip_model.data.nifti import NiftiStream, fault
 from ctclip_model.data.npz import ORIENTATION, NpzStream
+from ctclip_model.data.orientation import HEADER, LPS, STORED, Turn, orientation_of, turn_to_lps
 from ctclip_model.data.resampling import Axis, blend_planes, plan_axes
 from ctclip_model.data.slabs import encode_slab
+from ctclip_model.data.spacing import Spacing, decide_spacing
+from ctclip_model.data.streams import PlaneStream, TurnedStream
+from ctclip_model.data.value_check import ValueFault
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +33,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PUBLISHED = Recipe()
-PLAUSIBLE_SPACING_MM = (0.1, 20.0)  # CT has 0.2 to 10, phantoms have more, faulty rows of CT-RATE 0.035 and 0.075
-SPACING_TOLERANCE = 0.05  # relative difference between table and header
+LEAST_SLICES = 20  # slices of a chest; fewer are doubted
+LEAST_EXTENT_MM = 100.0  # mm along the body
 
-Spacing = tuple[float, float, float]
+MISSING_SHARE = 0.03  # share of the stated slices that may be missing
+
+Source = str | PathLike[str] | DicomSeries
+StatedShape = tuple[int | None, int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class ConvertedVolume:
     `spacing_mm` and `shape_in` are in the source's axis order. Voxels outside `window`, (start, stop) along depth,
     height, width, are padding. `hu_min` and `hu_max` are the source's before clipping, `hu_mean` and `hu_std` after it.
     `spacing_note` describes a disagreement between table and header. HU = `rescale_slope` x stored value +
-    `rescale_intercept`.
+    `rescale_intercept`. `header_orientation` is the header's code. `turned_from` is the code that the array was turned
+    to LPS from. `doubts` are warnings for a person.
     """
 
     voxels: np.ndarray  # HU (depth, height, width), int16 as shards keep them, or float32
@@ -56,6 +64,14 @@ class ConvertedVolume:
     spacing_note: str | None = None
     rescale_slope: float = 1.0
     rescale_intercept: float = 0.0
+    header_orientation: str | None = None
+    turned_from: str | None = None
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def turn(self) -> str:
+        """The turn in words: `RAS → LPS`, or `as stored`."""
+        return "as stored" if self.turned_from is None else f"{self.turned_from} → {LPS}"
 
     def to_input(self) -> torch.Tensor:
         """The model's input, float32 (1, depth, height, width) in [-1, 1]. Scales float voxels in place."""
@@ -65,48 +81,57 @@ class ConvertedVolume:
 
 
 def load_volume(
-    path: str | PathLike[str],
+    path: Source,
     *,
     spacing_mm: Sequence[float | None] | None = None,
     slope: float | None = 1.0,
     intercept: float | None = 0.0,
     recipe: Recipe = PUBLISHED,
+    orientation: str = HEADER,
 ) -> torch.Tensor:
-    """Reads a NIfTI volume as the model's input, float32 (1, depth, height, width) in [-1, 1].
+    """Reads a CT volume as the model's input, float32 (1, depth, height, width) in [-1, 1].
 
     The published inference preprocessing (arXiv:2403.17834): HU are clipped to the recipe's window, resampled to its
     spacing, cut or padded to its shape around the centre, and divided by 1,000.
 
-    `spacing_mm` is the spacing along the first, second and third array axis. Default: the header's. HU are `slope` x
-    value + `intercept`. CT-RATE's v2 files hold HU already. A spacing or rescaling of None counts as missing.
+    `path` is a NIfTI file or a DICOM series (`dicom.list_series`). `spacing_mm` is the spacing along the first, second
+    and third array axis. Default: the header's. HU are `slope` x value + `intercept`. CT-RATE's v2 files hold HU
+    already. A spacing or rescaling of None counts as missing.
 
-    Raises `VolumeError` for a file that is missing, damaged, or no CT volume.
+    The model knows LPS arrays alone. `orientation` says how the array lies: `header` believes the header's affine, a
+    code such as `RAS` overrides it, `stored` takes the array as it lies. Flips and permutations turn it, exactly.
+
+    Raises `VolumeError` for a file that is missing, damaged, or no CT volume. Doubts are logged as warnings.
 
     >>> from ctclip_model import load_volume
     >>> volume = load_volume("scan.nii.gz")
     >>> tuple(volume.shape), volume.dtype
     ((1, 240, 480, 480), torch.float32)
     """
-    volume = read_volume(path, spacing_mm=spacing_mm, slope=slope, intercept=intercept, recipe=recipe)
-    if volume.spacing_note:
-        logger.warning("%s: %s", path, volume.spacing_note)
+    volume = read_volume(
+        path, spacing_mm=spacing_mm, slope=slope, intercept=intercept, recipe=recipe, orientation=orientation
+    )
+    for doubt in volume.doubts:
+        logger.warning("%s: %s", path.name if isinstance(path, DicomSeries) else path, doubt)
     return volume.to_input()
 
 
 def read_volume(
-    path: str | PathLike[str],
+    path: Source,
     *,
     spacing_mm: Sequence[float | None] | None = None,
     slope: float | None = 1.0,
     intercept: float | None = 0.0,
     recipe: Recipe = PUBLISHED,
+    orientation: str = HEADER,
 ) -> ConvertedVolume:
-    """Reads a NIfTI volume as `load_volume` does, in float32 HU, with the facts of its source.
+    """Reads a volume as `load_volume` does, in float32 HU, with the facts of its source and its doubts.
 
-    Does not check that the values are HU, as `convert_volume` does (`hounsfield.find_wrong_rescaling`).
+    Values that are not HU are a doubt here, and a reject of `convert_volume`.
     """
-    with NiftiStream(Path(path)) as stream:
-        return _convert(stream, spacing_mm, slope, intercept, recipe, np.float32, is_checked=False)
+    with DicomStream(path) if isinstance(path, DicomSeries) else NiftiStream(Path(path)) as stream:
+        volume, fault_of_values = _convert(stream, spacing_mm, slope, intercept, recipe, np.float32, orientation)
+        return replace(volume, doubts=(*_list_doubts(stream, volume, orientation, fault_of_values),))
 
 
 def convert_volume(
@@ -117,15 +142,24 @@ def convert_volume(
     intercept: float | None = 0.0,
     recipe: Recipe = PUBLISHED,
     orientation: str = ORIENTATION,
+    stated_shape: StatedShape = (None, None, None),
 ) -> ConvertedVolume:
     """Reads a volume as `load_volume` does, rounded to the int16 HU of shards, with the facts of its source.
 
-    A `.npz` is a volume of RAD-ChestCT, with axes in `orientation` (see `npz.py`). Raises `VolumeError`, whose `reason`
-    is the reject's code, also for values that are not HU.
+    A `.npz` is a volume of RAD-ChestCT, with axes in `orientation` (see `npz.py`). A NIfTI is taken as it lies, as the
+    published pipeline does, or turned as `load_volume` turns it. `stated_shape` is the table's number of columns, rows
+    and slices, which the file's is compared with. Raises `VolumeError`, whose `reason` is the reject's
+    code, also for values that are not HU.
     """
     path = Path(path)
-    with NpzStream(path, orientation) if path.suffix == ".npz" else NiftiStream(path) as stream:
-        return _convert(stream, spacing_mm, slope, intercept, recipe, np.int16, is_checked=True)
+    is_npz = path.suffix == ".npz"
+    turned = STORED if is_npz or orientation == ORIENTATION else orientation
+    with NpzStream(path, orientation) if is_npz else NiftiStream(path) as stream:
+        _check_shape(path, stream.header.shape, stated_shape)
+        volume, wrong = _convert(stream, spacing_mm, slope, intercept, recipe, np.int16, turned)
+        if wrong is not None:
+            raise fault(path, wrong.reason, wrong.evidence)
+        return volume
 
 
 def compile_kernels() -> None:
@@ -138,85 +172,96 @@ def compile_kernels() -> None:
     encode_slab(plane[None], "delta-zstd")
 
 
-def choose_spacing(
-    csv_spacing: Sequence[float | None] | None, header_zooms: Sequence[float]
-) -> tuple[Spacing, str | None]:
-    """The spacing to use along each array axis, in mm, and a note if table and header disagree.
-
-    The table wins, since CT-RATE's headers are sometimes blank. The header fills gaps of the table if it agrees with
-    the rest of it. Raises `ValueError` if neither is usable.
-    """
-    table = [_plausible(value) for value in csv_spacing or (None,) * 3]
-    header = [_plausible(value) for value in header_zooms]
-    pairs = [(listed, stored) for listed, stored in zip(table, header, strict=True) if listed is not None]
-    agrees = all(
-        stored is not None and math.isclose(listed, stored, rel_tol=SPACING_TOLERANCE) for listed, stored in pairs
-    )
-    chosen = [listed or (stored if agrees else None) for listed, stored in zip(table, header, strict=True)]
-    both = f"table {_format(csv_spacing)}, header {_format(header_zooms)} mm"
-    first, second, third = chosen
-    if first is None or second is None or third is None:
-        raise ValueError(f"no usable spacing: {both}")
-    note = None
-    if csv_spacing is not None and (not agrees or len(pairs) < 3):
-        note = f"spacing in doubt: {both}; used {_format(chosen)}"
-    return (first, second, third), note
-
-
-def _plausible(value: float | None) -> float | None:
-    low, high = PLAUSIBLE_SPACING_MM
-    return float(value) if value is not None and low <= value <= high else None
-
-
-def _format(spacing: Sequence[float | None] | None) -> str:
-    return " x ".join("?" if value is None else f"{value:.4g}" for value in spacing or (None,) * 3)
-
-
 def _convert(
-    stream: NiftiStream | NpzStream,
+    stream: PlaneStream,
     spacing_mm: Sequence[float | None] | None,
     slope: float | None,
     intercept: float | None,
     recipe: Recipe,
     dtype: type[np.float32] | type[np.int16],
-    *,
-    is_checked: bool,
-) -> ConvertedVolume:
-    """Reads a stream to its end: spacing, axes and rescaling first, then voxels, then the checks of the values."""
+    orientation: str,
+) -> tuple[ConvertedVolume, ValueFault | None]:
+    """Reads a stream to its end: spacing, axes and rescaling first, then voxels, then the judgement of the values."""
     shape = stream.header.shape
     try:
-        spacing, note = choose_spacing(spacing_mm, stream.header.zooms_mm)
+        spacing = decide_spacing(spacing_mm, stream.header.spacing)
     except ValueError as error:
         raise fault(stream.path, "bad_spacing", str(error)) from error
+    by_header = None if stream.header.affine is None else orientation_of(stream.header.affine)
+    code = (by_header.code if by_header else STORED) if orientation == HEADER else orientation
+    turn = turn_to_lps(code)
+    first, second, third = turn.axes
     try:
-        height, width, depth = plan_axes(shape, spacing, recipe)
+        height, width, depth = plan_axes(
+            (shape[first], shape[second], shape[third]),
+            (spacing.mm[first], spacing.mm[second], spacing.mm[third]),
+            recipe,
+        )
     except ValueError as error:
         raise fault(stream.path, "too_few_slices", str(error)) from error
-    planes = HounsfieldPlanes(stream, slope, intercept, recipe.window_hu)
-    voxels = _resample(planes, depth, height, width, np.empty(recipe.shape, dtype))
-    stream.finish()
-    if is_checked:
-        planes.check_rescaling()
+    turned = stream if turn == Turn() else TurnedStream(stream, turn)
+    planes = HounsfieldPlanes(turned, slope, intercept, recipe.window_hu)
+    voxels = _resample(
+        planes, depth.reversed(planes.count) if turn.flips[2] else depth, height, width, np.empty(recipe.shape, dtype)
+    )
+    turned.finish()
+    statistics = planes.statistics()
     window = tuple((axis.start, axis.stop) for axis in (depth, height, width))
-    return ConvertedVolume(
-        voxels, shape, spacing, window, *planes.statistics(), note, rescale_slope=planes.slope,
-        rescale_intercept=planes.intercept,
+    volume = ConvertedVolume(
+        voxels, shape, spacing.mm, window, *statistics, spacing.note, rescale_slope=planes.slope,
+        rescale_intercept=planes.intercept, header_orientation=by_header.code if by_header else None,
+        turned_from=None if turn == Turn() else code,
     )  # fmt: skip
+    return volume, planes.judge()
+
+
+def _check_shape(path: Path, shape: tuple[int, int, int], stated: StatedShape) -> None:
+    """Raises `VolumeError` for axes in another order than the table's columns, rows and slices, and missing slices."""
+    sizes = " x ".join(map(str, shape))
+    if None not in stated and shape != stated and sorted(shape) == sorted(size for size in stated if size is not None):
+        raise fault(path, "wrong_axes", f"has shape {sizes}, and the table {' x '.join(map(str, stated))}")
+    slices = stated[2]
+    if slices is not None and shape[2] < (1 - MISSING_SHARE) * slices:
+        raise fault(path, "missing_slices", f"holds {shape[2]} slices of {slices} in the table (shape {sizes})")
 
 
 def _resample(planes: HounsfieldPlanes, depth: Axis, height: Axis, width: Axis, out: np.ndarray) -> np.ndarray:
     """Fills `out` (depth, height, width) from all planes of the source.
 
-    Plane z of the window is planes[lower[z]] + weight[z] (planes[upper[z]] - planes[lower[z]]). `upper` is `lower` or
-    the plane after it, and neither falls with z: the two planes read last are enough. Plane i is kept in pair[i % 2].
+    Plane z of the window is planes[lower[z]] + weight[z] (planes[upper[z]] - planes[lower[z]]). `upper` and `lower` are
+    one plane or two neighbours, and both rise with z, or both fall: the two planes read last are enough. Plane i is
+    kept in pair[i % 2].
     """
     if any((axis.start, axis.stop) != (0, size) for axis, size in zip((depth, height, width), out.shape, strict=True)):
         out.fill(planes.window_hu[0])
     pair = np.empty((2, *planes.shape), planes.dtype)
-    for index, (lower, upper, weight) in enumerate(zip(depth.lower, depth.upper, depth.weight, strict=True)):
-        while planes.position <= upper:
+    last = np.maximum(depth.lower, depth.upper)  # the plane that must have been read
+    rising = range(len(last)) if last[0] <= last[-1] else range(len(last) - 1, -1, -1)
+    for index in rising:
+        lower, upper = depth.lower[index], depth.upper[index]
+        while planes.position <= last[index]:
             planes.read(pair[planes.position % 2])
-        blend_planes(pair[lower % 2], pair[upper % 2], weight, height, width, out[depth.start + index])
+        blend_planes(pair[lower % 2], pair[upper % 2], depth.weight[index], height, width, out[depth.start + index])
     while planes.position < planes.count:  # the rest, for the statistics and the checksum
         planes.read(pair[0])
     return out
+
+
+def _list_doubts(
+    stream: PlaneStream, volume: ConvertedVolume, orientation: str, wrong: ValueFault | None
+) -> Iterator[str]:
+    """Warnings about a volume that is read without metadata: spacing, axes, extent, values. They never stop a run."""
+    if volume.spacing_note:
+        yield volume.spacing_note
+    if orientation == HEADER:
+        by_header = None if stream.header.affine is None else orientation_of(stream.header.affine)
+        if by_header is None:
+            yield "orientation in doubt: the header states none, so the array is taken as it lies"
+        else:
+            yield from by_header.list_doubts()
+    along = turn_to_lps(volume.turned_from or STORED).axes[2]
+    slices, extent_mm = volume.shape_in[along], volume.shape_in[along] * volume.spacing_mm[along]
+    if slices < LEAST_SLICES or extent_mm < LEAST_EXTENT_MM:
+        yield f"extent in doubt: {slices} slices cover {extent_mm:.4g} mm, and a chest covers 250 mm or more"
+    if wrong is not None:
+        yield f"values in doubt: {wrong.evidence}"

@@ -9,14 +9,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.orientation import HEADER
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ConfigurationError, VolumeError
 from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes
@@ -24,22 +25,31 @@ from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.find_model import LoadedModel, load_model
 from ctclip_model.models.hub import HUB_ID, download_model
 
+if TYPE_CHECKING:  # reading volumes needs nibabel, which a GPU machine may lack
+    from ctclip_model.data.dicom import DicomSeries
+    from ctclip_model.data.volume import ConvertedVolume
+
 SUFFIXES = (".nii", ".nii.gz")
 
-Paths = Iterable[str | os.PathLike[str]]
+Paths = Iterable["str | os.PathLike[str] | Volume"]
 OnError = Callable[[Path, VolumeError], object]  # called with a file that cannot be used
+Volume: TypeAlias = "Path | DicomSeries | VolumeError"  # a file, a series, or a series that is refused
 Head = Callable[[Floats], NDArray[np.float64]]  # unit latents (N, latent) to probabilities (N, 18)
-_Input = tuple[Tensor, tuple[float, float, float], list[str]]  # voxels, spacing in mm and doubts of a file
 
 
 @dataclass(frozen=True)
 class EmbeddedVolume:
-    """A volume's unit latent (latent,), the spacing used (mm, by array axis), and doubts about the file."""
+    """A volume's unit latent (latent,), the spacing used (mm, by array axis), and doubts about the file.
+
+    `path` is the file, or the folder of a DICOM series with the series' name behind it. `turn` says how the array was
+    turned to the model's orientation, such as `RAS → LPS`.
+    """
 
     path: Path
     latent: Floats
     spacing_mm: tuple[float, float, float]
     doubts: list[str]
+    turn: str
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,12 @@ class VolumeModel:
         prompts = embed_prompts(model, tokenizer, ABNORMALITIES, dtype=self.precision.autocast)
         return partial(zero_shot, prompt_latents=prompts, logit_scale=model.temperature.exp().item())
 
-    def embed(self, paths: Paths, *, on_error: OnError | None = None) -> Iterator[EmbeddedVolume]:
-        """The unit latent of each NIfTI volume, in the order of the paths. A folder stands for all volumes below it.
+    def embed(
+        self, paths: Paths, *, orientation: str = HEADER, on_error: OnError | None = None
+    ) -> Iterator[EmbeddedVolume]:
+        """The unit latent of each CT volume, in the order of the paths. A folder stands for all volumes below it.
+
+        Volumes are NIfTI files and DICOM series. `orientation` is `header`, `stored` or a code (see `load_volume`).
 
         The next file is read while the model encodes. A file that cannot be used raises `VolumeError`. If `on_error` is
         given, it is called with the path and the error instead, and the other files go on.
@@ -97,19 +111,21 @@ class VolumeModel:
         >>> [(volume.path.name, volume.latent.shape) for volume in model.embed(["scan.nii.gz"])]
         [('scan.nii.gz', (8,))]
         """
-        for path, read in _read_ahead(list_volumes(paths), self.recipe):
+        for path, read in _read_ahead(list_volumes(paths), self.recipe, orientation):
             try:
-                voxels, spacing_mm, doubts = read.result()
+                volume = read.result()
             except VolumeError as error:
                 if on_error is None:
                     raise
                 on_error(path, error)
                 continue
-            batch = ([path.name], voxels.unsqueeze(0))
+            batch = ([path.name], volume.to_input().unsqueeze(0))
             ((_, latents),) = embed_volumes(self.loaded.model, [batch], dtype=self.precision.autocast)
-            yield EmbeddedVolume(path, latents[0], spacing_mm, doubts)
+            yield EmbeddedVolume(path, latents[0], volume.spacing_mm, list(volume.doubts), volume.turn)
 
-    def predict(self, paths: Paths, *, on_error: OnError | None = None) -> Iterator[PredictedVolume]:
+    def predict(
+        self, paths: Paths, *, orientation: str = HEADER, on_error: OnError | None = None
+    ) -> Iterator[PredictedVolume]:
         """The probability of each of the 18 abnormalities in each volume, beside its latent.
 
         LiPro answers by its head, other models zero-shot by the published prompts. For research, not for diagnosis.
@@ -124,7 +140,7 @@ class VolumeModel:
         True
         """
         head = self.head
-        for volume in self.embed(paths, on_error=on_error):
+        for volume in self.embed(paths, orientation=orientation, on_error=on_error):
             yield PredictedVolume(**vars(volume), probabilities=head(volume.latent[None])[0])
 
 
@@ -167,20 +183,29 @@ def open_model(
     return VolumeModel(loaded, Precision(precision))
 
 
-def list_volumes(paths: Paths) -> list[Path]:
-    """The given files, each once, and every NIfTI below a given folder, sorted. Hidden files are left out.
+def list_volumes(paths: Paths) -> list[Volume]:
+    """The given files, each once, and every NIfTI file and DICOM series below a given folder. Leaves out hidden files.
 
-    Raises `ConfigurationError` for a folder without any.
+    A series that is no CT volume is listed as the error that refuses it. Raises `ConfigurationError` for a folder
+    without any volume, and for DICOM without pydicom.
     """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(path)
+    from ctclip_model.data.dicom import has_dicom, is_dicom, list_series
+
+    found: list[Volume] = []
+    for given in paths:
+        if not isinstance(given, str | os.PathLike):
+            found.append(given)  # listed before
             continue
-        inside = [file for file in path.rglob("*") if _is_volume(file.relative_to(path)) and not file.is_dir()]
+        path = Path(given)
+        inside: list[Volume] = [path]
+        if path.is_dir():
+            files = [file for file in path.rglob("*") if _is_volume(file.relative_to(path)) and not file.is_dir()]
+            inside = [*sorted(files), *(list_series(path) if has_dicom(path) else [])]
+        elif is_dicom(path):
+            inside = [*list_series(path)]
         if not inside:
-            raise ConfigurationError(f"{path}: there is no {' or '.join(SUFFIXES)} in this folder")
-        found += sorted(inside)
+            raise ConfigurationError(f"{path}: there is no {', '.join(SUFFIXES)} or DICOM series in this folder")
+        found += inside
     return list(dict.fromkeys(found))
 
 
@@ -189,27 +214,33 @@ def _is_volume(path: PurePath) -> bool:
     return path.name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in path.parts)
 
 
-def _read_ahead(paths: Iterable[Path], recipe: Recipe) -> Iterator[tuple[Path, Future[_Input]]]:
+def _read_ahead(
+    volumes: Iterable[Volume], recipe: Recipe, orientation: str
+) -> Iterator[tuple[Path, Future[ConvertedVolume]]]:
     """Reads one file while the one before it is encoded, and no more: each holds 220 MB as published."""
-    reads: deque[tuple[Path, Future[_Input]]] = deque()
+    reads: deque[tuple[Path, Future[ConvertedVolume]]] = deque()
     with ThreadPoolExecutor(1) as pool:
-        for path in paths:
-            reads.append((path, pool.submit(_read, path, recipe)))
+        for volume in volumes:
+            reads.append((_path_of(volume), pool.submit(_read, volume, recipe, orientation)))
             if len(reads) > 1:
                 yield reads.popleft()
         yield from reads
 
 
-def _read(path: Path, recipe: Recipe) -> _Input:
-    """A file as the model's input (1, depth, height, width), its spacing and doubts. Every fault is a `VolumeError`."""
-    from ctclip_model.data.doubts import list_doubts  # these need nibabel, which a GPU machine may lack
-    from ctclip_model.data.nifti import NiftiStream, fault
+def _path_of(volume: Volume) -> Path:
+    if isinstance(volume, VolumeError):
+        return Path(volume.item)
+    return volume if isinstance(volume, Path) else volume.folder / volume.name
+
+
+def _read(volume: Volume, recipe: Recipe, orientation: str) -> ConvertedVolume:
+    """A volume in float32 HU with its doubts. Every fault of the file is a `VolumeError`."""
+    from ctclip_model.data.nifti import fault
     from ctclip_model.data.volume import read_volume
 
+    if isinstance(volume, VolumeError):
+        raise volume
     try:
-        with NiftiStream(path) as stream:
-            header = stream.header
-        volume = read_volume(path, recipe=recipe)
+        return read_volume(volume, recipe=recipe, orientation=orientation)
     except OSError as error:  # stages try such a file again; here it is reported
-        raise fault(path, "unreadable_file", error.strerror or str(error)) from error
-    return volume.to_input(), volume.spacing_mm, list_doubts(header, volume)
+        raise fault(_path_of(volume), "unreadable_file", error.strerror or str(error)) from error

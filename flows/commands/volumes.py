@@ -7,13 +7,20 @@ from typing import Annotated
 
 import typer
 
+from ctclip_model.data.orientation import HEADER
 from ctclip_model.device import Precision
 from flows.options import DataRoot, Device, Dtype, Json
 from tasks.settings import DATA_ROOT
 
-OwnVolumes = Annotated[list[Path], typer.Argument(metavar="VOLUME", help="NIfTI files of CT volumes, or folders.")]
+OwnVolumes = Annotated[
+    list[Path], typer.Argument(metavar="VOLUME", help="CT volumes: NIfTI files, DICOM series, or folders of them.")
+]
 OwnModel = Annotated[
     str | None, typer.Option(help="Id, folder or weights file of a model. Default: the only model of the data root.")
+]
+
+Orientation = Annotated[
+    str, typer.Option(help="Orientation of the arrays: header, stored (taken as LPS), or a code such as RAS.")
 ]
 
 
@@ -24,6 +31,7 @@ def predict(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Tokenizer of a weights file: tokenizer.json, vocab.txt, or their folder.")
     ] = None,
+    orientation: Orientation = HEADER,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     as_json: Json = False,
@@ -34,7 +42,7 @@ def predict(
     """
     from flows import volumes as own
 
-    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json)
+    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, orientation)
     raise typer.Exit(code=1 if own.predict(request, tokenizer) else 0)
 
 
@@ -43,6 +51,7 @@ def embed_volume(
     data_root: DataRoot = DATA_ROOT,
     model: OwnModel = None,
     output: Annotated[Path | None, typer.Option(help="File of the latents, .parquet or .npz.")] = None,
+    orientation: Orientation = HEADER,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     as_json: Json = False,
@@ -50,5 +59,5 @@ def embed_volume(
     """Compute the image latents of your own CT volumes."""
     from flows import volumes as own
 
-    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json)
+    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, orientation)
     raise typer.Exit(code=1 if own.embed_volume(request, output) else 0)

@@ -125,7 +125,7 @@ def test_latents_are_written_and_printed(data_root, good, tmp_path, suffix):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["predict", "."], "there is no .nii or .nii.gz in this folder"),
+        (["predict", "."], "there is no .nii, .nii.gz or DICOM series in this folder"),
         (["predict", "a.nii", "--model", "nonsense"], "there is no model 'nonsense'"),
         (["predict", "a.nii", "--device", "abacus"], "there is no device 'abacus'"),
         (["predict", "a.nii", "--dtype", "float8"], "float8"),

@@ -10,8 +10,8 @@ import pytest
 from support.volumes import load_golden_volume
 
 from ctclip_model.config import Recipe
-from ctclip_model.data.hounsfield import find_wrong_rescaling
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
+from ctclip_model.data.value_check import judge_values
 from ctclip_model.data.volume import convert_volume
 from ctclip_model.errors import VolumeError
 
@@ -38,30 +38,59 @@ def hu_of(name: str, padding: int | None = None, share: float = 0.21) -> np.ndar
 @pytest.mark.parametrize("name", PARTS)
 def test_a_true_ct_passes_and_its_mistaken_twins_do_not(name, padding):
     hu = hu_of(name, padding)
-    assert find_wrong_rescaling(hu) is None
+    assert judge_values(hu) is None
     for intercept in (-1000, -1024, -8192):
         for shift, expected in ((intercept, "rescaled_twice"), (-intercept, "not_rescaled")):
-            found = find_wrong_rescaling(hu + shift)
+            found = judge_values(hu + shift)
             assert found is not None, (shift, name)
-            assert found[0] == expected
+            assert found.reason == expected
 
 
 def test_two_kinds_of_padding_pass():
     hu = hu_of("chest", -2048, share=0.3)
     hu[:100] = -3024
-    assert find_wrong_rescaling(hu) is None
+    assert judge_values(hu) is None
 
 
 def test_bone_without_air_does_not_pass_for_tissue():
     rng = np.random.default_rng(0)
     skull = np.concatenate([rng.normal(35, 6, 8_500), rng.normal(1000, 250, 1_500), [-1024] * 3_000])
-    assert find_wrong_rescaling(skull) is None
+    assert judge_values(skull) is None
 
 
-def test_values_that_show_no_body_prove_nothing():
-    assert find_wrong_rescaling(np.random.default_rng(0).normal(1064, 20, 10_000)) is None
-    assert find_wrong_rescaling(np.array([5.0, 7.0])) is None
-    assert find_wrong_rescaling(np.array([-1000.0] * 9 + [0.0])) is None
+def test_a_few_voxels_prove_nothing():
+    assert judge_values(np.array([5.0, 7.0])) is None
+    assert judge_values(np.array([-1000.0] * 9 + [0.0])) is None
+
+
+DAMAGES = {
+    "stored values": lambda hu: np.where(hu < -1100, hu, np.maximum(hu, -1024) + 1024),
+    "rescaled twice": lambda hu: hu - 1024,
+    "inverted": lambda hu: -hu,
+    "0 to 1": lambda hu: np.clip((hu + 1000) / 2000, 0, 1),
+    "0 to 255": lambda hu: np.rint(np.clip((hu + 1000) / 2000, 0, 1) * 255),
+    "z-scores": lambda hu: (hu - hu.mean()) / hu.std(),
+    "mask": lambda hu: np.digitize(hu, [-900, -300, -20, 200]).astype(float),
+    "without a sign": np.abs,
+    "unsigned": lambda hu: np.where(hu < 0, hu + 65536, hu),
+    "moved by 32768": lambda hu: hu + 32768,
+    "negative values cut off": lambda hu: np.maximum(hu, 0),
+}
+
+
+@pytest.mark.parametrize("padding", [None, -1024, -2048, -8192])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_values_that_are_not_hu_are_found_with_evidence(damage, padding):
+    fault = judge_values(DAMAGES[damage](hu_of("chest", padding)))
+    assert fault is not None
+    assert fault.reason in ("not_hu", "not_rescaled", "rescaled_twice")
+    assert any(character.isdigit() for character in fault.evidence)
+
+
+def test_a_small_body_with_padding_off_by_one_passes():
+    rng = np.random.default_rng(0)
+    padding = rng.integers(-2001, -1998, 45_000)
+    assert judge_values(np.concatenate([padding, hu_of("chest")[::10]])) is None
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,6 @@ from support.volumes import save_nifti
 
 from ctclip_model.config import Recipe, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.data.doubts import list_doubts
-from ctclip_model.data.nifti import NiftiStream
 from ctclip_model.data.volume import convert_volume, read_volume
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError, VolumeError
 from ctclip_model.evaluation.embed import embed_prompts, embed_volumes
@@ -58,8 +56,7 @@ def save_volume(path: Path, *, shape=(40, 40, 30), spacing=(7.0, 7.0, 6.0), low=
 
 
 def doubts_of(path: Path) -> str:
-    with NiftiStream(path) as stream:
-        return "; ".join(list_doubts(stream.header, read_volume(path, recipe=RECIPE)))
+    return "; ".join(read_volume(path, recipe=RECIPE).doubts)
 
 
 def test_probabilities_are_those_of_the_pipeline(folder, tmp_path):
@@ -123,12 +120,45 @@ def test_doubts_name_what_the_header_may_have_wrong(tmp_path):
     assert doubts_of(save_volume(tmp_path / "fine.nii")) == ""
     assert "without a spacing" in doubts_of(save_volume(tmp_path / "blank.nii", spacing=(1.0, 1.0, 1.0)))
     assert "may not be HU" in doubts_of(save_volume(tmp_path / "airless.nii", low=300))
-    sagittal = np.array([[0, 0, 6.0, 0], [7, 0, 0, 0], [0, 7, 0, 0], [0, 0, 0, 1]])
-    assert "not axial (axes ASR)" in doubts_of(save_volume(tmp_path / "sagittal.nii", affine=sagittal))
+    assert "extent in doubt: 2 slices" in doubts_of(save_volume(tmp_path / "thin.nii", shape=(40, 40, 2)))
+    assert "3 slices cover 18 mm" in doubts_of(save_volume(tmp_path / "short.nii", shape=(40, 40, 3)))
     image = nib.load(save_volume(tmp_path / "a.nii"))
     image.header["pixdim"][3] = 3.0
     nib.Nifti1Image(np.asarray(image.dataobj), None, image.header).to_filename(tmp_path / "other.nii")
     assert "used 7 x 7 x 3 mm" in doubts_of(tmp_path / "other.nii")
+
+
+@pytest.mark.parametrize("code", ["RAS", "LAS", "LPI", "SPL", "PIR", "ASR"])
+def test_another_orientation_gives_the_same_volume_to_the_bit(folder, tmp_path, code):
+    original = save_volume(tmp_path / "lps.nii.gz", spacing=(7.5, 6.8, 6.2))
+    image = nib.load(original)
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(code)
+    )
+    image.as_reoriented(turn).to_filename(tmp_path / "turned.nii.gz")
+    turned = read_volume(tmp_path / "turned.nii.gz", recipe=RECIPE)
+    assert np.array_equal(turned.voxels, read_volume(original, recipe=RECIPE).voxels)
+    assert (turned.turn, turned.doubts) == (f"{code} → LPS", ())
+    (ours,), (theirs,) = (open_model(folder).predict([tmp_path / name]) for name in ("turned.nii.gz", "lps.nii.gz"))
+    assert np.array_equal(ours.probabilities, theirs.probabilities)
+    assert (ours.turn, theirs.turn) == (f"{code} → LPS", "as stored")
+
+
+def test_an_orientation_that_is_given_overrides_the_header(tmp_path):
+    voxels = np.random.default_rng(0).integers(-1000, 500, (40, 40, 30), dtype=np.int16)
+    path = save_nifti(tmp_path / "wrong.nii.gz", voxels, (7.0, 7.0, 6.0), affine=np.diag([7.0, 7.0, 6.0, 1.0]))
+    lying = read_volume(path, recipe=RECIPE, orientation="LPS")
+    assert lying.turn == "as stored"
+    assert np.array_equal(lying.voxels, read_volume(path, recipe=RECIPE, orientation="stored").voxels)
+    assert np.array_equal(lying.voxels, convert_volume(path, recipe=RECIPE).voxels)
+    assert not np.array_equal(lying.voxels, read_volume(path, recipe=RECIPE).voxels)
+
+
+def test_a_header_without_an_orientation_is_doubted(tmp_path):
+    image = nib.load(save_volume(tmp_path / "a.nii"))
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nib.Nifti1Image(np.asarray(image.dataobj), None, image.header).to_filename(tmp_path / "uncoded.nii")
+    assert "the header states none" in doubts_of(tmp_path / "uncoded.nii")
 
 
 def test_the_recipe_travels_with_the_model_folder(folder, tokenizer, tmp_path):

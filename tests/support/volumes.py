@@ -38,7 +38,9 @@ def save_nifti(
     """Writes a NIfTI file of the array's own type and byte order, without a scaling of its own."""
     header = kind.header_class(endianness=">" if voxels.dtype.byteorder == ">" else "<")
     header.set_data_dtype(voxels.dtype)
-    image = kind(voxels, np.diag([*spacing_mm[:3], 1.0]) if affine is None else affine, header)
+    if affine is None:  # LPS, as CT-RATE's volumes are
+        affine = np.diag([-spacing_mm[0], -spacing_mm[1], spacing_mm[2], 1.0])
+    image = kind(voxels, affine, header)
     image.header.set_slope_inter(1, 0)
     nib.save(image, path)
     return path

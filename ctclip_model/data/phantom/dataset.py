@@ -171,7 +171,7 @@ def _write_volume(
 
 
 def _nifti(volume: NDArray[np.int16], spacing_mm: tuple[float, float, float]) -> bytes:
-    image = nib.Nifti1Image(volume, np.diag([*spacing_mm, 1.0]))
+    image = nib.Nifti1Image(volume, np.diag([-spacing_mm[0], -spacing_mm[1], spacing_mm[2], 1.0]))
     image.header.set_slope_inter(1, 0)
     image.header.set_xyzt_units("mm")
     return bytes(image.to_bytes())
