@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from distributed import LocalCluster
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.shards import read_volume
@@ -12,7 +17,7 @@ from ctclip_model.data.slabs import Encoding
 from support.volumes import COARSE
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import open_run
-from tasks.settings import LIMITS
+from tasks.settings import LIMITS, Limits
 from tasks.sources.changes import INGESTED, compare
 from tasks.sources.local_source import LocalSource
 from tasks.sources.open_source import Source
@@ -22,10 +27,19 @@ from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_byte
 from tasks.volumes.jobs import make_jobs, read_volumes
 from warehouse import store
 
-# no waiting for a hub, two volumes a shard, a publish after each job, and no limit to the share of rejects
-QUICK = dataclasses.replace(
-    LIMITS, hub_attempts=3, hub_wait_s=0.01, shard_volumes=2, publish_interval_s=0.0, reject_share=1.0
-)
+# no waiting for a hub, two volumes a shard, and no limit to the share of rejects
+QUICK = dataclasses.replace(LIMITS, hub_attempts=3, hub_wait_s=0.01, shard_volumes=2, reject_share=1.0)
+THREADS = "threads"  # in place of a scheduler's address: a cluster of this process
+
+
+@cache
+def start_cluster() -> str:
+    """Address of a Dask cluster of this process, one for all tests: worker processes take seconds to start."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Dask's own
+        cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+    atexit.register(cluster.close)
+    return str(cluster.scheduler_address)
 
 
 def ingest(source: Path | Source, data_root: Path) -> None:
@@ -45,14 +59,18 @@ def convert(
     data_root: Path,
     recipe: Recipe = COARSE,
     encoding: Encoding = "delta-zstd",
-    address: str | None = None,
+    address: str | None = THREADS,
+    limits: Limits = QUICK,
     **download_options: Any,
 ) -> dict[str, Any]:
-    """Converts pending volumes, downloading those of a hub. Returns the run's summary and counts of downloads."""
+    """Converts pending volumes, downloading those of a hub. Returns the run's summary and counts of downloads.
+
+    The work is done by a thread, or by a Dask cluster: one at an address, or, for None, one of new processes.
+    """
     options = DownloadOptions(**download_options)
     with (
-        open_run(data_root, "convert", recipe.recipe_id, limits=QUICK) as run,
-        Downloader(data_root, options, None, QUICK) as downloader,
+        open_run(data_root, "convert", recipe.recipe_id, limits=limits) as run,
+        Downloader(data_root, options, None, limits) as downloader,
     ):
         volumes = read_volumes(data_root, recipe, None)
         pending = plan_items(run, recipe.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
@@ -60,7 +78,7 @@ def convert(
         remote = [volumes[name] for name in pending if volumes[name].origin]
         if remote:
             downloader.prepare(remote, max(count_raw_bytes(job.volumes) for job in jobs))
-        run_jobs(run, jobs, address, downloader if remote else None)
+        run_jobs(run, jobs, start_cluster() if address == THREADS else address, downloader if remote else None)
         downloader.check_offline()
     return run.summary() | {"fetched": downloader.count_fetched, "reused": downloader.count_reused}
 

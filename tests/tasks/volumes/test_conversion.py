@@ -39,9 +39,9 @@ def data_root(source: Path, tmp_path: Path) -> Path:
 
 
 KILLED_AFTER_ITS_FIRST_SHARD = """
-import os, signal, sys
+import dataclasses, os, signal, sys
 from pathlib import Path
-from support.data_roots import convert
+from support.data_roots import QUICK, convert
 from tasks.volumes import convert as conversion
 
 def record_and_die(*arguments):
@@ -50,7 +50,7 @@ def record_and_die(*arguments):
 
 if __name__ == "__main__":
     record, conversion.record_result = conversion.record_result, record_and_die
-    convert(Path(sys.argv[1]))
+    convert(Path(sys.argv[1]), address=None, limits=dataclasses.replace(QUICK, publish_interval_s=0.0))
 """
 
 
