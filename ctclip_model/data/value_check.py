@@ -17,6 +17,7 @@ AIR_HU = (-1100.0, -600.0)  # air and aerated lung
 TISSUE_HU = (-200.0, 200.0)  # fat to contrast-filled muscle
 PEAK_HU = (-190.0, 190.0)  # the most frequent tissue of every body part lies here
 PEAK_WIDTH_HU = 60.0
+LEAST_BESIDE_LUNG = 0.2  # share of fat and soft tissue in dense matter, beside a consolidated lung
 LEAST_PEAK = 0.08  # share of dense matter in the peak; less is noise
 SHIFTS = (1024, -1024, 1000, -1000, 8192, -8192)  # intercepts of CT scanners, left out or added once more
 
@@ -161,7 +162,8 @@ def _find_misplaced_peak(inside: NDArray) -> ValueFault | None:
         return ValueFault("not_hu", f"{dense.size / inside.size:.1%} of the voxels are denser than lung")
     share, start = _densest(dense, PEAK_WIDTH_HU)
     middle = start + PEAK_WIDTH_HU / 2
-    if share < LEAST_PEAK or PEAK_HU[0] <= middle <= PEAK_HU[1]:
+    has_dense_lung = middle < PEAK_HU[0] and _share(dense, TISSUE_HU) > LEAST_BESIDE_LUNG
+    if share < LEAST_PEAK or PEAK_HU[0] <= middle <= PEAK_HU[1] or has_dense_lung:
         return None
     return ValueFault(
         "not_hu",
