@@ -13,7 +13,7 @@ from ctclip_model.data.streams import PlaneStream
 from ctclip_model.data.value_check import ValueFault, judge_values
 
 PLAUSIBLE_HU = 1e6  # largest magnitude accepted; metal and padding stay below 40,000
-SAMPLED_VOXELS = 2**18  # voxels of a volume that the check looks at
+SAMPLED_VOXELS = 2**16  # voxels of a volume that the check looks at
 
 
 class HounsfieldPlanes:

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from bench_value_check import DAMAGES
 from support.volumes import load_golden_volume
 
 from ctclip_model.config import Recipe
@@ -61,21 +62,6 @@ def test_bone_without_air_does_not_pass_for_tissue():
 def test_a_few_voxels_prove_nothing():
     assert judge_values(np.array([5.0, 7.0])) is None
     assert judge_values(np.array([-1000.0] * 9 + [0.0])) is None
-
-
-DAMAGES = {
-    "stored values": lambda hu: np.where(hu < -1100, hu, np.maximum(hu, -1024) + 1024),
-    "rescaled twice": lambda hu: hu - 1024,
-    "inverted": lambda hu: -hu,
-    "0 to 1": lambda hu: np.clip((hu + 1000) / 2000, 0, 1),
-    "0 to 255": lambda hu: np.rint(np.clip((hu + 1000) / 2000, 0, 1) * 255),
-    "z-scores": lambda hu: (hu - hu.mean()) / hu.std(),
-    "mask": lambda hu: np.digitize(hu, [-900, -300, -20, 200]).astype(float),
-    "without a sign": np.abs,
-    "unsigned": lambda hu: np.where(hu < 0, hu + 65536, hu),
-    "moved by 32768": lambda hu: hu + 32768,
-    "negative values cut off": lambda hu: np.maximum(hu, 0),
-}
 
 
 @pytest.mark.parametrize("padding", [None, -1024, -2048, -8192])
