@@ -5,13 +5,17 @@ Commands that run no flow (`status`, `sql`, `predict`, `--help`) never import Pr
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -60,35 +64,59 @@ def common(
 
 
 def main() -> None:
-    """Runs a command. Exit code 0, or 1 with one clear line on stderr. 143: SIGTERM ended a training. 130: Ctrl-C."""
-    run: Callable[..., Any] = app
+    """Runs the command of `sys.argv` and ends this process with its exit code."""
+    if code := run():
+        _leave(code)
+
+
+def run() -> int:
+    """Runs a command and returns its exit code: 0, or 1 after one clear line on stderr.
+
+    143: SIGTERM ended a training. 130: Ctrl-C.
+    """
+    command: Callable[..., Any] = app
     try:
-        sys.exit(run(standalone_mode=False))
+        return command(standalone_mode=False) or 0
     except PreemptedError as error:
-        _fail(error, code=128 + signal.SIGTERM)
+        return _report(error, code=128 + signal.SIGTERM)
     except CTCLIPError as error:
-        _fail(error)
+        return _report(error)
     except TyperException as error:
-        _fail(ConfigurationError(getattr(error, "message", "") or "see ctclip --help"))
+        return _report(ConfigurationError(getattr(error, "message", "") or "see ctclip --help"))
     except BrokenPipeError:
-        sys.exit(1)
+        return 1
     except (KeyboardInterrupt, typer.Abort):
         print("ctclip: interrupted. A rerun goes on from here", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except Exception as error:  # noqa: BLE001  one line on the screen: --debug shows the traceback
-        _fail(error, f"{type(error).__name__}: ")
+        return _report(error, f"{type(error).__name__}: ")
 
 
-def _fail(error: Exception, prefix: str = "", code: int = 1) -> None:
+def _report(error: Exception, prefix: str = "", code: int = 1) -> int:
     if os.environ.get("CTCLIP_DEBUG"):
-        raise error
+        traceback.print_exception(error)
+        return code
     text = " ".join(str(error).split())
     hint = " (--debug shows the traceback)" if prefix else ""
     if is_log_requested():
         logger.error("%s%s", prefix, text, exc_info=error if prefix else None)
     else:
         print(f"ctclip: {prefix}{text}{hint}", file=sys.stderr)
-    sys.exit(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends this process as a child of `multiprocessing` ends: threads and exit handlers first, modules not at all.
+
+    A thread of Prefect may hold an error, whose traceback holds a connection. DuckDB would list all of that on stderr
+    when its module is taken apart.
+    """
+    with suppress(BrokenPipeError):
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

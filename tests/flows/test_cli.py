@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from support.command_line import run_ctclip
+from support.paths import ROOT
 
 from tasks.run.publish import publish
 from tasks.run.records import RecordWriter, new_run_id
@@ -95,6 +96,34 @@ def test_mistake_is_one_clear_line_and_exit_code_1(data_root, arguments, line):
     assert result.stdout == ""
     assert line in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+LEFT_RUNNING = """
+import atexit, duckdb, sys, threading, time
+from flows.cli import main
+
+def hold():
+    connection = duckdb.connect()
+    is_held.set()
+    time.sleep(600)
+
+is_held = threading.Event()
+threading.Thread(target=hold, daemon=True).start()
+is_held.wait()
+atexit.register(print, "exit handler")
+main()
+"""
+
+
+def test_a_failing_command_ends_with_its_line_whatever_its_threads_hold(data_root):
+    arguments = ["sql", "select", "--data-root", str(data_root)]
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_RUNNING, *arguments],
+        capture_output=True, text=True, check=False, timeout=60, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == "exit handler\n"
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_command_before_anything_was_made_says_what_to_run(tmp_path):

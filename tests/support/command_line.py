@@ -30,20 +30,15 @@ class Finished:
 
 def run_ctclip(*arguments: str | Path, **environment: str) -> Finished:
     """Runs a command in this process. Environment and loggers are afterwards as before."""
-    from flows.cli import main
+    from flows.cli import run
 
     stdout, stderr = io.StringIO(), io.StringIO()
     with (
         patch.dict(os.environ, TERMINAL | environment), patch.object(sys, "argv", ["ctclip", *map(str, arguments)]),
         keep_loggers(), contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr),
     ):  # fmt: skip
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        else:
-            code = 0
-    return Finished(code if isinstance(code, int) else 0, stdout.getvalue(), stderr.getvalue())
+        code = run()
+    return Finished(code, stdout.getvalue(), stderr.getvalue())
 
 
 def run_ctclip_process(*arguments: str | Path, **environment: str) -> Finished:
