@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -10,14 +11,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+# Answers of file systems that sync no folder, such as CIFS and some FUSE: their renames are atomic all the same.
+NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR}
+
 
 def fsync(path: Path) -> None:
-    """Makes a file's content, or a rename within a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Makes a file's content, or a rename within a folder, survive a power cut.
+
+    A folder is left alone where the file system syncs none. Raises `OSError`, which names the file.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not (error.errno in NO_FOLDER_SYNC and path.is_dir()):
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -30,8 +41,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+        fsync(temporary)
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)

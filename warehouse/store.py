@@ -6,6 +6,7 @@ into place. So readers always open a complete, checked warehouse, and an open re
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLease, Timeout
 
 from ctclip_model.errors import ConfigurationError, MissingInputError, WarehouseError
 from ctclip_model.files import fsync
@@ -30,6 +31,8 @@ from warehouse import fold, schema
 WAREHOUSE_FILE = "warehouse.duckdb"
 LOCK_FILE = "locks/warehouse.lock"
 LOCK_TIMEOUT_S = 600.0
+LEASE_EXPIRY_S = 120.0  # seconds without a heartbeat, after which a dead publisher loses its lease
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # file systems without flock
 WORK_PREFIX = "warehouse.publish-"
 COPY_CHUNK_BYTES = 1 << 30
 
@@ -162,12 +165,31 @@ def _queries_folder() -> Path:
 
 @contextmanager
 def _lock(path: Path, timeout_s: float) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Holds the publish lock. On a file system without locks it is a lease, which a dead publisher loses."""
     try:
-        with FileLock(path, timeout=timeout_s):
-            yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(path, timeout_s)
     except Timeout as error:
         raise WarehouseError(f"another publish has held {path} for {timeout_s:g} s; try again when it ends") from error
+    except OSError as error:
+        raise WarehouseError(f"{path} cannot be locked: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(path: Path, timeout_s: float) -> FileLock | SoftFileLease:
+    lock = FileLock(path, timeout=timeout_s, fallback_to_soft=False)
+    try:
+        lock.acquire()
+        return lock
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    lease = SoftFileLease(path.with_suffix(".lease"), lease_duration=LEASE_EXPIRY_S, timeout=timeout_s)
+    lease.acquire()
+    return lease
 
 
 def _tidy(data_root: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -60,4 +61,6 @@ def _explain(error: Exception, hub_id: str, revision: str | None) -> HubError:
         return HubNotFoundError(f"{hub_id}: holds no model folder (config.json and model.safetensors)")
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
         return HubAccessError(f"{hub_id}: the Hub refuses the token: `hf auth login` with another, or set HF_TOKEN")
+    if isinstance(error, OSError) and error.errno:  # an answer of the local file system
+        return HubUnavailableError(f"{hub_id}: cannot be stored in the cache {HF_HUB_CACHE}: {error.strerror}")
     return HubUnavailableError(f"{hub_id}: the Hub cannot be reached ({type(error).__name__})")

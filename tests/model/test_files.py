@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -184,3 +186,40 @@ def test_files_of_a_folder_are_on_the_disk_before_its_rename_and_the_rename_ther
         (temporary / "below/file").write_text(NEW)
     assert sorted(calls[:3]) == [("fsync", temporary.stem), ("fsync", "below"), ("fsync", "file")]
     assert calls[3:] == [("rename", "folder"), ("fsync", tmp_path.name)]
+
+
+@pytest.fixture
+def refuse_fsync(monkeypatch):
+    """Makes `os.fsync` of folders, or of files, fail with an errno, as some file systems do."""
+    fsync = os.fsync
+
+    def refuse(code, *, of_folders):
+        def answer(descriptor):
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode) is of_folders:
+                raise OSError(code, os.strerror(code))
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", answer)
+
+    return refuse
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_that_syncs_no_folder_takes_files_and_folders(tmp_path, refuse_fsync, code):
+    refuse_fsync(code, of_folders=True)
+    with whole_file(tmp_path / "file") as file:
+        file.write(NEW.encode())
+    with replace_folder(tmp_path / "folder") as temporary:
+        (temporary / "below").mkdir()
+        (temporary / "below/file").write_text(NEW)
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder/below/file").read_text() == NEW
+
+
+@pytest.mark.parametrize(("code", "of_folders"), [(errno.EIO, True), (errno.EIO, False), (errno.EINVAL, False)])
+def test_a_sync_that_fails_names_the_file_and_the_cause(tmp_path, refuse_fsync, code, of_folders):
+    refuse_fsync(code, of_folders=of_folders)
+    with pytest.raises(OSError, match=os.strerror(code)) as caught, whole_file(tmp_path / "file") as file:
+        file.write(NEW.encode())
+    assert caught.value.errno == code
+    assert str(tmp_path) in str(caught.value)
+    assert (tmp_path / "file").exists() is of_folders  # a folder is synced after the rename

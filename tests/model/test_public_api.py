@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import errno
+import fcntl
 import inspect
+import os
 import shutil
 import subprocess
 import sys
@@ -119,6 +122,15 @@ def test_lipro_needs_no_tokenizer_from_the_hub_nor_from_the_cache(hub, published
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (again,) = ctclip_model.open_model("someone/lipro").predict([folder / "scan.nii.gz"])
     assert np.array_equal(first.probabilities, again.probabilities)
+
+
+def test_a_cache_that_cannot_be_locked_is_named_with_its_cause(published, tmp_path, monkeypatch):
+    def refuse(_descriptor, _operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(HubUnavailableError, match=r"cannot be stored in the cache .*: No locks available"):
+        ctclip_model.open_model("someone/tiny-ct-clip")
 
 
 def test_hub_faults_say_what_to_do(hub, published, tmp_path, monkeypatch):

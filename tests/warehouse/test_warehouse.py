@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -263,6 +266,32 @@ def test_held_lock_is_reported_after_the_timeout(tmp_path):
     (tmp_path / "locks").mkdir()
     with FileLock(tmp_path / store.LOCK_FILE), pytest.raises(WarehouseError, match="another publish"):
         store.publish(tmp_path, lock_timeout_s=0.05)
+
+
+def refuse_flock(monkeypatch, code: int) -> None:
+    def refuse(_descriptor, _operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_publishes_under_a_lease(tmp_path, monkeypatch, code):
+    refuse_flock(monkeypatch, code)
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1")])
+    store.publish(tmp_path)
+    assert query(tmp_path, "select count(*) from volumes") == [(1,)]
+    held = store._acquire(tmp_path / store.LOCK_FILE, 1)
+    with pytest.raises(WarehouseError, match="another publish"):
+        store.publish(tmp_path, lock_timeout_s=0.05)
+    held.release()
+    assert not store.publish(tmp_path).is_changed
+
+
+def test_a_lock_that_fails_otherwise_is_named_with_its_cause(tmp_path, monkeypatch):
+    refuse_flock(monkeypatch, errno.EIO)
+    with pytest.raises(WarehouseError, match=r"warehouse\.lock cannot be locked: Input/output error"):
+        store.publish(tmp_path)
 
 
 def test_stray_log_is_moved_aside_with_a_warning(tmp_path, caplog):
