@@ -17,33 +17,45 @@ import pytest
 from huggingface_hub import close_session
 from support.hub import LoopbackHub
 from support.hub.server import ACCEPTED
+from support.once import make_once, serve_prefect
 from support.paths import SHARED
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that fork come first and those that need Prefect last: a process with its threads can be forked no more."""
+    """Tests that fork come first and those that need Prefect last: a process with its threads can be forked no more.
+
+    Of the last, the longest files begin, so that both processes end at the same time.
+    """
     items.sort(
-        key=lambda item: ("prefect_server" in getattr(item, "fixturenames", ()), item.path.stem != "test_loader")
+        key=lambda item: (
+            "prefect_server" in getattr(item, "fixturenames", ()),
+            item.path.stem != "test_loader",
+            item.path.parent.name != "whole",
+        )
     )
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """A real Prefect server with a database of its own, on loopback."""
-    from prefect.testing.utilities import prefect_test_harness
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
-    with prefect_test_harness(server_startup_timeout=120):
+
+@pytest.fixture(scope="session")
+def prefect_server(shared_folder: Path) -> Iterator[None]:
+    """A real Prefect server with a database of its own, on loopback."""
+    with serve_prefect(shared_folder):
         yield
 
 
 @pytest.fixture(scope="session")
-def few_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few_phantoms(shared_folder: Path) -> Path:
     """Twelve patients without an anomaly; tests that change them copy them first."""
-    folder = tmp_path_factory.mktemp("few_phantoms")
-    make_phantoms(folder, PhantomConfig(seed=1, train_patients=6, valid_patients=6), processes=1)
-    return folder
+    config = PhantomConfig(seed=1, train_patients=6, valid_patients=6)
+    return make_once(shared_folder / "few_phantoms", lambda folder: make_phantoms(folder, config, processes=1))
 
 
 @pytest.fixture

@@ -34,16 +34,14 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("imported", "avoided"),
     [
-        ("flows.cli, tasks.upkeep.queries, warehouse.store", "torch"),
-        ("flows.cli, tasks.upkeep.queries, warehouse.store", "prefect"),
-        ("flows.volumes", "prefect"),
-        ("flows.volumes", "duckdb"),
+        ("flows.cli, tasks.upkeep.queries, warehouse.store", {"torch", "prefect"}),
+        ("flows.volumes", {"prefect", "duckdb"}),
     ],
 )
 def test_commands_do_not_wait_for_what_they_do_not_use(imported, avoided):
-    program = f"import sys, {imported}; print({avoided!r} in sys.modules)"
+    program = f"import sys, {imported}; print(*{avoided} & sys.modules.keys())"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert result.stdout.strip() == "False"
+    assert result.stdout.strip() == ""
 
 
 def test_help_lists_every_stage():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from measure import peak_bytes
 from ctclip_model.config import Preset, tiny
 from ctclip_model.device import Compute, Precision
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.training import step_memory
 from ctclip_model.training.step_memory import SHARE_USED, StepMemory, estimate_step
 from flows.commands import doctor
+
+estimate_once = cache(estimate_step)  # an estimate takes a step of the model
 
 
 def real_peak(preset: Preset, count: int) -> int:
@@ -38,7 +42,7 @@ def test_estimate_is_the_memory_of_a_step() -> None:
 
 
 def test_recomputing_takes_less_for_each_volume() -> None:
-    plain, recomputed = (estimate_step(tiny(), Compute("cpu", recompute=recompute)) for recompute in (False, True))
+    plain, recomputed = (estimate_once(tiny(), Compute("cpu", recompute=recompute)) for recompute in (False, True))
     assert recomputed.per_volume < plain.per_volume
 
 
@@ -53,8 +57,9 @@ def test_fitting_volumes_leave_a_tenth_free() -> None:
     [(200, "the preset's 96 fits one process"), (7.5, "--at-once 7"), (0, "no volume fits: choose a smaller preset")],
 )
 def test_doctor_says_what_batch_fits(volumes: float, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = estimate_step(tiny(), Compute("cpu", recompute=True))
+    memory = estimate_once(tiny(), Compute("cpu", recompute=True))
     free_bytes = int((memory.fixed + volumes * memory.per_volume) / SHARE_USED)
+    monkeypatch.setattr(step_memory, "estimate_step", estimate_once)
     monkeypatch.setattr(doctor, "find_free_memory", lambda: ("a machine", free_bytes))
     *ways, batch = doctor.check_training_memory("tiny", Precision.float32)
     assert ["volumes at once fit" in way.text for way in ways] == [True, True]
