@@ -33,7 +33,9 @@ from warehouse import store
 Rows = list[dict[str, Any]]
 Classifier = Callable[[NDArray[np.float32]], NDArray[np.float64]]  # latents (N, latent) -> probabilities (N, 18)
 
-UNDECIDED = "patients who are not decided"  # end of a threshold source: these patients chose the thresholds
+UNDECIDED = (
+    "patients who are not decided"  # end of a threshold source: those that chose the thresholds are not scored by them
+)
 
 
 @dataclass(frozen=True)
