@@ -17,7 +17,7 @@ class Stage:
     version: int = 0  # raised when the same inputs give other results; a part of each fingerprint of the stage
     makes: str = ""
     made_of: tuple[str, ...] = ()
-    variant: str = ""  # what the items are made with, such as a recipe
+    variant: str = ""  # the recipe, labeller or model that items are made with
     is_rebuilt: bool = True  # a part of every rebuild
     is_planned: bool = True  # lists its items in the table `wanted`
     is_ordered: bool = False  # has GPU work, which another worker can carry out

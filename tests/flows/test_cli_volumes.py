@@ -149,4 +149,4 @@ def test_weights_without_a_tokenizer_say_what_to_put_where(good, tmp_path):
     result = run_ctclip_process("predict", good, "--model", weights, **offline)
     assert result.returncode == 1
     assert "put vocab.txt of microsoft/BiomedVLP-CXR-BERT-specialized beside it" in result.stderr.splitlines()[-1]
-    assert run_ctclip("embed-volume", good, "--model", weights).returncode == 0  # which needs no tokenizer
+    assert run_ctclip("embed-volume", good, "--model", weights).returncode == 0  # this needs no tokenizer

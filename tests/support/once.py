@@ -1,4 +1,4 @@
-"""What is made once for all processes of a test run: a folder that takes long to fill, and the Prefect server."""
+"""Made once for all processes of a test run: a folder that takes long to fill, and the Prefect server."""
 
 from __future__ import annotations
 

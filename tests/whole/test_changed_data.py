@@ -1,4 +1,4 @@
-"""What a rebuild makes again after the data changed, and what it leaves."""
+"""Rebuilds after the data changed: some things are made again, and the rest is left."""
 
 from __future__ import annotations
 
