@@ -35,8 +35,14 @@ def fsync(path: Path) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file for writing, which replaces `path` once it is complete and on the disk.
 
-    After an error `path` stays as it was. A killed process leaves a hidden file that ends in `.tmp`.
+    After an error `path` stays as it was. A killed process leaves a hidden file that ends in `.tmp`. A symbolic link
+    stays, and the file that it names is replaced. A device or a pipe is written to as it is.
     """
+    if _is_stream(path):
+        with path.open("wb") as file:
+            yield file
+        return
+    path = path.resolve() if path.is_symlink() else path
     temporary = _temporary_for(path)
     try:
         with temporary.open("wb") as file:
@@ -71,6 +77,12 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             replaced.rename(folder)
         for path in (temporary, replaced):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_stream(path: Path) -> bool:
+    """True for devices and pipes, and for `/dev/stdout`, even where that is a regular file."""
+    is_device = any(path.absolute().is_relative_to(folder) for folder in ("/dev", "/proc"))
+    return path.exists() and (is_device or not path.is_file()) and not path.is_dir()
 
 
 def _temporary_for(path: Path) -> Path:

@@ -76,7 +76,9 @@ def run() -> int:
     """
     command: Callable[..., Any] = app
     try:
-        return command(standalone_mode=False) or 0
+        code = command(standalone_mode=False) or 0
+        sys.stdout.flush()  # a full disk is an error here, and not after the end
+        return code
     except PreemptedError as error:
         return _report(error, code=128 + signal.SIGTERM)
     except CTCLIPError as error:
@@ -111,7 +113,7 @@ def _leave(code: int) -> NoReturn:
     A thread of Prefect may hold an error, whose traceback holds a connection. DuckDB would list all of that on stderr
     when its module is taken apart.
     """
-    with suppress(BrokenPipeError):
+    with suppress(OSError):
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -100,7 +101,8 @@ def print_summaries(summaries: Sequence[Mapping[str, Any]]) -> None:
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool = False) -> None:
     """Prints rows as a table, or as blocks if a table is wider than the screen."""
     if as_json:
-        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        names = _unique(columns)
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
         return
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column), default=0) for column in zip(columns, *cells, strict=True)]
@@ -114,6 +116,15 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: b
     for row in cells:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def _unique(columns: Sequence[str]) -> list[str]:
+    """Names of the columns, the second of a name with `_1` behind it, as DuckDB names those of a subquery."""
+    names: list[str] = []
+    for column in columns:
+        numbered = itertools.chain([column], (f"{column}_{number}" for number in itertools.count(1)))
+        names.append(next(name for name in numbered if name not in names))
+    return names
 
 
 def print_plan(explained: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from ctclip_model.models.kinds import FINE_TUNED
 from ctclip_model.stages import PIPELINE
 
 DATA_ROOT_VARIABLE = "CTCLIP_DATA_ROOT"
-DATA_ROOT = Path(os.environ.get(DATA_ROOT_VARIABLE, "data"))
+DATA_ROOT = Path(os.environ.get(DATA_ROOT_VARIABLE) or "data")
 PRESET = "published"
 LABELLER = "radbert"
 RAW_CACHE_GB = 20.0  # disk space for volumes that are downloaded and not yet converted

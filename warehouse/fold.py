@@ -83,7 +83,7 @@ def _load_table(connection: duckdb.DuckDBPyConnection, data_root: Path, table: T
     for start in range(0, len(files), FILES_PER_INSERT):
         batch = files[start : start + FILES_PER_INSERT]
         facts = [_inspect(data_root, file, columns) for file in batch]
-        paths = [str(data_root / file.path) for file in batch]
+        paths = [escape_pattern(data_root / file.path) for file in batch]
         try:
             _insert(connection, table, paths)
         except duckdb.Error:
@@ -93,6 +93,11 @@ def _load_table(connection: duckdb.DuckDBPyConnection, data_root: Path, table: T
         connection.executemany("insert into record_files values (?, ?, ?, ?)", facts)
         count += sum(rows for _, _, rows, _ in facts)
     return count
+
+
+def escape_pattern(path: Path) -> str:
+    """The path as DuckDB takes it by its letters: to its readers of files, `*`, `?` and `[` are patterns."""
+    return re.sub(r"([*?[])", r"[\1]", str(path))
 
 
 def _inspect(data_root: Path, file: RecordFile, columns: set[str]) -> tuple[str, str, int, int]:

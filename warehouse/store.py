@@ -77,7 +77,7 @@ def publish(data_root: Path, *, from_scratch: bool = False, lock_timeout_s: floa
             if not is_fresh:
                 _copy(target, work)
             rows, count_files = _build(work, data_root)
-            work.chmod(0o444)
+            work.chmod(work.stat().st_mode & 0o444)  # as the umask allowed
             fsync(work)
             os.replace(work, target)  # noqa: PTH105
             fsync(data_root)
@@ -109,6 +109,7 @@ def read(data_root: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         try:
             connection.execute(f"attach '{str(path).replace(chr(39), chr(39) * 2)}' as warehouse (read_only)")
             connection.execute("use warehouse")
+            connection.execute("set TimeZone = 'UTC'")
             schema.pending_migrations(connection)
         except duckdb.Error as error:
             raise WarehouseError(f"{path} cannot be opened: {error}") from error
@@ -222,7 +223,7 @@ def _new_records(connection: duckdb.DuckDBPyConnection, data_root: Path) -> list
 
 def _build(work: Path, data_root: Path) -> tuple[dict[str, int], int]:
     """Migrates a copy of the warehouse, loads the new records into it and checks it."""
-    with duckdb.connect(str(work)) as connection:
+    with _without_options(work) as path, duckdb.connect(str(path)) as connection:
         schema.migrate(connection)
         files = _new_records(connection, data_root)
         rows = fold.load_records(connection, data_root, files)
@@ -231,6 +232,20 @@ def _build(work: Path, data_root: Path) -> tuple[dict[str, int], int]:
         schema.run_checks(connection)
         connection.execute("checkpoint")
     return rows, len(files)
+
+
+@contextmanager
+def _without_options(work: Path) -> Iterator[Path]:
+    """A path without `?`, from where on DuckDB takes the path of a file that it writes for options."""
+    if "?" not in str(work):
+        yield work
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        stand_in = Path(folder, work.name)
+        if work.exists():
+            _copy(work, stand_in)
+        yield stand_in
+        _copy(stand_in, work)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -85,8 +85,11 @@ def save_model_folder(
     }
     with replace_folder(folder) as temporary:
         tensors = {key: value.detach().cpu().contiguous() for key, value in (weights or model.state_dict()).items()}
-        save_file(tensors, temporary / "model.safetensors")
-        (temporary / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
+        weights_file = temporary / "model.safetensors"
+        weights_file.touch()
+        mode = weights_file.stat().st_mode  # as the umask allows
+        save_file(tensors, weights_file)
+        weights_file.chmod(mode)  # safetensors lets only the owner read
         if tokenizer is not None:
             (temporary / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
         if metrics is not None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support.command_line import run_ctclip
+from support.command_line import run_ctclip, run_ctclip_process
 from support.paths import ROOT
+from support.processes import run_python
 
 from tasks.run.publish import publish
 from tasks.run.records import RecordWriter, new_run_id
@@ -158,3 +159,32 @@ def test_export_writes_parquet_and_csv(data_root, tmp_path):
 def test_publish_from_scratch_gives_the_same_rows(data_root):
     result = run_ctclip("publish", "--from-scratch", "--data-root", data_root)
     assert result.stdout.startswith("6 rows from 4 record files")
+
+
+def test_json_keeps_columns_of_the_same_name(data_root):
+    printed = run_ctclip("sql", "select 1 as a, 2 as a, 3 as a_1, 4 as a", "--json", "--data-root", data_root)
+    assert json.loads(printed.stdout) == [{"a": 1, "a_1": 2, "a_1_1": 3, "a_2": 4}]
+
+
+def test_times_are_utc_wherever_they_are_read(data_root):
+    sql = "select timestamptz '2026-11-26 12:00:00+03' as at"
+    command = ["ctclip", "sql", sql, "--json", "--data-root", str(data_root)]
+    read = f"import sys; from flows.cli import main; sys.argv = {command}; main()"
+    (row,) = json.loads(run_python(read, environment={"TZ": "Asia/Tokyo"}))
+    assert row["at"] == "2026-11-26 09:00:00+00:00"
+
+
+def test_full_standard_output_is_an_error_of_one_line(data_root):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "flows", "sql", "select 1", "--data-root", str(data_root)],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "No space left" in line
+
+
+def test_tables_are_written_to_standard_output(data_root):
+    done = run_ctclip_process("export", "runs", "--output", "/dev/stdout", "--format", "csv", "--data-root", data_root)
+    assert done.stdout.startswith("run_id,")

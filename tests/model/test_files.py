@@ -223,3 +223,37 @@ def test_a_sync_that_fails_names_the_file_and_the_cause(tmp_path, refuse_fsync, 
     assert caught.value.errno == code
     assert str(tmp_path) in str(caught.value)
     assert (tmp_path / "file").exists() is of_folders  # a folder is synced after the rename
+
+
+def test_symbolic_link_stays_and_the_file_that_it_names_is_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    link, target = tmp_path / "link", tmp_path / "elsewhere/file"
+    link.symlink_to(target)
+    for content in (b"first", b"second"):
+        with whole_file(link) as file:
+            file.write(content)
+        assert (link.readlink(), target.read_bytes()) == (target, content)
+        assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def test_device_and_pipe_are_written_to_and_stay(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (pipe, Path("/dev/null")):
+        kind = stat.S_IFMT(path.stat().st_mode)
+        with whole_file(path) as file:
+            file.write(b"content")
+        assert stat.S_IFMT(path.stat().st_mode) == kind
+    assert os.read(reader, 100) == b"content"
+    os.close(reader)
+
+
+def test_standard_output_is_written_to_even_where_it_is_a_file(tmp_path):
+    code = "from pathlib import Path; from ctclip_model.files import whole_file\n"
+    code += "with whole_file(Path('/dev/stdout')) as file: file.write(b'content')"
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=file, check=True, timeout=60)
+    assert output.read_bytes() == b"content"
+    assert list(tmp_path.iterdir()) == [output]

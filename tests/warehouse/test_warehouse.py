@@ -5,6 +5,7 @@ import fcntl
 import itertools
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import duckdb
@@ -395,3 +396,22 @@ def test_user_sql_returns_names_types_and_rows(tmp_path):
     store.publish(tmp_path)
     result = store.run_user_sql(tmp_path, "select $a as a, 2 * $b::integer as b", {"a": "x", "b": "3"})
     assert (result.columns, result.types, result.rows) == (["a", "b"], ["VARCHAR", "INTEGER"], [("x", 6)])
+
+
+@pytest.mark.parametrize("name", ["data[1]", "data*", "da?a", "it's {x}"])
+def test_data_root_is_never_a_pattern(tmp_path, name):
+    for folder, count in (("data1", 2), ("data", 3), (name, 1)):
+        (tmp_path / folder).mkdir()
+        write_run(tmp_path / folder, count, volumes=[volume_row(f"valid_{count}_a_1")])
+    store.publish(tmp_path / name)
+    assert store.query(tmp_path / name, "select volume_name from volumes") == [("valid_1_a_1",)]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o444), (0o027, 0o440), (0o077, 0o400)])
+def test_warehouse_is_readable_by_whom_the_umask_allows(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        store.publish(tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / store.WAREHOUSE_FILE).stat().st_mode) == mode
