@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
 from filelock import FileLock, SoftFileLease, Timeout
+from numpy.typing import NDArray
 
 from ctclip_model.errors import ConfigurationError, MissingInputError, WarehouseError
 from ctclip_model.files import fsync
@@ -122,6 +125,20 @@ def query(
     """Rows of one query on the published warehouse. Raises as `read` does."""
     with read(data_root) as connection:
         return connection.execute(sql, parameters).fetchall()
+
+
+def stack_vectors(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The vectors of a column of lists, as an array (rows, width). An empty column has width 1.
+
+    Raises `WarehouseError` for a missing vector or vectors of several widths, which would shift the rows after them.
+    """
+    widths = set(pc.list_value_length(column).unique().to_pylist())
+    if len(widths) > 1 or None in widths:
+        found = ", ".join(sorted(map(str, widths)))
+        raise WarehouseError(f"the warehouse holds latents of several widths ({found}) for one model")
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    vectors: NDArray[Any] = flat.reshape(len(column), *(widths or {1}))
+    return vectors
 
 
 @cache

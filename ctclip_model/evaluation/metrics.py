@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctclip_model.config import EvaluationConfig
+from ctclip_model.errors import CheckpointError
 from ctclip_model.evaluation.bootstrap import Resamples, Weights, holm
 from ctclip_model.evaluation.weighted import DECISION_METRICS, METRICS, Items, weighted_metrics
 
@@ -234,6 +235,16 @@ def check_values(labels: Floats, probabilities: Floats) -> None:
         raise ValueError("labels are 0, 1 or nan")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():  # nan fails as well
         raise ValueError("probabilities are in [0, 1]")
+
+
+def require_probabilities(probabilities: Floats, model_id: str) -> None:
+    """Raises `CheckpointError` for a model whose probabilities (N, L) are not numbers in [0, 1]."""
+    is_good = ((probabilities >= 0) & (probabilities <= 1)).all(axis=1)  # False for nan
+    if not is_good.all():
+        raise CheckpointError(
+            f"{model_id}: its probabilities of {(~is_good).sum()} of {len(probabilities)} items are not numbers in "
+            "[0, 1]: the weights are damaged"
+        )
 
 
 def optional(value: float) -> float | None:

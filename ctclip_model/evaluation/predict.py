@@ -19,7 +19,7 @@ from ctclip_model.config import Recipe
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.orientation import HEADER
 from ctclip_model.device import Precision, choose_device
-from ctclip_model.errors import ConfigurationError, VolumeError
+from ctclip_model.errors import CheckpointError, ConfigurationError, VolumeError
 from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.find_model import LoadedModel, load_model
@@ -104,7 +104,8 @@ class VolumeModel:
         The next file is read while the model encodes. A file that cannot be used raises `VolumeError`. If `on_error` is
         given, it is called with the path and the error instead, and the other files go on.
 
-        Raises `ConfigurationError` for a folder without a volume.
+        Raises `ConfigurationError` for a folder without a volume. Raises `CheckpointError` for a latent that is not
+        finite.
 
         >>> from ctclip_model import open_model
         >>> model = open_model("CT-CLIP_v2.pt", with_text=False)
@@ -121,6 +122,8 @@ class VolumeModel:
                 continue
             batch = ([path.name], volume.to_input().unsqueeze(0))
             ((_, latents),) = embed_volumes(self.loaded.model, [batch], dtype=self.precision.autocast)
+            if not np.isfinite(latents).all():
+                raise CheckpointError(f"{self.name}: its latent of {path} is not finite: the weights are damaged")
             yield EmbeddedVolume(path, latents[0], volume.spacing_mm, list(volume.doubts), volume.turn)
 
     def predict(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ctclip_model.errors import CheckpointError
+
 Floats = NDArray[np.floating]
 
 
@@ -14,8 +16,11 @@ def zero_shot(image_latents: Floats, prompt_latents: Floats, logit_scale: float)
     """Probabilities (N, L) of the abnormalities: the share of "present" in the softmax over both scaled similarities.
 
     `image_latents` (N, d) and `prompt_latents` (L, 2, d) [present, not present] are L2-normalised. `logit_scale` is
-    exp(temperature). Raises `ValueError` for other shapes.
+    exp(temperature). Raises `ValueError` for other shapes. Raises `CheckpointError` for a factor that is no positive
+    number, since probabilities would be NaN or all 0.5.
     """
+    if not 0 < logit_scale < np.inf:
+        raise CheckpointError(f"exp(temperature) is {logit_scale:g}, which is no positive number: the model is damaged")
     if prompt_latents.ndim != 3 or prompt_latents.shape[1:] != (2, image_latents.shape[-1]):
         raise ValueError(f"prompt latents {prompt_latents.shape} are not (L, 2, {image_latents.shape[-1]})")
     present, absent = prompt_latents[:, 0].astype(np.float64), prompt_latents[:, 1].astype(np.float64)

@@ -129,7 +129,8 @@ class _WithoutRandomWeights(TorchFunctionMode):
 def fill_model(model_type: type[Any], config: Any, weights: dict[str, Tensor], path: AnyPath) -> Any:
     """Makes a model in evaluation mode with the given weights.
 
-    Raises `CheckpointError` for missing, unexpected, misshapen, NaN or infinite weights, all of them named.
+    Raises `CheckpointError` for missing, unexpected, misshapen, NaN or infinite weights, all of them named. Raises it
+    also for a temperature whose exp is 0 or infinite in float32: similarities would be lost.
     """
     with _WithoutRandomWeights():
         model = model_type(config)
@@ -153,6 +154,8 @@ def fill_model(model_type: type[Any], config: Any, weights: dict[str, Tensor], p
         faults.append(f"not floating-point: {_listed(other)}")
     elif damaged := [key for key in common if not is_finite(weights[key])]:
         faults.append(f"NaN or infinite: {_listed(damaged)}")
+    elif lost := [f"{key} {weights[key].item():g}" for key in common if not _keeps_similarities(key, weights[key])]:
+        faults.append(f"exp is 0 or infinite in float32 (beyond about -103 to 88): {_listed(lost)}")
     if faults:
         raise CheckpointError(f"{path}: not the weights of this {model_type.__name__}; " + "; ".join(faults))
     model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
@@ -162,6 +165,13 @@ def fill_model(model_type: type[Any], config: Any, weights: dict[str, Tensor], p
 def is_finite(values: Tensor) -> bool:
     """True if no value is NaN or infinite. Reads a weights file ten times faster than `isfinite`."""
     return values.numel() == 0 or all(extreme.isfinite() for extreme in values.aminmax())
+
+
+def _keeps_similarities(key: str, value: Tensor) -> bool:
+    """True except for a temperature whose exp, the factor on similarities, is 0 or infinite in float32."""
+    if key.rpartition(".")[2] != "temperature" or value.numel() != 1:
+        return True
+    return 0 < value.float().exp().item() < math.inf
 
 
 def _listed(names: list[str], most: int = 8) -> str:

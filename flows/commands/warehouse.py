@@ -24,7 +24,7 @@ def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
     from tasks.upkeep.queries import list_stale_models, read_status
 
     if as_json:
-        _print_query(data_root, "select * from stage_status", as_json)
+        print_rows(*read_status(data_root, "from stage_status"), as_json)
         return
     print_rows(*read_status(data_root))
     for line in list_stale_models(data_root):

@@ -14,11 +14,14 @@ from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.reports import SECTIONS, clean_report
 from ctclip_model.device import Precision
+from ctclip_model.errors import BadItemError
 from tasks.models.find import ModelReference
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.progress import show_progress
 from tasks.run.stage_run import StageRun
 from warehouse import store
+
+LARGEST_NORM_ERROR = 1e-3  # difference from length 1, as the warehouse's check `latent_norm` allows
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,9 @@ def _join_batches(
 def _record(
     run: StageRun, model: ModelReference, work: EmbeddingWork, items: Sequence[str], latents: NDArray[np.float32]
 ) -> None:
+    items, latents = _reject_undirected(run, work, items, latents)
+    if not items:
+        return
     kinds, names = zip(*(item.split(":", 1) for item in items), strict=True)
     width = latents.shape[1]
     run.record(
@@ -143,3 +149,19 @@ def _record(
         ),
     )  # fmt: skip
     run.count_done += len(items)
+
+
+def _reject_undirected(
+    run: StageRun, work: EmbeddingWork, items: Sequence[str], latents: NDArray[np.float32]
+) -> tuple[Sequence[str], NDArray[np.float32]]:
+    """Records a reject for each latent without a direction (0, NaN or infinite). Returns the others."""
+    norms = np.linalg.norm(latents.astype(np.float64), axis=1)
+    is_unit = np.abs(norms - 1) < LARGEST_NORM_ERROR  # False for nan
+    errors = [
+        (BadItemError(item, "no_latent", f"its latent has length {norm:g}, not 1"), work.fingerprints[item])
+        for item, norm, keep in zip(items, norms, is_unit, strict=True)
+        if not keep
+    ]
+    if errors:
+        run.reject_all(errors)
+    return [item for item, keep in zip(items, is_unit, strict=True) if keep], latents[is_unit]

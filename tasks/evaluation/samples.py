@@ -13,6 +13,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import MissingInputError
 from tasks.evaluation.evaluations import PUBLISHED, THRESHOLD_SPLIT, Evaluation
 from tasks.models.find import ModelReference
+from warehouse import store
 
 Labels = dict[str, NDArray[np.float64]]  # {scan: (18,) in {0, 1}, nan for an unknown label}
 Latents = dict[str, NDArray[np.float32]]  # {item: (latent,)}
@@ -64,9 +65,8 @@ def _load_split(connection: duckdb.DuckDBPyConnection, view: str, model_id: str,
         "where model_id = $model_id and dataset = $dataset and split = $split order by volume_name",
         params={"model_id": model_id, "dataset": dataset, "split": split},
     ).to_arrow_table()
-    flat = table["latent"].combine_chunks().flatten().to_numpy()
     volumes, scans, patients = (table[name].to_pylist() for name in ("volume_name", "scan_id", "patient_id"))
-    return Samples(volumes, scans, patients, flat.reshape(len(table), -1) if len(table) else flat.reshape(0, 1))
+    return Samples(volumes, scans, patients, store.stack_vectors(table["latent"]))
 
 
 def load_latents(connection: duckdb.DuckDBPyConnection, model: ModelReference, kind: str) -> Latents:
@@ -75,10 +75,7 @@ def load_latents(connection: duckdb.DuckDBPyConnection, model: ModelReference, k
         "select item, latent from wanted_latents where model_id = $model_id and kind = $kind",
         params={"model_id": model.encoder_id, "kind": kind},
     ).to_arrow_table()
-    if not len(table):
-        return {}
-    latents = table["latent"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-    return dict(zip(table["item"].to_pylist(), latents, strict=True))
+    return dict(zip(table["item"].to_pylist(), store.stack_vectors(table["latent"]), strict=True))
 
 
 def load_prompts(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> NDArray[np.float32]:

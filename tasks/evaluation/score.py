@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,25 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
 
 
 def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> Classifier:
-    """Classifier of a model's latents: a LiPro's trained head, or the prompts of any other model."""
+    """Classifier of a model's latents: a LiPro's trained head, or the prompts of any other model.
+
+    It raises `CheckpointError` for probabilities that are not numbers.
+    """
     if model.kind.facts.has_head:
         from ctclip_model.models.model_folder import load_head
 
-        return load_head(model.folder).probabilities
-    prompts = load_prompts(connection, model)
-    return lambda latents: zero_shot.zero_shot(latents, prompts, model.logit_scale)
+        answer: Classifier = load_head(model.folder).probabilities
+    else:
+        answer = partial(
+            zero_shot.zero_shot, prompt_latents=load_prompts(connection, model), logit_scale=model.logit_scale
+        )
+
+    def classify(latents: NDArray[np.float32]) -> NDArray[np.float64]:
+        probabilities = answer(latents)
+        metrics.require_probabilities(probabilities, model.model_id)
+        return probabilities
+
+    return classify
 
 
 def _score_items(

@@ -10,6 +10,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import SECTIONS, clean_report, report_sha256
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ReportError
+from ctclip_model.evaluation.metrics import require_probabilities
 from tasks.labels.labellers import LabellerReference, read_trained_on
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.pending import Selection, plan_items
@@ -76,6 +77,7 @@ def record_labels(
             chunk = scans[start : start + run.limits.label_batch]
             texts = [reports[scan][0] for scan in chunk]
             probabilities = labeller.label(texts, dtype=dtype.autocast)
+            require_probabilities(probabilities, reference.labeller_id)
             is_training = [None if trained_on is None else report_sha256(text) in trained_on for text in texts]
             run.record(
                 "labels",

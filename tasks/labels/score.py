@@ -86,6 +86,7 @@ def score_labeller(
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))
     reports = scoring.reports
     probabilities = labeller.label(reports.texts, dtype=dtype.autocast).astype(float)
+    metrics.require_probabilities(probabilities, reference.labeller_id)
     scored = metrics.Scored(
         ABNORMALITIES, reports.labels.astype(float), probabilities, labeller.thresholds, "the labeller's own",
         [report_sha256(text) for text in reports.texts],

@@ -58,9 +58,7 @@ def find_examples(
     table = connection.sql(store.load_sql(__package__, "pairs"), params=key).to_arrow_table()
     if not len(table):
         return []
-    images, texts = (  # (scans, latent)
-        table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1) for name in ("image", "text")
-    )
+    images, texts = (store.stack_vectors(table[name]) for name in ("image", "text"))  # (scans, latent)
     names, scans = table["volume_name"].to_pylist(), table["scan_id"].to_pylist()
     ranks = match_ranks(texts, images)
     by_rank = np.argsort(ranks, kind="stable")

@@ -69,6 +69,22 @@ def hold_lease(data_root: Path, stage: str, limits: Limits = LIMITS) -> Iterator
         claim.release()
 
 
+def is_held(data_root: Path, stage: str, expiry_s: float = LIMITS.lease_expiry_s) -> bool:
+    """True if a live process holds the stage's lease. Writes nothing.
+
+    A holder on another machine counts as alive until its last heartbeat is `expiry_s` old by this machine's clock.
+    """
+    path = data_root / "locks" / f"{stage}.lease"
+    owner = SoftFileLease(path).owner
+    if _is_of_this_boot(owner):
+        return _is_running_here(owner)
+    for file in (path, path.with_suffix(".json")):
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime < expiry_s:
+                return True
+    return False
+
+
 def _acquire(claim: SoftFileLease, stage: str, limits: Limits) -> bool:
     """Acquires a claim, and returns if that took a wait."""
     file = _WatchedFile(Path(claim.lock_file))
@@ -139,7 +155,12 @@ class _WatchedFile:
 
 
 def _is_running_here(owner: OwnerRecord | None) -> bool:
-    return owner is not None and _is_of_this_boot(owner) and psutil.pid_exists(owner.pid)
+    if owner is None or not _is_of_this_boot(owner):
+        return False
+    try:
+        return bool(psutil.Process(owner.pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_of_this_boot(owner: OwnerRecord | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -17,11 +18,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ctclip_model.errors import BadItemError, LeaseLostError, StageFailedError
+from ctclip_model.errors import BadItemError, ConfigurationError, LeaseLostError, StageFailedError
 from tasks.run.lease import Lease, hold_lease
 from tasks.run.logs import log_context
 from tasks.run.publish import PeriodicPublisher, publish
 from tasks.run.records import RecordWriter, Rows, new_run_id
+from tasks.run.watcher import watched
 from tasks.settings import LIMITS, Limits
 from warehouse import store
 
@@ -147,20 +149,21 @@ def open_run(
 ) -> Iterator[StageRun]:
     """Opens a run of a stage: holds the stage's lease, and publishes records of dead runs before and its own after.
 
-    An error is recorded as the run's end and raised. Raises `StageFailedError` if too many items are rejected, and
-    `LeaseLostError` if another run took over the lease.
+    An error is recorded as the run's end and raised. The death of this process is recorded too (`watcher.py`). Raises
+    `StageFailedError` if too many items are rejected, and `LeaseLostError` if another run took over the lease.
     """
     data_root = data_root.resolve()
     data_root.mkdir(parents=True, exist_ok=True)
     with hold_lease(data_root, stage, limits) as lease:
         run_id = new_run_id()  # made within the lease, so that a later run has the greater run_id
         publish(data_root)
-        close_dead_runs(data_root, stage)
+        if close_dead_runs(data_root, stage):
+            publish(data_root)
         run = StageRun(
             data_root, stage, variant, run_id,
             parameters=parameters, flow_run_id=flow_run_id, limits=limits, lease=lease,
         )  # fmt: skip
-        with log_context(stage=stage, variant=variant, run_id=run_id):
+        with watched(data_root, stage, variant, run_id), log_context(stage=stage, variant=variant, run_id=run_id):
             try:
                 yield run
                 publish(data_root)
@@ -176,23 +179,45 @@ def open_run(
             publish(data_root)
 
 
-def close_dead_runs(data_root: Path, stage: str) -> None:
-    """Records that the stage's unfinished runs died, and withdraws their orders. Needs the stage's lease."""
-    for run_id, variant, host, version in store.query(
-        data_root, store.load_sql(__package__, "unfinished_runs"), {"stage": stage}
-    ):
+def close_dead_runs(data_root: Path, stage: str) -> bool:
+    """Records that the stage's unfinished runs died, and withdraws their orders. Needs the stage's lease.
+
+    Returns true if there was one.
+    """
+    dead = store.query(data_root, store.load_sql(__package__, "unfinished_runs"), {"stage": stage})
+    for run_id, variant, host, version in dead:
         logger.warning("%s: run %s died before its end", stage, run_id)
-        row = {
-            "run_id": run_id, "status": "died", "stage": stage, "variant": variant, "host": host,
-            "code_version": version, "recorded_at": datetime.now(UTC),
-        }  # fmt: skip
-        writer = RecordWriter(data_root, run_id)
-        writer.count_files = 999_999  # beyond the files of the run
-        writer.write("runs", [row])
-        for partial in (data_root / "records").glob(f"*/.{run_id}-*.tmp"):
-            partial.unlink()
-        for order in (data_root / ORDERS).glob(f"{run_id}.*"):
-            order.unlink()  # its worker then stops
+        _close_run(data_root, run_id, stage=stage, variant=variant, host=host, code_version=version)
+    return bool(dead)
+
+
+def record_death(data_root: Path, stage: str, variant: str, run_id: str, detail: str) -> None:
+    """Publishes the records of a run whose process on this machine died, and records its death.
+
+    The lease of an unreaped process is free once it expires. A later run that holds the lease by then has recorded the
+    death already.
+    """
+    limits = dataclasses.replace(LIMITS, lease_wait_s=2 * LIMITS.lease_expiry_s)
+    try:
+        with hold_lease(data_root, stage, limits):
+            publish(data_root)
+            ended = "select 1 from runs where run_id = ? and status <> 'running'"
+            if not store.query(data_root, ended, [run_id]):
+                facts = {"host": socket.gethostname(), "code_version": code_version(), "detail": detail}
+                _close_run(data_root, run_id, stage=stage, variant=variant, **facts)
+                publish(data_root)
+    except ConfigurationError as error:
+        logger.info("%s", error)
+
+
+def _close_run(data_root: Path, run_id: str, **facts: str | None) -> None:
+    writer = RecordWriter(data_root, run_id)
+    writer.count_files = 999_999  # beyond the files of the run
+    writer.write("runs", [{"run_id": run_id, "status": "died", "recorded_at": datetime.now(UTC)} | facts])
+    for partial in (data_root / "records").glob(f"*/.{run_id}-*.tmp"):
+        partial.unlink()
+    for order in (data_root / ORDERS).glob(f"{run_id}.*"):
+        order.unlink()  # its worker then stops
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import Any
 
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.files import whole_file
+from tasks.run.lease import is_held
 from warehouse import store
 
 
@@ -29,9 +30,17 @@ def list_saved_queries() -> list[tuple[str, str]]:
     return [(f"@{name}", description) for name, description in store.list_queries().items()]
 
 
-def read_status(data_root: Path) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Reads a row for each stage and variant: finished, pending and rejected items, and the last run."""
-    return run_query(data_root, store.load_sql(__package__, "status"), [])
+def read_status(data_root: Path, sql: str = "") -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Reads a row for each stage and variant: finished, pending and rejected items, and the last run.
+
+    A run that recorded no end is `running` only if a live process holds the stage's lease. Otherwise it died.
+    """
+    columns, rows = run_query(data_root, sql or store.load_sql(__package__, "status"), [])
+    (last,) = (column for column, name in enumerate(columns) if name in ("last_status", "last run"))
+    return columns, [
+        (*row[:last], "died", *row[last + 1 :]) if row[last] == "running" and not is_held(data_root, row[0]) else row
+        for row in rows
+    ]
 
 
 def list_stale_models(data_root: Path, stage: str | None = None, variant: str | None = None) -> list[str]:

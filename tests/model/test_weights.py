@@ -87,6 +87,13 @@ def test_a_config_that_the_shapes_cannot_tell_must_be_given():
             lambda weights: weights["to_text_latent.weight"][0].fill_(torch.nan),
             "NaN or infinite: to_text_latent.weight",
         ),
+        (lambda weights: weights["temperature"].fill_(90), "beyond about -103 to 88.*temperature 90"),
+        (lambda weights: weights["temperature"].fill_(-200), "exp is 0 or infinite"),
+        (lambda weights: weights["temperature"].fill_(torch.nan), "NaN or infinite: temperature"),
+        (
+            lambda weights: weights.update(temperature=torch.tensor(700.0, dtype=torch.float64)),
+            "exp is 0 or infinite in float32",
+        ),
     ],
 )
 def test_other_weights_are_refused_by_name(tmp_path, change, message):
@@ -94,6 +101,14 @@ def test_other_weights_are_refused_by_name(tmp_path, change, message):
     change(weights)
     with pytest.raises(CheckpointError, match=message):
         load_ctclip(stored(tmp_path / "weights.pt", weights), TINY)
+
+
+@pytest.mark.parametrize("temperature", [-100.0, 0.0, 4.6, 88.0])
+def test_a_temperature_whose_exp_is_a_number_is_kept(tmp_path, temperature):
+    weights = load_tiny_weights()
+    weights["temperature"].fill_(temperature)
+    loaded = load_ctclip(stored(tmp_path / "weights.pt", weights), TINY)
+    assert loaded.temperature.item() == pytest.approx(temperature)
 
 
 def test_a_mixture_of_prefixes_is_refused(tmp_path):

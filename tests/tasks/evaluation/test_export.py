@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from ctclip_model.evaluation.embed import embed_volumes
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.text import train_tokenizer
+from tasks.evaluation.embed import _record, plan_work
 from tasks.evaluation.embed import embed_volumes as embed_converted
-from tasks.evaluation.embed import plan_work
 from tasks.evaluation.export import export_latents, export_tokens
 from tasks.models.find import find_model
 from tasks.run.pending import Selection, plan_items
@@ -82,6 +83,24 @@ def volume(data_root: Path, name: str) -> torch.Tensor:
     """int16 HU (1, 1, depth, height, width)"""
     path, row = shards(data_root)[name]
     return torch.from_numpy(read_volume(data_root / path, row))[None, None]
+
+
+def test_latent_without_a_direction_is_a_reject_and_the_others_are_recorded(data_root, tmp_path):
+    root = Path(shutil.copytree(data_root, tmp_path / "copy"))
+    reference = find_model(root, "smoke", MODEL)
+    work = plan_work(root, reference, Precision.float32)
+    bad = {f"volume:{name}": value for name, value in zip(NAMES, (np.nan, np.inf, 0.0), strict=False)}
+    latents = np.eye(len(NAMES), 16, dtype=np.float32)
+    latents[:3] = np.array(list(bad.values()), np.float32)[:, None]
+    with open_run(root, "embed", MODEL) as run:
+        _record(run, reference, work, [f"volume:{name}" for name in NAMES], latents)
+        _record(run, reference, work, list(bad), latents[:3])
+        assert (run.count_done, run.count_rejected) == (2, 6)
+    rejects = query(root, "select distinct item, reason, is_permanent from current_rejects")
+    assert sorted(rejects) == sorted((item, "no_latent", True) for item in bad)
+    assert query(root, "select count(*) from current_latents where kind = 'volume' and latent[4] + latent[5] = 1") == [
+        (2,)
+    ]
 
 
 def test_exported_latents_are_the_models_in_the_order_of_the_volumes(data_root, model, tmp_path):

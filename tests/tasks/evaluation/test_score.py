@@ -14,6 +14,8 @@ from support.records import write_run
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import CheckpointError, WarehouseError
+from ctclip_model.evaluation import zero_shot as zero_shot_module
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.kinds import ModelKind
 from tasks.evaluation import score as score_module
@@ -21,6 +23,7 @@ from tasks.evaluation.evaluations import list_evaluations
 from tasks.evaluation.score import score_evaluation
 from tasks.models.find import ModelReference
 from tasks.run.stage_run import open_run
+from warehouse import schema, store
 from warehouse.store import query
 
 SCANS = [f"trn{number:05}" for number in range(24)]
@@ -131,6 +134,43 @@ def test_latents_of_a_model_are_projected_once_and_reproducibly(data_root):
     evaluate(data_root)
     again = query(data_root, "select protocol, unit, item, count_items, count_all, x, y from current_projections")
     assert sorted(again) == sorted(points)
+
+
+def write_latents(data_root: Path, run: int, latents: np.ndarray) -> None:
+    rows = [
+        {"model_id": "m", "kind": "volume", "item": scan, "fingerprint": "l", "latent": list(latent)}
+        for scan, latent in zip(SCANS, latents, strict=True)
+    ]
+    write_run(data_root, run, "embed", latents=rows)
+
+
+def test_latents_that_are_all_equal_are_scored_and_have_no_projection(data_root):
+    write_latents(data_root, 2, LATENTS[:1].repeat(24, axis=0))
+    evaluate(data_root)
+    found = read_pairs(data_root, "select metric, value from current_metrics where abnormality = 'macro'")
+    assert found["auroc"] == 0.5
+    assert query(data_root, "select count(*) from current_projections") == [(0,)]
+
+
+def test_latents_of_several_widths_are_named_and_not_shifted(data_root, monkeypatch):
+    monkeypatch.setattr(schema, "run_checks", lambda connection: None)  # the check latent_norm refuses them first
+    ragged = [latent[:4] if row == 3 else latent for row, latent in enumerate(LATENTS.tolist())]
+    write_latents(data_root, 2, ragged)
+    store.publish(data_root)
+    with pytest.raises(WarehouseError, match=r"several widths \(4, 8\)"):
+        evaluate(data_root)
+
+
+@pytest.mark.parametrize("logit_scale", [np.nan, np.inf, 0.0])
+def test_model_recorded_with_an_unusable_temperature_is_refused(data_root, logit_scale):
+    with pytest.raises(CheckpointError, match=r"exp\(temperature\) is (nan|inf|0)"):
+        evaluate(data_root, dataclasses.replace(MODEL, logit_scale=logit_scale))
+
+
+def test_head_whose_probabilities_are_no_numbers_is_refused(data_root, monkeypatch):
+    monkeypatch.setattr(zero_shot_module, "zero_shot", lambda *_, **__: np.full((24, 18), np.nan))
+    with pytest.raises(CheckpointError, match="m: its probabilities of 24 of 24 items are not numbers"):
+        evaluate(data_root)
 
 
 def test_configuration_bounds_the_number_of_projected_latents(data_root, monkeypatch):

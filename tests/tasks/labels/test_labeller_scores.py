@@ -16,7 +16,7 @@ from ctclip_model.config import EvaluationConfig, TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import report_sha256
 from ctclip_model.device import Precision
-from ctclip_model.errors import CheckFailedError, ConfigurationError, MetadataError
+from ctclip_model.errors import CheckFailedError, CheckpointError, ConfigurationError, MetadataError
 from ctclip_model.labelling.labeller import load_labeller
 from tasks.labels import score as labeller_scores
 from tasks.labels.hand_labels import read_hand_labels
@@ -111,6 +111,18 @@ def test_reports_that_trained_a_labeller_do_not_score_it(data_root, hand):
     items = query(data_root, "select distinct item from current_predictions")
     assert {item for (item,) in items} == {f"hand:train_{n}" for n in range(1, 41)}
     assert query(data_root, "select * from model_leaderboard where not is_published") == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1.5])
+def test_labeller_whose_probabilities_are_no_numbers_is_refused_before_it_records(data_root, hand, monkeypatch, value):
+    labeller = type(load_labeller(data_root / "models" / NAME))
+    monkeypatch.setattr(labeller, "label", lambda _, texts, **options: np.full((len(texts), 18), value))
+    with pytest.raises(CheckpointError, match=f"{NAME}: its probabilities of 60 of 60 items are not numbers"):
+        label(data_root)
+    with pytest.raises(CheckpointError, match="40 of 40"):
+        score(data_root, hand)
+    assert query(data_root, "select count(*) from labels") == [(0,)]
+    assert query(data_root, "select count(*) from predictions") == [(0,)]
 
 
 def test_labeller_is_scored_again_only_when_a_report_or_a_label_changes(data_root, hand):

@@ -134,6 +134,18 @@ def wide_labeller(monkeypatch: pytest.MonkeyPatch) -> str:
     return "wide"
 
 
+@pytest.mark.parametrize("name", ["CT-CLIP_v2.pt", "CT_LiPro_v2.pt"])
+@pytest.mark.parametrize("temperature", [100.0, -200.0, torch.nan, torch.inf])
+def test_temperature_that_loses_the_similarities_is_refused(weights, tmp_path, name, temperature):
+    tensors = torch.load(weights / name, weights_only=True)
+    (key,) = (key for key in tensors if key.endswith("temperature"))
+    tensors[key].fill_(temperature)
+    torch.save(tensors, weights / name)
+    with pytest.raises(CheckpointError, match=f"{name}.*temperature"):
+        import_model(tmp_path / "data", str(weights / name), SMOKE)
+    assert not list((tmp_path / "data").glob("models/*"))
+
+
 def test_labeller_is_imported_and_found_as_radbert(radbert, tmp_path, wide_labeller):
     (radbert / "config.json").unlink()
     imported = import_model(
