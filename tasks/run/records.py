@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,12 +18,19 @@ from ctclip_model.files import whole_file
 
 Rows: TypeAlias = "Sequence[Mapping[str, Any]] | pa.Table"
 
+TIME_FORMAT = "%Y%m%dT%H%M%S%f"
+TIME_OF_RUN = re.compile(r"\d{8}T\d{12}")
 MAP_COLUMNS = dict.fromkeys(("metadata", "parts"), pa.map_(pa.string(), pa.string()))  # else structs
 
 
-def new_run_id() -> str:
-    """New identifier of a run, which sorts by time (UTC)."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}"
+def new_run_id(data_root: Path) -> str:
+    """New identifier of a run. It holds the time (UTC), and sorts after each recorded run, whatever the clock says."""
+    now = datetime.now(UTC)
+    recorded = (TIME_OF_RUN.match(path.name) for path in (data_root / "records" / "runs").glob("[!.]*.parquet"))
+    if newest := max((match[0] for match in recorded if match), default=None):
+        with suppress(ValueError, OverflowError):  # a name of digits that are no time
+            now = max(now, datetime.strptime(newest, TIME_FORMAT).replace(tzinfo=UTC) + timedelta(microseconds=1))
+    return f"{now:{TIME_FORMAT}}-{secrets.token_hex(3)}"
 
 
 class RecordWriter:

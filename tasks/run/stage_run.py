@@ -155,7 +155,7 @@ def open_run(
     data_root = data_root.resolve()
     data_root.mkdir(parents=True, exist_ok=True)
     with hold_lease(data_root, stage, limits) as lease:
-        run_id = new_run_id()  # made within the lease, so that a later run has the greater run_id
+        run_id = new_run_id(data_root)  # made within the lease, so that a later run has the greater run_id
         publish(data_root)
         if close_dead_runs(data_root, stage):
             publish(data_root)

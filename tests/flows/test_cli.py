@@ -22,7 +22,7 @@ from tasks.run.records import RecordWriter, new_run_id
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Warehouse of two volumes, one converted and one pending."""
     folder = tmp_path_factory.mktemp("data")
-    writer = RecordWriter(folder, new_run_id())
+    writer = RecordWriter(folder, new_run_id(folder))
     writer.write("runs", [{"run_id": writer.run_id, "status": "running", "stage": "convert", "variant": "recipe"}])
     writer.write("volumes", [{"volume_name": f"valid_{n}_a_1", "fingerprint": "f", "split": "valid"} for n in (1, 2)])
     wanted = {"stage": "convert", "variant": "recipe", "fingerprint": "f", "is_withdrawn": False}

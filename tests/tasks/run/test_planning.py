@@ -119,7 +119,7 @@ def test_run_that_waited_for_another_counts_as_later(tmp_path, monkeypatch):
         thread = threading.Thread(target=second)
         thread.start()
         assert waits.wait(timeout=60)
-        while_it_waits = new_run_id()
+        while_it_waits = new_run_id(tmp_path)
     thread.join(timeout=60)
     assert run_ids
     assert run_ids[0] > while_it_waits

@@ -6,8 +6,11 @@ from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
+from support.records import volume_row
 
 from tasks.run.records import RecordWriter, new_run_id
+from tasks.run.stage_run import open_run
+from warehouse.store import query
 
 
 @contextmanager
@@ -21,10 +24,29 @@ def limited_file_size(size_bytes: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_run_ids_sort_by_time():
-    ids = [new_run_id() for _ in range(5)]
+def test_run_ids_sort_by_time(tmp_path):
+    ids = [new_run_id(tmp_path) for _ in range(5)]
     assert ids == sorted(ids)
     assert len(set(ids)) == 5
+
+
+@pytest.mark.parametrize("ahead", ["2096", "9999"])
+def test_run_after_one_of_a_clock_that_was_ahead_is_the_later_one(tmp_path, ahead):
+    wrong = RecordWriter(tmp_path, f"{ahead}1126T120000000000-abc123")
+    for status in ("running", "completed"):
+        wrong.write("runs", [{"run_id": wrong.run_id, "status": status, "stage": "ingest", "variant": ""}])
+    wrong.write("volumes", [volume_row("valid_1_a_1", "old")])
+    for fingerprint in ("new", "newer"):
+        with open_run(tmp_path, "ingest") as run:
+            run.record("volumes", [volume_row("valid_1_a_1", fingerprint)])
+        assert query(tmp_path, "select fingerprint from current_volumes") == [(fingerprint,)]
+
+
+def test_names_that_hold_no_time_do_not_stop_a_run(tmp_path):
+    for name in ("r1-000000", "99999999T999999999999-abc123-000000", "20261126T120000000000"):
+        (tmp_path / "records/runs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"records/runs/{name}.parquet").touch()
+    assert new_run_id(tmp_path)
 
 
 def test_rows_are_stamped_and_numbered(tmp_path):
