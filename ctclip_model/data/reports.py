@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 DROPPED_CHARACTERS = str.maketrans("", "", "\"'()")
 SECTIONS = ("findings", "impression")
+MISSING = {"", "nan", "none", "null", "na", "nat"}  # letters and digits of cells that hold nothing, such as N/A or "-"
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def is_missing(text: str | None) -> bool:
+    """Says whether a cell holds nothing: it is blank, has no letter or digit, or is a word such as nan, None or N/A."""
+    return text is None or "".join(filter(str.isalnum, text)).lower() in MISSING
 
 
 def clean_report(findings: str | None, impression: str | None, sections: Sequence[str]) -> str:
@@ -18,7 +24,7 @@ def clean_report(findings: str | None, impression: str | None, sections: Sequenc
     missing section is empty (the published code reads it as the word nan).
     """
     parts = {"findings": findings, "impression": impression}
-    text = "".join(parts[section] or "" for section in sections)
+    text = "".join(text for section in sections if (text := parts[section]) and not is_missing(text))
     return text.replace("Not given.", "").translate(DROPPED_CHARACTERS).strip()
 
 

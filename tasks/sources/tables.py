@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import date, datetime
 from typing import Any
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import VolumeName, parse_listed_name, parse_volume_name
 from ctclip_model.errors import BadItemError, BadNameError, MetadataError
+from tasks.sources.cells import read_age_years, read_count, read_date, read_flag, read_number, read_pair, read_text
 
 csv.field_size_limit(16_000_000)
 
@@ -92,7 +90,9 @@ def read_rows(path: str, text: str, required: tuple[str, ...]) -> Iterator[tuple
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = next(reader, [])
+        header = [column.strip() for column in next(reader, [])]
+        if doubled := [column for column in required if header.count(column) > 1]:
+            raise MetadataError(path, "unreadable_csv", f"has the column {', '.join(doubled)} twice")
         missing = [column for column in required if column not in header]
         if missing:
             raise MetadataError(path, "unreadable_csv", f"has no column {', '.join(missing)}")
@@ -107,7 +107,7 @@ def _add_row(table: Table, location: str, cells: dict[str, str], split: str) -> 
     if not cells:
         raise MetadataError(location, "malformed_row", "has another number of cells than the header")
     try:
-        name = parse_volume_name(cells["VolumeName"])
+        name = parse_volume_name(cells["VolumeName"].strip())
     except BadNameError as error:
         raise BadNameError(f"{location} {error.item}", error.reason, error.detail) from error
     if name.split != split:
@@ -119,34 +119,33 @@ def _add_row(table: Table, location: str, cells: dict[str, str], split: str) -> 
 
 def volume_row(name: VolumeName, cells: dict[str, str]) -> dict[str, Any]:
     """Columns of `volumes` from a row of metadata. A blank or impossible cell is null."""
-    spacing = re.findall(r"[0-9.eE+-]+", cells.get("XYSpacing", ""))
+    spacing_z = read_number(cells.get("ZSpacing"), "mm")
+    spacing_x, spacing_y = read_pair(cells.get("XYSpacing"), spacing_z)
     return {
         "volume_name": str(name), "scan_id": name.scan_id, "patient_id": name.patient_id, "split": name.split,
         "reconstruction": name.reconstruction,
-        "spacing_x_mm": _number(spacing[0]) if spacing else None,
-        "spacing_y_mm": _number(spacing[-1]) if spacing else None,
-        "spacing_z_mm": _number(cells.get("ZSpacing")),
-        "rescale_slope": _number(cells.get("RescaleSlope")),
-        "rescale_intercept": _number(cells.get("RescaleIntercept")),
-        "count_slices": _integer(cells.get("NumberofSlices")),
-        "count_rows": _integer(cells.get("Rows")), "count_columns": _integer(cells.get("Columns")),
-        "manufacturer": cells.get("Manufacturer") or None,
-        "convolution_kernel": cells.get("ConvolutionKernel") or None,
-        "patient_sex": cells.get("PatientSex") or None,
-        "patient_age_years": _age_years(cells.get("PatientAge")),
-        "study_date": _date(cells.get("StudyDate")),
+        "spacing_x_mm": spacing_x, "spacing_y_mm": spacing_y, "spacing_z_mm": spacing_z,
+        "rescale_slope": read_number(cells.get("RescaleSlope")),
+        "rescale_intercept": read_number(cells.get("RescaleIntercept"), "HU"),
+        "count_slices": read_count(cells.get("NumberofSlices")),
+        "count_rows": read_count(cells.get("Rows")), "count_columns": read_count(cells.get("Columns")),
+        "manufacturer": read_text(cells.get("Manufacturer")),
+        "convolution_kernel": read_text(cells.get("ConvolutionKernel")),
+        "patient_sex": read_text(cells.get("PatientSex")),
+        "patient_age_years": read_age_years(cells.get("PatientAge")),
+        "study_date": read_date(cells.get("StudyDate")),
         "metadata": {key: value for key, value in cells.items() if value != "" and key != "VolumeName"},
     }  # fmt: skip
 
 
 def report_row(name: VolumeName, cells: dict[str, str]) -> dict[str, Any]:
-    """Columns of `reports` from a row of the CSV. An empty cell is null."""
+    """Columns of `reports` from a row of the CSV. A missing text is null."""
     return {
         "scan_id": name.scan_id, "patient_id": name.patient_id, "split": name.split,
-        "clinical_information": cells.get("ClinicalInformation_EN") or None,
-        "technique": cells.get("Technique_EN") or None,
-        "findings": cells.get("Findings_EN") or None,
-        "impression": cells.get("Impressions_EN") or None,
+        "clinical_information": read_text(cells.get("ClinicalInformation_EN")),
+        "technique": read_text(cells.get("Technique_EN")),
+        "findings": read_text(cells.get("Findings_EN")),
+        "impression": read_text(cells.get("Impressions_EN")),
     }  # fmt: skip
 
 
@@ -157,36 +156,7 @@ def label_values(location: str, cells: dict[str, str]) -> tuple[int, ...]:
 
 def label_value(location: str, abnormality: str, cells: dict[str, str]) -> int:
     """One label of a row, 0 or 1. Raises `MetadataError` for anything else."""
-    value = _number(cells[abnormality])
+    value = read_flag(cells[abnormality])
     if value not in (0.0, 1.0):
         raise MetadataError(location, "bad_label", f"{abnormality} is {cells[abnormality]!r}, neither 0 nor 1")
     return int(value)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _integer(text: str | None) -> int | None:
-    value = _number(text)
-    return int(value) if value is not None and abs(value) < 2**31 else None
-
-
-def _age_years(text: str | None) -> int | None:
-    """Full years of a DICOM age, such as `036Y` or `018M`."""
-    match = re.fullmatch(r"(\d{1,3})([DWMY])", (text or "").strip())
-    if match is None:
-        return None
-    return int(int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12, "Y": 1}[match[2]])
-
-
-def _date(text: str | None) -> date | None:
-    """A DICOM date, such as `20210427`."""
-    try:
-        return datetime.strptime((text or "").removesuffix(".0"), "%Y%m%d").date()
-    except ValueError:
-        return None

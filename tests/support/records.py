@@ -40,7 +40,7 @@ def volume_row(name: str, fingerprint: str = "f", **columns: Any) -> dict[str, A
         "volume_name": name, "scan_id": f"{split}_{patient}_{scan}", "patient_id": f"{split}_{patient}",
         "split": split, "storage": "v2", "source": "ct-rate:/x", "path": f"{name}.nii.gz", "size_bytes": 1,
         "sha256": f"sha256 of {name}", "spacing_x_mm": 0.7, "spacing_y_mm": 0.7, "spacing_z_mm": 1.0,
-        "rescale_slope": 1.0, "rescale_intercept": 0.0, "metadata": {"Rows": "512"}, "fingerprint": fingerprint,
+        "rescale_slope": 1.0, "rescale_intercept": 0.0, "metadata": {"Manufacturer": "x"}, "fingerprint": fingerprint,
     }  # fmt: skip
     return row | columns
 

@@ -312,6 +312,10 @@ def test_data_quality_lists_each_fault_of_the_source_and_stops_no_publish(tmp_pa
             volume_row("train_1_a_1", spacing_z_mm=None), volume_row("train_2_a_1", spacing_z_mm=0.035),
             volume_row("train_3_a_1", sha256=None), volume_row("train_4_a_1", metadata=None), volume_row("train_5_a_1"),
             volume_row("train_6_a_1"),
+            volume_row(
+                "train_8_a_1", spacing_x_mm=None, patient_age_years=None, count_columns=512,
+                metadata={"XYSpacing": "[1, 2, 3]", "PatientAge": "NaN", "Columns": "512"},
+            ),
         ],
         reports=[
             report_row("train_1_a", "The same."), report_row("train_2_a", "The same."), report_row("train_3_a", " "),
@@ -335,4 +339,8 @@ def test_data_quality_lists_each_fault_of_the_source_and_stops_no_publish(tmp_pa
         ("train_5_a", "report_disputed"),
         ("train_5_a_1", "volume_not_converted"),
         ("train_7_a", "scan_without_volume"),
+        ("train_8_a_1", "cell_unreadable"),
+        ("train_8_a_1", "spacing_missing"),
     ]
+    (detail,) = query(tmp_path, "select detail from data_quality where problem = 'cell_unreadable'")
+    assert detail == ("XYSpacing is [1, 2, 3]",)

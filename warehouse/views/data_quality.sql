@@ -46,6 +46,22 @@ select volume_name, 'metadata_missing', 'has no row in the metadata'
 from current_volumes
 where metadata is null or cardinality(metadata) = 0
 union all
+select volume_name, 'cell_unreadable', cell.name || ' is ' || metadata[cell.name]
+from (
+    select volume_name, metadata, unnest([
+        {name: 'XYSpacing', value: spacing_x_mm::varchar}, {name: 'ZSpacing', value: spacing_z_mm::varchar},
+        {name: 'RescaleSlope', value: rescale_slope::varchar},
+        {name: 'RescaleIntercept', value: rescale_intercept::varchar},
+        {name: 'NumberofSlices', value: count_slices::varchar},
+        {name: 'Rows', value: count_rows::varchar}, {name: 'Columns', value: count_columns::varchar},
+        {name: 'PatientAge', value: patient_age_years::varchar}, {name: 'StudyDate', value: study_date::varchar}
+    ]) as cell
+    from current_volumes
+)
+where
+    cell.value is null
+    and regexp_replace(lower(metadata[cell.name]), '[^a-z0-9]', '', 'g') not in ('', 'nan', 'none', 'null', 'na', 'nat')
+union all
 select volume_name, 'file_missing', coalesce(path, 'its file') || ' is not in the source'
 from current_volumes
 where sha256 is null

@@ -124,6 +124,25 @@ def test_bad_row_is_an_error_and_the_rest_is_read(line, reason):
     assert [str(name) for name in table.rows] == ["valid_1_a_1"]
 
 
+def test_a_report_that_is_the_word_nan_is_missing_and_no_dispute(folder, tmp_path):
+    path = folder / REPORTS["valid"]
+    first, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([first, rows[0].replace("Not given.", "nan"), rows[1].replace("Not given.", "")]))
+    (report,) = read(folder, tmp_path / "data")[1].reports
+    assert (report["findings"], report["impression"], report["is_disputed"]) == ("Lungs are clear.", None, False)
+
+
+def test_spaces_around_names_do_not_matter():
+    table = read_table("t.csv", b"VolumeName , Findings_EN\n valid_1_a_1.nii.gz ,fine\n", "valid", ("Findings_EN",))
+    assert [str(name) for name in table.rows] == ["valid_1_a_1"]
+    assert not table.errors
+
+
+def test_a_column_that_is_there_twice_is_refused():
+    table = read_table("t.csv", b"VolumeName,Findings_EN,Findings_EN\n", "valid", ("Findings_EN",))
+    assert [error.detail for error in table.errors] == ["has the column Findings_EN twice"]
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"Volume\nx\n", b'VolumeName\n"valid_1_a_1', b""])
 def test_unreadable_table_is_one_error(content):
     table = read_table("t.csv", content, "valid", ())
