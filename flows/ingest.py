@@ -9,7 +9,7 @@ from flows.options import IngestOptions
 from tasks.settings import LIMITS
 from tasks.sources.open_source import open_source
 from tasks.stages.hub_token import load_hub_token
-from tasks.stages.ingest import has_moved, read_source, record_changes, refuse_unreadable
+from tasks.stages.ingest import has_moved, read_source, record_changes, refuse_incomplete
 from tasks.stages.stage import as_opaque, stage_run
 
 
@@ -22,5 +22,5 @@ def ingest(options: IngestOptions) -> dict[str, Any]:
         if options.force or has_moved(run, source):
             revision, catalogue = read_source(source)
             record_changes(run, source, revision, as_opaque(catalogue), options.force)
-            refuse_unreadable(catalogue)
+            refuse_incomplete(source, catalogue)
     return run.summary()

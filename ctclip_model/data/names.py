@@ -14,6 +14,9 @@ Storage = Literal["v2", "v1"]
 SUFFIX = ".nii.gz"
 VOLUME_PATTERN = re.compile(r"(train|valid)_([1-9][0-9]{0,6})_([a-z]{1,3})_([1-9][0-9]{0,2})", re.ASCII)
 RAD_PATTERN = re.compile(r"(?:trn|val|tst)[0-9]{5}", re.ASCII)
+# files that a file system may have renamed: in capital letters, or unpacked
+VOLUME_FILE = re.compile(rf"({VOLUME_PATTERN.pattern})\.nii(?:\.gz)?", re.ASCII | re.IGNORECASE)
+RAD_FILE = re.compile(rf"({RAD_PATTERN.pattern})\.npz", re.ASCII | re.IGNORECASE)
 EXTERNAL = "external"  # split of data sets that only evaluate models
 
 
@@ -89,3 +92,13 @@ def parse_any_name(text: str) -> VolumeName | RadName:
 def parse_listed_name(line: str) -> VolumeName:
     """Parses a line of a `no_chest_*.txt` list: a volume's name, or a path that ends in one."""
     return parse_volume_name(PurePosixPath(line.strip()).name)
+
+
+def name_of_file(file_name: str, pattern: re.Pattern[str] = VOLUME_FILE) -> str | None:
+    """Name of the volume that a file is called after, or None for a file with another name.
+
+    >>> name_of_file("VALID_53_A_1.nii")
+    'valid_53_a_1'
+    """
+    match = pattern.fullmatch(file_name)
+    return match[1].lower() if match else None

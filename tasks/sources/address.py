@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Address:
     """
 
     scheme: str  # hf, file or rad-chestct
-    location: str  # an absolute folder, or datasets/OWNER/NAME
+    location: str  # an absolute folder as it was given, links included, or datasets/OWNER/NAME
     revision: str | None = None  # branch, tag or commit on the Hub
 
     def __str__(self) -> str:
@@ -53,7 +54,26 @@ def parse_address(text: str, revision: str | None = None) -> Address:
     scheme, separator, rest = text.partition(":")
     if not (separator and scheme in (FOLDER, RAD_CHESTCT)):
         scheme, rest = FOLDER, text
-    return Address(scheme, str(Path(rest.removeprefix("//")).resolve()))
+    return Address(scheme, str(_make_absolute(rest.removeprefix("//"))))
+
+
+def _make_absolute(text: str) -> Path:
+    """Absolute path that keeps its links, so that a link stays the name of a source when it moves on.
+
+    `..` leads to the parent of a link's target, as it does for the operating system.
+    """
+    path = Path(_find_working_folder(), text)
+    backs = [index for index, part in enumerate(path.parts) if part == ".."]
+    if not backs:
+        return path
+    known, rest = path.parts[: backs[-1] + 1], path.parts[backs[-1] + 1 :]
+    return Path(os.path.realpath(Path(*known)), *rest)
+
+
+def _find_working_folder() -> Path:
+    """The working folder under the name that the shell shows, which may be a link."""
+    shown, real = os.environ.get("PWD", ""), Path.cwd()
+    return Path(shown) if shown and os.path.realpath(shown) == str(real) else real
 
 
 def _hub_address(text: str, revision: str | None) -> Address:

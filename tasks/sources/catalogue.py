@@ -8,8 +8,9 @@ from typing import Any
 
 from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.data.names import Storage, VolumeName
+from ctclip_model.data.names import VolumeName
 from ctclip_model.errors import BadItemError, MetadataError
+from tasks.sources.storage import parse_storage
 from tasks.sources.tables import (
     LABELS,
     METADATA,
@@ -29,8 +30,9 @@ SPLITS = ("train", "valid")
 
 @dataclass(frozen=True)
 class FileFacts:
-    """Size and hash of a volume's file, known before it is read."""
+    """Place, size and hash of a volume's file, known before it is read."""
 
+    path: str  # relative to the source
     size_bytes: int
     sha256: str
 
@@ -46,17 +48,24 @@ class Catalogue:
     errors: list[BadItemError] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)  # tables that cannot be read and so withdraw no row
     absent: list[str] = field(default_factory=list)  # tables that are not there
+    notes: list[str] = field(default_factory=list)  # facts about its files that a person should know
+
+    def count_files(self, split: str | None = None) -> tuple[int, int]:
+        """Number of volumes with a file, and number of all volumes, of one split or of all."""
+        rows = [row for row in self.volumes if split in (None, row["split"])]
+        return sum(row["sha256"] is not None for row in rows), len(rows)
 
 
 def build_catalogue(
     contents: Mapping[str, bytes | None],
     facts: Callable[[list[VolumeName]], Mapping[VolumeName, FileFacts]],
-    storage: Storage,
+    storage: str,
 ) -> Catalogue:
     """Builds the catalogue from the tables in `contents`, as {path: bytes, or None for an absent file}.
 
-    `facts` looks up the files of the named volumes. A row that cannot be read is an error, and the other rows are
-    kept. A file that cannot be read is one error, and its path is in `unreadable`.
+    `facts` looks up the files of the named volumes. `storage` is their version and orientation. A row that cannot be
+    read is an error, and the other rows are kept. A file that cannot be read is one error, and its path is in
+    `unreadable`.
     """
     catalogue = Catalogue()
     for split in SPLITS:
@@ -97,7 +106,7 @@ def _add_volumes(
     catalogue: Catalogue,
     metadata: Table,
     facts: Callable[[list[VolumeName]], Mapping[VolumeName, FileFacts]],
-    storage: Storage,
+    storage: str,
 ) -> None:
     files = facts(list(metadata.rows))
     for name, cells in metadata.rows.items():
@@ -106,7 +115,7 @@ def _add_volumes(
             volume_row(name, cells)
             | {
                 "storage": storage,
-                "path": str(name.path(storage)),
+                "path": file.path if file else str(name.path(parse_storage(storage)[0])),
                 "size_bytes": file.size_bytes if file else None,
                 "sha256": file.sha256 if file else None,
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -78,15 +78,21 @@ def read_current(data_root: Path, force: bool) -> dict[str, Recorded]:
     return current
 
 
-def compare(catalogue: Catalogue, current: Mapping[str, Recorded], source: str, revision: str) -> Changes:
+def compare(
+    catalogue: Catalogue, current: Mapping[str, Recorded], source: str, revision: str, former_name: str = ""
+) -> Changes:
     """Compares a catalogue with the current rows of `read_current`.
 
-    A row is withdrawn if its source no longer has it. A table whose file is absent or unreadable withdraws nothing.
+    A row is withdrawn if its source no longer has it. `former_name` is a name of the source in older records. A table
+    whose file is absent or unreadable withdraws nothing. Volumes stay as they were if not a single one has a file.
     """
     changes = Changes()
     origin = {"source": source, "revision": revision}
     unknown_files = {*catalogue.unreadable, *catalogue.absent}
+    has_files = catalogue.count_files()[0] > 0
     for table, groups in _group_rows(catalogue).items():
+        if table == "volumes" and not has_files:
+            continue
         key_columns, files = INGESTED[table]
         recorded: list[Row] = []
         for key, rows in groups.items():
@@ -95,7 +101,7 @@ def compare(catalogue: Catalogue, current: Mapping[str, Recorded], source: str, 
                 (changes.changed if before else changes.new).setdefault(table, []).append(key)
                 recorded += [row | {"is_withdrawn": False} | origin for row in rows]
         unknown_splits = tuple(f"{split}_" for split, path in files.items() if path in unknown_files)
-        for key in _find_withdrawn(current[table], groups, source, unknown_splits):
+        for key in _find_withdrawn(current[table], groups, {source, former_name}, unknown_splits):
             changes.withdrawn.setdefault(table, []).append(key)
             columns = dict(zip(key_columns, key.split(" "), strict=True))
             recorded.append(columns | {"fingerprint": "withdrawn", "is_withdrawn": True} | origin)
@@ -150,9 +156,9 @@ def _group_rows(catalogue: Catalogue) -> dict[str, dict[str, list[Row]]]:
 
 
 def _find_withdrawn(
-    known: Recorded, found: Mapping[str, Sequence[Row]], source: str, unknown_splits: tuple[str, ...]
+    known: Recorded, found: Mapping[str, Sequence[Row]], sources: Collection[str], unknown_splits: tuple[str, ...]
 ) -> Iterator[str]:
     """Keys of the source's recorded rows that it has no longer, except those of splits whose file is unknown."""
     for key, (_, known_source) in known.items():
-        if known_source == source and key not in found and not key.startswith(unknown_splits):
+        if known_source in sources and key not in found and not key.startswith(unknown_splits):
             yield key

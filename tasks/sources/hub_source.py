@@ -16,14 +16,18 @@ from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
 
 
 class HubSource:
-    """Reads CT-RATE from the Hub: downloads its tables into `raw/` and asks for the size and hash of its volumes."""
+    """Reads CT-RATE from the Hub: downloads its tables into `raw/` and asks for the size and hash of its volumes.
+
+    `storage` is v1 or v2, or None for v2, and v1 if the repository holds no v2.
+    """
 
     def __init__(
-        self, address: Address, data_root: Path, storage: Storage = "v2", token: str | None = None,
+        self, address: Address, data_root: Path, storage: Storage | None = None, token: str | None = None,
         limits: Limits = LIMITS,
     ) -> None:  # fmt: skip
-        self.name = str(address)
-        self.storage = storage
+        self.name = self.former_name = str(address)
+        self.storage: Storage = storage or "v2"
+        self.is_storage_open = storage is None
         self.requested_revision: str | None = address.revision or "main"
         self.kind = "ct-rate"
         self.repository = Repository(address.repo_id, "dataset", address.revision or "main", token)
@@ -38,7 +42,14 @@ class HubSource:
         if MARKER in tables:
             self.kind = "phantom"  # phantoms never pass for CT-RATE
         contents = {path: self._content(tables.get(path)) for path in paths}
-        return self.repository.revision, build_catalogue(contents, self._facts, self.storage)
+        catalogue = build_catalogue(contents, self._facts, self.storage)
+        if self.is_storage_open and not catalogue.count_files()[0]:
+            self.storage = "v1"
+            older = build_catalogue(contents, self._facts, self.storage)
+            if older.count_files()[0]:
+                return self.repository.revision, older
+            self.storage = "v2"
+        return self.repository.revision, catalogue
 
     def find_unchanged_revision(self) -> str | None:
         """The commit that the revision names now. The rows of a commit never change."""
@@ -56,4 +67,4 @@ class HubSource:
         files = list_files(self.repository, paths.values(), self.limits)
         found = {name: files[path] for name, path in paths.items() if path in files}
         # a volume kept in git itself has no SHA-256 to check a download with (CT-RATE has no such volume)
-        return {name: FileFacts(file.size_bytes, file.sha256) for name, file in found.items() if file.sha256}
+        return {name: FileFacts(file.path, file.size_bytes, file.sha256) for name, file in found.items() if file.sha256}

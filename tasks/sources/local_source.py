@@ -1,158 +1,103 @@
-"""CT-RATE in a folder, on this machine or on a shared file system."""
+"""CT-RATE in a folder, on this machine or on a shared file system, complete or not."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from stat import S_ISREG
-from typing import TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from ctclip_model.config import compute_fingerprint
-from ctclip_model.data.names import RadName, Storage, VolumeName
+from ctclip_model.data.names import Storage, VolumeName, parse_volume_name
+from ctclip_model.data.orientation import STORED
 from ctclip_model.data.phantom import MARKER
 from ctclip_model.errors import ConfigurationError
-from ctclip_model.files import whole_file
-from tasks.run.records import sha256_of, write_parquet
-from tasks.settings import count_workers
-from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
-from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
+from tasks.sources.address import FOLDER
+from tasks.sources.catalogue import SPLITS, Catalogue, build_catalogue
+from tasks.sources.folder_source import FolderSource
+from tasks.sources.storage import (
+    VERSIONS,
+    check_orientation,
+    format_storage,
+    judge_version,
+    lies_in_layout,
+    parse_storage,
+    rank_place,
+)
+from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS, read_table, volume_row
 
-STATS_KEY = "mark"  # key of the fingerprint in `files-*.json`, as older versions wrote it
-
-Name = TypeVar("Name", bound=VolumeName | RadName)
+TABLES = [path for group in (METADATA, REPORTS, LABELS, NO_CHEST) for path in group.values()]
 
 
-class LocalSource:
+class LocalSource(FolderSource[VolumeName]):
     """Reads CT-RATE from a folder.
 
-    The hash of each file is kept with its size and time of change, so that a file is read once.
+    `version` and `orientation` are those of the last ingest (`recorded`, a storage) where they are None. Without an
+    ingest the version is the one that the folder holds, and arrays are taken as they lie.
     """
 
-    requested_revision = None  # a folder has one revision
+    scheme = FOLDER
 
-    def __init__(self, folder: Path, data_root: Path, storage: Storage = "v2") -> None:
-        if not (folder / "dataset").is_dir():
+    def __init__(
+        self, folder: Path, data_root: Path, version: Storage | None = None, orientation: str | None = None,
+        recorded: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(folder, data_root, [*TABLES, MARKER])
+        self._given, self._recorded = version, recorded and parse_storage(recorded)
+        known = self._recorded[1] if self._recorded else STORED
+        self.orientation = known if orientation is None else check_orientation(orientation)
+        self._refuse_other_folders()
+
+    def _refuse_other_folders(self) -> None:
+        tables = [path for path in TABLES if Path(path).name in self.listing.tables]
+        if not tables:
+            missing = "no table of CT-RATE" if self.listing.volumes else "neither a table nor a volume of CT-RATE"
             raise ConfigurationError(
-                f"{folder} is not in CT-RATE's layout: it has no folder 'dataset' (give its parent as --source)"
+                f"{self.folder} holds {missing}: looked for validation_metadata.csv, train_reports.csv and the others, "
+                f"and for names such as valid_1_a_1.nii.gz, in every folder of it. "
+                f"There: {self.describe_contents(Catalogue())}"
             )
-        self._open(folder, data_root, storage)
-
-    def _open(self, folder: Path, data_root: Path, storage: str) -> None:
-        self.folder = folder.resolve()
-        self.storage = storage  # v1 or v2 of CT-RATE, or npz-<axes> of RAD-ChestCT
-        self.cache_path = data_root / "raw" / f"files-{compute_fingerprint(str(self.folder))[:8]}.parquet"
-        self.seen_path = self.cache_path.with_suffix(".json")
-        self.absent: list[str] = []  # files that the tables name and the folder does not have
-
-    @property
-    def name(self) -> str:
-        return f"file://{self.folder}"
 
     @property
     def kind(self) -> str:
         """Name of the data set in the warehouse. Phantoms never pass for CT-RATE."""
-        return "phantom" if (self.folder / MARKER).is_file() else "ct-rate"
+        return "phantom" if MARKER.lower() in self.listing.tables else "ct-rate"
 
-    def read(self) -> tuple[str, Catalogue]:
-        """Reads the tables and looks up the files. Returns the revision and its catalogue.
+    @property
+    def storage(self) -> str:
+        return format_storage(self.version, self.orientation)
 
-        The revision is a fingerprint of the tables and of the files' hashes. Raises `ConfigurationError` for a table
-        that cannot be opened.
-        """
-        tables = [path for group in (METADATA, REPORTS, LABELS, NO_CHEST) for path in group.values()]
-        contents = {path: self._content(path) for path in tables}
-        catalogue = build_catalogue(contents, self._facts, "v1" if self.storage == "v1" else "v2")
+    @cached_property
+    def version(self) -> Storage:
+        """Version of the volumes: as given, as last time if there are such files, or as the folders or values tell."""
+        if self._given is not None:
+            return self._given
+        likely = self._recorded[0] if self._recorded else "v2"
+        for version in sorted(VERSIONS, key=lambda version: version != likely):
+            if any(lies_in_layout(parse_volume_name(name), path, version) for name, path in self._list_paths()):
+                return version
+        return likely if self._recorded else judge_version(self._list_samples()) or likely
+
+    def _read_catalogue(self) -> tuple[str, Catalogue]:
+        contents = {path: self._content(path) for path in TABLES}
+        catalogue = build_catalogue(contents, self._facts, self.storage)
         hashes = [[path, hashlib.sha256(content or b"-").hexdigest()] for path, content in contents.items()]
         files = [[row["path"], row["sha256"]] for row in catalogue.volumes]
-        revision = compute_fingerprint(self.storage, hashes, files)
-        self._remember(revision, tables)
-        return revision, catalogue
+        return compute_fingerprint(self.storage, hashes, files), catalogue
 
-    def find_unchanged_revision(self) -> str | None:
-        """The revision that was read last. None: a table or file was added, removed or changed since."""
-        try:
-            seen = json.loads(self.seen_path.read_text())
-        except (OSError, ValueError):
-            return None
-        is_same = seen[STATS_KEY] == self._fingerprint_stats(seen["tables"], seen["absent"])
-        return str(seen["revision"]) if is_same else None
+    def _list_paths(self) -> Iterator[tuple[str, str]]:
+        return ((name, file.path) for name, files in self.listing.volumes.items() for file in files)
 
-    def _remember(self, revision: str, tables: Sequence[str]) -> None:
-        stats = self._fingerprint_stats(tables, self.absent)
-        seen = {"revision": revision, "tables": tables, "absent": self.absent, STATS_KEY: stats}
-        self.seen_path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.seen_path) as file:
-            file.write(json.dumps(seen).encode())
+    def _rank(self, name: VolumeName, path: str) -> int | None:
+        return rank_place(name, path, self.version)
 
-    def _fingerprint_stats(self, tables: Sequence[str], absent: Sequence[str]) -> str:
-        """Fingerprint of the size and time of change of the tables, the hashed files and the absent files."""
-        stats: list[tuple[int, int] | None] = []
-        for path in itertools.chain(tables, self._load_cache(), absent):
-            try:
-                found = os.stat(f"{self.folder}/{path}")  # noqa: PTH116  a Path takes longer to make than the call
-            except OSError:
-                stats.append(None)
-            else:
-                stats.append((found.st_size, found.st_mtime_ns))
-        return compute_fingerprint(self.storage, stats)
-
-    def _content(self, path: str) -> bytes | None:
-        """Bytes of a table, or None for an absent one."""
-        try:
-            return (self.folder / path).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ConfigurationError(f"{self.folder / path} cannot be read: {error.strerror}") from error
-
-    def _facts(self, names: list[Name]) -> Mapping[Name, FileFacts]:
-        """Size and hash of each volume's file. Reads only files that are new or changed, and notes absent ones."""
-        cache, self.absent = self._load_cache(), []
-        stats: dict[str, tuple[int, int]] = {}
-        paths = {}
-        for name in names:
-            path = str(name.path(self.storage))  # type: ignore[arg-type]
-            try:
-                found = (self.folder / path).stat()
-            except OSError:
-                self.absent.append(path)
-                continue
-            if not S_ISREG(found.st_mode):
-                self.absent.append(path)
-                continue
-            stats[path], paths[name] = (found.st_size, found.st_mtime_ns), path
-        unknown = [path for path, known in stats.items() if cache.get(path, (None,))[:2] != known]
-        with ThreadPoolExecutor(count_workers()) as pool:
-            hashed = dict(zip(unknown, pool.map(self._sha256, unknown), strict=True))
-        facts = {path: (*stats[path], hashed.get(path) or str(cache[path][2])) for path in stats}
-        if hashed:
-            self._save_cache(cache | facts)
-        return {name: FileFacts(facts[path][0], facts[path][2]) for name, path in paths.items()}
-
-    def _sha256(self, path: str) -> str:
-        return sha256_of(self.folder / path)
-
-    def _load_cache(self) -> dict[str, tuple[int, int, str]]:
-        try:
-            table = pq.read_table(self.cache_path, filters=[("folder", "==", str(self.folder))])
-        except (OSError, pa.ArrowException):
-            return {}
-        columns = (table[name].to_pylist() for name in ("path", "size_bytes", "modified_ns", "sha256"))
-        return {path: (size, modified, sha256) for path, size, modified, sha256 in zip(*columns, strict=True)}
-
-    def _save_cache(self, facts: Mapping[str, tuple[int, int, str]]) -> None:
-        self.cache_path.parent.mkdir(parents=True, exist_ok=True)
-        sizes, modified, hashes = zip(*facts.values(), strict=True)
-        table = pa.table(
-            {"folder": [str(self.folder)] * len(facts), "path": list(facts), "size_bytes": sizes,
-             "modified_ns": modified, "sha256": hashes}
-        )  # fmt: skip
-        write_parquet(table, self.cache_path)
+    def _list_samples(self) -> list[tuple[Path, dict[str, Any]]]:
+        """A few volumes with their rows of the metadata, to judge the version by."""
+        samples = []
+        for split in SPLITS:
+            table = read_table(METADATA[split], self._content(METADATA[split]), split, ("XYSpacing", "ZSpacing"))
+            for name, cells in table.rows.items():
+                files = self.listing.volumes.get(str(name), ())
+                samples += [(self.target / file.path, volume_row(name, cells)) for file in files[:1]]
+        return samples

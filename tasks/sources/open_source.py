@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,9 +15,10 @@ from tasks.sources.address import RAD_CHESTCT, Address, parse_address
 from tasks.sources.hub_source import HubSource
 from tasks.sources.local_source import LocalSource
 from tasks.sources.rad_chestct import RadChestSource
+from tasks.sources.storage import parse_storage
 from warehouse import store
 
-Source: TypeAlias = LocalSource | HubSource
+Source: TypeAlias = LocalSource | RadChestSource | HubSource
 
 
 def open_source(
@@ -39,23 +42,32 @@ def open_source(
         raise ConfigurationError("no source has been ingested yet: give one with --source")
     if revision is not None:
         address = parse_address(str(address), revision)
-    folder, known = Path(address.location), storage or ("v1" if stored == "v1" else "v2")
     if address.is_hub:
-        return HubSource(address, data_root, known, load_token())
+        if orientation is not None:
+            raise ConfigurationError(f"--orientation {orientation}: arrays of {address} are taken as they lie")
+        return HubSource(address, data_root, storage or (parse_storage(stored)[0] if stored else None), load_token())
+    folder = Path(address.location)
     if address.scheme == RAD_CHESTCT:
         turned = stored.removeprefix("npz-") if stored else ORIENTATION
         return RadChestSource(folder, data_root, orientation or turned)
-    return LocalSource(folder, data_root, known)
+    return LocalSource(folder, data_root, storage, orientation, stored)
 
 
 def _find_recorded(data_root: Path, given: Address | None) -> tuple[Address, str] | None:
-    """Address and storage of the given source's last ingest, or of the last ingest of any source."""
+    """Address and storage of the given source's last ingest, or of the last ingest of any source.
+
+    Older versions recorded a link under the name of its target.
+    """
     sql = (
-        "select source, requested_revision, storage from current_sources where source = coalesce(?, source) "
-        "order by run_id desc limit 1"
+        "select source, requested_revision, storage from current_sources "
+        "where source in (select unnest($names)) or $names is null "
+        "order by source = $names[1] desc, run_id desc limit 1"
     )
+    names = None
+    if given is not None:
+        names = [str(given), str(replace(given, location=os.path.realpath(given.location)))]
     try:
-        rows = store.query(data_root, sql, [given and str(given)])
+        rows = store.query(data_root, sql, {"names": names})
     except MissingInputError:
         return None  # an empty data root
     return (parse_address(rows[0][0], rows[0][1]), rows[0][2]) if rows else None

@@ -8,41 +8,41 @@ from typing import Any
 
 from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.data.names import EXTERNAL, RadName, parse_rad_name
+from ctclip_model.data.names import EXTERNAL, RAD_FILE, RadName, parse_rad_name
 from ctclip_model.data.npz import ORIENTATION, SPACING_MM, parse_orientation
 from ctclip_model.errors import BadItemError, ConfigurationError, MetadataError
 from tasks.sources.address import RAD_CHESTCT
 from tasks.sources.catalogue import Catalogue, FileFacts
-from tasks.sources.local_source import LocalSource
+from tasks.sources.folder_source import FolderSource
 from tasks.sources.tables import label_value, read_rows
 
 LABELS = "rad_chestct_labels.csv"  # one column for each of CT-RATE's abnormalities that RAD-ChestCT has
 NAME_COLUMN = "NoteAcc_DEID"
 
 
-class RadChestSource(LocalSource):
+class RadChestSource(FolderSource[RadName]):
     """Reads RAD-ChestCT from a folder. Its table of labels lists the scans. It has no reports."""
 
-    kind = RAD_CHESTCT
+    scheme = kind = RAD_CHESTCT
 
     def __init__(self, folder: Path, data_root: Path, orientation: str = ORIENTATION) -> None:
-        if not (folder / LABELS).is_file():
-            raise ConfigurationError(f"{folder} holds no {LABELS}, which lists the scans of RAD-ChestCT")
         try:
             parse_orientation(orientation)
         except ValueError as error:
             raise ConfigurationError(f"--orientation: {error}") from error
-        self._open(folder, data_root, f"npz-{orientation}")
+        super().__init__(folder, data_root, [LABELS], RAD_FILE)
+        self.orientation = orientation
+        if LABELS not in self.listing.tables:
+            raise ConfigurationError(
+                f"{self.folder} holds no {LABELS}, which lists the scans of RAD-ChestCT. "
+                f"There: {self.describe_contents(Catalogue())}"
+            )
 
     @property
-    def name(self) -> str:
-        return f"{RAD_CHESTCT}://{self.folder}"
+    def storage(self) -> str:
+        return f"npz-{self.orientation}"
 
-    def read(self) -> tuple[str, Catalogue]:
-        """Reads the labels and looks up the files. Returns the revision and its catalogue.
-
-        The revision is a fingerprint of the labels and of the files' hashes.
-        """
+    def _read_catalogue(self) -> tuple[str, Catalogue]:
         content = self._content(LABELS)
         catalogue = Catalogue()
         rows: dict[RadName, dict[str, int]] = {}
@@ -65,7 +65,11 @@ class RadChestSource(LocalSource):
                 label | {"abnormality": abnormality, "value": value} for abnormality, value in values.items()
             ]
         files = [[row["path"], row["sha256"]] for row in catalogue.volumes]
-        return compute_fingerprint(self.storage, hashlib.sha256(content or b"-").hexdigest(), files), catalogue
+        table = hashlib.sha256(content or b"-").hexdigest()
+        return compute_fingerprint(self.storage, table, files), catalogue
+
+    def _rank(self, name: RadName, path: str) -> int | None:
+        return int(path != str(name.path()))
 
 
 def _add_row(rows: dict[RadName, dict[str, int]], location: str, cells: dict[str, str]) -> None:
@@ -82,7 +86,7 @@ def _volume_row(name: RadName, file: FileFacts | None, storage: str) -> dict[str
     row = {
         "volume_name": str(name), "scan_id": str(name), "patient_id": str(name), "split": EXTERNAL,
         "spacing_x_mm": SPACING_MM[0], "spacing_y_mm": SPACING_MM[1], "spacing_z_mm": SPACING_MM[2],
-        "metadata": {"dataset": "RAD-ChestCT"}, "storage": storage, "path": str(name.path()),
+        "metadata": {"dataset": "RAD-ChestCT"}, "storage": storage, "path": file.path if file else str(name.path()),
         "size_bytes": file.size_bytes if file else None, "sha256": file.sha256 if file else None,
     }  # fmt: skip
     return row | {"fingerprint": compute_fingerprint(list(map(str, row.values())), VERSIONS["ingest"])}

@@ -14,6 +14,7 @@ from tasks.run.stage_run import StageRun
 from tasks.sources.catalogue import Catalogue
 from tasks.sources.changes import Changes, compare, find_revision, read_current, record_rejects, source_row
 from tasks.sources.open_source import Source
+from tasks.sources.presence import describe_presence, find_shortfall
 from tasks.stages.prefect_pages import announce_changes
 from warehouse import store
 
@@ -42,9 +43,8 @@ def read_source(source: Source) -> tuple[str, Catalogue]:
 @task(cache_policy=NO_CACHE)
 def record_changes(run: StageRun, source: Source, revision: str, catalogue: Catalogue, force: bool) -> Changes:
     """Records the differences from the recorded catalogue."""
-    changes = compare(catalogue, read_current(run.data_root, force), source.name, revision)
-    absent = f"; not there: {', '.join(catalogue.absent)}" if catalogue.absent and changes.is_any else ""
-    run.detail = changes.describe() + absent
+    changes = compare(catalogue, read_current(run.data_root, force), source.name, revision, source.former_name)
+    run.detail = "; ".join([changes.describe(), *describe_presence(source, catalogue)])
     for table, rows in changes.rows.items():
         if rows:
             run.record(table, rows)
@@ -61,8 +61,10 @@ def record_changes(run: StageRun, source: Source, revision: str, catalogue: Cata
     return changes
 
 
-def refuse_unreadable(catalogue: Catalogue) -> None:
-    """Fails the stage if a table could not be read. Everything else is recorded before."""
+def refuse_incomplete(source: Source, catalogue: Catalogue) -> None:
+    """Fails the stage if a table could not be read, or if no volume is there. Everything else is recorded before."""
     if catalogue.unreadable:
         errors = [str(error) for error in catalogue.errors if error.item in catalogue.unreadable]
         raise StageFailedError("ingest: " + "; ".join(errors) + "; its rows stay as they were")
+    if shortfall := find_shortfall(source, catalogue):
+        raise StageFailedError(f"ingest: {shortfall}. Rows of volumes stay as they were, other tables are recorded")

@@ -18,7 +18,7 @@ from support.volumes import COARSE
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS, Limits
-from tasks.sources.changes import INGESTED, compare
+from tasks.sources.changes import compare, read_current, source_row
 from tasks.sources.local_source import LocalSource
 from tasks.sources.open_source import Source
 from tasks.volumes.convert import run_jobs
@@ -47,12 +47,11 @@ def ingest(source: Path | Source, data_root: Path) -> None:
     opened = LocalSource(source, data_root) if isinstance(source, Path) else source
     with open_run(data_root, "ingest", opened.name) as run:
         revision, catalogue = opened.read()
-        current = {table: {} for table in INGESTED}
-        rows = store.query(data_root, "select volume_name, fingerprint, source from current_volumes")
-        current["volumes"] = {name: (fingerprint, origin) for name, fingerprint, origin in rows}
-        for table, changed in compare(catalogue, current, opened.name, revision).rows.items():
+        changes = compare(catalogue, read_current(data_root, False), opened.name, revision, opened.former_name)
+        for table, changed in changes.rows.items():
             if changed:
                 run.record(table, changed)
+        run.record("sources", [source_row(opened, revision, catalogue, changes)])
 
 
 def convert(

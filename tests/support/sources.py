@@ -1,8 +1,9 @@
-"""Edits to folders in CT-RATE's layout, such as a phantom data set."""
+"""Edits and copies of folders in CT-RATE's layout, such as a phantom data set."""
 
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from tasks.sources.tables import REPORTS
 def find_volume(source: Path, name: str) -> Path:
     """Path of a volume's file."""
     return next(source.glob(f"dataset/*/*/*/{name}.nii.gz"))
+
+
+def flatten(source: Path, folder: Path) -> Path:
+    """Copies every file of a data set into one folder without folders."""
+    folder.mkdir(parents=True)
+    for path in source.rglob("*"):
+        if path.is_file():
+            shutil.copy2(path, folder)
+    return folder
 
 
 def edit_rows(path: Path, edit: Callable[[dict[str, str]], None]) -> None:

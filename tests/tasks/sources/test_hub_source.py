@@ -168,7 +168,7 @@ def test_ingest_records_the_commit_and_asks_for_the_same_revision_again(reposito
         rows = connection.execute("select source, requested_revision, revision, kind from current_sources").fetchall()
     assert rows == [(ADDRESS, "v2", repository.branches["v2"], "phantom")]
     moved = ingest(None, data_root, revision="main")
-    assert moved["detail"] == "volumes: 0 new, 1 changed, 0 withdrawn"
+    assert moved["detail"] == "volumes: 0 new, 1 changed, 0 withdrawn; 21 of 21 volumes are there"
     artifact = Artifact.get("ingest")
     assert artifact is not None
     assert f"**volumes, 1 changed**: {path.name.removesuffix('.nii.gz')}" in str(artifact.data)

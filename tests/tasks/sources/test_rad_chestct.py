@@ -150,8 +150,9 @@ def test_the_warehouse_knows_scans_and_labels_as_external(folder, tmp_path):
 
 
 def test_a_folder_without_labels_and_an_orientation_that_is_none_are_refused(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match=LABELS):
-        open_source(f"rad-chestct:{tmp_path}", tmp_path / "data", None)
+        open_source(f"rad-chestct:{tmp_path / 'empty'}", tmp_path / "data", None)
     for orientation in ("xy", "xxz", "abc", "xyzz", ""):
         with pytest.raises(ConfigurationError, match="letters x, y and z"):
             RadChestSource(folder, tmp_path / "data", orientation)

@@ -7,7 +7,6 @@ import pytest
 from support.reports import write_csv
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.errors import ConfigurationError
 from tasks.sources.changes import INGESTED, compare
 from tasks.sources.local_source import LocalSource
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS, read_table, volume_row
@@ -201,11 +200,6 @@ def test_damaged_cache_of_hashes_is_made_anew(folder, tmp_path):
     (cache,) = (tmp_path / "data/raw").glob("*.parquet")
     cache.write_bytes(b"PAR1 damaged")
     assert read(folder, tmp_path / "data")[0] == revision
-
-
-def test_folder_of_another_layout_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="no folder 'dataset'"):
-        LocalSource(tmp_path, tmp_path)
 
 
 def test_byte_that_is_no_utf8_in_a_list_is_one_error(folder, tmp_path):
