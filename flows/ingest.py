@@ -8,6 +8,7 @@ from flows.flow_taking import flow_taking
 from flows.options import IngestOptions
 from tasks.settings import LIMITS
 from tasks.sources.open_source import open_source
+from tasks.stages.announce import tell_changes
 from tasks.stages.hub_token import load_hub_token
 from tasks.stages.ingest import has_moved, read_source, record_changes, refuse_incomplete
 from tasks.stages.stage import as_opaque, stage_run
@@ -23,4 +24,5 @@ def ingest(options: IngestOptions) -> dict[str, Any]:
             revision, catalogue = read_source(source)
             record_changes(run, source, revision, as_opaque(catalogue), options.force)
             refuse_incomplete(source, catalogue)
+        tell_changes(options.data_root)
     return run.summary()

@@ -25,6 +25,7 @@ from tasks.models.find import find_model
 from tasks.models.presets import find_preset
 from tasks.run.publish import publish_leftovers
 from tasks.settings import DATA_ROOT, STAGES
+from tasks.stages.announce import forget, read_untold
 from tasks.stages.deployed import run_deployed
 from tasks.training.fine_tune import find_finetuned
 from tasks.training.manifest import config_fingerprint
@@ -43,7 +44,11 @@ def rebuild(options: RebuildOptions) -> list[dict[str, Any]]:
     publish_leftovers(options.data_root)
     if options.model is not None:
         find_model(options.data_root, options.preset, options.model)  # fails now, and not after hours of conversion
-    return [summary for stage in stages for summary in run_stage(stage, options)]
+    summaries = run_stage("ingest", options) if stages[0] == "ingest" else []
+    changes = read_untold(options.data_root)
+    summaries += [summary for stage in stages if stage != "ingest" for summary in run_stage(stage, options)]
+    forget(options.data_root, changes)
+    return summaries
 
 
 def choose_stages(first: str, last: str, *, is_training: bool = True) -> tuple[str, ...]:

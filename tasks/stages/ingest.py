@@ -15,7 +15,7 @@ from tasks.sources.catalogue import Catalogue
 from tasks.sources.changes import Changes, compare, find_revision, read_current, record_rejects, source_row
 from tasks.sources.open_source import Source
 from tasks.sources.presence import describe_presence, find_shortfall
-from tasks.stages.prefect_pages import announce_changes
+from tasks.stages.announce import note_changes
 from warehouse import store
 
 
@@ -45,6 +45,7 @@ def record_changes(run: StageRun, source: Source, revision: str, catalogue: Cata
     """Records the differences from the recorded catalogue."""
     changes = compare(catalogue, read_current(run.data_root, force), source.name, revision, source.former_name)
     run.detail = "; ".join([changes.describe(), *describe_presence(source, catalogue)])
+    note_changes(run, source.name, revision, changes)
     for table, rows in changes.rows.items():
         if rows:
             run.record(table, rows)
@@ -55,7 +56,6 @@ def record_changes(run: StageRun, source: Source, revision: str, catalogue: Cata
     if run.is_announced:
         publish(run.data_root)
         declare_downstream(run)
-    announce_changes(run, source.name, revision, changes)
     create_markdown_artifact(changes.to_markdown(source.name, revision), key="ingest", description=run.detail)
     get_run_logger().info("%s", run.detail)
     return changes

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import runtime
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -22,17 +21,14 @@ from prefect.artifacts import (
 )
 from prefect.assets import Asset, add_asset_metadata, materialize
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 
 from ctclip_model.stages import PIPELINE, Stage
 from tasks.run.progress import Reporter
 from tasks.run.stage_run import StageRun
-from tasks.sources.changes import Changes
 from warehouse import store
 
 logger = logging.getLogger(__name__)
 
-DATA_CHANGED = "ctclip.data.changed"  # name of the event that starts prefect.yaml's rebuild
 PROGRESS_INTERVAL_S = 20.0  # seconds between two updates: a shorter stage has no progress artifact
 
 
@@ -91,18 +87,6 @@ def show_end(run: StageRun) -> None:
 def show_page(path: Path) -> None:
     """Shows a link to a report page."""
     with_server(create_link_artifact, path.as_uri(), link_text=path.name, key="report-page")
-
-
-def announce_changes(run: StageRun, source: str, revision: str, changes: Changes) -> None:
-    """Emits one event if the source changed, except inside another flow, which goes on with the changes itself."""
-    if not changes.is_any or runtime.flow_run.parent_flow_run_id:
-        return
-    kinds = ("new", "changed", "withdrawn")
-    counts = {f"{table}_{kind}": changes.count(kind, table) for table in changes.rows for kind in kinds}
-    with_server(
-        emit_event, DATA_CHANGED, {"prefect.resource.id": f"ctclip.source.{source}"},
-        payload={"revision": revision, "run_id": run.run_id} | counts,
-    )  # fmt: skip
 
 
 def _describe(run: StageRun) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from support.paths import ROOT
 
 from tasks.settings import STAGES
-from tasks.stages.prefect_pages import DATA_CHANGED
+from tasks.stages.announce import DATA_CHANGED
 
 CONFIGURATION: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS: dict[str, dict[str, Any]] = {one["name"]: one for one in CONFIGURATION["deployments"]}
