@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -27,13 +28,13 @@ def is_known(source: Path) -> bool:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Sources of the events that the server took."""
     sources: list[str] = []
-    forget = announce.forget
+    tell = announce._tell
 
-    def note(data_root: Path, changes: announce.Untold) -> None:
-        sources.extend(changes)
-        forget(data_root, changes)
+    def note(data_root: Path, source: str, payload: Any) -> None:
+        tell(data_root, source, payload)
+        sources.append(source)
 
-    monkeypatch.setattr(announce, "forget", note)
+    monkeypatch.setattr(announce, "_tell", note)
     return sources
 
 
