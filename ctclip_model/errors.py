@@ -22,6 +22,7 @@ CTCLIPError
 │   ├── HubAccessError        a token is missing or refused, or terms are not accepted
 │   ├── HubNotFoundError      there is no such repository, revision or file
 │   └── HubUnavailableError   the Hub is out of reach or answers with errors (a rerun continues from here)
+├── PrefectError              the Prefect server cannot be started
 └── WarehouseError            the warehouse cannot be opened, migrated or published
     └── CheckFailedError      new records break an invariant, and the published warehouse stays as it was
 
@@ -126,6 +127,10 @@ class HubNotFoundError(HubError):
 
 class HubUnavailableError(HubError):
     """The Hub is out of reach or answers with errors. A rerun continues from here."""
+
+
+class PrefectError(CTCLIPError):
+    """The Prefect server cannot be started."""
 
 
 class WarehouseError(CTCLIPError):

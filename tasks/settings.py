@@ -57,6 +57,8 @@ class Limits:
     training_retry_delay_s: float = 10.0
     training_silence_s: float = 3600.0  # longest time without a message of a training process
     training_stop_s: float = 40.0  # time for a process to save its state: torchrun gives it 30 s
+    prefect_start_s: float = 120.0  # time for a temporary Prefect server to answer
+    prefect_restart_s: float = 30.0  # wait between two starts of one that was lost
     hub_attempts: int = 8  # attempts of one request
     hub_wait_s: float = 1.0  # wait before the second attempt, doubled before each further one
     hub_longest_wait_s: float = 300.0  # the window in which the Hub counts requests

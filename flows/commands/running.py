@@ -11,12 +11,14 @@ from typing import Any
 from flows.display import RichReporter, print_json, print_summaries
 from tasks.run.logs import is_log_requested
 from tasks.run.progress import REPORTER
+from tasks.upkeep.own_server import ensure_server
 
 
 def run_flow(name: str, as_json: bool, **parameters: Any) -> None:
     """Runs the flow of a name with its parameters and prints the summaries of its runs."""
     _silence_prefect()
     name = name.replace("-", "_")
+    ensure_server()
     flow = getattr(import_module(f"flows.{name}"), name)
     with showing_progress():
         result = flow(**parameters)
@@ -44,7 +46,6 @@ def _silence_prefect() -> None:
     """Hides Prefect's own log, which would break up the progress bar. `--debug` shows it."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     if not os.environ.get("CTCLIP_DEBUG"):
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
         os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")

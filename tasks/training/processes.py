@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
-import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +20,7 @@ from ctclip_model.device import Compute, choose_device
 from ctclip_model.errors import ConfigurationError, PreemptedError, WorkerDiedError
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.job import TrainingJob, move_paths, write_json
+from tasks.run.child import end_with_parent
 from tasks.settings import LIMITS
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LAST_LINES = 3  # lines of a process that died, as its error quotes them
-C_LIBRARY = ctypes.CDLL(None)  # loaded before a fork, since little is safe after one
-PR_SET_PDEATHSIG = 1  # Linux: sends a signal to this process when its parent dies
 
 
 @dataclass(frozen=True)
@@ -136,7 +133,7 @@ def _running(command: list[str]) -> Iterator[Iterator[dict[str, Any]]]:
     from ctclip_model.training.engine.sigterm import heeding_sigterm
 
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=_end_with_parent
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=end_with_parent
     )
     try:
         with heeding_sigterm(then=process.terminate) as request:
@@ -216,9 +213,3 @@ def _read_event(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) and "event" in event else None
-
-
-def _end_with_parent() -> None:
-    """Ends a child when this process is killed: it would train on beside the processes of a rerun."""
-    if sys.platform == "linux":
-        C_LIBRARY.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

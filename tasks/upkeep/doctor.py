@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from tasks.settings import DATA_ROOT_VARIABLE, LIMITS, RAW_CACHE_GB
-from tasks.upkeep.prefect_server import post
+from tasks.upkeep.prefect_server import find_api_url, post
 
 PACKAGE = "ctclip-rebuild"
 POOLS = ("cpu", "gpu", "rebuild")  # work pools of prefect.yaml
@@ -110,13 +110,13 @@ def check_token() -> Iterator[CheckResult]:
 
 def check_server() -> Iterator[CheckResult]:
     """Checks that the Prefect server answers, and that each work pool exists and has a worker."""
-    if not os.environ.get("PREFECT_API_URL"):
-        yield CheckResult("Prefect", "PREFECT_API_URL is not set: each command starts a temporary server of its own")
+    if (url := find_api_url()) is None:
+        yield CheckResult("Prefect", "no server is named: each command starts a temporary one of its own")
         return
     try:
         pools = {pool["name"]: pool.get("status") for pool in post("work_pools/filter", {})}
     except OSError as error:
-        text = f"{os.environ['PREFECT_API_URL']} does not answer ({error}). Run `prefect server start`"
+        text = f"{url} does not answer ({error}). Run `prefect server start`"
         yield CheckResult("Prefect", text, is_bad=True)
         return
     for name in POOLS:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from filelock import FileLock
 
@@ -33,13 +35,15 @@ def serve_prefect(shared: Path) -> Iterator[None]:
         if address.exists():
             fcntl.flock(users, fcntl.LOCK_SH)
             start.release()
-            with temporary_settings({PREFECT_API_URL: address.read_text()}):
+            url = address.read_text()
+            with temporary_settings({PREFECT_API_URL: url}), patch.dict(os.environ, {"PREFECT_API_URL": url}):
                 yield
             return
         with prefect_test_harness(server_startup_timeout=120):
-            address.write_text(PREFECT_API_URL.value())
+            address.write_text(url := PREFECT_API_URL.value())
             start.release()
-            yield
+            with patch.dict(os.environ, {"PREFECT_API_URL": url}):  # for commands, which ask before they import Prefect
+                yield
             with start:
                 address.unlink()
                 fcntl.flock(users, fcntl.LOCK_EX)  # waits for the others
