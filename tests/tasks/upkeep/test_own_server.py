@@ -45,7 +45,7 @@ START = "from tasks.upkeep.own_server import ensure_server; ensure_server(); pri
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Of a machine on which no server is named, behind a proxy that answers nobody."""
+    """A machine on which no server is named, behind a proxy that answers nobody."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     values = {"PREFECT_HOME": str(tmp_path / "prefect"), "http_proxy": "http://127.0.0.1:9", "HOME": str(tmp_path)}
     values |= {"no_proxy": "", "NO_PROXY": ""}
