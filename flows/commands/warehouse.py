@@ -196,3 +196,22 @@ def _print_query(data_root: Path, query: str, as_json: bool, parameters: list[st
 
     columns, rows = run_query(data_root, query, parameters or [])
     print_rows(columns, rows, as_json)
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(help="Folder of the backup. A later backup copies only what is new.")],
+    data_root: DataRoot = DATA_ROOT,
+) -> None:
+    """Copy records and models, also while stages run."""
+    from tasks.upkeep.backup import back_up
+
+    console.print(f"{back_up(data_root, target)} files copied to {target}")
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(help="Folder of a backup.")], data_root: DataRoot = DATA_ROOT
+) -> None:
+    """Copy a backup into an empty data root, and make its warehouse."""
+    from tasks.upkeep.backup import restore as restore_from
+
+    console.print(f"{restore_from(source, data_root)} files copied to {data_root}")
