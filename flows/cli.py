@@ -21,14 +21,14 @@ import typer
 from typer.exceptions import TyperException
 
 from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
-from flows.commands import doctor, models, stages, volumes, warehouse
+from flows.commands import deploying, doctor, models, stages, volumes, warehouse
 from tasks.run.logs import configure_logging, is_log_requested
 
 logger = logging.getLogger(__name__)
 
 # Commands in the order of the work, under the headings of `ctclip --help`.
 PANELS: dict[str, list[Callable[..., None]]] = {
-    "Set up": [doctor.doctor, models.fetch_models, models.import_model],
+    "Set up": [doctor.doctor, models.fetch_models, models.import_model, deploying.deploy],
     "Run": stages.list_flow_commands(),
     "Look": [warehouse.status, warehouse.plan, warehouse.sql, warehouse.export],
     "Your own CT": [volumes.predict, volumes.embed_volume],

@@ -126,7 +126,7 @@ def check_server() -> Iterator[CheckResult]:
 def _check_pool(name: str, exists: bool, status: str | None) -> CheckResult:
     check = f"pool {name}"
     if not exists:
-        return CheckResult(check, f"does not exist. Run `prefect work-pool create {name} --type process`", is_bad=True)
+        return CheckResult(check, "does not exist. Run `ctclip deploy`", is_bad=True)
     if status != "READY":
         text = f"is {status}. Run `prefect worker start --pool {name}` on the pool's machine"
         return CheckResult(check, text, is_bad=True)

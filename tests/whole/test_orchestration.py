@@ -27,7 +27,7 @@ from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from tasks.settings import STAGES
 from warehouse.store import query
 
-pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(3600)]
 
 POOLS = ("cpu", "gpu", "rebuild")
 PREFECT = Path(sys.executable).with_name("prefect")
@@ -125,7 +125,7 @@ class Installation:
     def state(self, flow_run: str) -> str:
         return str((self.ask("GET", f"/flow_runs/{flow_run}") or {}).get("state_type"))
 
-    def wait(self, flow_run: str, timeout_s: float = 400) -> None:
+    def wait(self, flow_run: str, timeout_s: float = 1500) -> None:
         wait_for(lambda: self.state(flow_run) in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"), timeout_s)
         assert self.state(flow_run) == "COMPLETED", self.ask("GET", f"/flow_runs/{flow_run}")["state"]
 
@@ -148,16 +148,14 @@ def installation(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         (made.mounted / name).symlink_to(made.data_root / name)
     try:
         made.start_server()
-        for pool in POOLS:
-            made.prefect("work-pool", "create", pool, "--type", "process")
-        made.prefect("deploy", "--all")
+        made.ctclip("deploy")
         rebuild = made.ask("GET", "/deployments/name/rebuild/rebuild")
         made.ask("PATCH", f"/deployments/{rebuild['id']}", {"parameters": REBUILD})
         made.ctclip("ingest", "--source", str(source))
         made.ctclip("train-labeller", "--preset", "smoke", "--kind", "tfidf")
         for pool in POOLS:
             made.start_worker(pool)
-        wait_for(lambda: made.flow_runs("rebuild"), 60)  # started by the event of the ingest
+        wait_for(lambda: made.flow_runs("rebuild"), 300)  # started by the event of the ingest
         made.wait(made.flow_runs("rebuild")[0]["id"])
         yield made
     finally:
@@ -235,7 +233,7 @@ def test_changed_data_is_rebuilt_by_its_event_and_nothing_else_is(installation, 
     shutil.rmtree(source)
     changed.rename(source)
     installation.wait(run_on_schedule(installation, "ingest"))
-    wait_for(lambda: len(installation.flow_runs("rebuild")) == len(known) + 1, 60)
+    wait_for(lambda: len(installation.flow_runs("rebuild")) == len(known) + 1, 300)
     (triggered,) = [one for one in installation.flow_runs("rebuild") if one["id"] not in known]
     assert triggered["parameters"]["from_stage"] == "convert"
     installation.wait(triggered["id"])
@@ -324,8 +322,12 @@ def test_status_tells_the_next_run(installation):
     wait_for(lambda: "ingest at" in installation.ctclip("status"), 120)
 
 
-def test_automations_can_be_created(installation):
-    installation.prefect("automation", "create", "--from-file", "automations.yaml")
-    made = installation.ask("POST", "/automations/filter", {})
-    assert {one["name"] for one in made} >= {"ctclip tells of failed runs", "ctclip calls silent runs crashed"}
-    assert not [one["name"] for one in made if one["enabled"] and "changed" not in one["name"]]
+def test_second_deploy_keeps_what_is_set_and_creates_each_automation_once(installation):
+    made = installation.ctclip("deploy")
+    assert ": new" not in made
+    assert "keeps preset=smoke" in made
+    automations = [one for one in installation.ask("POST", "/automations/filter", {}) if "changed" not in one["name"]]
+    names = [one["name"] for one in automations]
+    assert set(names) >= {"ctclip tells of failed runs", "ctclip calls silent runs crashed"}
+    assert len(names) == len(set(names))
+    assert not [one["name"] for one in automations if one["enabled"]]

@@ -64,7 +64,7 @@ def test_missing_pools_and_workers_are_bad_and_say_what_to_run(answers):
     found = {result.check: result for result in doctor.check_server()}
     assert {name for name, result in found.items() if result.is_bad} == {"pool gpu", "pool rebuild"}
     assert "prefect worker start --pool gpu" in found["pool gpu"].text
-    assert "prefect work-pool create rebuild" in found["pool rebuild"].text
+    assert "ctclip deploy" in found["pool rebuild"].text
 
 
 def test_server_that_is_away_is_bad(monkeypatch):
