@@ -15,7 +15,7 @@ from tasks.upkeep.prefect_server import find_api_url
 def deploy(
     folder: Annotated[Path, typer.Option(help="Folder of prefect.yaml and automations.yaml.")] = Path(),
 ) -> None:
-    """Register flows, pools and automations with the Prefect server.
+    """Register flows, pools and automations with Prefect.
 
     Schedules and parameters that were set on the server stay.
     """

@@ -211,7 +211,7 @@ def backup(
 def restore(
     source: Annotated[Path, typer.Argument(help="Folder of a backup.")], data_root: DataRoot = DATA_ROOT
 ) -> None:
-    """Copy a backup into an empty data root, and make its warehouse."""
+    """Copy a backup into an empty data root."""
     from tasks.upkeep.backup import restore as restore_from
 
     console.print(f"{restore_from(source, data_root)} files copied to {data_root}")
