@@ -8,8 +8,9 @@ from flows.flow_taking import flow_taking
 from flows.options import LabelOptions
 from flows.train_labeller import train_labeller
 from tasks.labels.labellers import TFIDF, find_labeller, find_newest_labeller
-from tasks.run.pending import Selection
 from tasks.run.publish import publish_leftovers
+from tasks.run.selection import Selection
+from tasks.run.splits import require_split
 from tasks.settings import LIMITS
 from tasks.stages.label import (
     label_reports,
@@ -24,14 +25,16 @@ from tasks.stages.stage import as_opaque, stage_run
 @flow_taking(LabelOptions, timeout_seconds=LIMITS.stage_timeout_s)
 def label(options: LabelOptions) -> dict[str, Any]:
     data_root, device, dtype = options.data_root, options.device, options.dtype
+    selection = Selection(options.split, None, options.limit)
     publish_leftovers(data_root)
+    if options.split is not None:
+        require_split(data_root, options.split, items="reports")
     if options.labeller == TFIDF and find_newest_labeller(data_root, TFIDF) is None:
         train_labeller(data_root, kind=TFIDF)
     labeller = find_labeller(data_root, options.labeller)
     with stage_run(data_root, "label", labeller.labeller_id) as run:
         if options.trained_on is not None:
             note_training_reports(run, labeller, options.trained_on)
-        selection = Selection(options.split, None, options.limit)
         reports = plan_labelling(run, labeller, dtype, selection, options.force, options.retry_rejects)
         label_reports(run, labeller, as_opaque(reports), device, dtype)
     if options.hand_labels is None:

@@ -24,6 +24,7 @@ from flows.train import train
 from tasks.models.find import find_model
 from tasks.models.presets import find_preset
 from tasks.run.publish import publish_leftovers
+from tasks.run.splits import require_split
 from tasks.settings import DATA_ROOT, STAGES
 from tasks.stages.announce import forget, read_untold
 from tasks.stages.deployed import run_deployed
@@ -46,9 +47,18 @@ def rebuild(options: RebuildOptions) -> list[dict[str, Any]]:
         find_model(options.data_root, options.preset, options.model)  # fails now, and not after hours of conversion
     summaries = run_stage("ingest", options) if stages[0] == "ingest" else []
     changes = read_untold(options.data_root)
+    if "convert" in stages and "train" in stages:
+        require_training_data(options)  # fails now, and not after hours of conversion
     summaries += [summary for stage in stages if stage != "ingest" for summary in run_stage(stage, options)]
     forget(options.data_root, changes)
     return summaries
+
+
+def require_training_data(options: RebuildOptions) -> None:
+    """Raises `MissingInputError` if a model is to be trained and the train split is missing."""
+    preset = find_preset(options.preset, seed=options.seed)
+    if options.retrain or find_trained(options.data_root, config_fingerprint(preset)) is None:
+        require_split(options.data_root, "train")
 
 
 def choose_stages(first: str, last: str, *, is_training: bool = True) -> tuple[str, ...]:

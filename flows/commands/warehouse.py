@@ -14,20 +14,20 @@ from flows.options import DataRoot, Device, Dtype, Json, Limit, Split, Volumes
 from tasks.settings import DATA_ROOT, STAGES
 
 if TYPE_CHECKING:
-    from tasks.run.pending import Selection
+    from tasks.run.selection import Selection
 
 Format = Literal["parquet", "csv"]
 
 
 def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
     """Show done, pending, rejected and stale items by stage."""
-    from tasks.upkeep.queries import list_stale_models, read_status
+    from tasks.upkeep.queries import list_notes, list_stale_models, read_status
 
     if as_json:
         print_rows(*read_status(data_root, "from stage_status"), as_json)
         return
     print_rows(*read_status(data_root))
-    for line in list_stale_models(data_root):
+    for line in (*list_notes(data_root), *list_stale_models(data_root)):
         console.print(line)
     _print_next_runs()
 
@@ -133,7 +133,7 @@ def export(
     `latents` are the current ones of volumes, with the columns name, model and vector. --encoded-tokens computes the
     tokens before pooling, into one safetensors file for each volume in the folder --output. A rerun goes on from there.
     """
-    from tasks.run.pending import Selection
+    from tasks.run.selection import Selection
     from tasks.upkeep.queries import export_table
 
     selection = Selection(split, volumes, limit)

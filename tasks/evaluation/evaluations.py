@@ -13,6 +13,7 @@ from ctclip_model.data.names import EXTERNAL
 from ctclip_model.errors import MissingInputError
 from tasks.models.find import ModelReference
 from tasks.run.fingerprints import VERSION, Fingerprint
+from tasks.run.splits import require_split
 from warehouse import store
 
 PUBLISHED = "published"  # protocol: a row per reconstruction, excluded ones too; thresholds from the scored labels
@@ -70,6 +71,7 @@ def list_evaluations(
     splits = HELD_OUT if split is None else (split,)
     scored = [row for row in inputs if row.split in splits]
     if not scored:
+        require_split(data_root, *splits)
         wanted = " or ".join(map(repr, splits))
         raise MissingInputError(f"{model.encoder_id} has no latents of split {wanted} yet: run `ctclip embed`")
     texts = store.query(data_root, store.load_sql(__package__, "texts"), key)

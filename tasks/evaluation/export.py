@@ -13,8 +13,8 @@ from ctclip_model.device import Precision
 from ctclip_model.errors import MissingInputError
 from ctclip_model.files import whole_file
 from tasks.models.find import ModelReference, find_encoder
-from tasks.run.pending import Selection
 from tasks.run.progress import show_progress
+from tasks.run.selection import Selection
 from tasks.settings import PRESET
 from warehouse import store
 
@@ -53,6 +53,7 @@ def export_latents(data_root: Path, model_id: str | None, selection: Selection, 
     key = {"model_id": model and model.model_id}
     with store.read(data_root) as connection:
         embedded = connection.execute(store.load_sql(__package__, "embedded_volumes"), key).fetchall()
+        selection.check(data_root)
         names = selection.choose([name for (name,) in embedded])
         if not names:
             raise MissingInputError(f"{model_id or 'no model'} has latents of such volumes: run `ctclip embed`")
@@ -76,6 +77,7 @@ def export_tokens(
     the numbers of written and of kept files. Raises `MissingInputError` if no selected volume is converted.
     """
     model = find_encoder(data_root, PRESET, model_id)
+    selection.check(data_root)
     files = list(_plan_tokens(data_root, model, selection, folder, dtype))
     if not files:
         raise MissingInputError(f"no such volume is converted for {model_id}: run `ctclip convert`")

@@ -13,8 +13,9 @@ from ctclip_model.errors import ReportError
 from ctclip_model.evaluation.metrics import require_probabilities
 from tasks.labels.labellers import LabellerReference, read_trained_on
 from tasks.run.fingerprints import VERSION, Fingerprint
-from tasks.run.pending import Selection, plan_items
+from tasks.run.pending import plan_items
 from tasks.run.progress import show_progress
+from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
 from warehouse import store
 
@@ -51,6 +52,7 @@ def plan_labels(
 ) -> dict[str, tuple[str, str]]:
     """Reports to label, as {scan: (text, fingerprint)}. Records an empty report as a reject."""
     texts = read_reports(run.data_root)
+    run.detail = "" if texts else "there are no reports"
     wanted = wanted_labels(texts, labeller_id, dtype, read_trained_on(run.data_root, labeller_id))
     pending = plan_items(run, labeller_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
     empty = [scan for scan in pending if not texts[scan]]

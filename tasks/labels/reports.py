@@ -15,6 +15,7 @@ from ctclip_model.data.names import EXTERNAL, split_of
 from ctclip_model.data.reports import SECTIONS, clean_report, report_sha256
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from tasks.labels.labellers import TFIDF, TRAINED_PREFIX
+from tasks.run.splits import require_split
 from tasks.settings import HAND, LABELLER_KINDS
 from warehouse import store
 
@@ -90,6 +91,10 @@ def read_labelled_reports(data_root: Path) -> LabelledReports:
     ]
     kept = [row for row in texts if row[1]]
     if not kept:
-        raise MissingInputError("no report of the train split has published labels: run `ctclip ingest`")
+        require_split(data_root, "train", items="reports")
+        raise MissingInputError(
+            "no report of the train split has published labels: ingest a source with train_predicted_labels.csv, or "
+            "use `ctclip train-labeller --hand-labels FILE`"
+        )
     scans, reports, labels = zip(*kept, strict=True)
     return LabelledReports(list(scans), list(reports), np.array(labels, np.int8))

@@ -2,49 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from ctclip_model.data.names import EXTERNAL, parse_any_name, split_of
-from ctclip_model.errors import BadNameError, ConfigurationError
 from tasks.run.fingerprints import get_parts
 from tasks.run.publish import publish
+from tasks.run.selection import EVERYTHING, Selection
 from tasks.run.stage_run import StageRun
 from warehouse import store
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Selection among a stage's pending items. Default: all of them."""
-
-    split: str | None = None
-    volumes: str | None = None  # file with a name per line, or a glob over names
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.split not in (None, "train", "valid", EXTERNAL):
-            raise ConfigurationError(f"there is no split {self.split!r}: choose train, valid or {EXTERNAL}")
-
-    def choose(self, items: Collection[str]) -> list[str]:
-        """Selected items in their given order. Items are volume names or scan_ids."""
-        chosen = [item for item in items if self.split is None or split_of(item) == self.split]
-        if self.volumes is not None:
-            chosen = self._choose_names(chosen)
-        return chosen[: self.limit]
-
-    def _choose_names(self, items: list[str]) -> list[str]:
-        assert self.volumes is not None
-        if Path(self.volumes).is_file():
-            lines = Path(self.volumes).read_text(encoding="utf-8").split()
-            try:
-                wanted = {str(parse_any_name(line)) for line in lines}
-            except BadNameError as error:
-                raise ConfigurationError(f"--volumes {self.volumes}: {error}") from error
-            return [item for item in items if item in wanted]
-        return [item for item in items if fnmatch.fnmatchcase(item, self.volumes.removesuffix(".nii.gz"))]
 
 
 def declare_wanted(
@@ -80,7 +45,7 @@ def plan_items(
     variant: str,
     wanted: Mapping[str, str],
     *,
-    selection: Selection = Selection(),
+    selection: Selection = EVERYTHING,
     force: bool = False,
     retry_rejects: bool = False,
     is_complete: bool = True,

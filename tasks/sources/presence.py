@@ -5,7 +5,9 @@ from __future__ import annotations
 from tasks.sources.catalogue import SPLITS, Catalogue
 from tasks.sources.folder_source import FolderSource
 from tasks.sources.open_source import Source
-from tasks.sources.tables import METADATA
+from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
+
+TABLES = (METADATA, REPORTS, LABELS, NO_CHEST)
 
 
 def describe_presence(source: Source, catalogue: Catalogue) -> list[str]:
@@ -18,6 +20,9 @@ def describe_presence(source: Source, catalogue: Catalogue) -> list[str]:
     lines = [f"{there} of {count} volumes are there{detail}{storage}"]
     known = [split for split, (_, listed) in parts.items() if listed]
     lines += [f"no {split} split" for split in SPLITS if known and split not in known]
+    paths = [table[split] for split in known for table in TABLES]
+    if absent := [path.rpartition("/")[2] for path in paths if path in catalogue.absent]:
+        lines.append(f"not there: {', '.join(absent)}")
     return lines + catalogue.notes
 
 

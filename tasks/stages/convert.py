@@ -7,12 +7,13 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.slabs import Encoding
-from tasks.run.pending import Selection, plan_items
+from tasks.run.pending import plan_items
+from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
 from tasks.stages.hub_token import load_hub_token
 from tasks.volumes.convert import run_jobs
 from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes
-from tasks.volumes.jobs import ConversionJob, check_room, make_jobs, read_volumes
+from tasks.volumes.jobs import ConversionJob, check_folders, check_room, make_jobs, read_volumes
 
 
 @task(cache_policy=NO_CACHE)
@@ -30,6 +31,7 @@ def plan_conversion(
     volumes = read_volumes(run.data_root, recipe, source)
     wanted = {name: volume.fingerprint for name, volume in volumes.items()}
     pending = plan_items(run, recipe.recipe_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
+    check_folders(run.data_root, source, [volumes[name] for name in pending])
     check_room(run.data_root, len(pending), recipe, encoding)
     return make_jobs(run, recipe, [volumes[name] for name in pending], encoding, downloads.bound_bytes)
 

@@ -6,7 +6,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Recipe
-from tasks.run.pending import Selection
+from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
 from tasks.stages.hub_token import load_hub_token
 from tasks.volumes.download import choose_fitting, download_files, list_unconverted

@@ -11,7 +11,7 @@ from ctclip_model.device import Precision
 from tasks.labels.label import plan_labels, record_labels
 from tasks.labels.labellers import LabellerReference
 from tasks.labels.score import HandScoring, plan_scoring, record_trained_on, score_labeller
-from tasks.run.pending import Selection
+from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
 
 

@@ -10,6 +10,7 @@ from ctclip_model.device import Compute
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.job import Manifest, TrainingJob
 from tasks.run.pending import plan_items
+from tasks.run.splits import require_split
 from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import execute
 from tasks.stages.retries import RETRIED
@@ -44,6 +45,7 @@ def plan_model(run: StageRun, fingerprint: str, retrain: bool) -> bool:
 @task(cache_policy=NO_CACHE)
 def prepare_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
     """Writes the manifest of the training samples."""
+    require_split(run.data_root, "train")
     labeller_id = choose_labels(run.data_root, preset, labeller)
     manifest = make_manifest(run, preset, labeller_id)
     get_run_logger().info("%s: %d samples", manifest.model_id, manifest.count_samples)

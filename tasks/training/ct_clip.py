@@ -9,6 +9,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import MissingInputError
 from ctclip_model.training.job import Manifest
 from tasks.labels.labellers import find_labeller
+from tasks.run.splits import require_split
 from tasks.run.stage_run import StageRun
 from tasks.settings import PUBLISHED_LABELS
 from tasks.training.manifest import config_fingerprint, write_manifest
@@ -36,6 +37,7 @@ def make_manifest(run: StageRun, preset: Preset, labeller_id: str | None) -> Man
     with store.read(run.data_root) as connection:
         table = connection.sql(store.load_sql(__package__, "samples"), params=parameters).to_arrow_table()
     if not table.num_rows:
+        require_split(run.data_root, "train", items="reports")
         raise MissingInputError(
             f"no converted volume of the train split has a report (recipe {recipe_id}): run `ctclip convert`"
         )

@@ -16,6 +16,7 @@ from ctclip_model.models.kinds import FINE_TUNED, ModelKind, find_kind
 from ctclip_model.training.job import Manifest, Parent, TrainingJob
 from tasks.evaluation.embed import plan_work
 from tasks.models.find import ModelReference
+from tasks.run.splits import require_split
 from tasks.run.stage_run import StageRun
 from tasks.settings import PUBLISHED_LABELS
 from tasks.training.manifest import write_manifest
@@ -83,6 +84,8 @@ def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
     if has_head:
         _require_current(run.data_root, parent, table)
     if not table.num_rows:
+        for items in ("volumes", "reports"):
+            require_split(run.data_root, "train", items=items)
         missing, stage = f"a shard (recipe {parent.recipe_id})", "convert"
         if has_head:
             missing, stage = f"a latent of {parent.model_id}", "embed"

@@ -13,7 +13,7 @@ from ctclip_model.config import VERSIONS, Recipe, compute_fingerprint
 from ctclip_model.data.npz import ORIENTATION
 from ctclip_model.data.shards import ShardRow
 from ctclip_model.data.slabs import Encoding
-from ctclip_model.errors import BadItemError, ConfigurationError
+from ctclip_model.errors import BadItemError, ConfigurationError, MissingInputError
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.stage_run import StageRun, code_version
 from tasks.settings import LIMITS, count_workers
@@ -84,6 +84,16 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
             name, fingerprint, file, size, sha256, (x, y, z), slope, intercept, orientation, (*stated,), origin
         )
     return volumes
+
+
+def check_folders(data_root: Path, source: str | None, volumes: Sequence[VolumeFile]) -> None:
+    """Raises `MissingInputError` if the folder that volumes are to be read from is not there, as before a mount."""
+    texts = {source} if source else {text for (text,) in store.query(data_root, "select source from current_sources")}
+    for address in map(parse_address, texts):
+        folder = Path(address.location)
+        is_gone = not address.is_hub and not folder.is_dir()
+        if is_gone and any(Path(volume.path).is_relative_to(folder) for volume in volumes):
+            raise MissingInputError(f"{folder} is not there: mount it, or name its present address with --source")
 
 
 def make_jobs(

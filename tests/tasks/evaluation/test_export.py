@@ -30,7 +30,8 @@ from tasks.evaluation.embed import _record, plan_work
 from tasks.evaluation.embed import embed_volumes as embed_converted
 from tasks.evaluation.export import export_latents, export_tokens
 from tasks.models.find import find_model
-from tasks.run.pending import Selection, plan_items
+from tasks.run.pending import plan_items
+from tasks.run.selection import Selection
 from tasks.run.stage_run import open_run
 from warehouse import store
 from warehouse.store import query
@@ -180,11 +181,15 @@ def test_mistake_is_one_clear_line_and_leaves_no_file(data_root, tmp_path, argum
 
 
 def test_nothing_to_export_is_said_and_leaves_no_file(data_root, tmp_path):
-    nothing, path = Selection(volumes="valid_99*"), tmp_path / "output"
+    path = tmp_path / "output"
     with pytest.raises(ConfigurationError, match="there is no model 'absent'"):
         export_latents(data_root, "absent", Selection(), path)
-    with pytest.raises(MissingInputError, match="ctclip embed"):
-        export_latents(data_root, MODEL, nothing, path)
-    with pytest.raises(MissingInputError, match="ctclip convert"):
-        export_tokens(data_root, MODEL, nothing, path, "cpu", Precision.float32)
+    for selection, error, line in (
+        (Selection(volumes="valid_99*"), ConfigurationError, "selects none of the ingested volumes"),
+        (Selection("external"), MissingInputError, "run `ctclip (embed|convert)`"),
+    ):
+        with pytest.raises(error, match=line):
+            export_latents(data_root, MODEL, selection, path)
+        with pytest.raises(error, match=line):
+            export_tokens(data_root, MODEL, selection, path, "cpu", Precision.float32)
     assert list(tmp_path.iterdir()) == []

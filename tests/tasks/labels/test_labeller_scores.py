@@ -24,7 +24,7 @@ from tasks.labels.label import plan_labels, record_labels
 from tasks.labels.labellers import LabellerReference, read_trained_on
 from tasks.labels.reports import LabelledReports, LabellerTraining
 from tasks.labels.score import plan_scoring, record_trained_on, score_labeller
-from tasks.run.pending import Selection
+from tasks.run.selection import Selection
 from tasks.run.stage_run import open_run
 from tasks.training.labeller import run_tfidf_training
 from warehouse import store

@@ -14,8 +14,9 @@ from ctclip_model.device import Precision
 from ctclip_model.errors import VolumeError
 from tasks.labels.label import plan_labels
 from tasks.plan.explain import explain_plan
-from tasks.run.pending import Selection, plan_items
+from tasks.run.pending import plan_items
 from tasks.run.publish import publish
+from tasks.run.selection import Selection
 from tasks.run.stage_run import open_run
 from tasks.settings import STAGES
 from tasks.training.manifest import config_fingerprint

@@ -5,10 +5,11 @@ import threading
 
 import pytest
 
-from ctclip_model.errors import ConfigurationError, LeaseLostError, StageFailedError, VolumeError
+from ctclip_model.errors import LeaseLostError, StageFailedError, VolumeError
 from tasks.run import lease
-from tasks.run.pending import Selection, plan_items
+from tasks.run.pending import plan_items
 from tasks.run.records import new_run_id
+from tasks.run.selection import Selection
 from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS
 from warehouse import store
@@ -60,16 +61,6 @@ def test_bad_data_stays_rejected_until_it_changes_or_is_retried(tmp_path):
 def test_selection_narrows_the_run_and_not_what_is_wanted(tmp_path):
     assert set(plan(tmp_path, WANTED, selection=Selection(split="train", limit=1))) == {"train_1_a_1"}
     assert set(plan(tmp_path, WANTED)) == set(WANTED)
-
-
-def test_volumes_are_selected_by_glob_or_by_file(tmp_path):
-    names = tmp_path / "names.txt"
-    names.write_text("train_2_a_1.nii.gz\n")
-    assert Selection(volumes="train_*_a_1").choose(list(WANTED)) == ["train_1_a_1", "train_2_a_1"]
-    assert Selection(volumes=str(names)).choose(list(WANTED)) == ["train_2_a_1"]
-    names.write_text("../../etc/passwd\n")
-    with pytest.raises(ConfigurationError, match=r"names\.txt"):
-        Selection(volumes=str(names)).choose(list(WANTED))
 
 
 def test_run_that_does_nothing_leaves_no_row(tmp_path):

@@ -18,7 +18,7 @@ from ctclip_model.data.names import parse_any_name, parse_rad_name, split_of
 from ctclip_model.data.shards import read_volume
 from ctclip_model.data.volume import convert_volume
 from ctclip_model.errors import BadNameError, ConfigurationError
-from tasks.run.pending import Selection
+from tasks.run.selection import Selection
 from tasks.sources.open_source import open_source
 from tasks.sources.rad_chestct import LABELS, NAME_COLUMN, RadChestSource
 from warehouse.store import query
