@@ -39,7 +39,7 @@ Source = Annotated[
 ]
 Revision = Annotated[str | None, Option(help="Branch, tag or commit of a hf:// source. Default: main.")]
 Storage = Annotated[
-    StorageName | None, Option(help="Version of CT-RATE's storage. Default: as in the last ingest, or v2.")
+    StorageName | None, Option(help="Version of CT-RATE's storage. Default: as in the last ingest, or as found.")
 ]
 Recipe = Annotated[str | None, Option(help="Changes to the preset's recipe: JSON, or a JSON file.")]
 
@@ -136,7 +136,11 @@ class IngestOptions:
     storage: Storage = None
     force: Force = False
     orientation: Annotated[
-        str | None, Option(help="Axes of a RAD-ChestCT array, as the volume's first to third. Capital: reversed. [xyz]")
+        str | None,
+        Option(
+            help="Orientation of a folder's arrays: stored (taken as LPS), header, or a code such as RAS. Axes of "
+            "RAD-ChestCT's: such as xyz, a capital reverses. Default: as in the last ingest, or stored (xyz)."
+        ),
     ] = None
     revision: Revision = None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ LPS = "LPS"
 STORED = "stored"  # takes arrays as they lie
 HEADER = "header"  # believes a header's affine
 OPPOSITE = {"L": "R", "R": "L", "P": "A", "A": "P", "S": "I", "I": "S"}
+T = TypeVar("T")
+
 WORLD_CODES = ("RL", "AP", "SI")  # NIfTI's world axes grow towards the first of each pair
 OBLIQUE_DOUBT_DEGREES = 10.0
 SHEAR_DOUBT_DEGREES = 5.0
@@ -42,6 +45,15 @@ class Turn:
         """View of a three-dimensional array in LPS order."""
         slices = tuple(slice(None, None, -1 if is_flipped else 1) for is_flipped in self.flips)
         return array.transpose(self.axes)[slices]
+
+    def restore(self, values: Sequence[T]) -> tuple[T, T, T]:
+        """Values by axis of the result, such as a spacing, in the order of the array's own axes.
+
+        >>> Turn(axes=(0, 2, 1)).restore(["left", "posterior", "superior"])
+        ('left', 'superior', 'posterior')
+        """
+        by_axis = dict(zip(self.axes, values, strict=True))
+        return by_axis[0], by_axis[1], by_axis[2]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ctclip_model.data.dicom import DicomSeries, DicomStream
 from ctclip_model.data.hounsfield import HounsfieldPlanes, clip_plane
 from ctclip_model.data.nifti import NiftiStream, fault
 from ctclip_model.data.npz import ORIENTATION, NpzStream
-from ctclip_model.data.orientation import HEADER, LPS, STORED, Turn, orientation_of, turn_to_lps
+from ctclip_model.data.orientation import HEADER, LPS, STORED, Orientation, Turn, orientation_of, turn_to_lps
 from ctclip_model.data.resampling import Axis, blend_planes, plan_axes
 from ctclip_model.data.slabs import encode_slab
 from ctclip_model.data.spacing import Spacing, decide_spacing
@@ -148,14 +148,16 @@ def convert_volume(
 
     A `.npz` is a volume of RAD-ChestCT, with axes in `orientation` (see `npz.py`). A NIfTI is taken as it lies, as the
     published pipeline does, or turned as `load_volume` turns it. `stated_shape` is the table's number of columns, rows
-    and slices, which the file's is compared with. Raises `VolumeError`, whose `reason` is the reject's
-    code, also for values that are not HU.
+    and slices, which the file's is compared with. Shape and spacing of the table are those of the turned array. Raises
+    `VolumeError`, whose `reason` is the reject's code, also for values that are not HU.
     """
     path = Path(path)
-    is_npz = path.suffix == ".npz"
+    is_npz = path.suffix.lower() == ".npz"
     turned = STORED if is_npz or orientation == ORIENTATION else orientation
     with NpzStream(path, orientation) if is_npz else NiftiStream(path) as stream:
-        _check_shape(path, stream.header.shape, stated_shape)
+        turn = turn_to_lps(_find_code(stream, turned)[0])
+        _check_shape(path, stream.header.shape, turn.restore(stated_shape))
+        spacing_mm = None if spacing_mm is None else turn.restore(spacing_mm)
         volume, wrong = _convert(stream, spacing_mm, slope, intercept, recipe, np.int16, turned)
         if wrong is not None:
             raise fault(path, wrong.reason, wrong.evidence)
@@ -187,8 +189,7 @@ def _convert(
         spacing = decide_spacing(spacing_mm, stream.header.spacing)
     except ValueError as error:
         raise fault(stream.path, "bad_spacing", str(error)) from error
-    by_header = None if stream.header.affine is None else orientation_of(stream.header.affine)
-    code = (by_header.code if by_header else STORED) if orientation == HEADER else orientation
+    code, by_header = _find_code(stream, orientation)
     turn = turn_to_lps(code)
     first, second, third = turn.axes
     try:
@@ -213,6 +214,14 @@ def _convert(
         turned_from=None if turn == Turn() else code,
     )  # fmt: skip
     return volume, planes.judge()
+
+
+def _find_code(stream: PlaneStream, orientation: str) -> tuple[str, Orientation | None]:
+    """The code of the array's axes that `orientation` leads to, and the orientation that the header gives."""
+    by_header = None if stream.header.affine is None else orientation_of(stream.header.affine)
+    if orientation != HEADER:
+        return orientation, by_header
+    return by_header.code if by_header else STORED, by_header
 
 
 def _check_shape(path: Path, shape: tuple[int, int, int], stated: StatedShape) -> None:

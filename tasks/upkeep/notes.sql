@@ -13,7 +13,10 @@ union all
 select 'there is no volume yet: run `ctclip ingest --source …`'
 where not exists (from splits)
 union all
-select format('{} volumes are not LPS by their header or metadata: see data_quality', count(distinct item))
+select format(
+    '{} volumes are not LPS by header or metadata: see data_quality and `ctclip ingest --orientation`',
+    count(distinct item)
+)
 from data_quality
-where problem = 'orientation_not_lps'
+where problem in ('orientation_not_lps', 'orientation_unknown')
 having count(*) > 0

@@ -75,6 +75,11 @@ from current_shard_volumes
 join current_volumes using (volume_name)
 where header_orientation <> 'LPS' and storage in ('v1', 'v2')
 union all
+select volume_name, 'orientation_unknown', 'its header states no orientation, and the array is taken as it lies'
+from current_shard_volumes
+join current_volumes using (volume_name)
+where header_orientation is null and storage in ('v1-header', 'v2-header')
+union all
 select volume_name, 'orientation_not_lps', 'its metadata says ImageOrientationPatient ' || orientation
 from (select volume_name, metadata['ImageOrientationPatient'] as orientation from current_volumes)
 where
@@ -86,4 +91,7 @@ select
     format('{} in the file, {} x {} x {} in the metadata', array_to_string(shape_in, ' x '), count_columns, count_rows, count_slices)
 from current_shard_volumes
 join current_volumes using (volume_name)
-where shape_in <> [count_columns, count_rows, count_slices]
+where
+    shape_in <> [count_columns, count_rows, count_slices]
+    -- arrays that are turned may have the axes of the metadata in another order
+    and (storage in ('v1', 'v2') or list_sort(shape_in) <> list_sort([count_columns, count_rows, count_slices]))

@@ -133,6 +133,14 @@ def test_scans_become_shards_that_turn_with_the_orientation(folder, tmp_path):
     assert np.array_equal(turned(folder, data_root, "yxz"), before.swapaxes(1, 2))
 
 
+def test_scans_are_found_by_name_wherever_they_lie(folder, tmp_path):
+    before = turned(folder, tmp_path / "before", None)
+    (folder / "npz").mkdir()
+    (folder / "trn00001.npz").rename(folder / "npz/TRN00001.NPZ")
+    (folder / LABELS).rename(folder / "npz" / LABELS)
+    assert np.array_equal(turned(folder, tmp_path / "after", None), before)
+
+
 def test_the_warehouse_knows_scans_and_labels_as_external(folder, tmp_path):
     data_root = tmp_path / "data"
     source = RadChestSource(folder, data_root)
