@@ -41,6 +41,7 @@ class Request:
     dtype: Precision
     as_json: bool
     orientation: str = HEADER
+    show_ids: bool = False
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Session:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warning for each retry repeats our error
         if request.orientation != HEADER:
             turn_to_lps(request.orientation)  # refuses what is no code before anything is read
-        files = list_volumes(request.volumes)
+        files = list_volumes(request.volumes, with_ids=request.show_ids)
         path = find_model(request.models, request.model)
         model = open_model(
             path, device=request.device, precision=request.dtype, with_text=with_text, tokenizer=tokenizer
@@ -139,8 +140,8 @@ def write_latents(path: Path, model: str, volumes: Sequence[EmbeddedVolume]) -> 
         pq.write_table(pa.table(columns), file, compression="zstd")
 
 
-def printable(path: Path) -> str:
-    """Path in printable characters. Others are escaped: a line feed is `\\n`."""
+def printable(path: Path | str) -> str:
+    """Path or text in printable characters. Others are escaped: a line feed is `\\n`."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(path)
     )
@@ -154,12 +155,13 @@ def _check_output(output: Path) -> None:
 
 
 def _facts(volume: EmbeddedVolume) -> dict[str, Any]:
-    return {
+    facts = {
         "file": str(volume.path),
         "spacing_mm": list(volume.spacing_mm),
         "orientation": volume.turn,
         "doubts": volume.doubts,
     }
+    return facts | ({"ids": dict(volume.ids)} if volume.ids else {})
 
 
 def _print_volume(volume: EmbeddedVolume) -> None:
@@ -167,6 +169,8 @@ def _print_volume(volume: EmbeddedVolume) -> None:
     console.print()
     console.print(Text(printable(volume.path), style="bold"), soft_wrap=True)
     console.print(Text(f"spacing  {spacing} mm, axes {volume.turn}"))
+    for keyword, value in volume.ids.items():
+        console.print(Text(f"{keyword}  {printable(value)}"), soft_wrap=True)
     for doubt in volume.doubts:
         console.print(Text(f"note     {doubt}", style="yellow"), soft_wrap=True)
 

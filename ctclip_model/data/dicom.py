@@ -1,16 +1,17 @@
 """DICOM series of CT: slices sorted by position, rescaled once, read plane by plane as a NIfTI file is.
 
-Needs the extra `dicom` (pydicom, and pylibjpeg for compressed transfer syntaxes). No patient's name or identifier is
-read. A series is named by its description.
+Needs the extra `dicom` (pydicom, and pylibjpeg for compressed transfer syntaxes). A series is named by its description.
+No patient's name or identifier is in a name or a message (`dicom_identity.py`).
 """
 
 from __future__ import annotations
 
 import logging
+import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctclip_model.data.dicom_identity import ELEMENTS, list_ids, mentions, read_identity
 from ctclip_model.data.nifti import NiftiHeader
 from ctclip_model.data.spacing import affine_lengths
 from ctclip_model.errors import ConfigurationError, VolumeError
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
 
 PREAMBLE_BYTES = 128
 MAGIC = b"DICM"
+FIRST_GROUPS, FIRST_ELEMENTS = (
+    (0x0002, 0x0008),
+    (0x0000, 0x0001, 0x0005, 0x0008, 0x0016),
+)  # of a file without a preamble
+LONGEST_ELEMENT = 64  # bytes of a first element
+NOT_HU = {"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}  # rescale types, such as those of dual energy
 NOT_A_VOLUME = ("LOCALIZER", "SCOUT", "DOSE_INFO", "REPORT")  # in ImageType
 UNEVEN = 0.05  # largest relative difference between two distances of slices
 MISSING = 1.5  # times the spacing, from which on a slice is missing
@@ -34,7 +42,7 @@ TAGS = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality", "ImageType",
     "Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
     "RescaleIntercept", "NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-    "SamplesPerPixel",
+    "SamplesPerPixel", "RescaleType", *ELEMENTS,
 )  # fmt: skip
 FUNCTIONAL_GROUPS = (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
@@ -46,6 +54,7 @@ class Slice:
     """One plane of a series: its file and frame, its place in mm, and its rescaling to HU."""
 
     path: Path
+    file: str  # name of the file for a message
     frame: int
     position_mm: NDArray[np.float64]  # (3,) of the first voxel, towards left, posterior, superior
     orientation: NDArray[np.float64]  # (2, 3): directions of a growing column and of a growing row
@@ -64,6 +73,8 @@ class DicomSeries:
     folder: Path
     slices: tuple[Slice, ...]
     doubts: tuple[str, ...]
+    ids: Mapping[str, str] = field(default_factory=dict)  # identifiers by keyword, where they were asked for
+    identity: frozenset[str] = field(default=frozenset(), repr=False)  # parts of names that no message may hold
 
     @property
     def affine(self) -> NDArray[np.float64]:
@@ -84,31 +95,40 @@ def has_dicom(folder: Path) -> bool:
 
 
 def is_dicom(path: Path) -> bool:
-    """Says whether a file has DICOM's magic bytes."""
+    """Says whether a file has DICOM's magic bytes, or begins with a first element of DICOM without them."""
     try:
         with path.open("rb") as file:
-            return file.read(PREAMBLE_BYTES + len(MAGIC))[PREAMBLE_BYTES:] == MAGIC
+            head = file.read(PREAMBLE_BYTES + len(MAGIC))
     except OSError:
         return False
+    return head[PREAMBLE_BYTES:] == MAGIC or _begins_with_element(head)
 
 
-def list_series(folder: Path) -> list[DicomSeries | VolumeError]:
+def list_series(folder: Path, *, with_ids: bool = False) -> list[DicomSeries | VolumeError]:
     """The CT series of a folder, each sorted along its slices' normal, or the reason why one is refused.
 
-    Localizers, dose reports and other modalities are refused by name. Raises `ConfigurationError` without pydicom.
+    Localizers, dose reports and other modalities are refused by name. `with_ids` keeps the patient's name and
+    identifiers in each series' `ids`. Raises `ConfigurationError` without pydicom.
     """
     pydicom = _import_pydicom()
     groups: dict[str, list[tuple[Path, Dataset]]] = {}
-    for path in _dicom_files(folder):
-        with _quiet():
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-        groups.setdefault(str(dataset.get("SeriesInstanceUID", path.parent)), []).append((path, dataset))
     found: list[DicomSeries | VolumeError] = []
+    for number, path in enumerate(_dicom_files(folder), 1):
+        try:
+            with _quiet():
+                dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
+                uid = str(dataset.get("SeriesInstanceUID", path.parent))
+        except Exception as error:  # noqa: BLE001  pydicom raises what it likes
+            found.append(_fault(f"file {number}", "bad_dicom", f"cannot be read as DICOM ({type(error).__name__})"))
+            continue
+        groups.setdefault(uid, []).append((path, dataset))
     for files in groups.values():
         try:
-            found.append(_make_series(folder, files))
+            series = _make_series(folder, files)
         except VolumeError as error:
             found.append(error)
+        else:
+            found.append(replace(series, ids=list_ids(files[0][1])) if with_ids else series)
     return _with_distinct_names(found)
 
 
@@ -156,13 +176,14 @@ class DicomStream:
             try:
                 with _quiet():
                     if opened is None or opened[0] != part.path:
-                        opened = part.path, pydicom.dcmread(part.path)
+                        opened = part.path, _read_whole(part.path)
                     is_multi_frame = int(opened[1].get("NumberOfFrames", 1) or 1) > 1
                     plane = pydicom.pixels.pixel_array(opened[1], index=part.frame if is_multi_frame else None)
-            except Exception as error:  # pydicom and its decoders raise what they like
-                raise _fault(self.series.name, "bad_dicom", f"{part.path.name} cannot be decoded: {error}") from error
+            except Exception as error:  # noqa: BLE001  pydicom and its decoders raise what they like
+                reason = _explain(error, self.series.identity)
+                raise _fault(self.series.name, "bad_dicom", f"{part.file} cannot be decoded: {reason}") from None
             if plane.shape != part.shape:
-                raise _fault(self.series.name, "bad_dicom", f"{part.path.name} holds {plane.shape}, not {part.shape}")
+                raise _fault(self.series.name, "bad_dicom", f"{part.file} holds {plane.shape}, not {part.shape}")
             yield plane.astype(self.header.dtype) * self.header.dtype.type(part.slope) + self.header.dtype.type(
                 part.intercept
             )
@@ -170,39 +191,50 @@ class DicomStream:
 
 def _make_series(folder: Path, files: Sequence[tuple[Path, Dataset]]) -> DicomSeries:
     first = files[0][1]
-    name = _describe(first)
+    identity = read_identity(dataset for _, dataset in files)
+    name = _describe(first, identity)
     modality = str(first.get("Modality", "?"))
     if modality != "CT":
         raise _fault(name, "not_ct", f"is of modality {modality}, not CT")
     kinds = {str(kind).strip() for _, dataset in files for kind in dataset.get("ImageType", []) or []}
     if unwanted := sorted(kinds & set(NOT_A_VOLUME)):
         raise _fault(name, "not_a_volume", f"is a {unwanted[0].lower()}, not a volume")
-    slices = [part for path, dataset in files for part in _read_slices(name, path, dataset)]
+    slices: list[Slice] = []
+    for number, (path, dataset) in enumerate(files, 1):
+        file = f"file {number}" if mentions(path.name, identity) else path.name
+        try:
+            slices += _read_slices(path, file, dataset)
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+            raise _fault(name, "bad_dicom", f"{file}: {_explain(error, identity)}") from None
     doubts: list[str] = []
     kept = list({part.instance: part for part in slices}.values())
     if len(kept) < len(slices):
         doubts.append(f"slices in doubt: {len(slices) - len(kept)} are there twice, and one of each is used")
-    return _sort(name, folder, kept, doubts)
+    return replace(_sort(name, folder, kept, doubts), identity=identity)
 
 
-def _read_slices(name: str, path: Path, dataset: Dataset) -> Iterator[Slice]:
+def _read_slices(path: Path, file: str, dataset: Dataset) -> Iterator[Slice]:
     """The slices of a file: one, or each frame of an enhanced multi-frame file."""
     if int(dataset.get("SamplesPerPixel", 1) or 1) != 1:
-        raise _fault(name, "not_ct", f"{path.name} holds colours")
+        raise ValueError("holds colours")
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     frames = dataset.get("PerFrameFunctionalGroupsSequence")
-    try:
-        if frames is None:
-            if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
-                raise ValueError("holds several frames without the place of each")
-            yield _slice(path, 0, dataset, dataset, dataset, dataset, dataset, str(dataset.SOPInstanceUID))
-            return
-        for index, frame in enumerate(frames):
-            position, orientation, measures, rescale = (_group(frame, shared, key) for key in FUNCTIONAL_GROUPS)
-            instance = f"{dataset.SOPInstanceUID}/{index}"
-            yield _slice(path, index, dataset, position, orientation, measures, rescale, instance)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise _fault(name, "bad_dicom", f"{path.name}: {error}") from error
+    if frames is None:
+        if int(dataset.get("NumberOfFrames", 1) or 1) > 1:
+            raise ValueError("holds several frames without the place of each")
+        yield _slice(path, file, 0, dataset, (dataset,) * 4, str(dataset.SOPInstanceUID))
+        return
+    for index, frame in enumerate(frames):
+        groups = [_group(frame, shared, keyword) for keyword in FUNCTIONAL_GROUPS]
+        yield _slice(path, file, index, dataset, groups, f"{dataset.SOPInstanceUID}/{index}")
+
+
+def _explain(error: Exception, identity: frozenset[str]) -> str:
+    """The cause in words, without a person's name."""
+    if isinstance(error, AttributeError) and error.name:
+        return f"has no {error.name}"
+    text = " ".join(str(error).split())
+    return type(error).__name__ if mentions(text, identity) else text
 
 
 def _group(frame: Dataset, shared: Dataset | None, keyword: str) -> Dataset:
@@ -213,20 +245,15 @@ def _group(frame: Dataset, shared: Dataset | None, keyword: str) -> Dataset:
     raise ValueError(f"a frame has no {keyword}")
 
 
-def _slice(
-    path: Path,
-    index: int,
-    image: Dataset,
-    position: Dataset,
-    orientation: Dataset,
-    measures: Dataset,
-    rescale: Dataset,
-    instance: str,
-) -> Slice:
+def _slice(path: Path, file: str, index: int, image: Dataset, groups: Sequence[Dataset], instance: str) -> Slice:
+    """A slice from its image and from the holders of its position, orientation, measures and rescaling."""
+    position, orientation, measures, rescale = groups
     directions = np.array(orientation.ImageOrientationPatient, float).reshape(2, 3)
     rows_mm, columns_mm = (float(value) for value in measures.PixelSpacing)
+    if (kind := str(rescale.get("RescaleType", "") or "").upper()) in NOT_HU:
+        raise ValueError(f"holds {kind}, not HU")
     return Slice(
-        path, index, np.array(position.ImagePositionPatient, float), directions, (rows_mm, columns_mm),
+        path, file, index, np.array(position.ImagePositionPatient, float), directions, (rows_mm, columns_mm),
         (int(image.Rows), int(image.Columns)), float(rescale.RescaleSlope), float(rescale.RescaleIntercept), instance,
     )  # fmt: skip
 
@@ -263,10 +290,12 @@ def _sort(name: str, folder: Path, slices: list[Slice], doubts: list[str]) -> Di
     return DicomSeries(name, folder, tuple(ordered), tuple(doubts))
 
 
-def _describe(dataset: Dataset) -> str:
-    """Name of a series: its description, or its number."""
+def _describe(dataset: Dataset, identity: frozenset[str]) -> str:
+    """Name of a series: its description, or its number where that is blank or mentions a person."""
     description = " ".join(str(dataset.get("SeriesDescription", "") or "").split()).replace("/", "-")
-    return description or f"series {dataset.get('SeriesNumber', '?')}"
+    if description and not mentions(description, identity):
+        return description
+    return f"series {dataset.get('SeriesNumber') or '?'}"
 
 
 def _with_distinct_names(found: list[DicomSeries | VolumeError]) -> list[DicomSeries | VolumeError]:
@@ -277,9 +306,29 @@ def _with_distinct_names(found: list[DicomSeries | VolumeError]) -> list[DicomSe
         if isinstance(series, DicomSeries):
             seen[series.name] = count = seen.get(series.name, 0) + 1
             if count > 1:
-                series = DicomSeries(f"{series.name} ({count})", series.folder, series.slices, series.doubts)
+                series = replace(series, name=f"{series.name} ({count})")
         named.append(series)
     return named
+
+
+def _begins_with_element(head: bytes) -> bool:
+    """Says whether bytes begin with one of the elements that come first, with a type of value or a small length."""
+    if len(head) < 8:
+        return False
+    group, element, length = struct.unpack_from("<HHI", head)
+    has_type = head[4:6].isalpha() and head[4:6].isupper()
+    return group in FIRST_GROUPS and element in FIRST_ELEMENTS and (has_type or 0 < length <= LONGEST_ELEMENT)
+
+
+def _read_whole(path: Path) -> Dataset:
+    """A file with its pixels. One without a file header has the transfer syntax that its elements are written in."""
+    pydicom = _import_pydicom()
+    dataset = pydicom.dcmread(path, force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        is_implicit, _ = dataset.original_encoding
+        uid = pydicom.uid.ImplicitVRLittleEndian if is_implicit else pydicom.uid.ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = uid
+    return dataset
 
 
 def _dicom_files(folder: Path) -> Iterator[Path]:

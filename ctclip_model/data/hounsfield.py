@@ -40,6 +40,8 @@ class HounsfieldPlanes:
         self._stride = max(1, math.prod(header.shape) // SAMPLED_VOXELS) | 1  # odd: samples lie in different columns
         self._samples: list[np.ndarray] = []  # stored values
         self._least, self._most = math.inf, -math.inf  # stored values
+        self.count_blank = self.count_repeated = 0  # planes of one value, and planes that equal the one before
+        self._plane: tuple[float, ...] = ()  # statistics of the plane read last
         self._sum = self._sum_of_squares = 0.0  # clipped HU
 
     def read(self, out: np.ndarray) -> None:
@@ -49,6 +51,10 @@ class HounsfieldPlanes:
         least, most, total, squares = clip_plane(self._stored, self.slope, self.intercept, self.window_hu, out)
         if not (math.isfinite(least) and math.isfinite(most)):
             raise fault(self.stream.path, "nan_voxels", f"plane {self.position} holds NaN or infinite voxels")
+        statistics = (least, most, total, squares)
+        self.count_blank += bool(least == most)
+        self.count_repeated += bool(least != most and statistics == self._plane)
+        self._plane = statistics
         self._least, self._most = min(self._least, float(least)), max(self._most, float(most))
         self._sum += total
         self._sum_of_squares += squares

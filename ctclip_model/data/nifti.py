@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from ctclip_model.data.accelerators import GZIP_MAGIC, StreamError, gzip_member
 from ctclip_model.data.file_kinds import LONGEST, describe_file
+from ctclip_model.data.orientation import orientation_of
 from ctclip_model.data.spacing import HeaderSpacing
 from ctclip_model.errors import VolumeError
 
@@ -24,7 +27,10 @@ CHUNK_BYTES = 2**14  # bytes read at once; inflated, they still fit a core's cac
 LARGEST_RATIO = 1032  # highest compression ratio of deflate
 LARGEST_PLANE = 4096 * 4096  # voxels; two planes must fit into memory
 LENGTH_UNITS = {1: "m", 2: "mm", 3: "µm"}  # keys: the low bits of xyzt_units
-HEADERS = {348: (nib.Nifti1Header, b"n+1\0"), 540: (nib.Nifti2Header, b"n+2\0")}  # keys: length in bytes
+HEADERS = {
+    348: (nib.Nifti1Header, 344, b"n+1\0"),
+    540: (nib.Nifti2Header, 4, b"n+2\0"),
+}  # length: class, mark and place
 
 
 def fault(path: Path, reason: str, detail: str) -> VolumeError:
@@ -43,6 +49,7 @@ class NiftiHeader:
     intercept: float
     data_offset: int  # bytes
     affine: np.ndarray | None = None  # (4, 4), voxel indices towards right, anterior, superior; None: not coded
+    other_affine: np.ndarray | None = None  # that of the qform, where the one above is that of the sform
     unit: str = "mm"  # unit of pixdim and of the affine
 
     @property
@@ -69,7 +76,8 @@ class NiftiStream:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-            raise fault(path, "missing_file", "is not a regular file")
+            what = "is a folder" if path.is_dir() else "is not a regular file"
+            raise fault(path, "missing_file", what)
         try:
             self._file = path.open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -100,20 +108,18 @@ class NiftiStream:
             raise fault(self.path, "trailing_data", f"holds {surplus} bytes more than its header says")
 
     def _read_header(self) -> NiftiHeader:
-        block = self._bytes.read_some(4)
-        lengths = {int.from_bytes(block, "little"), int.from_bytes(block, "big")}
-        size = next((size for size in HEADERS if size in lengths), None)
-        if size is None:
-            head = block + self._bytes.read_some(LONGEST - len(block))
-            raise fault(self.path, "not_nifti", describe_file(head, is_unpacked=self._bytes.is_gzip))
-        header = _parse_header(self.path, block + self._bytes.read(size - 4), size)
+        head = self._bytes.peek(LONGEST)
+        size = next((size for size, (_, place, mark) in HEADERS.items() if head[place : place + 4] == mark), None)
+        if size is None or len(self._bytes.peek(size)) < size:
+            raise fault(self.path, "not_nifti", describe_file(head, self.path.name, is_unpacked=self._bytes.is_gzip))
+        header = _parse_header(self.path, self._bytes.peek(size), size)
         limit = self._bytes.size * (LARGEST_RATIO if self._bytes.is_gzip else 1)
         if header.size_bytes > limit:
             reason = "oversized_header" if self._bytes.is_gzip else "truncated"
             raise fault(self.path, reason, f"header promises {header.size_bytes} bytes, the file holds {limit} at most")
         if header.shape[0] * header.shape[1] > LARGEST_PLANE:
             raise fault(self.path, "oversized_header", f"planes of {header.shape[0]} x {header.shape[1]} voxels")
-        self._bytes.skip(header.data_offset - size)
+        self._bytes.skip(header.data_offset)
         return header
 
 
@@ -143,29 +149,13 @@ class _ByteStream:
             self._rest = self._rest[len(taken) :]
             filled += len(taken)
 
-    def read(self, count: int) -> bytes:
-        """The next bytes. Raises `VolumeError` if the file ends before, too short for a NIfTI."""
-        block = bytearray(count)
-        try:
-            self.fill(memoryview(block))
-        except VolumeError as error:
-            if error.reason != "oversized_header":
-                raise
-            raise fault(self.path, "not_nifti", "is too short to hold a NIfTI header") from error
-        return bytes(block)
-
-    def read_some(self, count: int) -> bytes:
-        """The next bytes, fewer where the file ends."""
-        block = b""
-        while len(block) < count:
-            if not self._rest:
-                self._rest = memoryview(next(self._chunks, b""))
-            if not self._rest:
-                break
-            taken = self._rest[: count - len(block)]
-            self._rest = self._rest[len(taken) :]
-            block += bytes(taken)
-        return block
+    def peek(self, count: int) -> bytes:
+        """The next bytes, fewer where the file ends, which stay to be read."""
+        block = bytes(self._rest)
+        while len(block) < count and (chunk := next(self._chunks, b"")):
+            block += chunk
+        self._rest = memoryview(block)
+        return block[:count]
 
     def skip(self, count: int) -> None:
         while count > 0:
@@ -173,8 +163,12 @@ class _ByteStream:
             count -= CHUNK_BYTES
 
     def drain(self) -> int:
-        """Reads all bytes that are left and returns their number."""
-        return len(self._rest) + sum(len(chunk) for chunk in self._chunks)
+        """Reads all bytes that are left and returns their number. Zero bytes that fill a block count as none."""
+        surplus, is_filling = 0, True
+        for chunk in itertools.chain([bytes(self._rest)], self._chunks):
+            surplus += len(chunk)
+            is_filling = is_filling and not chunk.strip(b"\0")
+        return 0 if is_filling else surplus
 
     def _inflate(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
         """The content of a gzip file. zlib verifies the CRC and length of each of its members.
@@ -204,10 +198,8 @@ class _ByteStream:
 
 
 def _parse_header(path: Path, block: bytes, size: int) -> NiftiHeader:
-    kind, magic = HEADERS[size]
-    header = kind(block, check=False)
-    if bytes(block[4:8] if size == 540 else block[344:348]) != magic:
-        raise fault(path, "not_nifti", describe_file(block))
+    header = HEADERS[size][0](block, check=False)
+    shape = _shape(path, header)
     try:
         dtype = header.get_data_dtype()
     except (KeyError, HeaderDataError) as error:
@@ -221,27 +213,29 @@ def _parse_header(path: Path, block: bytes, size: int) -> NiftiHeader:
     offset = float(header["vox_offset"])
     if not size + 4 <= offset < 2**62:
         raise fault(path, "not_nifti", f"voxels cannot begin at byte {offset:g}")
+    affines = list(_list_affines(header))
     first, second, third = (float(zoom) for zoom in header["pixdim"][1:4])
     return NiftiHeader(
-        shape=_shape(path, header),
+        shape=shape,
         pixdim=(first, second, third),
         dtype=dtype,
         slope=1.0 if slope is None else slope,
         intercept=0.0 if intercept is None else intercept,
         data_offset=int(offset),
-        affine=_affine(header),
+        affine=affines[0] if affines else None,
+        other_affine=affines[1] if len(affines) > 1 else None,
         unit=LENGTH_UNITS.get(int(header["xyzt_units"]) & 7, "mm"),
     )
 
 
-def _affine(header: nib.Nifti1Header) -> np.ndarray | None:
-    if header["sform_code"] > 0:
-        return np.asarray(header.get_sform())
-    try:
+def _list_affines(header: nib.Nifti1Header) -> Iterator[np.ndarray]:
+    """The affines of the sform and of the qform, in this order, where they are coded and usable."""
+    if header["sform_code"] > 0 and orientation_of(header.get_sform()):
+        yield np.asarray(header.get_sform())
+    with suppress(HeaderDataError, ValueError), np.errstate(all="ignore"):  # an impossible quaternion
         affine = header.get_qform(coded=True)[0]
-    except (HeaderDataError, ValueError):  # an impossible quaternion
-        return None
-    return None if affine is None else np.asarray(affine)
+        if affine is not None and orientation_of(affine):
+            yield np.asarray(affine)
 
 
 def _shape(path: Path, header: nib.Nifti1Header) -> tuple[int, int, int]:

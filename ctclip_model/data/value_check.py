@@ -6,6 +6,7 @@ Conversion rejects a volume that fails. A person's own volume is only doubted.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,16 @@ LEAST_DENSE = 0.04  # share of matter denser than lung
 MOST_LOST = 0.002  # share of fat and lung where negative values are lost, and of values that wrapped around
 MOST_NEGATIVE = 0.02  # share of values below -30 among stored values, for noise
 LEAST_SHARE = 0.1  # least share of air and of soft tissue at shifted places
+# Weights of log(share of a range / share of the opposite range), negative where bodies hold more of the opposite: air,
+# lung, fat. Fitted by logistic regression to generated volumes and their inverted twins (bench_value_check.py).
+SIGN_WEIGHTS = {
+    (0.0, 20.0): 0.9, (20.0, 50.0): 3.1, (50.0, 80.0): 2.4, (80.0, 120.0): -1.0, (120.0, 150.0): 0.8,
+    (150.0, 300.0): -0.75, (700.0, 900.0): -0.7, (900.0, 1100.0): -1.9, (1100.0, 1600.0): 1.5, (1600.0, 3000.0): 0.7,
+}  # fmt: skip
+LEAST_WEIGHED = 0.003  # share added to each, so that an empty range weighs little
+LEAST_SIGN = -0.7  # below it values are inverted
+CUT_BELOW_HU, CUT_ABOVE_HU = -900.0, 900.0  # air and bone reach beyond these unless a window cut them off
+LEAST_CUT = 0.01  # share of values at the end of a window
 LEAST_NARROW_SHARE = 0.01  # the same where the tissue is a narrow peak, which bone never makes
 NARROW = 0.4  # share of a tissue range that its densest 120 HU hold
 MORE_THERE = 4  # times as many voxels at the wrong place as at the right one
@@ -59,6 +70,7 @@ def judge_values(hu: NDArray) -> ValueFault | None:
         or _find_shift(inside)
         or _find_empty_field(values, inside)
         or _find_no_negative(values, inside)
+        or _find_window(values)
         or _find_no_tissue(inside)
         or _find_misplaced_peak(inside)
         or _find_inverted(inside)
@@ -91,6 +103,22 @@ def _find_small_range(values: NDArray, inside: NDArray) -> ValueFault | None:
     return ValueFault(
         "not_hu", f"values run from {low:.4g} to {high:.4g}, and fat to bone alone spans {LEAST_RANGE_HU:g} HU"
     )
+
+
+def _find_window(values: NDArray) -> ValueFault | None:
+    """A window cut values off: many share the lowest or the highest value, where a body goes on."""
+    body = values[np.searchsorted(values, FIELD_HU[0]) :]  # padding may lie below the window
+    if body.size == 0:
+        return None
+    least, most = body[0], body[-1]
+    at_least, at_most = (_share(values, (end - 0.5, end + 0.5)) for end in (least, most))
+    if (least > CUT_BELOW_HU and at_least > LEAST_CUT) or (most < CUT_ABOVE_HU and at_most > LEAST_CUT / 3):
+        return ValueFault(
+            "not_hu",
+            f"values are cut off: {at_least:.1%} of the voxels hold {least:.4g}, the lowest value of the body, and "
+            f"{at_most:.1%} hold {most:.4g}, the highest",
+        )
+    return None
 
 
 def _find_shift(inside: NDArray) -> ValueFault | None:
@@ -173,19 +201,20 @@ def _find_misplaced_peak(inside: NDArray) -> ValueFault | None:
 
 
 def _find_inverted(inside: NDArray) -> ValueFault | None:
-    """Inverted values show fat at +100, soft tissue at -45 and lung where bone should be."""
-    upright, inverted = (
-        sum(_share(inside, (sign * middle - 20, sign * middle + 20)) for middle in (-100, 45)) for sign in (1, -1)
+    """Weighs the shares of values against those of the opposite values: muscle, air and lung against bone."""
+    sign = sum(
+        weight
+        * math.log((_share(inside, (low, high)) + LEAST_WEIGHED) / (_share(inside, (-high, -low)) + LEAST_WEIGHED))
+        for (low, high), weight in SIGN_WEIGHTS.items()
     )
-    air, dense = (_share(inside, bounds) for bounds in ((-1100.0, -550.0), (550.0, 1100.0)))
-    sign = 2 * (upright - inverted) / max(upright + inverted, 1e-9) + (air - dense) / (air + dense + 0.03)
-    if sign < -0.3:
-        return ValueFault(
-            "not_hu",
-            f"{upright:.1%} of the voxels have the values of fat and soft tissue and {inverted:.1%} the negative ones: "
-            "values are inverted",
-        )
-    return None
+    if sign >= LEAST_SIGN:
+        return None
+    muscle, opposite = _share(inside, (20.0, 80.0)), _share(inside, (-80.0, -20.0))
+    return ValueFault(
+        "not_hu",
+        f"values look inverted: {muscle:.1%} of the voxels have the values of muscle and {opposite:.1%} the opposite, "
+        f"and {_share(inside, (700.0, 1100.0)):.1%} the opposite of air and lung",
+    )
 
 
 def _find_low_air(inside: NDArray) -> ValueFault | None:

@@ -23,7 +23,7 @@ from ctclip_model.data.npz import ORIENTATION, NpzStream
 from ctclip_model.data.orientation import HEADER, LPS, STORED, Orientation, Turn, orientation_of, turn_to_lps
 from ctclip_model.data.resampling import Axis, blend_planes, plan_axes
 from ctclip_model.data.slabs import encode_slab
-from ctclip_model.data.spacing import Spacing, decide_spacing
+from ctclip_model.data.spacing import Spacing, by, decide_spacing
 from ctclip_model.data.streams import PlaneStream, TurnedStream
 from ctclip_model.data.value_check import ValueFault
 
@@ -34,9 +34,10 @@ logger = logging.getLogger(__name__)
 
 PUBLISHED = Recipe()
 LEAST_SLICES = 20  # slices of a chest; fewer are doubted
-LEAST_EXTENT_MM = 100.0  # mm along the body
-
-MISSING_SHARE = 0.03  # share of the stated slices that may be missing
+EXTENT_MM = (100.0, 2500.0)  # along the body
+PLANE_MM = (50.0, 1500.0)  # sides of the field of view
+LEAST_SQUARE = 0.8  # shorter side of a pixel, relative to the longer one
+MISSING_SHARE = 0.03  # share of the slices that may be missing or blank
 
 Source = str | PathLike[str] | DicomSeries
 StatedShape = tuple[int | None, int | None, int | None]
@@ -49,8 +50,9 @@ class ConvertedVolume:
     `spacing_mm` and `shape_in` are in the source's axis order. Voxels outside `window`, (start, stop) along depth,
     height, width, are padding. `hu_min` and `hu_max` are the source's before clipping, `hu_mean` and `hu_std` after it.
     `spacing_note` describes a disagreement between table and header. HU = `rescale_slope` x stored value +
-    `rescale_intercept`. `header_orientation` is the header's code. `turned_from` is the code that the array was turned
-    to LPS from. `doubts` are warnings for a person.
+    `rescale_intercept`. `header_orientation` is the header's code. Blank slices hold one value alone, repeated
+    ones equal the slice before. `turned_from` is the code that the array was turned to LPS from. `doubts` are warnings
+    for a person.
     """
 
     voxels: np.ndarray  # HU (depth, height, width), int16 as shards keep them, or float32
@@ -65,6 +67,8 @@ class ConvertedVolume:
     rescale_slope: float = 1.0
     rescale_intercept: float = 0.0
     header_orientation: str | None = None
+    count_blank_slices: int = 0
+    count_repeated_slices: int = 0
     turned_from: str | None = None
     doubts: tuple[str, ...] = ()
 
@@ -161,6 +165,8 @@ def convert_volume(
         volume, wrong = _convert(stream, spacing_mm, slope, intercept, recipe, np.int16, turned)
         if wrong is not None:
             raise fault(path, wrong.reason, wrong.evidence)
+        if volume.count_blank_slices > MISSING_SHARE * stream.header.shape[2]:
+            raise fault(path, "missing_slices", _describe_slices(volume, stream.header.shape[2]))
         return volume
 
 
@@ -211,6 +217,7 @@ def _convert(
     volume = ConvertedVolume(
         voxels, shape, spacing.mm, window, *statistics, spacing.note, rescale_slope=planes.slope,
         rescale_intercept=planes.intercept, header_orientation=by_header.code if by_header else None,
+        count_blank_slices=planes.count_blank, count_repeated_slices=planes.count_repeated,
         turned_from=None if turn == Turn() else code,
     )  # fmt: skip
     return volume, planes.judge()
@@ -227,9 +234,13 @@ def _find_code(stream: PlaneStream, orientation: str) -> tuple[str, Orientation 
 def _check_shape(path: Path, shape: tuple[int, int, int], stated: StatedShape) -> None:
     """Raises `VolumeError` for axes in another order than the table's columns, rows and slices, and missing slices."""
     sizes = " x ".join(map(str, shape))
-    if None not in stated and shape != stated and sorted(shape) == sorted(size for size in stated if size is not None):
-        raise fault(path, "wrong_axes", f"has shape {sizes}, and the table {' x '.join(map(str, stated))}")
-    slices = stated[2]
+    columns, rows, slices = stated
+    if columns and rows and slices:
+        plane = sorted((columns, rows))
+        is_turned = sorted(shape) == sorted((columns, rows, slices)) and shape != stated
+        is_across = sorted(shape[:2]) != plane and plane in (sorted(shape[1:]), sorted(shape[::2]))
+        if is_turned or is_across:
+            raise fault(path, "wrong_axes", f"has shape {sizes}, and the table {' x '.join(map(str, stated))}")
     if slices is not None and shape[2] < (1 - MISSING_SHARE) * slices:
         raise fault(path, "missing_slices", f"holds {shape[2]} slices of {slices} in the table (shape {sizes})")
 
@@ -268,9 +279,39 @@ def _list_doubts(
             yield "orientation in doubt: the header states none, so the array is taken as it lies"
         else:
             yield from by_header.list_doubts()
-    along = turn_to_lps(volume.turned_from or STORED).axes[2]
-    slices, extent_mm = volume.shape_in[along], volume.shape_in[along] * volume.spacing_mm[along]
-    if slices < LEAST_SLICES or extent_mm < LEAST_EXTENT_MM:
-        yield f"extent in doubt: {slices} slices cover {extent_mm:.4g} mm, and a chest covers 250 mm or more"
+            other = None if stream.header.other_affine is None else orientation_of(stream.header.other_affine)
+            if other is not None and other.code != by_header.code:
+                yield (
+                    f"orientation in doubt: the header's sform says {by_header.code} and its qform {other.code}, and "
+                    "the sform is used"
+                )
+    yield from _doubt_extent(volume)
+    slices = volume.shape_in[turn_to_lps(volume.turned_from or STORED).axes[2]]
+    if volume.count_blank_slices or volume.count_repeated_slices:
+        yield f"slices in doubt: {_describe_slices(volume, slices)}"
     if wrong is not None:
         yield f"values in doubt: {wrong.evidence}"
+
+
+def _doubt_extent(volume: ConvertedVolume) -> Iterator[str]:
+    """Warnings about a volume that is smaller or larger than a body, as with a spacing in another unit."""
+    across, down, along = turn_to_lps(volume.turned_from or STORED).axes
+    sides = [volume.spacing_mm[axis] for axis in (across, down)]
+    extent_mm = [volume.shape_in[axis] * volume.spacing_mm[axis] for axis in (across, down, along)]
+    slices = volume.shape_in[along]
+    if slices < LEAST_SLICES or extent_mm[2] < EXTENT_MM[0]:
+        yield f"extent in doubt: {slices} slices cover {extent_mm[2]:.4g} mm, and a chest covers 250 mm or more"
+    if extent_mm[2] > EXTENT_MM[1]:
+        yield f"extent in doubt: {slices} slices cover {extent_mm[2]:.4g} mm, more than a body"
+    if not all(PLANE_MM[0] <= side <= PLANE_MM[1] for side in extent_mm[:2]):
+        yield f"extent in doubt: slices of {by(extent_mm[:2])} mm, and those of a CT have sides of 200 to 800 mm"
+    if min(sides) < LEAST_SQUARE * max(sides):
+        yield f"spacing in doubt: pixels of {by(sides)} mm, and those of a CT are square"
+
+
+def _describe_slices(volume: ConvertedVolume, slices: int) -> str:
+    parts = [
+        (volume.count_blank_slices, "hold one value alone"),
+        (volume.count_repeated_slices, "repeat the one before"),
+    ]
+    return f"of {slices} slices " + " and ".join(f"{count} {what}" for count, what in parts if count)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, TypeAlias
@@ -42,7 +42,8 @@ class EmbeddedVolume:
     """A volume's unit latent (latent,), the spacing used (mm, by array axis), and doubts about the file.
 
     `path` is the file, or the folder of a DICOM series with the series' name behind it. `turn` says how the array was
-    turned to the model's orientation, such as `RAS → LPS`.
+    turned to the model's orientation, such as `RAS → LPS`. `ids` are a DICOM patient's identifiers by keyword, if
+    `list_volumes` was asked for them.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class EmbeddedVolume:
     spacing_mm: tuple[float, float, float]
     doubts: list[str]
     turn: str
+    ids: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class VolumeModel:
         >>> [(volume.path.name, volume.latent.shape) for volume in model.embed(["scan.nii.gz"])]
         [('scan.nii.gz', (8,))]
         """
-        for path, read in _read_ahead(list_volumes(paths), self.recipe, orientation):
+        for given, read in _read_ahead(list_volumes(paths), self.recipe, orientation):
+            path = _path_of(given)
             try:
                 volume = read.result()
             except VolumeError as error:
@@ -124,7 +127,8 @@ class VolumeModel:
             ((_, latents),) = embed_volumes(self.loaded.model, [batch], dtype=self.precision.autocast)
             if not np.isfinite(latents).all():
                 raise CheckpointError(f"{self.name}: its latent of {path} is not finite: the weights are damaged")
-            yield EmbeddedVolume(path, latents[0], volume.spacing_mm, list(volume.doubts), volume.turn)
+            ids = getattr(given, "ids", {})
+            yield EmbeddedVolume(path, latents[0], volume.spacing_mm, list(volume.doubts), volume.turn, ids=ids)
 
     def predict(
         self, paths: Paths, *, orientation: str = HEADER, on_error: OnError | None = None
@@ -186,10 +190,11 @@ def open_model(
     return VolumeModel(loaded, Precision(precision))
 
 
-def list_volumes(paths: Paths) -> list[Volume]:
+def list_volumes(paths: Paths, *, with_ids: bool = False) -> list[Volume]:
     """The given files, each once, and every NIfTI file and DICOM series below a given folder. Leaves out hidden files.
 
-    A series that is no CT volume is listed as the error that refuses it. Raises `ConfigurationError` for a folder
+    A series that is no CT volume is listed as the error that refuses it. `with_ids` keeps the name and the identifiers
+    of a series' patient in its `ids`. Without it they appear nowhere. Raises `ConfigurationError` for a folder
     without any volume, and for DICOM without pydicom.
     """
     from ctclip_model.data.dicom import has_dicom, is_dicom, list_series
@@ -203,9 +208,10 @@ def list_volumes(paths: Paths) -> list[Volume]:
         inside: list[Volume] = [path]
         if path.is_dir():
             files = [file for file in path.rglob("*") if _is_volume(file.relative_to(path)) and not file.is_dir()]
-            inside = [*sorted(files), *(list_series(path) if has_dicom(path) else [])]
+            series = list_series(path, with_ids=with_ids) if has_dicom(path) else []
+            inside = [*(file for file in sorted(files) if not is_dicom(file)), *series]
         elif is_dicom(path):
-            inside = [*list_series(path)]
+            inside = [*list_series(path, with_ids=with_ids)]
         if not inside:
             raise ConfigurationError(f"{path}: there is no {', '.join(SUFFIXES)} or DICOM series in this folder")
         found += inside
@@ -219,12 +225,12 @@ def _is_volume(path: PurePath) -> bool:
 
 def _read_ahead(
     volumes: Iterable[Volume], recipe: Recipe, orientation: str
-) -> Iterator[tuple[Path, Future[ConvertedVolume]]]:
+) -> Iterator[tuple[Volume, Future[ConvertedVolume]]]:
     """Reads one file while the one before it is encoded, and no more: each holds 220 MB as published."""
-    reads: deque[tuple[Path, Future[ConvertedVolume]]] = deque()
+    reads: deque[tuple[Volume, Future[ConvertedVolume]]] = deque()
     with ThreadPoolExecutor(1) as pool:
         for volume in volumes:
-            reads.append((_path_of(volume), pool.submit(_read, volume, recipe, orientation)))
+            reads.append((volume, pool.submit(_read, volume, recipe, orientation)))
             if len(reads) > 1:
                 yield reads.popleft()
         yield from reads

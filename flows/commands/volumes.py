@@ -22,6 +22,7 @@ OwnModel = Annotated[
 Orientation = Annotated[
     str, typer.Option(help="Orientation of the arrays: header, stored (taken as LPS), or a code such as RAS.")
 ]
+ShowIds = Annotated[bool, typer.Option("--show-ids", help="Show the patient's name and identifiers of DICOM files.")]
 
 
 def predict(
@@ -32,6 +33,7 @@ def predict(
         Path | None, typer.Option(help="Tokenizer of a weights file: tokenizer.json, vocab.txt, or their folder.")
     ] = None,
     orientation: Orientation = HEADER,
+    show_ids: ShowIds = False,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     as_json: Json = False,
@@ -42,7 +44,7 @@ def predict(
     """
     from flows import volumes as own
 
-    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, orientation)
+    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, orientation, show_ids)
     raise typer.Exit(code=1 if own.predict(request, tokenizer) else 0)
 
 
@@ -52,6 +54,7 @@ def embed_volume(
     model: OwnModel = None,
     output: Annotated[Path | None, typer.Option(help="File of the latents, .parquet or .npz.")] = None,
     orientation: Orientation = HEADER,
+    show_ids: ShowIds = False,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     as_json: Json = False,
@@ -59,5 +62,5 @@ def embed_volume(
     """Compute the image latents of your own CT volumes."""
     from flows import volumes as own
 
-    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, orientation)
+    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, orientation, show_ids)
     raise typer.Exit(code=1 if own.embed_volume(request, output) else 0)

@@ -22,6 +22,7 @@ from tasks.settings import count_workers
 from tasks.volumes.downloader import Downloader
 from tasks.volumes.jobs import ConversionJob, ConversionResult, VolumeFile
 
+SOURCE_FACTS = ("header_orientation", "count_blank_slices", "count_repeated_slices")  # recorded beside the shard's row
 TEMPORARY = {"changed_since_ingest", "missing_file", "timed_out"}  # reasons that may pass without another file
 
 
@@ -86,7 +87,7 @@ def _convert_volumes(job: ConversionJob, result: ConversionResult) -> Iterator[S
         try:
             with log_context(item=volume.volume_name):
                 converted = run_with_deadline(job.volume_timeout_s, partial(convert_file, volume, job.recipe))
-            result.header_orientations[volume.volume_name] = converted.converted.header_orientation
+            result.facts[volume.volume_name] = {fact: getattr(converted.converted, fact) for fact in SOURCE_FACTS}
             yield converted
         except TimeoutError as error:
             result.rejects.append(VolumeError(volume.volume_name, "timed_out", f"{volume.path}: {error}"))
@@ -156,8 +157,7 @@ def record_result(run: StageRun, job: ConversionJob, result: ConversionResult) -
     }  # fmt: skip
     run.record("shards", [shard])
     rows = [
-        _volume_record(row, path, recipe_id, fingerprints[row.name])
-        | {"header_orientation": result.header_orientations.get(row.name)}
+        _volume_record(row, path, recipe_id, fingerprints[row.name]) | result.facts.get(row.name, {})
         for row in result.rows
     ]
     run.record("shard_volumes", rows)

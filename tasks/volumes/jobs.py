@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ctclip_model.config import VERSIONS, Recipe, compute_fingerprint
 from ctclip_model.data.npz import ORIENTATION
@@ -59,7 +60,7 @@ class ConversionResult:
 
     rows: list[ShardRow] = field(default_factory=list)  # volumes in the order of the shard
     rejects: list[BadItemError] = field(default_factory=list)
-    header_orientations: dict[str, str | None] = field(default_factory=dict)  # codes by volume
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)  # columns of `shard_volumes` by volume
     size_bytes: int = 0  # size of the shard, 0 without one: every volume is a reject
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -13,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.command_line import run_ctclip, run_ctclip_process
+from support.dicom import PATIENT, PRIVATE, write_series
 from support.models import SLIM, make_model, save_random_model
 from support.volumes import save_nifti
 
 from ctclip_model.config import tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.evaluation.predict import open_model
 
 SPACING_MM = (9.0, 9.0, 9.0)
 
@@ -150,3 +153,57 @@ def test_weights_without_a_tokenizer_say_what_to_put_where(good, tmp_path):
     assert result.returncode == 1
     assert "put vocab.txt of microsoft/BiomedVLP-CXR-BERT-specialized beside it" in result.stderr.splitlines()[-1]
     assert run_ctclip("embed-volume", good, "--model", weights).returncode == 0  # this needs no tokenizer
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a NIfTI and of DICOM series of one patient: the same volume, one with her name, bad ones."""
+    folder = tmp_path_factory.mktemp("scans")
+    voxels = np.random.default_rng(0).integers(-1000, 500, (30, 30, 24), dtype=np.int16)
+    save_nifti(folder / "same.nii.gz", voxels, SPACING_MM)
+    write_series(folder / "a", voxels, SPACING_MM, description="LUNG")
+    write_series(folder / "b", voxels, SPACING_MM, description="CHEST JANE DOE 31.01.1970")
+    write_series(folder / "c", voxels, SPACING_MM, description="MR of Doe", modality="MR")
+    broken = write_series(folder / "d", voxels, SPACING_MM, description="BROKEN")
+    for number, path in enumerate(broken):
+        path.write_bytes(path.read_bytes()[:-40])
+        path.rename(path.with_name(f"DOE_JANE_{number}.dcm"))
+    return folder
+
+
+def test_dicom_gives_the_probabilities_of_the_same_nifti_to_the_bit(data_root, scans):
+    printed = json.loads(
+        run_ctclip("predict", scans / "same.nii.gz", scans / "a", "--json", "--data-root", data_root).stdout
+    )
+    nifti, dicom = printed["volumes"]
+    assert dicom["file"] == str(scans / "a" / "LUNG")
+    assert (dicom["probabilities"], dicom["orientation"]) == (nifti["probabilities"], "as stored")
+    model = open_model(data_root / "models" / "tiny-own")
+    first, second = model.predict([scans / "same.nii.gz", scans / "a"])
+    assert np.array_equal(first.probabilities, second.probabilities)
+    assert second.by_abnormality == nifti["probabilities"]
+    assert second.ids == {}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["predict"], ["predict", "--json"], ["--debug", "predict"], ["embed-volume", "--json"]]
+)
+def test_a_patient_appears_nowhere(data_root, scans, tmp_path, arguments):
+    output = ["--output", tmp_path / "latents.parquet"] if "embed-volume" in arguments else []
+    result = run_ctclip(*arguments, scans, *output, "--data-root", data_root, CTCLIP_LOG="json")
+    assert "series 4" in result.stdout  # in place of the description that names her
+    assert re.search(r"BROKEN: file \d+ cannot be decoded", result.stderr)
+    assert "series 4: is of modality MR, not CT" in result.stderr
+    shown = (result.stdout + result.stderr).lower()
+    if output:
+        shown += str(pq.read_table(output[1]).to_pydict()).lower()
+    assert [private for private in PRIVATE if private in shown.replace(str(scans).lower(), "")] == []
+
+
+@pytest.mark.parametrize("command", ["predict", "embed-volume"])
+def test_a_patient_is_shown_to_who_asks(data_root, scans, command):
+    options = ["--show-ids", "--data-root", data_root]
+    lines = run_ctclip(command, scans / "a", *options).stdout.splitlines()
+    assert {f"{keyword}  {value}" for keyword, value in PATIENT.items()} <= set(lines)
+    (volume,) = json.loads(run_ctclip(command, scans / "a", *options, "--json").stdout)["volumes"]
+    assert {keyword: volume["ids"][keyword] for keyword in PATIENT} == PATIENT

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.data import get_testdata_file
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 from support.dicom import write_enhanced, write_series
 
-from ctclip_model.data.dicom import DicomSeries, DicomStream, list_series
+from ctclip_model.data.dicom import DicomSeries, DicomStream, is_dicom, list_series
+from ctclip_model.data.dicom_identity import mentions, read_identity
 from ctclip_model.data.orientation import orientation_of
 from ctclip_model.errors import VolumeError
 
@@ -126,3 +130,87 @@ def test_a_damaged_slice_is_refused(tmp_path):
 def test_a_single_slice_of_another_tool_is_refused_as_too_few(tmp_path, name):
     shutil.copy(str(get_testdata_file(name)), tmp_path / name)
     assert refusal(tmp_path).reason == "too_few_slices"
+
+
+def edit(path: Path, **values: object) -> None:
+    dataset = pydicom.dcmread(path)
+    for keyword, value in values.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
+    dataset.save_as(path)
+
+
+def test_what_an_element_lacks_is_named(tmp_path):
+    path = write_series(tmp_path, HU)[2]
+    edit(path, RescaleSlope=None)
+    assert f"{path.name}: has no RescaleSlope" in str(refusal(tmp_path))
+
+
+def test_a_map_of_dual_energy_is_refused(tmp_path):
+    for path in write_series(tmp_path, HU):
+        edit(path, RescaleType="Z_EFF")
+    assert "holds Z_EFF, not HU" in str(refusal(tmp_path))
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_files_without_a_preamble_are_read(tmp_path, syntax):
+    for path in write_series(tmp_path, HU):
+        dataset = pydicom.dcmread(path)
+        content = BytesIO()
+        pydicom.dcmwrite(
+            content, pydicom.Dataset(dict(dataset.items())), implicit_vr=syntax.is_implicit_VR, little_endian=True,
+            enforce_file_format=False,
+        )  # fmt: skip
+        path.write_bytes(content.getvalue())
+        assert b"DICM" not in content.getvalue()[:200]
+    assert np.array_equal(read(only(tmp_path)), HU)
+
+
+def test_a_file_that_cannot_be_parsed_is_refused(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(128) + b"DICM" + b"\x08\0\x05\0CS\xff\xff" + bytes(3))
+    assert refusal(tmp_path).reason in ("bad_dicom", "not_ct")
+
+
+@pytest.mark.parametrize(
+    ("patient", "text", "is_mentioned"),
+    [
+        ({"PatientName": "Doe^Jane"}, "CHEST JANE", True),
+        ({"PatientName": "Doe^Jane"}, "janedoe_1.dcm", True),
+        ({"PatientName": "Doe^Jane"}, "CHEST 1.0 B60", False),
+        ({"PatientName": "Li^An"}, "CHEST LI", True),
+        ({"PatientName": "Li^An"}, "LIVER ANGIO", False),
+        ({"PatientName": "Müller^Zoë"}, "Thorax MULLER", True),
+        ({"PatientName": "\u5c71\u7530^\u592a\u90ce"}, "\u5c71\u7530CT", True),
+        ({"PatientBirthDate": "19700131"}, "CT 1970-01-31", True),
+        ({"PatientBirthDate": "19700131"}, "CT 31.01.1970", True),
+        ({"PatientBirthDate": "19700131"}, "CT 31", False),
+        ({"PatientID": "MRN-12345"}, "scan of mrn-12345", True),
+        ({"PatientID": "7"}, "7 mm", False),
+        ({"ReferringPhysicianName": "House^Gregory"}, "for Dr. House", True),
+        ({}, "anything", False),
+    ],
+)
+def test_a_text_that_mentions_a_person_is_found(patient, text, is_mentioned):
+    dataset = pydicom.Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    for keyword, value in patient.items():
+        setattr(dataset, keyword, value)
+    assert mentions(text, read_identity([dataset])) is is_mentioned
+
+
+def test_files_of_other_tools_are_refused_by_name_and_none_names_a_patient():
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    found = list_series(folder, with_ids=True)
+    assert len(found) >= 30
+    assert any(isinstance(series, VolumeError) and series.reason == "missing_slices" for series in found)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and is_dicom(path):
+            with warnings.catch_warnings(action="ignore"):
+                identity = read_identity(
+                    [pydicom.dcmread(path, force=True, specific_tags=["PatientName", "PatientID"])]
+                )
+            for series in list_series(path):
+                shown = str(series) if isinstance(series, VolumeError) else series.name
+                assert not mentions(shown, identity), path

@@ -128,6 +128,60 @@ def test_doubts_name_what_the_header_may_have_wrong(tmp_path):
     assert "used 7 x 7 x 3 mm" in doubts_of(tmp_path / "other.nii")
 
 
+@pytest.mark.parametrize(
+    ("spacing", "slices", "words"),
+    [
+        ((0.7, 0.7, 6.0), 30, "slices of 28 x 28 mm"),
+        ((7.0, 7.0, 15.0), 200, "200 slices cover 3000 mm, more than a body"),
+        ((7.0, 5.0, 6.0), 30, "pixels of 7 x 5 mm"),
+    ],
+)
+def test_a_volume_of_no_body_s_size_is_doubted(tmp_path, spacing, slices, words):
+    assert words in doubts_of(save_volume(tmp_path / "a.nii", shape=(40, 40, slices), spacing=spacing))
+
+
+def test_blank_and_repeated_slices_are_doubted_and_many_blank_ones_are_refused_by_a_conversion(tmp_path):
+    voxels = np.random.default_rng(0).integers(-1000, 500, (40, 40, 100), dtype=np.int16)
+    voxels[:, :, [3, 50]] = voxels[:, :, [2, 49]]
+    for blank, is_refused in ((0, False), (3, False), (4, True)):
+        voxels[:, :, 60 : 60 + blank] = -1024
+        path = save_nifti(tmp_path / f"{blank}.nii.gz", voxels, (7.0, 7.0, 3.0))
+        repeated = "2 repeat the one before"
+        expected = f"{blank} hold one value alone and {repeated}" if blank else repeated
+        assert doubts_of(path) == f"slices in doubt: of 100 slices {expected}"
+        if is_refused:
+            with pytest.raises(VolumeError, match="4 hold one value alone") as caught:
+                convert_volume(path, recipe=RECIPE)
+            assert caught.value.reason == "missing_slices"
+        else:
+            converted = convert_volume(path, recipe=RECIPE)
+            assert (converted.count_blank_slices, converted.count_repeated_slices) == (blank, 2)
+
+
+@pytest.mark.parametrize("broken", [np.nan, 0.0])
+def test_a_qform_stands_in_for_an_unusable_sform(tmp_path, broken):
+    path = save_volume(tmp_path / "a.nii", affine=np.diag([7.0, 7.0, 6.0, 1.0]))
+    block = bytearray(path.read_bytes())
+    block[252:254] = (1).to_bytes(2, "little")
+    block[280:328] = np.full(12, broken, "<f4").tobytes()
+    path.write_bytes(block)
+    volume = read_volume(path, recipe=RECIPE)
+    assert (volume.turn, volume.doubts) == ("RAS → LPS", ())
+
+
+def test_a_sform_that_contradicts_the_qform_is_doubted(tmp_path):
+    path = save_volume(tmp_path / "a.nii", affine=np.diag([7.0, 7.0, 6.0, 1.0]))
+    block = bytearray(path.read_bytes())
+    block[252:254] = (1).to_bytes(2, "little")
+    block[280:328] = np.diag([-7.0, -7.0, 6.0, 1.0])[:3].astype("<f4").tobytes()
+    path.write_bytes(block)
+    volume = read_volume(path, recipe=RECIPE)
+    assert volume.turn == "as stored"
+    assert volume.doubts == (
+        "orientation in doubt: the header's sform says LPS and its qform RAS, and the sform is used",
+    )
+
+
 @pytest.mark.parametrize("code", ["RAS", "LAS", "LPI", "SPL", "PIR", "ASR"])
 def test_another_orientation_gives_the_same_volume_to_the_bit(folder, tmp_path, code):
     original = save_volume(tmp_path / "lps.nii.gz", spacing=(7.5, 6.8, 6.2))

@@ -133,7 +133,7 @@ def test_what_follows_the_voxels_is_refused(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content + b"garbage")
     assert reason_of_refusal(path) == "trailing_data"
-    path.write_bytes(gzip.compress(gzip.decompress(content) + b"\0"))
+    path.write_bytes(gzip.compress(gzip.decompress(content) + b"\0x"))
     assert reason_of_refusal(path) == "trailing_data"
 
 
@@ -250,3 +250,27 @@ def test_the_headers_transforms_and_a_blank_scaling_change_nothing(tmp_path):
         struct.pack_into("<2f", block, 112, slope, intercept)
         path.write_bytes(gzip.compress(block))
         assert np.array_equal(convert_volume(path, recipe=RECIPE).voxels, expected)
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [
+        ((12, 11, 10), None),
+        ((None, None, None), None),
+        ((12, 11, None), None),
+        ((512, 512, 10), None),  # a row of data_quality
+        ((12, 11, 9), None),  # too
+        ((12, 11, 20), "missing_slices"),
+        ((None, None, 11), "missing_slices"),
+        ((11, 12, 10), "wrong_axes"),
+        ((10, 11, 12), "wrong_axes"),
+        ((10, 11, 24), "wrong_axes"),
+        ((10, 12, 11), "wrong_axes"),
+    ],
+)
+def test_the_shape_of_the_table_is_compared(tmp_path, stated, reason):
+    path = save_nifti(tmp_path / "a.nii.gz", make_noise((12, 11, 10)))
+    if reason is None:
+        assert convert_volume(path, recipe=RECIPE, stated_shape=stated).shape_in == (12, 11, 10)
+    else:
+        assert reason_of_refusal(path, stated_shape=stated) == reason

@@ -16,7 +16,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-PATIENT = "Doe^Jane"
+PATIENT = {"PatientName": "Doe^Jane", "PatientID": "MRN-12345", "PatientBirthDate": "19700131"}
+PRIVATE = ("doe", "jane", "mrn-12345", "19700131", "31011970")  # in lower case
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -100,8 +101,8 @@ def _image(
     values: dict[str, Any] = {
         "SOPClassUID": kind, "SOPInstanceUID": meta.MediaStorageSOPInstanceUID, "SeriesInstanceUID": series,
         "StudyInstanceUID": study, "FrameOfReferenceUID": study, "Modality": modality, "ImageType": list(image_type),
-        "SeriesDescription": description, "SeriesNumber": 4, "PatientName": PATIENT, "PatientID": "MRN-12345",
-        "PatientBirthDate": "19700101", "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2",
+        "SeriesDescription": description, "SeriesNumber": 4, "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2", **PATIENT,
     }  # fmt: skip
     for keyword, value in values.items():
         setattr(dataset, keyword, value)

@@ -305,6 +305,37 @@ def test_published_results_hold_both_data_sets_and_the_recall(tmp_path):
     assert len(rows) == 68
 
 
+def test_data_quality_lists_what_conversion_found(tmp_path):
+    sizes = {"count_columns": 512, "count_rows": 512, "count_slices": 300}
+    facts = {
+        "train_1_a_1": {"header_orientation": "LPS", "shape_in": [512, 512, 300]},
+        "train_2_a_1": {"header_orientation": "LAS", "shape_in": [512, 512, 299]},
+        "train_3_a_1": {"spacing_note": "differ", "count_blank_slices": 2, "count_repeated_slices": 0},
+        "train_4_a_1": {"count_blank_slices": 0, "count_repeated_slices": 0},
+    }
+    orientation = {"ImageOrientationPatient": "[1, 0, 0, 0, -1, 0]"}
+    write_run(
+        tmp_path, 0, "ingest",
+        volumes=[
+            *(volume_row(name, **sizes) for name in list(facts)[:3]),
+            volume_row("train_4_a_1", **sizes, metadata=orientation),
+        ],
+    )  # fmt: skip
+    write_run(
+        tmp_path, 1, "convert", variant="tiny-1",
+        shard_volumes=[converted(name) | found for name, found in facts.items()],
+    )  # fmt: skip
+    store.publish(tmp_path)
+    found = query(tmp_path, "select item, problem from data_quality where problem not like '%_volume' order by all")
+    assert found == [
+        ("train_2_a_1", "orientation_not_lps"),
+        ("train_2_a_1", "shape_disputed"),
+        ("train_3_a_1", "slices_doubtful"),
+        ("train_3_a_1", "spacing_disputed"),
+        ("train_4_a_1", "orientation_not_lps"),
+    ]
+
+
 def test_data_quality_lists_each_fault_of_the_source_and_stops_no_publish(tmp_path):
     write_run(
         tmp_path, 0, "ingest",

@@ -95,3 +95,9 @@ where
     shape_in <> [count_columns, count_rows, count_slices]
     -- arrays that are turned may have the axes of the metadata in another order
     and (storage in ('v1', 'v2') or list_sort(shape_in) <> list_sort([count_columns, count_rows, count_slices]))
+union all
+select
+    volume_name, 'slices_doubtful',
+    format('{} slices hold one value alone, {} repeat the one before', count_blank_slices, count_repeated_slices)
+from current_shard_volumes
+where count_blank_slices > 0 or count_repeated_slices > 0

@@ -138,6 +138,8 @@ def test_bad_files_are_rejected_and_the_rest_is_converted(source, data_root):
     with store.read(data_root) as connection:
         reasons = {reason for (reason,) in connection.execute("select reason from current_rejects").fetchall()}
         missing = connection.execute("select item from data_quality where problem = 'file_missing'").fetchall()
+        facts = "header_orientation, count_blank_slices, count_repeated_slices"
+        assert connection.execute(f"select distinct {facts} from shard_volumes").fetchall() == [("LPS", 0, 0)]
     assert {"truncated", "not_nifti"} <= reasons
     assert missing == [(paths[3].name.removesuffix(".nii.gz"),)]
     again = convert(data_root)
