@@ -144,13 +144,17 @@ def pad(hu: NDArray, rng: Generator, padding: int | None) -> NDArray:
     return np.where(outside[None], value, hu)
 
 
-def find_mistakes(number: int, seed: int) -> list[tuple[str, str]]:
-    """Mistakes of the judge on one volume and on its damaged twins: `ALARM` or the damage missed, and the details."""
+def draw_case(number: int, seed: int) -> tuple[str, NDArray]:
+    """Description and HU (depth, height, width) of the volume of that number, with its padding."""
     rng = np.random.default_rng((seed, number))
     kind = str(rng.choice(list(BODIES), p=list(BODIES.values())))
     padding = PADDINGS[rng.integers(len(PADDINGS))]
-    hu = pad(draw_volume(rng, kind), rng, padding)
-    name = f"{number} {kind} padding {padding}"
+    return f"{number} {kind} padding {padding}", pad(draw_volume(rng, kind), rng, padding)
+
+
+def find_mistakes(number: int, seed: int) -> list[tuple[str, str]]:
+    """Mistakes of the judge on one volume and on its damaged twins: `ALARM` or the damage missed, and the details."""
+    name, hu = draw_case(number, seed)
     missed = [(damage, name) for damage, apply in DAMAGES.items() if judge_values(apply(hu)) is None]
     fault = judge_values(hu)
     return missed if fault is None else [(ALARM, f"{name}: {fault.evidence}"), *missed]

@@ -6,7 +6,6 @@ Conversion rejects a volume that fails. A person's own volume is only doubted.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,14 +30,15 @@ LEAST_DENSE = 0.04  # share of matter denser than lung
 MOST_LOST = 0.002  # share of fat and lung where negative values are lost, and of values that wrapped around
 MOST_NEGATIVE = 0.02  # share of values below -30 among stored values, for noise
 LEAST_SHARE = 0.1  # least share of air and of soft tissue at shifted places
-# Weights of log(share of a range / share of the opposite range), negative where bodies hold more of the opposite: air,
-# lung, fat. Fitted by logistic regression to generated volumes and their inverted twins (bench_value_check.py).
+# Weights of a range of values against the opposite range: of their contrast, and of the difference of their shares.
+# Fitted to generated volumes and their inverted twins by benchmarks/fit_sign_weights.py.
 SIGN_WEIGHTS = {
-    (0.0, 20.0): 0.9, (20.0, 50.0): 3.1, (50.0, 80.0): 2.4, (80.0, 120.0): -1.0, (120.0, 150.0): 0.8,
-    (150.0, 300.0): -0.75, (700.0, 900.0): -0.7, (900.0, 1100.0): -1.9, (1100.0, 1600.0): 1.5, (1600.0, 3000.0): 0.7,
+    (0.0, 50.0): (8.1, 21.0), (50.0, 100.0): (3.6, 3.0), (100.0, 150.0): (-2.1, -8.0), (150.0, 300.0): (2.3, -15.0),
+    (300.0, 500.0): (6.2, -29.0), (500.0, 900.0): (-0.6, -20.0), (900.0, 1100.0): (-8.4, -16.0),
+    (1100.0, 3000.0): (10.0, 0.0),
 }  # fmt: skip
-LEAST_WEIGHED = 0.003  # share added to each, so that an empty range weighs little
-LEAST_SIGN = -0.7  # below it values are inverted
+LEAST_WEIGHED = 0.02  # share added to the sum of two ranges, so that empty ones have no contrast
+LEAST_SIGN = -1.2  # below it values are inverted
 CUT_BELOW_HU, CUT_ABOVE_HU = -900.0, 900.0  # air and bone reach beyond these unless a window cut them off
 LEAST_CUT = 0.01  # share of values at the end of a window
 LEAST_NARROW_SHARE = 0.01  # the same where the tissue is a narrow peak, which bone never makes
@@ -62,7 +62,7 @@ def judge_values(hu: NDArray) -> ValueFault | None:
     values = np.sort(np.asarray(hu, np.float64).ravel())
     if values.size < LEAST_VOXELS or values[0] == values[-1]:
         return None
-    inside = _without_padding(values)
+    inside = without_padding(values)
     if inside.size == 0:
         return ValueFault("not_hu", f"voxels hold {values[0]:g} and {values[-1]:g} alone")
     return (
@@ -78,7 +78,7 @@ def judge_values(hu: NDArray) -> ValueFault | None:
     )
 
 
-def _without_padding(values: NDArray) -> NDArray:
+def without_padding(values: NDArray) -> NDArray:
     """Sorted values without the lowest and without the most frequent one, where either is a spike.
 
     Padding may be off by one after rounding.
@@ -111,7 +111,7 @@ def _find_window(values: NDArray) -> ValueFault | None:
     if body.size == 0:
         return None
     least, most = body[0], body[-1]
-    at_least, at_most = (_share(values, (end - 0.5, end + 0.5)) for end in (least, most))
+    at_least, at_most = (share_within(values, (end - 0.5, end + 0.5)) for end in (least, most))
     if (least > CUT_BELOW_HU and at_least > LEAST_CUT) or (most < CUT_ABOVE_HU and at_most > LEAST_CUT / 3):
         return ValueFault(
             "not_hu",
@@ -123,12 +123,12 @@ def _find_window(values: NDArray) -> ValueFault | None:
 
 def _find_shift(inside: NDArray) -> ValueFault | None:
     """Air and soft tissue stand together where a known intercept would have put them by mistake."""
-    here = min(_share(inside, AIR_HU), _share(inside, TISSUE_HU))
-    negative = _share(inside, (-900.0, -30.0))
+    here = min(share_within(inside, AIR_HU), share_within(inside, TISSUE_HU))
+    negative = share_within(inside, (-900.0, -30.0))
     for shift in SHIFTS:
         if shift > 0 and negative > MOST_NEGATIVE:
             continue  # stored values are not negative
-        air, tissue = (_share(inside, (low + shift, high + shift)) for low, high in (AIR_HU, TISSUE_HU))
+        air, tissue = (share_within(inside, (low + shift, high + shift)) for low, high in (AIR_HU, TISSUE_HU))
         both = min(air, tissue)
         is_narrow = both > LEAST_NARROW_SHARE and _is_narrow(inside, shift)
         if both > max(LEAST_NARROW_SHARE if is_narrow else LEAST_SHARE, MORE_THERE * here):
@@ -145,15 +145,15 @@ def _is_narrow(inside: NDArray, shift: int) -> bool:
     """Soft tissue at that shift is a peak with a valley below it. Bone spreads over a thousand HU."""
     low, high = (bound + shift for bound in TISSUE_HU)
     tissue = inside[(inside > low) & (inside < high)]
-    valley = _share(inside, (low - 300, low - 50)) / 250
+    valley = share_within(inside, (low - 300, low - 50)) / 250
     return _densest(tissue, 120.0)[0] > NARROW and valley < 0.5 * tissue.size / inside.size / (high - low)
 
 
 def _find_empty_field(values: NDArray, inside: NDArray) -> ValueFault | None:
     """Values that wrapped around or moved by 32,768 leave nothing where a body should be."""
     share = np.count_nonzero((inside > FIELD_HU[0]) & (inside < FIELD_HU[1])) / values.size
-    above = _share(inside, (FIELD_HU[1], np.inf))
-    if share < LEAST_FIELD or above > 0.1 or _share(inside, (31_000, np.inf)) > MOST_LOST:
+    above = share_within(inside, (FIELD_HU[1], np.inf))
+    if share < LEAST_FIELD or above > 0.1 or share_within(inside, (31_000, np.inf)) > MOST_LOST:
         return ValueFault(
             "not_hu",
             f"{share:.1%} of the voxels lie between {FIELD_HU[0]:g} and {FIELD_HU[1]:g} HU, where all tissue lies, "
@@ -167,9 +167,9 @@ def _find_no_negative(values: NDArray, inside: NDArray) -> ValueFault | None:
 
     Brain in a tight field of view has no fat either, and nothing between brain and bone.
     """
-    negative = _share(inside, (-900.0, -0.5))
-    zeros = _share(values, (-0.5, 0.5))
-    above_brain = _share(inside, (75.0, 150.0))
+    negative = share_within(inside, (-900.0, -0.5))
+    zeros = share_within(values, (-0.5, 0.5))
+    above_brain = share_within(inside, (75.0, 150.0))
     if negative < MOST_LOST and (zeros > 0.05 or above_brain > 0.02):
         return ValueFault("not_hu", f"{negative:.1%} of the voxels are fat or lung: negative values are lost")
     return None
@@ -177,7 +177,7 @@ def _find_no_negative(values: NDArray, inside: NDArray) -> ValueFault | None:
 
 def _find_no_tissue(inside: NDArray) -> ValueFault | None:
     """Fat and soft tissue are in every field of view."""
-    tissue = _share(inside, TISSUE_HU)
+    tissue = share_within(inside, TISSUE_HU)
     if tissue >= LEAST_TISSUE:
         return None
     return ValueFault("not_hu", f"{tissue:.1%} of the voxels are fat or soft tissue, so they may not be HU")
@@ -190,7 +190,7 @@ def _find_misplaced_peak(inside: NDArray) -> ValueFault | None:
         return ValueFault("not_hu", f"{dense.size / inside.size:.1%} of the voxels are denser than lung")
     share, start = _densest(dense, PEAK_WIDTH_HU)
     middle = start + PEAK_WIDTH_HU / 2
-    has_dense_lung = middle < PEAK_HU[0] and _share(dense, TISSUE_HU) > LEAST_BESIDE_LUNG
+    has_dense_lung = middle < PEAK_HU[0] and share_within(dense, TISSUE_HU) > LEAST_BESIDE_LUNG
     if share < LEAST_PEAK or PEAK_HU[0] <= middle <= PEAK_HU[1] or has_dense_lung:
         return None
     return ValueFault(
@@ -200,20 +200,25 @@ def _find_misplaced_peak(inside: NDArray) -> ValueFault | None:
     )
 
 
+def weigh_sign(inside: NDArray) -> float:
+    """Evidence that sorted values are upright: muscle against fat, bone against air and lung. Inverted: negative."""
+    sign = 0.0
+    for (low, high), weights in SIGN_WEIGHTS.items():
+        share, opposite = share_within(inside, (low, high)), share_within(inside, (-high, -low))
+        contrast = (share - opposite) / (share + opposite + LEAST_WEIGHED)
+        sign += weights[0] * contrast + weights[1] * (share - opposite)
+    return sign
+
+
 def _find_inverted(inside: NDArray) -> ValueFault | None:
-    """Weighs the shares of values against those of the opposite values: muscle, air and lung against bone."""
-    sign = sum(
-        weight
-        * math.log((_share(inside, (low, high)) + LEAST_WEIGHED) / (_share(inside, (-high, -low)) + LEAST_WEIGHED))
-        for (low, high), weight in SIGN_WEIGHTS.items()
-    )
-    if sign >= LEAST_SIGN:
+    """Inverted values have muscle where fat should be, and air where bone should be."""
+    if weigh_sign(inside) >= LEAST_SIGN:
         return None
-    muscle, opposite = _share(inside, (20.0, 80.0)), _share(inside, (-80.0, -20.0))
+    muscle, opposite = share_within(inside, (20.0, 80.0)), share_within(inside, (-80.0, -20.0))
     return ValueFault(
         "not_hu",
         f"values look inverted: {muscle:.1%} of the voxels have the values of muscle and {opposite:.1%} the opposite, "
-        f"and {_share(inside, (700.0, 1100.0)):.1%} the opposite of air and lung",
+        f"and {share_within(inside, (700.0, 1100.0)):.1%} the opposite of air and lung",
     )
 
 
@@ -227,7 +232,7 @@ def _find_low_air(inside: NDArray) -> ValueFault | None:
     return None
 
 
-def _share(values: NDArray, bounds: tuple[float, float]) -> float:
+def share_within(values: NDArray, bounds: tuple[float, float]) -> float:
     """Share of sorted values between two bounds."""
     first, last = np.searchsorted(values, bounds)
     return float(last - first) / max(values.size, 1)
