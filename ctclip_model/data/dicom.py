@@ -32,7 +32,7 @@ MAGIC = b"DICM"
 FIRST_GROUPS, FIRST_ELEMENTS = (
     (0x0002, 0x0008),
     (0x0000, 0x0001, 0x0005, 0x0008, 0x0016),
-)  # of a file without a preamble
+)  # a file without a preamble begins so
 LONGEST_ELEMENT = 64  # bytes of a first element
 NOT_HU = {"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}  # rescale types, such as those of dual energy
 NOT_A_VOLUME = ("LOCALIZER", "SCOUT", "DOSE_INFO", "REPORT")  # in ImageType

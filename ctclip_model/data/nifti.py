@@ -49,7 +49,7 @@ class NiftiHeader:
     intercept: float
     data_offset: int  # bytes
     affine: np.ndarray | None = None  # (4, 4), voxel indices towards right, anterior, superior; None: not coded
-    other_affine: np.ndarray | None = None  # that of the qform, where the one above is that of the sform
+    other_affine: np.ndarray | None = None  # the qform's, if the one above is the sform's
     unit: str = "mm"  # unit of pixdim and of the affine
 
     @property

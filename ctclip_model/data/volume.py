@@ -73,6 +73,10 @@ class ConvertedVolume:
     doubts: tuple[str, ...] = ()
 
     @property
+    def count_slices(self) -> int:
+        return self.shape_in[turn_to_lps(self.turned_from or STORED).axes[2]]
+
+    @property
     def turn(self) -> str:
         """The turn in words: `RAS → LPS`, or `as stored`."""
         return "as stored" if self.turned_from is None else f"{self.turned_from} → {LPS}"
@@ -165,8 +169,8 @@ def convert_volume(
         volume, wrong = _convert(stream, spacing_mm, slope, intercept, recipe, np.int16, turned)
         if wrong is not None:
             raise fault(path, wrong.reason, wrong.evidence)
-        if volume.count_blank_slices > MISSING_SHARE * stream.header.shape[2]:
-            raise fault(path, "missing_slices", _describe_slices(volume, stream.header.shape[2]))
+        if volume.count_blank_slices > MISSING_SHARE * volume.count_slices:
+            raise fault(path, "missing_slices", _describe_slices(volume))
         return volume
 
 
@@ -286,9 +290,8 @@ def _list_doubts(
                     "the sform is used"
                 )
     yield from _doubt_extent(volume)
-    slices = volume.shape_in[turn_to_lps(volume.turned_from or STORED).axes[2]]
     if volume.count_blank_slices or volume.count_repeated_slices:
-        yield f"slices in doubt: {_describe_slices(volume, slices)}"
+        yield f"slices in doubt: {_describe_slices(volume)}"
     if wrong is not None:
         yield f"values in doubt: {wrong.evidence}"
 
@@ -298,7 +301,7 @@ def _doubt_extent(volume: ConvertedVolume) -> Iterator[str]:
     across, down, along = turn_to_lps(volume.turned_from or STORED).axes
     sides = [volume.spacing_mm[axis] for axis in (across, down)]
     extent_mm = [volume.shape_in[axis] * volume.spacing_mm[axis] for axis in (across, down, along)]
-    slices = volume.shape_in[along]
+    slices = volume.count_slices
     if slices < LEAST_SLICES or extent_mm[2] < EXTENT_MM[0]:
         yield f"extent in doubt: {slices} slices cover {extent_mm[2]:.4g} mm, and a chest covers 250 mm or more"
     if extent_mm[2] > EXTENT_MM[1]:
@@ -309,9 +312,9 @@ def _doubt_extent(volume: ConvertedVolume) -> Iterator[str]:
         yield f"spacing in doubt: pixels of {by(sides)} mm, and those of a CT are square"
 
 
-def _describe_slices(volume: ConvertedVolume, slices: int) -> str:
+def _describe_slices(volume: ConvertedVolume) -> str:
     parts = [
         (volume.count_blank_slices, "hold one value alone"),
         (volume.count_repeated_slices, "repeat the one before"),
     ]
-    return f"of {slices} slices " + " and ".join(f"{count} {what}" for count, what in parts if count)
+    return f"of {volume.count_slices} slices " + " and ".join(f"{count} {what}" for count, what in parts if count)
