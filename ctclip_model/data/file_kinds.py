@@ -7,12 +7,12 @@ LONGEST = 348  # bytes that are looked at
 PAIR = "is the header of a .hdr/.img pair: save both as a single .nii.gz file"
 DATA_OF_PAIR = "holds voxels without a header, as the .img of a .hdr/.img pair does: save both as a single .nii.gz file"
 ANALYZE = "is an Analyze 7.5 header (.hdr/.img), which states no orientation: convert it to NIfTI"
-MARKUP = "is a web page or an XML text, such as a login page or a server's error: download the volume again"
-JSON = "is a JSON text, such as a server's error: download the volume again"
+MARKUP = "is a web page or an XML text, such as a login page or a server's error: download the file again"
+JSON = "is a JSON text, such as a server's error: download the file again"
 
 # (offset, magic, sentence)
 _MAGICS: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"version https://git-lfs", "is a Git LFS pointer, not the volume: fetch it with `git lfs pull`"),
+    (0, b"version https://git-lfs", "is a Git LFS pointer, not the file: fetch it with `git lfs pull`"),
     (128, b"DICM", "is a DICOM file: give the folder of its series, or convert it to NIfTI"),
     (344, b"ni1\0", PAIR),
     (4, b"ni2\0", PAIR),
@@ -60,9 +60,8 @@ def describe_file(head: bytes, name: str = "", *, is_unpacked: bool = False) -> 
         return "is empty: download or write it again"
     if is_unpacked and head.startswith(GZIP_MAGIC):
         return "is compressed twice with gzip: unpack it once"
-    for offset, magic, sentence in _MAGICS:
-        if head[offset:].startswith(magic) or (offset == 0 and head.lstrip(BLANKS).startswith(magic)):
-            return sentence
+    if known := recognize_magic(head):
+        return known
     if head[:4] in ANALYZE_LENGTHS and len(head) >= LONGEST:
         return ANALYZE
     if head[:4] in HEADER_LENGTHS:
@@ -70,5 +69,13 @@ def describe_file(head: bytes, name: str = "", *, is_unpacked: bool = False) -> 
     if name.lower().endswith((".img", ".img.gz")):
         return DATA_OF_PAIR
     if head.strip().isascii() and head.decode("ascii").isprintable():
-        return "is a text, such as a server's error: download the volume again"
+        return "is a text, such as a server's error: download the file again"
     return "does not begin with a NIfTI header"
+
+
+def recognize_magic(head: bytes) -> str | None:
+    """A clause that says what a file is by the magic number at its beginning, or None for an unknown one."""
+    for offset, magic, sentence in _MAGICS:
+        if head[offset:].startswith(magic) or (offset == 0 and head.lstrip(BLANKS).startswith(magic)):
+            return sentence
+    return None

@@ -113,7 +113,7 @@ def _scan(folder: str) -> list[os.DirEntry[str]]:
         return []  # removed since its own folder was read
     except OSError as error:
         raise ConfigurationError(
-            f"{folder} cannot be read: {error.strerror}. Its volumes would seem to be missing"
+            f"{folder.rstrip('/')} cannot be read: {error.strerror}. Its volumes would seem to be missing"
         ) from error
 
 

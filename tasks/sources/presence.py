@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tasks.sources.catalogue import SPLITS, Catalogue
 from tasks.sources.folder_source import FolderSource
 from tasks.sources.open_source import Source
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
+from warehouse import store
 
 TABLES = (METADATA, REPORTS, LABELS, NO_CHEST)
 
@@ -24,6 +27,13 @@ def describe_presence(source: Source, catalogue: Catalogue) -> list[str]:
     if absent := [path.rpartition("/")[2] for path in paths if path in catalogue.absent]:
         lines.append(f"not there: {', '.join(absent)}")
     return lines + catalogue.notes
+
+
+def count_recorded(data_root: Path, source: str) -> tuple[int, int]:
+    """Number of volumes with a file, and number of all volumes, that the last ingest of a source recorded."""
+    sql = "select count(sha256), count(*) from current_volumes where source = ?"
+    ((there, count),) = store.query(data_root, sql, [source])
+    return there, count
 
 
 def find_shortfall(source: Source, catalogue: Catalogue) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.file_kinds import LONGEST, recognize_magic
 from ctclip_model.data.names import VolumeName, parse_listed_name, parse_volume_name
 from ctclip_model.errors import BadItemError, BadNameError, MetadataError
 from tasks.sources.cells import read_age_years, read_count, read_date, read_flag, read_number, read_pair, read_text
@@ -95,7 +96,9 @@ def read_rows(path: str, text: str, required: tuple[str, ...]) -> Iterator[tuple
             raise MetadataError(path, "unreadable_csv", f"has the column {', '.join(doubled)} twice")
         missing = [column for column in required if column not in header]
         if missing:
-            raise MetadataError(path, "unreadable_csv", f"has no column {', '.join(missing)}")
+            kind = recognize_magic(text[:LONGEST].encode())
+            cause = f" and {kind}" if kind else ""
+            raise MetadataError(path, "unreadable_csv", f"has no column {', '.join(missing)}{cause}")
         for cells in reader:
             if cells:
                 yield reader.line_num, dict(zip(header, cells, strict=False)) if len(cells) == len(header) else {}

@@ -14,7 +14,7 @@ from tasks.run.stage_run import StageRun
 from tasks.sources.catalogue import Catalogue
 from tasks.sources.changes import Changes, compare, find_revision, read_current, record_rejects, source_row
 from tasks.sources.open_source import Source
-from tasks.sources.presence import describe_presence, find_shortfall
+from tasks.sources.presence import count_recorded, describe_presence, find_shortfall
 from tasks.stages.announce import note_changes
 from warehouse import store
 
@@ -28,8 +28,9 @@ def has_moved(run: StageRun, source: Source) -> bool:
     revision = source.find_unchanged_revision()
     if revision is None or rows[0][2] != compute_fingerprint(revision, VERSIONS["ingest"]):
         return True
-    run.detail = "nothing changed"
-    return False
+    there, count = count_recorded(run.data_root, source.name)
+    run.detail = f"nothing changed; {there} of {count} volumes are there"
+    return there == 0  # an older version took a source without volumes
 
 
 @task(cache_policy=NO_CACHE)

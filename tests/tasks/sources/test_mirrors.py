@@ -222,7 +222,7 @@ def test_folder_that_cannot_be_read_is_refused(source, tmp_path, monkeypatch):
         return scan(folder)
 
     monkeypatch.setattr(listing.os, "scandir", refuse)
-    with pytest.raises(ConfigurationError, match="dataset/valid_fixed/ cannot be read: Permission denied"):
+    with pytest.raises(ConfigurationError, match="dataset/valid_fixed cannot be read: Permission denied"):
         LocalSource(source, tmp_path / "data")
 
 

@@ -1,5 +1,6 @@
 """Strict reading of CT-RATE's tables, and the changes between two revisions."""
 
+import re
 from datetime import date
 from pathlib import Path
 
@@ -147,6 +148,21 @@ def test_unreadable_table_is_one_error(content):
     table = read_table("t.csv", content, "valid", ())
     assert not table.is_readable
     assert [error.reason for error in table.errors] == ["unreadable_csv"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, not the file: fetch it"),
+        (b"<!DOCTYPE html>\n<html>Log in</html>\n", "is a web page"),
+        (b'{"error": "Access denied"}', "is a JSON text"),
+        (b"", "has no column VolumeName$"),
+        (b"Volume\n", "has no column VolumeName$"),
+    ],
+)
+def test_file_in_place_of_a_table_is_named(content, line):
+    (error,) = read_table("t.csv", content, "valid", ()).errors
+    assert re.search(line, error.detail)
 
 
 def test_labels_that_differ_between_reconstructions_are_disputed(folder, tmp_path):
