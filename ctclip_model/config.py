@@ -201,9 +201,9 @@ class LiProConfig:
 class EvaluationConfig:
     """Scoring of models, the same for every preset."""
 
-    resamples: int = 1000  # resamples of the patients, with replacement
+    noise_draws: int = 500  # draws of the noise of the calibration error; 0: no interval of it
     confidence: float = 0.95  # coverage of the intervals
-    jackknife_groups: int = 200  # most groups of patients left out in turn, for the acceleration of BCa intervals
+    jackknife_groups: int = 200  # most groups of patients that are left out in turn; 0: no intervals
     calibration_bins: int = 15  # bins of equal width
     threshold_share: float = 0.5  # share of the patients who choose thresholds if no train split is embedded
     projection_items: int = 1500  # most items of the t-SNE, which takes seconds for 1,500

@@ -44,9 +44,9 @@ PIPELINE = {
             "parent and kind", is_ordered=True, trains=True,
         ),
         Stage(
-            "evaluate", 2, "duckdb:metrics", ("duckdb:latents", "duckdb:labels", "file:models/ct-clip"), "model"
+            "evaluate", 3, "duckdb:metrics", ("duckdb:latents", "duckdb:labels", "file:models/ct-clip"), "model"
         ),
-        Stage("report", 2, "file:reports", ("duckdb:metrics",), "model"),
+        Stage("report", 3, "file:reports", ("duckdb:metrics",), "model"),
         Stage("import-model", 1, is_rebuilt=False, is_planned=False),
     )
 }  # fmt: skip

@@ -1,9 +1,8 @@
-"""Every metric of one label under many weightings of its patients at once, for the bootstrap.
+"""Every metric of one label under many weightings of its patients at once.
 
-Drawing a patient k times weighs all of that patient's items by k, so a resample is a row of whole numbers. Scores are
-sorted once. AUROC and average precision come from cumulative sums of the weights. The other metrics come from sums by
-patient, which are one matrix product. Sums of whole numbers are exact: the values equal scikit-learn's on the repeated
-items.
+A patient that is left out has the weight 0, and one that is drawn k times the weight k. Scores are sorted once. AUROC
+and average precision come from cumulative sums of the weights. The other metrics come from sums by patient, which are
+one matrix product. Sums of whole numbers are exact: the values equal scikit-learn's on the repeated items.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 
 RANKING_METRICS = ("auroc", "average_precision")
 DECISION_METRICS = ("f1", "weighted_f1", "accuracy", "precision", "recall", "specificity")
-PROBABILITY_METRICS = ("brier", "calibration_error")
+CALIBRATION = "calibration_error"
+PROBABILITY_METRICS = ("brier", CALIBRATION)
 METRICS = (*RANKING_METRICS, *DECISION_METRICS, *PROBABILITY_METRICS)
 
 BLOCK = 2**18  # weights gathered at once, as many as a core's own cache holds
@@ -35,6 +35,8 @@ class Items:
 
     @staticmethod
     def pool(parts: list[Items]) -> Items:
+        """One pool of the items of several labels, empty for none."""
+        parts = parts or [Items(np.zeros(0, bool), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))]
         names = ("labels", "probabilities", "decisions", "patients")
         return Items(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -121,18 +123,16 @@ def _sums(items: Items, weights: Weights, calibration_bins: int) -> Floats:
     """Metrics of decisions and of probabilities, (R, 8)."""
     truth, decided = items.labels.astype(np.float64), ~np.isnan(items.decisions)
     positive = np.nan_to_num(items.decisions)
-    bins = np.minimum((items.probabilities * calibration_bins).astype(np.int64), calibration_bins - 1)
-    excess = np.eye(calibration_bins)[bins] * (items.probabilities - truth)[:, None]
     columns = np.column_stack(
         [
             truth * positive, (1 - truth) * positive, truth * decided * (1 - positive),
-            (1 - truth) * decided * (1 - positive), (items.probabilities - truth) ** 2, np.ones(len(truth)), excess,
+            (1 - truth) * decided * (1 - positive), (items.probabilities - truth) ** 2, np.ones(len(truth)),
         ]
     )  # fmt: skip
     by_patient = np.zeros((weights.shape[1], columns.shape[1]))
     np.add.at(by_patient, items.patients, columns)
     sums = (weights @ by_patient).T
-    hit, false_alarm, miss, rejection, squares, count = sums[:6]
+    hit, false_alarm, miss, rejection, squares, count = sums
     wrong, known = miss + false_alarm, hit + false_alarm + miss + rejection
     f1, f1_of_negatives = _ratio(2 * hit, 2 * hit + wrong, 0.0), _ratio(2 * rejection, 2 * rejection + wrong, 0.0)
     decisions = [
@@ -146,8 +146,19 @@ def _sums(items: Items, weights: Weights, calibration_bins: int) -> Floats:
     has_decisions = np.where(known > 0, 1.0, np.nan)
     return np.column_stack(
         [value * has_decisions for value in decisions]
-        + [_ratio(squares, count), _ratio(np.abs(sums[6:]).sum(axis=0), count)]
+        + [_ratio(squares, count), np.abs(bin_gaps(items, weights, calibration_bins)).sum(axis=1)]
     )
+
+
+def bin_gaps(items: Items, weights: Weights, bins: int) -> Floats:
+    """Sums (R, bins) of probability minus label over the items of each bin of equal width, divided by all items."""
+    index = np.minimum((items.probabilities * bins).astype(np.int64), bins - 1)
+    by_patient = np.zeros((weights.shape[1], bins + 1))
+    np.add.at(by_patient, (items.patients, index), items.probabilities - items.labels)
+    np.add.at(by_patient[:, bins], items.patients, 1.0)
+    sums = weights @ by_patient
+    gaps, count = sums[:, :bins], sums[:, bins:]
+    return np.divide(gaps, count, out=np.full(gaps.shape, np.nan), where=count > 0)
 
 
 def _ratio(numerator: Floats, denominator: Floats, otherwise: float = np.nan) -> Floats:

@@ -112,7 +112,7 @@ def _score_items(
     is_decided = None
     if evaluation.protocol == PUBLISHED:
         source = "the labels that are scored"
-        thresholds = metrics.choose_thresholds(scored.labels, scored.probabilities)
+        thresholds = metrics.choose_thresholds(scored.labels, scored.probabilities, grid=metrics.PUBLISHED_THRESHOLDS)
     elif train is not None:
         dataset, train_samples = train
         source = f"{dataset} {THRESHOLD_SPLIT}"

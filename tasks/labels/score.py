@@ -79,7 +79,7 @@ def score_labeller(
 ) -> None:
     """Labels the reports and records the predictions and, at the labeller's own thresholds, the metrics.
 
-    The bootstrap of the intervals resamples texts, so that copies of a report stay together.
+    For intervals a text counts as one patient, so that copies of a report stay together.
     """
     from ctclip_model.labelling.labeller import load_labeller
 

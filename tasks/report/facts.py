@@ -24,14 +24,18 @@ def collect_facts(
     key = {"model_id": model.model_id, "dataset": dataset, "split": split}
     scores = _read_rows(connection, _sql("labels"), key)
     macro = [row for row in scores if row["abnormality"] == "macro"]
+    comparisons = _read_rows(connection, _sql("comparisons"), key)
     retrieval = _read_rows(connection, _sql("retrieval"), key)
     return PageFacts(
         title=f"{model.model_id} on {dataset}, {split}",
         headline=[*_headline(macro), (str(max((row["n"] for row in scores), default=0)), "scans scored")],
         leaderboard=_read_rows(connection, _sql("leaderboard"), key | {"protocols": "own"}),
         published=_read_rows(connection, _sql("leaderboard"), key | {"protocols": "published"}),
-        comparisons=_read_rows(connection, _sql("comparisons"), key),
+        comparisons=comparisons,
         labels=[row for row in scores if row["abnormality"] != "macro"],
+        few_patients=[row["abnormality"] for row in scores if row["has_few_patients"]],
+        ci_methods=_list_methods(scores),
+        comparison_methods=_list_methods(comparisons),
         curves={
             "ROC": _read_series(connection, _sql("curve"), key | {"curve": "roc"}),
             "precision and recall": _read_series(connection, _sql("curve"), key | {"curve": "pr"}),
@@ -51,6 +55,11 @@ def collect_facts(
 
 def _sql(name: str) -> str:
     return store.load_sql(__package__, name)
+
+
+def _list_methods(rows: list[Row]) -> list[str]:
+    """Methods of the rows' intervals, each once."""
+    return list(dict.fromkeys(row["ci_method"] for row in rows if row["ci_method"] is not None))
 
 
 def _headline(macro: list[Row]) -> list[tuple[str, str]]:

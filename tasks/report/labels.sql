@@ -2,7 +2,10 @@
 pivot (
     select abnormality, metric, value, max(n) over label as n, max(n_positive) over label as n_positive,
         max(ci_low) filter (metric = 'auroc') over label as ci_low,
-        max(ci_high) filter (metric = 'auroc') over label as ci_high
+        max(ci_high) filter (metric = 'auroc') over label as ci_high,
+        max(coalesce(ci_method, if(ci_low is null, null, 'percentile'))) filter (metric = 'auroc') over label
+            as ci_method,
+        bool_or(has_few_patients) filter (metric = 'auroc') over label as has_few_patients
     from current_metrics
     where model_id = $model_id and dataset = $dataset and split = $split and label_source = 'published'
         and abnormality <> 'micro' and protocol <> 'published' and unit = 'scan'
@@ -10,5 +13,5 @@ pivot (
 )
 on metric in ('auroc', 'average_precision', 'f1', 'weighted_f1', 'accuracy', 'precision')
 using max(value)
-group by abnormality, n, n_positive, ci_low, ci_high
+group by abnormality, n, n_positive, ci_low, ci_high, ci_method, has_few_patients
 order by auroc desc nulls last, abnormality

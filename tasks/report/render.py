@@ -19,6 +19,12 @@ AXES = {
     "precision and recall": ("recall", "precision"),
     "calibration": ("predicted probability", "share with the label"),
 }
+INTERVALS = {
+    "score": "score intervals with the jackknife's variance",
+    "mover": "for the mean, distances of the labels' ends added up",
+    "paired-t": "Student's test with the jackknife's correlation",
+    "percentile": "bootstrap percentiles of an earlier version",
+}
 PLANE_TITLE = "t-SNE of the scans' latents; scans with more abnormalities have stronger dots"
 
 
@@ -32,6 +38,9 @@ class PageFacts:
     published: Sequence[Row] = ()  # published results, and models of the data root by the published protocol
     comparisons: Sequence[Row] = ()  # a row per other model
     labels: Sequence[Row] = ()  # a row per abnormality
+    few_patients: Sequence[str] = ()  # abnormalities that few patients have, or lack
+    ci_methods: Sequence[str] = ()  # methods of the intervals of AUROC
+    comparison_methods: Sequence[str] = ()
     curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)  # {key of AXES: {abnormality: points}}
     training: Mapping[str, Points] = field(default_factory=dict)  # {phase: (samples, loss)}
     retrieval: Sequence[Row] = ()
@@ -50,7 +59,7 @@ def render_page(facts: PageFacts) -> str:
         loader=PackageLoader("tasks.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["number"] = _number
+    environment.filters |= {"number": _number, "describe_interval": lambda method: INTERVALS.get(method, method)}
     charts = {
         name: {kind: _curve_chart(kind, name, lines[name]) for kind, lines in facts.curves.items() if name in lines}
         for name in facts.curves.get("ROC", {})  # an abnormality of one class has no curves

@@ -5,19 +5,20 @@ import json
 
 import numpy as np
 import pytest
-from bench_bootstrap import plain_metrics
-from scipy.stats import bootstrap
+from bench_coverage import Setting, delong, draw
+from bench_coverage import scored as scored_replicates
+from bench_intervals import plain_metrics
+from scipy.stats import binomtest
 from sklearn import metrics as sklearn_metrics
 from support.paths import GOLDEN
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.evaluation import metrics
-from ctclip_model.evaluation.bootstrap import Resamples, holm
 from ctclip_model.evaluation.curves import curves
 from ctclip_model.evaluation.weighted import METRICS, Items, weighted_metrics
 
 GOLDEN_METRICS = GOLDEN / "evaluation" / "golden_metrics"
-CONFIG = EvaluationConfig(resamples=200)
+CONFIG = EvaluationConfig(noise_draws=200)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_published_metrics_are_reproduced():
     arrays = np.load(GOLDEN_METRICS.with_suffix(".npz"))
     labels, predicted = arrays["labels"].astype(float), arrays["predicted"].astype(float)
     names = [str(index) for index in range(18)]
-    thresholds = metrics.choose_thresholds(labels, predicted)
+    thresholds = metrics.choose_thresholds(labels, predicted, grid=metrics.PUBLISHED_THRESHOLDS)
     rows = metrics.score(metrics.Scored(names, labels, predicted, thresholds, "scored", range(len(labels))), CONFIG)
     for index, expected in enumerate(json.loads(GOLDEN_METRICS.with_suffix(".json").read_text())["classification"]):
         expected["weighted_f1"] = expected.pop("f1_weighted")
@@ -81,7 +82,28 @@ def test_calibration_error_is_the_mean_gap_between_probability_and_frequency():
 
 def test_of_equally_good_thresholds_the_largest_is_chosen():
     labels, probabilities = np.array([[0.0], [1.0]]), np.array([[0.2], [0.7]])
-    assert metrics.choose_thresholds(labels, probabilities) == pytest.approx([69 / 99])
+    published = metrics.choose_thresholds(labels, probabilities, grid=metrics.PUBLISHED_THRESHOLDS)
+    assert published == pytest.approx([69 / 99])
+    labels, probabilities = np.array([[0.0], [1.0], [0.0], [1.0]]), np.array([[0.1], [0.2], [0.3], [0.4]])
+    assert metrics.choose_thresholds(labels, probabilities) == [0.4]  # 0.2 lies as near to the corner
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-2, 1e-9, 1e-300])
+@pytest.mark.parametrize("shift", [0, 1], ids=["near 0", "near 1"])
+def test_thresholds_are_the_curves_own_points_at_any_scale(factor, shift):
+    rng = np.random.default_rng(0)
+    labels = (rng.random((200, 1)) < 0.3).astype(float)
+    scores = np.clip(0.3 * labels + 0.7 * rng.random((200, 1)), 0, 1).round(2)
+    probabilities = (1 - factor + factor * scores) if shift and factor > 1e-12 else factor * scores
+    false_alarms, recall, points = sklearn_metrics.roc_curve(labels, probabilities, drop_intermediate=False)
+    (threshold,) = metrics.choose_thresholds(labels, probabilities)
+    assert threshold == points[np.argmin(np.hypot(false_alarms, 1 - recall))]
+    assert (probabilities[labels == 1] >= threshold).mean() > 0.5
+
+
+def test_the_published_grid_decides_nothing_for_small_probabilities(scored):
+    threshold = metrics.choose_thresholds(scored.labels, scored.probabilities / 100, grid=metrics.PUBLISHED_THRESHOLDS)
+    assert threshold == pytest.approx([1.0, 1.0])
 
 
 def test_a_label_of_one_class_is_null_and_out_of_macro_and_micro(scored):
@@ -136,30 +158,117 @@ def test_intervals_hold_their_value_and_repeat_with_the_seed(scored):
     assert all(row.ci_low < row.value < row.ci_high for row in rows if row.metric == "auroc")
 
 
-def test_intervals_are_scipys():
-    values = np.random.default_rng(0).exponential(size=50)
-    resamples = Resamples.draw(range(50), EvaluationConfig(resamples=20_000))
-    estimate = resamples.estimate(lambda weights: (weights @ values / weights.sum(axis=1))[:, None])
-    for method, ours in (("percentile", estimate.percentile_intervals()), ("bca", estimate.bca_intervals())):
-        expected = bootstrap((values,), np.mean, n_resamples=20_000, method=method, rng=1).confidence_interval
-        assert ours[:, 0] == pytest.approx(expected, abs=0.02)
+def test_interval_of_a_share_is_wilsons():
+    labels = np.ones((200, 1))
+    labels[:80] = 0
+    probabilities = np.full((200, 1), 0.6)  # hits are the positives
+    row = row_of(metrics.score(metrics.Scored(["a"], labels, probabilities, np.array([0.5]), "", range(200)), CONFIG),
+                 "a", "accuracy")  # fmt: skip
+    expected = binomtest(120, 200).proportion_ci(method="wilson")
+    assert (row.ci_low, row.ci_high) == pytest.approx((expected.low, expected.high), abs=0.002)
+
+
+def test_interval_of_a_large_auroc_is_delongs():
+    setting = Setting(2000, 800, per_patient=2)
+    sample = draw(setting, 1, np.random.default_rng(0))
+    row = row_of(metrics.score(scored_replicates(sample, 0.0), CONFIG), "0", "auroc")
+    value, error = delong(sample.labels[:, 0], sample.scores[:, 0], sample.patients)
+    assert row.value == pytest.approx(value)
+    assert (row.ci_low, row.ci_high) == pytest.approx((value - 1.96 * error, value + 1.96 * error), abs=0.004)
+
+
+def cover(rows, metric, truth):
+    """The share of the labels' intervals that hold the truth."""
+    own = [row for row in rows if row.metric == metric and row.abnormality not in ("macro", "micro")]
+    return np.mean([row.ci_low <= truth <= row.ci_high for row in own])
+
+
+@pytest.mark.parametrize("auroc", [0.6, 0.75, 0.97])
+@pytest.mark.parametrize(
+    ("scans", "positives", "per_patient"), [(239, 5, 1), (60, 5, 1), (239, 12, 1), (240, 18, 3), (60, 54, 1)]
+)
+def test_intervals_of_few_positives_cover_the_auroc(scans, positives, per_patient, auroc):
+    sample = draw(Setting(scans, positives, per_patient, auroc), 200, np.random.default_rng(0))
+    assert cover(metrics.score(scored_replicates(sample, 0.0), CONFIG), "auroc", auroc) >= 0.93
+
+
+@pytest.mark.parametrize("positives", [1, 3, 4, 5, 57])
+def test_a_perfect_ranking_of_few_patients_is_uncertain_and_marked(positives):
+    labels = (np.arange(60) < positives).astype(float)[:, None]
+    scored = metrics.Scored(["a"], labels, 0.9 * labels, np.array([0.5]), "", range(60))
+    row = row_of(metrics.score(scored, CONFIG), "a", "auroc")
+    assert row.value == row.ci_high == 1
+    assert row.ci_low < 0.75
+    assert row.has_few_patients == (min(positives, 60 - positives) < metrics.FEW_PATIENTS)
+
+
+def test_scans_of_one_patient_do_not_make_many():
+    labels = np.zeros((60, 1))
+    labels[:20] = 1
+    patients = [*np.repeat(range(4), 5), *range(4, 44)]
+    scored = metrics.Scored(["a"], labels, np.linspace(1, 0, 60)[:, None], np.array([0.5]), "", patients)
+    assert row_of(metrics.score(scored, CONFIG), "a", "auroc").has_few_patients
+
+
+def draw_calibrated(shift, count=150, scans=300):
+    """Labels as frequent as their probabilities less `shift`, which so is the calibration error."""
+    rng = np.random.default_rng(0)
+    frequency = 0.7 * rng.random((scans, count))
+    labels = (rng.random((scans, count)) < frequency).astype(float)
+    names = [str(number) for number in range(count)]
+    return metrics.Scored(names, labels, frequency + shift, np.full(count, 0.5), "", range(scans))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05, 0.25])
+def test_interval_of_the_calibration_error_covers_and_its_estimate_has_little_bias(shift):
+    scored = draw_calibrated(shift)
+    rows = metrics.score(scored, CONFIG)
+    assert cover(rows, "calibration_error", shift) >= 0.93
+    own = [row for row in rows if row.metric == "calibration_error"]
+    assert all(row.ci_low <= row.value <= row.ci_high for row in own)
+    plain = metrics.score(scored, dataclasses.replace(CONFIG, noise_draws=0))
+    bias, plain_bias = (
+        abs(np.mean([row.value for row in some if row.metric == "calibration_error"]) - shift) for some in (rows, plain)
+    )
+    assert bias <= plain_bias + 0.005
+    assert bias < 0.03
+
+
+def test_no_value_lies_outside_its_interval():
+    rng = np.random.default_rng(0)
+    for scans in (2, 3, 5, 12, 40):
+        for kind in range(4):
+            labels = (rng.random((scans, 20)) < rng.random(20)).astype(float)
+            probabilities = [
+                labels, 1 - labels, rng.random(labels.shape).round(1), np.full(labels.shape, rng.random())
+            ][kind]  # fmt: skip
+            patients = rng.integers(max(1, scans // 2), size=scans)
+            names = [str(number) for number in range(20)]
+            scored = metrics.Scored(names, labels, probabilities, np.full(20, 0.5), "", patients)
+            for row in metrics.score(scored, CONFIG):
+                assert (row.ci_low is None) == (row.ci_high is None) == (row.ci_method is None)
+                assert row.ci_low is None or 0 <= row.ci_low <= row.value <= row.ci_high <= 1, row
 
 
 def test_a_model_does_not_differ_from_itself_and_a_better_one_does(scored):
     same = metrics.compare(scored, scored, CONFIG)
-    assert all((row.difference, row.ci_low, row.p_value) == (0, 0, 1) for row in same)
+    assert all((row.difference, row.ci_low, row.p_value) == (0, 0, 1) for row in same if row.ci_low is not None)
+    assert {row.metric for row in same if row.ci_low is None} == {"calibration_error"}
     better = dataclasses.replace(scored, probabilities=0.9 * scored.labels)
-    row = row_of(metrics.compare(better, scored, CONFIG), "a", "auroc")
-    expected = 1 - sklearn_metrics.roc_auc_score(scored.labels[:, 0], scored.probabilities[:, 0])
+    blind = dataclasses.replace(scored, probabilities=np.random.default_rng(1).random((60, 2)))
+    row = row_of(metrics.compare(better, blind, CONFIG), "a", "auroc")
+    expected = 1 - sklearn_metrics.roc_auc_score(scored.labels[:, 0], blind.probabilities[:, 0])
     assert row.difference == pytest.approx(expected)
-    assert (row.p_value, row.p_value_holm) == pytest.approx((2 / 201, 4 / 201))
+    assert row.ci_low > 0
+    assert 0 < row.p_value < 0.01
+    assert row.p_value < row.p_value_holm <= 2 * row.p_value
     assert (row.n, row.count_patients) == (60, 30)
     with pytest.raises(ValueError, match="same items"):
         metrics.compare(better, dataclasses.replace(scored, patients=np.arange(60)), CONFIG)
 
 
 def test_holm_multiplies_the_least_by_the_number_of_tests():
-    assert holm(np.array([0.04, 0.01, np.nan, 0.03])) == pytest.approx([0.06, 0.03, np.nan, 0.06], nan_ok=True)
+    assert metrics.holm(np.array([0.04, 0.01, np.nan, 0.03])) == pytest.approx([0.06, 0.03, np.nan, 0.06], nan_ok=True)
 
 
 def test_curves_are_thin_and_keep_their_ends():

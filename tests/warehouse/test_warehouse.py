@@ -154,6 +154,9 @@ def test_reader_keeps_its_file_through_a_publish_and_the_next_reader_sees_the_ne
     assert counts == [[(1,)], [(1,)], [(2,)]]
 
 
+OUTSIDE = {"model_id": "m", "ci_low": 0.2, "ci_high": 0.3, "ci_method": "score"}
+
+
 @pytest.mark.parametrize(
     ("check", "tables"),
     [
@@ -161,6 +164,9 @@ def test_reader_keeps_its_file_through_a_publish_and_the_next_reader_sees_the_ne
         ("probability_range", {"labels": [{"scan_id": "train_1_a", "abnormality": "Emphysema", "probability": 1.5}]}),
         ("metric_range", {"metrics": [{"model_id": "m", "metric": "auroc", "n": 5, "n_positive": 6}]}),
         ("metric_range", {"metrics": [{"model_id": "m", "metric": "auroc", "value": 1.01}]}),
+        ("metric_range", {"metrics": [OUTSIDE | {"metric": "calibration_error", "value": 0.1}]}),
+        ("metric_range", {"metrics": [OUTSIDE | {"metric": "auroc", "value": None}]}),
+        ("comparison_range", {"comparisons": [OUTSIDE | {"other_model_id": "o", "difference": 0.1}]}),
         (
             "metric_counts",
             {

@@ -4,6 +4,8 @@ select
     max(value) filter (metric = 'f1') as f1,
     max(ci_low) filter (metric = 'f1') as f1_ci_low,
     max(ci_high) filter (metric = 'f1') as f1_ci_high,
+    -- Versions without the column wrote percentiles of a bootstrap.
+    max(coalesce(ci_method, if(ci_low is null, null, 'percentile'))) filter (metric = 'f1') as f1_ci_method,
     max(value) filter (metric = 'precision') as precision,
     max(value) filter (metric = 'recall') as recall,
     max(value) filter (metric = 'auroc') as auroc,

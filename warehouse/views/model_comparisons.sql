@@ -13,10 +13,12 @@ with fresh as (
 )
 select
     model_id, protocol, other_model_id, other_protocol, dataset, split, unit, label_source, abnormality, metric,
-    difference, ci_low, ci_high, bca_low, bca_high, p_value, p_value_holm, n, count_patients, fingerprint
+    difference, ci_low, ci_high, coalesce(ci_method, if(ci_low is null, null, 'percentile')) as ci_method,
+    has_few_patients, bca_low, bca_high, p_value, p_value_holm, n, count_patients, fingerprint
 from fresh
 union all
 select
     other_model_id, other_protocol, model_id, protocol, dataset, split, unit, label_source, abnormality, metric,
-    -difference, -ci_high, -ci_low, -bca_high, -bca_low, p_value, p_value_holm, n, count_patients, fingerprint
+    -difference, -ci_high, -ci_low, coalesce(ci_method, if(ci_low is null, null, 'percentile')) as ci_method,
+    has_few_patients, -bca_high, -bca_low, p_value, p_value_holm, n, count_patients, fingerprint
 from fresh

@@ -5,6 +5,8 @@ with macros as (
         max(value) filter (metric = 'auroc') as auroc,
         max(ci_low) filter (metric = 'auroc') as auroc_ci_low,
         max(ci_high) filter (metric = 'auroc') as auroc_ci_high,
+        -- Versions without the column wrote percentiles of a bootstrap.
+        max(coalesce(ci_method, if(ci_low is null, null, 'percentile'))) filter (metric = 'auroc') as auroc_ci_method,
         max(value) filter (metric = 'weighted_f1') as weighted_f1,
         max(value) filter (metric = 'accuracy') as accuracy,
         max(n) as n

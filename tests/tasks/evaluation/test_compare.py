@@ -31,8 +31,8 @@ KINDS = {"base": "zero-shot", "tuned": "vocabfine", "probe": "lipro"}
 
 
 @pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare_module, "CONFIG", EvaluationConfig(resamples=50, jackknife_groups=5))
+def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_module, "CONFIG", EvaluationConfig(noise_draws=50, jackknife_groups=5))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def write_scores(
     common |= {"protocol": KINDS[model_id]}
     probabilities = draw(model_id, fingerprint)[:count]
     scored = metrics.Scored(ABNORMALITIES, TRUTH[:count], probabilities, np.full(18, 0.4), source, SCANS[:count])
-    rows = metrics.score(scored, EvaluationConfig(resamples=0))
+    rows = metrics.score(scored, EvaluationConfig(jackknife_groups=0))
     predictions = [
         {"item": scan, "abnormality": name, "probability": float(value)}
         for scan, row in zip(SCANS, probabilities, strict=False) for name, value in zip(ABNORMALITIES, row, strict=True)

@@ -40,8 +40,8 @@ float32 = Precision.float32
 
 
 @pytest.fixture(autouse=True)
-def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labeller_scores, "CONFIG", EvaluationConfig(resamples=20, jackknife_groups=5))
+def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labeller_scores, "CONFIG", EvaluationConfig(noise_draws=20, jackknife_groups=5))
 
 
 @pytest.fixture(scope="module")

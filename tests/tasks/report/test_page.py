@@ -59,6 +59,29 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes():
     assert "<td>\N{EN DASH}</td>" in html
 
 
+def test_methods_of_intervals_and_abnormalities_of_few_patients_are_named(tmp_path):
+    scored = {"model_id": "m", "dataset": "ct-rate", "split": "valid", "label_source": "published", "metric": "auroc"}
+    scored |= {"protocol": "zero-shot", "unit": "scan", "value": 0.7, "ci_low": 0.6, "ci_high": 0.8, "n": 9}
+    own = {
+        "Emphysema": {"ci_method": "score", "has_few_patients": True},
+        "Atelectasis": {},
+        "macro": {"ci_method": "mover"},
+    }
+    write_run(
+        tmp_path, 0, "evaluate", models=[{"model_id": "m"}],
+        metrics=[scored | {"abnormality": name} | columns for name, columns in (own | {"Atelectasis": {}}).items()],
+    )  # fmt: skip
+    store.publish(tmp_path)
+    model = ModelReference("m", ModelKind.ct_clip, "tiny", tmp_path, "r", 1.0, "f", "w", "m")
+    with store.read(tmp_path) as connection:
+        facts = collect_facts(connection, tmp_path, model, "ct-rate", "valid")
+    assert facts.few_patients == ["Emphysema"]
+    assert sorted(facts.ci_methods) == ["mover", "percentile", "score"]  # rows of earlier versions have no method
+    html = render_page(facts)
+    assert "intervals may cover less: Emphysema." in html
+    assert "bootstrap percentiles of an earlier version" in html
+
+
 def test_own_rows_stand_out_from_published_results():
     rows = [BOARD | {"is_published": True}, BOARD | {"model": "ours", "is_published": False}]
     html = render_page(PageFacts("t", [], published=rows))
