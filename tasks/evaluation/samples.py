@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.reports import SECTIONS, clean_report
 from ctclip_model.errors import MissingInputError
 from tasks.evaluation.evaluations import PUBLISHED, THRESHOLD_SPLIT, Evaluation
 from tasks.models.find import ModelReference
@@ -76,6 +77,13 @@ def load_latents(connection: duckdb.DuckDBPyConnection, model: ModelReference, k
         params={"model_id": model.encoder_id, "kind": kind},
     ).to_arrow_table()
     return dict(zip(table["item"].to_pylist(), store.stack_vectors(table["latent"]), strict=True))
+
+
+def load_texts(connection: duckdb.DuckDBPyConnection, scans: Collection[str]) -> dict[str, str]:
+    """Letters and digits of the scans' reports, in one case, so that copies are equal. A missing report is its own."""
+    rows = connection.execute("select scan_id, findings, impression from current_reports").fetchall()
+    texts = {scan: clean_report(findings, impression, SECTIONS) for scan, findings, impression in rows}
+    return {scan: "".join(filter(str.isalnum, texts.get(scan, "").casefold())) or scan for scan in scans}
 
 
 def load_prompts(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from tasks.evaluation.samples import (
     load_latents,
     load_prompts,
     load_samples,
+    load_texts,
     load_threshold_samples,
     stack_labels,
 )
@@ -56,6 +57,7 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
         predict = _load_classifier(connection, model)
         labels = load_labels(connection)
         reports = {} if model.kind.facts.has_head else load_latents(connection, model, "report")
+        texts = load_texts(connection, reports)
         train = load_threshold_samples(connection, model, evaluation)
     items, scored = _score_items(evaluation, samples, predict, labels, train)
     is_projected = evaluation.protocol != PUBLISHED and not model.kind.facts.has_head  # once for the same latents
@@ -69,7 +71,7 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
         ],
         "metrics": _make_rows(labelled, metrics.score(scored, CONFIG)),
         "curves": _make_rows(labelled, curves(scored.labels, scored.probabilities, scored.names)),
-        "retrieval": _make_rows(common, _score_retrieval(evaluation, samples, reports, labels)),
+        "retrieval": _make_rows(common, _score_retrieval(evaluation, samples, reports, texts, labels)),
         "projections": _project_scans(common, samples) if is_projected else [],
     }
 
@@ -140,9 +142,13 @@ def _predict(samples: Samples, unit: str, predict: Classifier, labels: Labels, n
 
 
 def _score_retrieval(
-    evaluation: Evaluation, samples: Samples, reports: Latents, labels: Labels
+    evaluation: Evaluation, samples: Samples, reports: Latents, texts: Mapping[str, str], labels: Labels
 ) -> list[retrieval.RetrievalRow]:
-    """Retrieval between volumes and reports. In units of scans, a scan's latent is the mean of its reconstructions."""
+    """Retrieval between volumes and reports. In units of scans, a scan's latent is the mean of its reconstructions.
+
+    Reports of one text count as one, except by the published protocol.
+    """
+    is_published = evaluation.protocol == PUBLISHED
     scans, latents = (samples.scans, samples.latents) if evaluation.unit == "volume" else _average_scans(samples)
     rows = [row for row, scan in enumerate(scans) if scan in reports]
     if not rows:
@@ -150,7 +156,7 @@ def _score_retrieval(
     scans = [scans[row] for row in rows]
     return retrieval.retrieval_rows(
         latents[rows], np.stack([reports[scan] for scan in scans]), stack_labels(labels, scans),
-        leave_query_out=evaluation.protocol != PUBLISHED,
+        texts=None if is_published else [texts[scan] for scan in scans], leave_query_out=not is_published,
     )  # fmt: skip
 
 

@@ -68,6 +68,73 @@ def test_rows_name_both_directions_and_leave_out_k_beyond_the_gallery(golden):
     assert {row.n for row in rows if row.task != "volume_to_volume_map"} == {20}
 
 
+def recalls(rows, task):
+    return {row.k: row.value for row in rows if row.task == f"{task}_recall"}
+
+
+def draw_copies(count, copies):
+    """A perfect model's latents, and texts of which some are copies of others."""
+    text_of = np.arange(count)
+    text_of[-copies:] = np.arange(copies)
+    latents = np.random.default_rng(0).standard_normal((count, 32)).astype(np.float32)[text_of]
+    latents /= np.linalg.norm(latents, axis=1, keepdims=True)
+    return latents, [f"report {number}" for number in text_of]
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("copies", [1, 10, 100])
+def test_copies_of_a_report_cost_a_perfect_model_nothing(copies):
+    latents, texts = draw_copies(200, copies)
+    labels = np.ones((200, 1))
+    rows = retrieval.retrieval_rows(latents, latents, labels, texts=texts)
+    published = retrieval.retrieval_rows(latents, latents, labels)
+    for task in ("report_to_volume", "volume_to_report"):
+        assert recalls(rows, task)[1] == 1
+        assert recalls(published, task)[1] == pytest.approx(1 - copies / 100)
+        assert [row.value for row in rows if row.task == f"{task}_median_rank"] == [1]
+    assert {row.task: row.n for row in rows}["report_to_volume_recall"] == 200 - copies
+
+
+def test_a_tie_is_shared_by_all_that_have_it():
+    same = np.ones((40, 1), np.float32)
+    labels = np.eye(40)
+    texts = [f"report {number}" for number in range(40)]
+    rows = retrieval.retrieval_rows(same, same, labels, texts=texts)
+    for task in ("report_to_volume", "volume_to_report"):
+        assert recalls(rows, task) == pytest.approx({1: 1 / 40, 5: 5 / 40, 10: 10 / 40})
+        assert [row.value for row in rows if row.task == f"{task}_median_rank"] == [20.5]
+    of_pairs = retrieval.retrieval_rows(same, same, labels, texts=[text for text in texts[:20] for _ in range(2)])
+    assert recalls(of_pairs, "report_to_volume")[1] == pytest.approx(2 / 40)  # either of two volumes will do
+    assert recalls(of_pairs, "report_to_volume")[5] == pytest.approx(1 - (35 * 34) / (40 * 39))
+    assert recalls(of_pairs, "volume_to_report")[5] == pytest.approx(5 / 20)
+
+
+def test_order_of_the_rows_does_not_count(golden):
+    images, texts, labels, _ = golden
+    images, texts = images.copy(), texts.copy()
+    images[100:140], texts[100:140] = images[:40], texts[:40]
+    names = [f"report {number % 100}" for number in range(len(texts))]
+    order = np.random.default_rng(0).permutation(len(texts))
+    texts = texts[np.array([names.index(name) for name in names])]
+    for one, other in zip(
+        retrieval.retrieval_rows(images, texts, labels, texts=names),
+        retrieval.retrieval_rows(images[order], texts[order], labels[order], texts=[names[row] for row in order]),
+        strict=True,
+    ):
+        is_of_volumes = one.task.startswith("volume_to_volume")  # their ties come in random order
+        assert one.value == pytest.approx(other.value, abs=0.02 if is_of_volumes else 1e-12), one
+
+
+def test_without_copies_and_ties_the_published_way_gives_the_same(golden):
+    images, texts, labels, _ = golden
+    names = [f"report {number}" for number in range(len(texts))]
+    ours = retrieval.retrieval_rows(images, texts, labels, texts=names)
+    published = retrieval.retrieval_rows(images, texts, labels)
+    for one, other in zip(ours, published, strict=True):
+        assert (one.task, one.k, one.n) == (other.task, other.k, other.n)
+        assert one.value == pytest.approx(other.value, abs=1e-3 if one.task.startswith("volume_to_v") else 1e-12)
+
+
 def test_directions_differ():
     images = np.array([[1, 0], [0.9, 0.1], [0, 1]], np.float32)
     texts = np.array([[1, 0], [1, 0], [0, 1]], np.float32)

@@ -40,6 +40,7 @@ def unit(latents: np.ndarray) -> np.ndarray:
 LATENTS = unit(RNG.standard_normal((len(SCANS), 8)))
 PROMPTS = unit(RNG.standard_normal((18, 2, 8)))
 LABELS = (RNG.random((len(SCANS), 18)) < 0.5).astype(int)
+PROBABILITIES = np.random.default_rng(1).random((len(SCANS), 18))
 LABELS[:, CALCIFICATIONS] = LABELS[:, CALCIFICATIONS[:1]]  # copies of one column, as in the real file
 
 
@@ -81,7 +82,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_root(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    config = EvaluationConfig(resamples=20, jackknife_groups=5, projection_steps=250)
+    config = EvaluationConfig(noise_draws=20, jackknife_groups=5, projection_steps=250)
     monkeypatch.setattr(score_module, "CONFIG", config)
     return Path(shutil.copytree(embedded, tmp_path / "data"))
 
@@ -179,3 +180,62 @@ def test_configuration_bounds_the_number_of_projected_latents(data_root, monkeyp
     points = query(data_root, "select item, count_items, count_all from current_projections")
     assert len(points) == 10
     assert {row[1:] for row in points} == {(10, 24)}
+
+
+def add_reports(data_root: Path, copies: int) -> None:
+    """Reports of the scans, the first `copies` alike except for spaces and capitals, whose latents are the volumes'."""
+    texts = [f"Report {max(row, copies - 1)}." for row in range(len(SCANS))]
+    texts[0] = f"  report\n{copies - 1}. "
+    write_run(
+        data_root, 2, "ingest",
+        reports=[
+            {"scan_id": scan, "fingerprint": "t", "findings": text, "impression": text, "source": "rad"}
+            for scan, text in zip(SCANS, texts, strict=True)
+        ],
+    )  # fmt: skip
+    latents = LATENTS.copy()
+    latents[:copies] = LATENTS[0]
+    write_latents(data_root, 3, latents)
+    write_run(
+        data_root, 4, "embed",
+        latents=[
+            {"model_id": "m", "kind": "report", "item": scan, "fingerprint": "l", "latent": latent.tolist()}
+            for scan, latent in zip(SCANS, latents, strict=True)
+        ],
+        wanted=[{"stage": "embed", "variant": "m", "item": f"report:{scan}", "fingerprint": "l"} for scan in SCANS],
+    )  # fmt: skip
+    store.publish(data_root)
+
+
+def test_copies_of_a_report_count_once_except_by_the_published_protocol(data_root):
+    add_reports(data_root, copies=6)
+    evaluate(data_root)
+    recall = read_pairs(
+        data_root,
+        "select (protocol, unit, task), (value, n) from current_retrieval where k = 1 and task like '%recall'",
+    )
+    assert recall == {
+        ("zero-shot", "scan", "report_to_volume_recall"): (1.0, 19),
+        ("zero-shot", "scan", "volume_to_report_recall"): (1.0, 24),
+        ("published", "volume", "report_to_volume_recall"): (18 / 24, 24),
+        ("published", "volume", "volume_to_report_recall"): (18 / 24, 24),
+    }
+
+
+def test_small_probabilities_have_thresholds_except_by_the_published_protocol(data_root, monkeypatch):
+    monkeypatch.setattr(zero_shot_module, "zero_shot", lambda *_, **__: PROBABILITIES / 1000)
+    evaluate(data_root)
+    found = read_pairs(
+        data_root,
+        "select protocol, (min(threshold), max(threshold), count(distinct threshold)) from current_metrics "
+        "where metric = 'recall' and abnormality not in ('macro', 'micro') group by protocol",
+    )
+    low, high, count = found["zero-shot"]
+    assert 0 < low < high < 1e-3
+    assert count > 10
+    assert found["published"] == (1.0, 1.0, 1)
+    recalls = read_pairs(
+        data_root, "select protocol, value from current_metrics where metric = 'recall' and abnormality = 'macro'"
+    )
+    assert recalls["published"] == 0
+    assert recalls["zero-shot"] > 0.3
