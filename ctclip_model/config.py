@@ -97,6 +97,7 @@ class LabellerConfig:
     max_length: int = 512  # tokens
     dropout: float = 0.1
     by_sentence: bool = False  # labels single sentences; a report's probability is its sentences' maximum
+    normalised: bool = False  # reads reports without their layout, as every labeller trained here does
     threshold: float = 0.5  # probability from which an abnormality counts as present
     batch_size: int = 32  # reports
     learning_rate: float = 2e-5
@@ -111,10 +112,12 @@ class LabellerConfig:
 
 @dataclass(frozen=True)
 class TfidfConfig:
-    """A labeller without pretrained weights: TF-IDF of stated terms, one logistic regression per abnormality."""
+    """A labeller without pretrained weights: TF-IDF of asserted terms, one logistic regression per abnormality."""
 
     stem_letters: int = 7  # letters read of a word: calcified and calcification are one stem
-    pair_distance: int = 8  # most words between two stems that form a pair
+    pair_distance: int = 6  # most words between two stems that form a pair
+    plain_reports: int = 5  # times that each abnormality's name is a report to train on
+    mention_weight: float = 2.0  # value of a named abnormality among terms, which are 1
     max_reports: int = 2000  # reports drawn for training; 2,000 take seconds and less than 1 GB
     min_reports: int = 5  # least reports with a term
     terms: int = 100  # terms per abnormality, the best by chi²

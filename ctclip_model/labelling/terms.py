@@ -1,73 +1,49 @@
-"""Terms that a report affirms: stems of words and pairs of nearby stems, without denied ones.
-
-Radiology reports name most abnormalities only to deny them ("Pleural effusion was not detected"), in set phrases. Three
-rules decide what a denial covers (after NegEx, doi:10.1006/jbin.2001.1029). "Not seen" covers its whole clause, before
-and after. "No" covers the words after it. A turn such as "but" ends a clause.
-"""
+"""Terms that a report asserts: the abnormalities that it names, stems of its words, and pairs of nearby stems."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container
+from functools import lru_cache
 
 from ctclip_model.config import TfidfConfig
+from ctclip_model.data.report_layout import split_statements
+from ctclip_model.labelling.assertion import has_content, read_words
+from ctclip_model.labelling.mentions import find_mentions
 
-# Line breaks and double spaces separate the points of a list. A full stop without a space separates joined sections.
-_BREAK = re.compile(r"(?<=[.!?;:])\s+|\s{2,}|[\r\n·•]+|(?<=[^\W\d_]\.)(?=[A-Z])")
-_WORD = re.compile(r"[^\W\d_]+")
-_TURNS = frozenset(
-    ("but", "however", "although", "though", "while", "whereas", "except", "apart", "other", "otherwise")
-)
-_DENIALS = frozenset(("no", "without", "neither", "nor", "absence", "free"))
-_NOT = frozenset(("not", "wasnt", "werent", "isnt", "arent", "doesnt", "dont", "didnt", "hasnt", "cannot"))
-_PERCEPTION = re.compile(
-    "observ|detect|see|present|found|find|identif|not(e|ed|ic.*)$|show|reveal|demonstr|visual|disting|discern|select|"
-    "appreciat|recogni|encounter|monitor|determin|evident|exist|includ|follow|mention"
-)
-_WORDS_TO_VERB = 3  # most words from "not" to its verb: "not been clearly seen"
+MENTION = "@"  # first letter of a term that stands for a named abnormality
 
 
 def report_terms(report: str, config: TfidfConfig) -> set[str]:
-    """All terms that a report affirms somewhere."""
-    return set().union(*(sentence_terms(sentence, config) for sentence in split_statements(report)))
+    """All terms that a report asserts somewhere."""
+    return set().union(*(statement_terms(statement, config) for statement in split_statements(report)))
 
 
-def split_statements(report: str) -> list[str]:
-    """The sentences of a report and the points of its lists, in lower case."""
-    return [statement.lower() for statement in _BREAK.split(report) if statement and not statement.isspace()]
+def statement_terms(statement: str, config: TfidfConfig, known: Container[str] | None = None) -> list[str]:
+    """The distinct terms that a normalised statement asserts. The stems of a pair are in alphabetical order.
 
-
-def sentence_terms(sentence: str, config: TfidfConfig) -> list[str]:
-    """The distinct stems that a sentence in lower case affirms, and pairs of them, each pair in alphabetical order."""
-    words = _WORD.findall(sentence.replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", ""))
-    stems = list(dict.fromkeys(word[: config.stem_letters] for word in _affirmed(words)))
+    Stems that are not `known`, and their pairs, are left out. None: all are known.
+    """
+    mentions, stems = _read_statement(statement, config.stem_letters)
+    if not stems:
+        return list(mentions)
+    found = [(place, stem) for place, stem in enumerate(stems) if known is None or stem in known]
     pairs = [
         f"{stem} {other}" if stem < other else f"{other} {stem}"
-        for index, stem in enumerate(stems)
-        for other in stems[index + 1 : index + 1 + config.pair_distance]
+        for index, (place, stem) in enumerate(found)
+        for following, other in found[index + 1 : index + 1 + config.pair_distance]
+        if following - place <= config.pair_distance
     ]
-    return stems + pairs
+    return [*mentions, *(stem for _, stem in found), *pairs]
 
 
-def _affirmed(words: Sequence[str]) -> Iterator[str]:
-    """Words of a sentence that no denial covers."""
-    for clause in _clauses(words):
-        if any(word in _NOT and _has_verb(clause[index + 1 :]) for index, word in enumerate(clause)):
-            continue
-        for word in clause:
-            if word in _DENIALS:
-                break
-            yield word
-
-
-def _clauses(words: Sequence[str]) -> Iterator[Sequence[str]]:
-    start = 0
-    for index, word in enumerate(words):
-        if word in _TURNS:
-            yield words[start:index]
-            start = index + 1
-    yield words[start:]
-
-
-def _has_verb(following: Sequence[str]) -> bool:
-    return any(_PERCEPTION.match(word) for word in following[:_WORDS_TO_VERB])
+@lru_cache(2**14)  # many reports share their statements
+def _read_statement(statement: str, stem_letters: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The terms of the abnormalities that a statement asserts, and the distinct stems of its other words in order."""
+    words = read_words(statement)
+    abnormalities, denied = find_mentions(words)
+    stems = dict.fromkeys(
+        word[:stem_letters]
+        for place, (word, is_asserted) in enumerate(words)
+        if is_asserted and place not in denied and has_content(word)
+    )
+    return tuple(MENTION + abnormality for abnormality in abnormalities), tuple(stems)

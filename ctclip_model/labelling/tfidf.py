@@ -7,14 +7,15 @@ reports that the regression has not seen: folds of the training reports, grouped
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, diags_array, vstack
 from scipy.special import expit, logit
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.feature_selection import SelectKBest, chi2
@@ -25,17 +26,26 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from ctclip_model.config import TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.report_layout import split_statements
 from ctclip_model.errors import CheckpointError, ConfigurationError
 from ctclip_model.files import replace_folder
 from ctclip_model.json_config import parse_config
-from ctclip_model.labelling.terms import report_terms, sentence_terms, split_statements
+from ctclip_model.labelling import first_terms
+from ctclip_model.labelling.terms import MENTION, report_terms, statement_terms
 from ctclip_model.models.model_folder import read_description
 from ctclip_model.models.weights import read_weights
 
 KIND = "tfidf-labeller"
+# The ways to split a report into statements and to read their terms. A labeller reads by those it was trained with.
+RULES = {
+    1: (first_terms.split_statements, first_terms.statement_terms),
+    2: (split_statements, statement_terms),
+}
+NEWEST_RULES = max(RULES)
 ALMOST_UNREGULARISED = 1e6  # the calibration has two parameters
 
 Values = NDArray[np.float64]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,31 +74,39 @@ class TfidfLabeller:
     slopes: Values  # (18,), of the calibration: probability = sigmoid(slope * logit + offset)
     offsets: Values  # (18,)
     thresholds: Values  # (18,), smallest probabilities that count as present
+    rules: int = NEWEST_RULES  # key of RULES
 
     def label(self, texts: Sequence[str], *, dtype: object = None) -> NDArray[np.float32]:
         """The calibrated probability (texts, 18) of each abnormality. Ignores `dtype`, which is for transformers."""
-        return expit(self.logits(texts) * self.slopes + self.offsets).astype(np.float32)
+        return self.calibrate(self.logits(texts)).astype(np.float32)
+
+    def calibrate(self, logits: Values) -> Values:
+        """Probabilities (..., 18) of logits (..., 18)."""
+        return expit(logits * self.slopes + self.offsets)
 
     def logits(self, texts: Sequence[str]) -> Values:
         """Logits (texts, 18) of the regressions, before calibration."""
         return self._find_terms(texts) @ self.weights.T + self.biases
 
     def _find_terms(self, texts: Sequence[str]) -> csr_matrix:
-        """Terms of each text (texts, terms), 0 or 1. Sentences that many reports share are read once."""
+        """Values of the terms of each text (texts, terms). Statements that many reports share are read once."""
+        split, read_terms = RULES[self.rules]
         columns = {term: column for column, term in enumerate(self.terms)}
+        stems = {stem for term in self.terms for stem in term.split()}
         known: dict[str, list[int]] = {}
         rows: list[set[int]] = []
         for text in texts:
             row: set[int] = set()
-            for sentence in split_statements(text):
-                if sentence not in known:
-                    terms = sentence_terms(sentence, self.config)
-                    known[sentence] = [columns[term] for term in terms if term in columns]
-                row.update(known[sentence])
+            for statement in split(text):
+                if statement not in known:
+                    found = read_terms(statement, self.config, stems)
+                    known[statement] = [columns[term] for term in found if term in columns]
+                row.update(known[statement])
             rows.append(row)
         indptr = np.cumsum([0, *map(len, rows)])
         indices = np.fromiter((column for row in rows for column in sorted(row)), np.int64, count=indptr[-1])
-        return csr_matrix((np.ones(len(indices)), indices, indptr), shape=(len(texts), len(self.terms)))
+        values = _weigh(self.terms, self.config)[indices]
+        return csr_matrix((values, indices, indptr), shape=(len(texts), len(self.terms)))
 
 
 def train_tfidf_labeller(
@@ -115,13 +133,17 @@ def train_tfidf_labeller(
         occurrences = vectorizer.fit_transform(reports)  # (reports, terms), 0 or 1
     except ValueError as error:
         raise ConfigurationError(f"no term is in {config.min_reports} of {len(reports)} reports") from error
-    folds = _split(occurrences, groups or reports, config)
+    terms = vectorizer.get_feature_names_out()
+    plain = [_plain_reports(terms, config)] * config.plain_reports
+    values = vstack([occurrences @ diags_array(_weigh(terms, config)), *plain], "csr")  # (reports + plain ones, terms)
+    targets = np.concatenate([labels, *[np.eye(len(ABNORMALITIES), dtype=labels.dtype)] * config.plain_reports])
+    folds = _split(values, groups or reports, config)
     fits = []
     for index in range(len(ABNORMALITIES)):
-        fits.append(_fit(occurrences, labels[:, index], folds, config))
+        fits.append(_fit(values, targets[:, index], folds, config))
         if on_abnormality is not None:
             on_abnormality()
-    labeller = _assemble(folder.name, config, vectorizer.get_feature_names_out(), fits)
+    labeller = _bound_thresholds(_assemble(folder.name, config, terms, fits))
     held_out = np.stack([fit.held_out for fit in fits], axis=1)  # (reports, 18)
     decided = held_out >= labeller.thresholds
     result = TfidfResult(
@@ -159,30 +181,33 @@ class _Fold:
     held_terms: csr_matrix
 
 
-def _split(occurrences: csr_matrix, groups: Sequence[str], config: TfidfConfig) -> list[_Fold]:
+def _split(values: csr_matrix, groups: Sequence[str], config: TfidfConfig) -> list[_Fold]:
+    """Folds of the reports, which have a group each. The plain reports after them train in every fold."""
     names, numbers = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
         raise ConfigurationError("a labeller needs at least two different reports: one to train on, one to check")
     splits = GroupKFold(min(config.folds, len(names)), shuffle=True, random_state=config.seed)
+    plain = np.arange(len(groups), values.shape[0])
     return [
-        _Fold(training, held, occurrences[training], occurrences[held])
+        _Fold(rows := np.append(training, plain), held, values[rows], values[held])
         for training, held in splits.split(numbers, groups=numbers)
     ]
 
 
-def _fit(occurrences: csr_matrix, labels: NDArray[np.integer], folds: Sequence[_Fold], config: TfidfConfig) -> _Fit:
+def _fit(values: csr_matrix, labels: NDArray[np.integer], folds: Sequence[_Fold], config: TfidfConfig) -> _Fit:
     """The regression with the strength that gives the least log loss on held-out reports, after calibration."""
-    if any(len(np.unique(labels[fold.training])) < 2 for fold in folds):
-        return _fit_prevalence(labels)
-    best_loss, best = np.inf, _fit_prevalence(labels)
-    for strength, logits in zip(config.strengths, _held_out_logits(labels, folds, config), strict=True):
+    checked = labels[: sum(len(fold.held) for fold in folds)]  # those of the reports, without the plain ones
+    if any(len(np.unique(np.delete(checked, fold.held))) < 2 for fold in folds):
+        return _fit_prevalence(checked)
+    best_loss, best = np.inf, _fit_prevalence(checked)
+    for strength, logits in zip(config.strengths, _held_out_logits(labels, len(checked), folds, config), strict=True):
         # Platt's sigmoid, since a regression with balanced classes overstates the rarer one.
-        calibration = LogisticRegression(C=ALMOST_UNREGULARISED).fit(logits[:, None], labels)
+        calibration = LogisticRegression(C=ALMOST_UNREGULARISED).fit(logits[:, None], checked)
         held_out = calibration.predict_proba(logits[:, None])[:, 1]
-        loss = log_loss(labels, held_out)
+        loss = log_loss(checked, held_out)
         if loss < best_loss and calibration.coef_.item() > 0:
-            select, tfidf = selector = _make_selector(config, occurrences)
-            regression = _regression(strength).fit(selector.fit_transform(occurrences, labels), labels)
+            select, tfidf = selector = _make_selector(config, values)
+            regression = _regression(strength).fit(selector.fit_transform(values, labels), labels)
             best_loss = loss
             best = _Fit(
                 terms=select.get_support(indices=True),
@@ -190,15 +215,15 @@ def _fit(occurrences: csr_matrix, labels: NDArray[np.integer], folds: Sequence[_
                 bias=regression.intercept_.item(),
                 slope=calibration.coef_.item(),
                 offset=calibration.intercept_.item(),
-                threshold=choose_threshold(labels, held_out),
+                threshold=choose_threshold(checked, held_out),
                 held_out=held_out,
             )
     return best
 
 
-def _held_out_logits(labels: NDArray[np.integer], folds: Sequence[_Fold], config: TfidfConfig) -> Values:
+def _held_out_logits(labels: NDArray[np.integer], count: int, folds: Sequence[_Fold], config: TfidfConfig) -> Values:
     """Logits (strengths, reports) by regressions that were not trained on the report."""
-    logits = np.empty((len(config.strengths), len(labels)))
+    logits = np.empty((len(config.strengths), count))
     for fold in folds:
         selector = _make_selector(config, fold.training_terms)
         training = selector.fit_transform(fold.training_terms, labels[fold.training])
@@ -208,9 +233,9 @@ def _held_out_logits(labels: NDArray[np.integer], folds: Sequence[_Fold], config
     return logits
 
 
-def _make_selector(config: TfidfConfig, occurrences: csr_matrix) -> Pipeline:
+def _make_selector(config: TfidfConfig, values: csr_matrix) -> Pipeline:
     """Selects the terms that depend most on an abnormality, and weighs them. Terms of long reports weigh the same."""
-    return make_pipeline(SelectKBest(chi2, k=min(config.terms, occurrences.shape[1])), TfidfTransformer(norm=None))
+    return make_pipeline(SelectKBest(chi2, k=min(config.terms, values.shape[1])), TfidfTransformer(norm=None))
 
 
 def _regression(strength: float) -> LogisticRegression:
@@ -222,6 +247,11 @@ def _fit_prevalence(labels: NDArray[np.integer]) -> _Fit:
     prevalence = (labels.sum() + 1) / (len(labels) + 2)
     none = np.empty(0)
     return _Fit(none.astype(np.int64), none, logit(prevalence), 1.0, 0.0, 0.5, np.full(len(labels), prevalence))
+
+
+def _weigh(terms: Sequence[str], config: TfidfConfig) -> Values:
+    """The value of each term where a report asserts it."""
+    return np.where([term.startswith(MENTION) for term in terms], config.mention_weight, 1.0)
 
 
 def choose_threshold(labels: NDArray[np.integer], probabilities: Values) -> float:
@@ -245,11 +275,30 @@ def _assemble(labeller_id: str, config: TfidfConfig, terms: NDArray[np.str_], fi
     return TfidfLabeller(labeller_id, config, terms[chosen].tolist(), weights, biases, slopes, offsets, thresholds)
 
 
+def _plain_reports(terms: Sequence[str], config: TfidfConfig) -> csr_matrix:
+    """Terms (18, terms) of a report for each abnormality that only names it."""
+    columns = {term: column for column, term in enumerate(terms)}
+    named = [(row, columns[MENTION + name]) for row, name in enumerate(ABNORMALITIES) if MENTION + name in columns]
+    rows, places = np.array(named, np.int64).reshape(-1, 2).T
+    return csr_matrix(
+        (np.full(len(rows), config.mention_weight), (rows, places)), shape=(len(ABNORMALITIES), len(terms))
+    )
+
+
+def _bound_thresholds(labeller: TfidfLabeller) -> TfidfLabeller:
+    """Lowers thresholds to halfway between an empty report and one that only names the abnormality, which so has it."""
+    plain = _plain_reports(labeller.terms, labeller.config)
+    named = (plain @ labeller.weights.T).diagonal() + labeller.biases
+    halfway = (labeller.calibrate(named) + labeller.calibrate(labeller.biases)) / 2
+    bounded = np.minimum(labeller.thresholds, halfway)
+    return replace(labeller, thresholds=np.where(named > labeller.biases, bounded, labeller.thresholds))
+
+
 ARRAYS = ("weights", "biases", "slopes", "offsets", "thresholds")
 
 
 def _save(labeller: TfidfLabeller, folder: Path, info: Mapping[str, object]) -> None:
-    description = {"kind": KIND, "config": asdict(labeller.config), "info": info}
+    description = {"kind": KIND, "rules": labeller.rules, "config": asdict(labeller.config), "info": info}
     with replace_folder(folder) as temporary:
         save_file({name: getattr(labeller, name) for name in ARRAYS}, temporary / "model.safetensors")
         (temporary / "terms.json").write_text(json.dumps(labeller.terms, ensure_ascii=False, indent=0), "utf-8")
@@ -265,10 +314,14 @@ def is_tfidf_folder(folder: Path) -> bool:
 
 
 def load_tfidf_labeller(folder: Path | str) -> TfidfLabeller:
-    """Loads a labeller from its folder. Raises `CheckpointError` for an incomplete or damaged folder."""
+    """Loads a labeller from its folder. Logs a warning for one that was trained with older rules, which it keeps.
+
+    Raises `CheckpointError` for an incomplete or damaged folder, and for rules that this version does not have.
+    """
     folder = Path(folder)
     try:
-        config = parse_config(TfidfConfig, read_description(folder)["config"], "config")
+        description = read_description(folder)
+        config, rules = parse_config(TfidfConfig, description["config"], "config"), description.get("rules", 1)
         terms = json.loads((folder / "terms.json").read_text("utf-8"))
     except (OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{folder}: is not a folder of a {KIND} ({type(error).__name__}: {error})") from error
@@ -281,4 +334,8 @@ def load_tfidf_labeller(folder: Path | str) -> TfidfLabeller:
         raise CheckpointError(f"{folder}: holds arrays {found} in place of {expected}")
     if damaged := [name for name, values in arrays.items() if not np.isfinite(values).all()]:
         raise CheckpointError(f"{folder}: NaN or infinite: {', '.join(damaged)}")
-    return TfidfLabeller(folder.name, config, terms, **arrays)
+    if rules not in RULES:
+        raise CheckpointError(f"{folder}: reads reports by rules {rules!r}; this version has {max(RULES)} at most")
+    if rules < NEWEST_RULES:
+        logger.warning("%s reads reports by older rules, which depend on their layout: train it again", folder.name)
+    return TfidfLabeller(folder.name, config, terms, **arrays, rules=rules)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.report_layout import normalise_report
 from ctclip_model.data.reports import split_sentences
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text_batches import map_texts
@@ -49,6 +50,8 @@ class TransformerLabeller:
 
     def label(self, texts: Sequence[str], *, dtype: torch.dtype | None = None) -> Probabilities:
         """The probability (texts, 18) of each abnormality. A `dtype` such as bfloat16 runs the model in autocast."""
+        if self.model.config.normalised:
+            texts = [normalise_report(text) for text in texts]
         bags = TextBags.collect(texts, self.model.config.by_sentence)
         probabilities = map_texts(
             lambda ids, mask: self.model(ids, mask).float().sigmoid(),

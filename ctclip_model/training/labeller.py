@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ctclip_model.config import LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.report_layout import normalise_report
 from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.labelling.transformer import TextBags, TransformerLabeller
@@ -123,9 +124,10 @@ class _Training:
         config: LabellerConfig,
         compute: Compute,
     ) -> None:
-        self.reports, self.labels, self.names, self.compute = reports, torch.from_numpy(labels).float(), names, compute
-        self.tokenizer = train_tokenizer(reports, config.vocab_size)
-        self.config = replace(config, vocab_size=len(self.tokenizer))
+        self.reports = [normalise_report(report) for report in reports]
+        self.labels, self.names, self.compute = torch.from_numpy(labels).float(), names, compute
+        self.tokenizer = train_tokenizer(self.reports, config.vocab_size)
+        self.config = replace(config, vocab_size=len(self.tokenizer), normalised=True)
         self.device = choose_device(compute.device)
         self.model = ReportLabeller(self.config)
         _draw_weights(self.model)

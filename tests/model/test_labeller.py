@@ -1,6 +1,9 @@
 """The transformer labeller: its training, its folder, and the published weights."""
 
 import dataclasses
+import json
+import shutil
+import textwrap
 
 import numpy as np
 import pytest
@@ -74,6 +77,23 @@ def test_labels_do_not_depend_on_order_or_company(trained):
     assert labeller.label([]).shape == (0, len(ABNORMALITIES))
 
 
+def test_a_labeller_trained_here_reads_reports_without_their_layout(trained):
+    labeller = load_labeller(trained[0])
+    reports, _ = write_reports(20, seed=3)
+    layouts = (str.upper, lambda text: textwrap.fill(text, 40), lambda text: text.replace(". ", ".<br/>"))
+    for write in layouts:
+        assert (labeller.label([write(report) for report in reports]) == labeller.label(reports)).all()
+
+
+def test_a_labeller_of_an_older_version_gets_reports_as_they_are(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "older")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["config"].pop("normalised")
+    (folder / "config.json").write_text(json.dumps(config))
+    older = load_labeller(folder)
+    assert (older.label(["There is<br/>emphysema."]) != older.label(["There is emphysema."])).any()
+
+
 def test_one_text_cannot_both_train_and_validate(tmp_path):
     reports, labels = write_reports(1, seed=0)
     with pytest.raises(ConfigurationError, match="two different reports"):
@@ -143,7 +163,7 @@ def test_the_published_labeller_is_loaded_and_reads_reports_whole(radbert, tmp_p
     labeller = load_labeller(radbert)
     assert labeller.thresholds.tolist() == [LabellerConfig().threshold] * len(ABNORMALITIES)
     assert labeller.labeller_id.startswith("radbert-")
-    report = "There is emphysema. There is no nodule."
+    report = "There is EMPHYSEMA.There is  no\nnodule."
     tokens = labeller.tokenizer(report, return_tensors="pt")
     with torch.inference_mode():
         expected = labeller.model(tokens["input_ids"], tokens["attention_mask"]).sigmoid()

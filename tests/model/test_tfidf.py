@@ -56,6 +56,45 @@ def test_labels_do_not_depend_on_order_or_company(trained):
     assert labeller.label([]).shape == (0, len(ABNORMALITIES))
 
 
+@pytest.mark.parametrize(
+    "write",
+    [str.lower, str.upper, lambda text: text.replace("i", "\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}").upper(),
+     lambda text: text.replace(" ", "\n"), lambda text: text.replace(". ", ".<br/>").replace(" ", "&nbsp;"),
+     lambda text: text.replace(". ", ".")],
+    ids=["lower case", "capitals", "Turkish capitals", "a word a line", "HTML", "no space after stops"],
+)  # fmt: skip
+def test_labels_do_not_depend_on_layout(trained, write):
+    labeller = load_labeller(trained[0])
+    reports, labels = write_reports(50, seed=3)
+    found = labeller.label([write(report) for report in reports]) >= labeller.thresholds
+    assert (found == labels).all()
+
+
+def test_a_labeller_of_older_rules_keeps_its_labels_and_says_so(copied, caplog):
+    path = copied / "config.json"
+    description = json.loads(path.read_text())
+    assert description.pop("rules") == 2
+    path.write_text(json.dumps(description))
+    older = load_labeller(copied)
+    assert "reads reports by older rules" in caplog.text
+    column = COLUMNS[0]
+    lost = "Bilateral pleural effusion was\nnot observed."
+    assert older.label([lost])[0, column] != older.label([lost.replace("\n", " ")])[0, column]
+
+
+def test_rules_of_a_later_version_are_refused(copied):
+    path = copied / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rules": 99}))
+    with pytest.raises(CheckpointError, match="rules 99; this version has 2 at most"):
+        load_labeller(copied)
+
+
+def test_a_report_that_only_names_an_abnormality_shows_it(trained):
+    labeller = load_labeller(trained[0])
+    found = labeller.label(["Pleural effusion", "Normal.", ""]) >= labeller.thresholds
+    assert found[:, COLUMNS[0]].tolist() == [True, False, False]
+
+
 def test_the_same_reports_give_the_same_bytes(trained, tmp_path):
     train_tfidf_labeller(*write_reports(200, seed=0), TfidfConfig(), tmp_path / "labeller-tfidf-1")
     for name in FILES:
@@ -155,5 +194,5 @@ def test_real_reports_are_read_better_than_by_plain_tfidf(shared_data, tmp_path)
             regression = LogisticRegression(class_weight="balanced", solver="liblinear")
             plain[held, place] = regression.fit(seen, labels[training, place]).predict(unseen)
     assert f1_score(labels, ours, average="macro") >= f1_score(labels, plain, average="macro") + 0.15
-    assert f1_score(labels, ours, average="macro") >= 0.9
+    assert f1_score(labels, ours, average="macro") >= 0.93
     assert log_loss(labels.ravel(), probabilities.ravel()) < log_loss(labels.ravel(), uncalibrated.ravel())

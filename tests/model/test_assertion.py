@@ -1,0 +1,90 @@
+"""Words of a sentence that it asserts."""
+
+import pytest
+
+from ctclip_model.labelling.assertion import read_words
+
+
+def asserted(sentence, names):
+    """The given words of the sentence that it asserts."""
+    words = read_words(sentence)
+    assert set(names.split()) <= {word for word, _ in words}
+    return " ".join(word for word, is_asserted in words if is_asserted and word in names.split())
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "no effusion is observed",
+        "pleural effusion was not detected in either lung",
+        "pleural effusion wasnt clearly seen",
+        "both lungs are devoid of effusion",
+        "the pleura is clear of effusion",
+        "effusion did not develop",
+        "the effusion has completely regressed",
+        "complete resolution of the effusion",
+        "the effusion was drained completely",
+        "the effusion seen previously is not seen now",
+        "effusion was excluded",
+        "pleural effusion: none",
+        "effusion - absent",
+        "no mass, effusion or consolidation was detected",
+        "neither consolidation nor effusion",
+        "if effusion develops, a drain is advised",
+        "ultrasound is advised to rule out effusion",
+        "his father had effusion",
+        "there was effusion before, but it is gone",
+        "the effusion has not recurred",
+    ],
+)
+def test_a_denied_finding_is_not_asserted(sentence):
+    assert asserted(sentence, "effusion") == ""
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "effusion is present",
+        "no change in the effusion",
+        "the effusion has not changed",
+        "no significant difference was found in the effusion",
+        "the effusion shows no sign of resolution",
+        "the effusion was not seen before and is seen now",
+        "not only effusion is seen",
+        "effusion cannot be excluded",
+        "free effusion in the left hemithorax",
+        "the borders of the effusion cannot be distinguished",
+        "the cause of the effusion was not found",
+        "possible effusion",
+        "the effusion has only partially regressed",
+        "there is no mass but effusion is seen",
+        "effusion is seen without consolidation",
+        "despite no fever, effusion is seen",
+        "no mass or nodule, effusion is present",
+        "it is not clear whether the effusion is loculated",
+        "an effusion that did not reach 10 mm",
+    ],
+)
+def test_a_finding_next_to_a_denial_is_asserted(sentence):
+    assert asserted(sentence, "effusion") == "effusion"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "names", "present"),
+    [
+        ("effusion was not observed but atelectasis is present", "effusion atelectasis", "atelectasis"),
+        ("no effusion, the atelectasis is unchanged", "effusion atelectasis", "atelectasis"),
+        ("atelectasis is noted, effusion is not", "effusion atelectasis", "atelectasis"),
+        ("effusion, atelectasis and emphysema were not seen", "effusion atelectasis emphysema", ""),
+        ("no effusion, atelectasis or emphysema", "effusion atelectasis emphysema", ""),
+        ("effusion (-), emphysema (+), atelectasis (-)", "effusion emphysema atelectasis", "emphysema"),
+        ("emphysema except for which no effusion was seen", "emphysema effusion", "emphysema"),
+    ],
+)
+def test_the_scope_of_a_denial_ends(sentence, names, present):
+    assert asserted(sentence, names) == present
+
+
+def test_known_phrases_are_words():
+    assert [word for word, _ in read_words("there is lack of effusion.")] == ["there is", "lack of", "effusion"]
+    assert read_words("") == []
