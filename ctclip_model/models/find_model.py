@@ -17,9 +17,16 @@ from ctclip_model.json_config import parse_config
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.kinds import ENCODERS, FINE_TUNED, ModelKind, read_kind
-from ctclip_model.models.model_folder import load_model_folder, read_description
-from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES, find_tokenizer_file, read_tokenizer
+from ctclip_model.models.model_folder import is_model_folder, load_model_folder, read_description
+from ctclip_model.models.text import (
+    PUBLISHED_TEXT_ENCODER,
+    TOKENIZER_FILES,
+    check_vocabulary,
+    find_tokenizer_file,
+    read_tokenizer,
+)
 from ctclip_model.models.weights import AnyModel, load_weights
+from ctclip_model.models.weights_files import FOLDER_WEIGHTS, find_weights_file
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ def find_model(models: Path, name: str | None) -> Path:
     """
     if name is not None:
         for path in (models / name, Path(name)):
-            if path.is_file() or (path / "config.json").is_file():
+            if path.is_file() or any((path / file).is_file() for file in ("config.json", *FOLDER_WEIGHTS)):
                 return path.parent if path.is_file() and _embeds_volumes(path.parent) else path
         raise MissingInputError(f"there is no model {name!r}: neither {models / name} nor a model folder or weights")
     found = list_models(models)
@@ -68,21 +75,23 @@ def find_model(models: Path, name: str | None) -> Path:
 def load_model(
     path: Path, *, name: str | None = None, device: str = "cpu", with_text: bool = True, tokenizer: Path | None = None
 ) -> LoadedModel:
-    """Loads a model folder, or a weights file, which has the published recipe and no tokenizer of its own.
+    """Loads a model folder, or weights, which have the published recipe and no tokenizer of their own.
 
-    `name` is the folder's or file's by default. The tokenizer of a weights file is `tokenizer` (a file, or its folder),
-    one beside the weights, or the published one. Without `with_text`, and for a LiPro, no tokenizer is read. Raises
+    Weights are a file, an index of shards or a folder of another maker, such as Hugging Face's. `name` is the folder's
+    or file's by default. The tokenizer of weights is `tokenizer` (a file, or its folder), one beside the weights, or
+    the published one. Without `with_text`, and for a LiPro, no tokenizer is read. Raises
     `CheckpointError`, or `MissingInputError` for a missing tokenizer.
     """
-    if path.is_dir():
+    if path.is_dir() and is_model_folder(path):
         if tokenizer is not None:
             raise ConfigurationError(f"{path} has a tokenizer of its own: leave --tokenizer out")
         loaded = load_model_folder(path, device=device)
         own = loaded.tokenizer if with_text and isinstance(loaded.model, CTCLIP) else None
         return _check_loaded(name or path.resolve().name, loaded.model, parse_recipe(path, loaded.info), own)
-    model = load_weights(path)
+    weights = find_weights_file(path) if path.is_dir() else path
+    model = load_weights(weights)
     has_prompts = with_text and isinstance(model, CTCLIP)
-    reader = read_tokenizer(_find_tokenizer(path, tokenizer)) if has_prompts else None
+    reader = read_tokenizer(_find_tokenizer(weights, tokenizer)) if has_prompts else None
     return _check_loaded(name or path.stem, model.to(device), Recipe(), reader)
 
 
@@ -115,14 +124,6 @@ def check_model(name: str, config: CTCLIPConfig, recipe: Recipe, tokenizer: PreT
             f"{_by(expected)}"
         )
     check_vocabulary(name, config.text.vocab_size, tokenizer)
-
-
-def check_vocabulary(name: str, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None) -> None:
-    """Raises `CheckpointError` for a tokenizer with more tokens than the text encoder has embeddings."""
-    if tokenizer is not None and len(tokenizer) > vocab_size:
-        raise CheckpointError(
-            f"{name}: its text encoder knows {vocab_size} tokens, and the tokenizer has {len(tokenizer)}"
-        )
 
 
 def _kind(folder: Path) -> ModelKind | None:

@@ -11,12 +11,13 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import PRESETS, VERSIONS, Preset, Recipe, compute_fingerprint
 from ctclip_model.errors import ConfigurationError
-from ctclip_model.models.find_model import check_model, check_vocabulary, parse_recipe
+from ctclip_model.models.find_model import check_model, parse_recipe
 from ctclip_model.models.kinds import ModelKind, kinds_of_type
-from ctclip_model.models.model_folder import load_model_folder, save_model_folder, tokenizer_json
+from ctclip_model.models.model_folder import is_model_folder, load_model_folder, save_model_folder, tokenizer_json
 from ctclip_model.models.report_labeller import ReportLabeller, read_labeller_tokenizer
-from ctclip_model.models.text import read_tokenizer
+from ctclip_model.models.text import check_vocabulary, read_tokenizer
 from ctclip_model.models.weights import AnyModel, load_weights
+from ctclip_model.models.weights_files import find_weights_file
 
 CUSTOM = "custom"  # recorded for a model that fits no preset, in place of the preset's name
 RADBERT = "radbert"  # recorded for a labeller in the published form
@@ -43,7 +44,7 @@ class Candidate:
     kind: ModelKind
     preset: str
     recipe: Recipe | None  # None for a labeller, which reads no volumes
-    weights: Path  # file whose SHA-256 identifies the model
+    weights: Path  # file, or index of shards, whose SHA-256 identifies the model
     tokenizer: PreTrainedTokenizerFast | None  # None: not found yet, or not needed
 
     @property
@@ -59,18 +60,19 @@ class Candidate:
 
 
 def open_candidate(path: Path, *, kind: ModelKind | None = None, preset: Preset | None = None) -> Candidate:
-    """Opens a model folder or a weights file and finds its kind, preset and recipe.
+    """Opens a model folder, a weights file or a folder with one, and finds its kind, preset and recipe.
 
     VocabFine has the keys of CT-CLIP: `kind` or else the file's name decides. `preset` gives the configuration of
     weights without the published widths. Raises `CheckpointError`, or `ConfigurationError` for another kind than asked.
     """
-    if path.is_dir():
+    if path.is_dir() and is_model_folder(path):
         return _open_folder(path, kind)
-    model = load_weights(path, preset)
+    weights = find_weights_file(path) if path.is_dir() else path
+    model = load_weights(weights, preset)
     if isinstance(model, ReportLabeller):
-        return Candidate(model, _choose_kind(model, kind, path, ""), RADBERT, None, path, None)
-    recipe = preset.recipe if preset else Recipe()
-    return Candidate(model, _choose_kind(model, kind, path, path.name), _preset_name(model, recipe), recipe, path, None)
+        return Candidate(model, _choose_kind(model, kind, path, ""), RADBERT, None, weights, None)
+    recipe, found = preset.recipe if preset else Recipe(), _choose_kind(model, kind, path, path.name)
+    return Candidate(model, found, _preset_name(model, recipe), recipe, weights, None)
 
 
 def read_tokenizer_for(kind: ModelKind, path: Path) -> PreTrainedTokenizerFast:

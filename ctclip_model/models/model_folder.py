@@ -119,6 +119,14 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def is_model_folder(folder: Path) -> bool:
+    """True for a folder that this project wrote, and not for weights in a folder of Hugging Face or without a config.
+
+    Raises `CheckpointError` for a damaged config.json.
+    """
+    return (folder / "config.json").exists() and "kind" in read_description(folder)
+
+
 @overload
 def load_model_folder(folder: Path | str, *, device: str = "cpu") -> ModelFolder[Any]: ...
 @overload

@@ -13,6 +13,7 @@ from ctclip_model.config import RADBERT_BASE, LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, MissingInputError
 from ctclip_model.models.bert import first_token
+from ctclip_model.models.text import read_lines
 
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
 SPECIAL_TOKENS = {
@@ -93,8 +94,7 @@ def read_labeller_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 def _byte_pairs(vocabulary: Path, merges: Path) -> Tokenizer:
     ids = json.loads(vocabulary.read_text(encoding="utf-8"))
-    lines = merges.read_text(encoding="utf-8").splitlines()
-    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    pairs = [line.split(" ") for line in read_lines(merges) if line and not line.startswith("#version")]
     tokenizer = Tokenizer(models.BPE(ids, [(left, right) for left, right in pairs], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -63,12 +63,34 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         if path.suffix == ".json":
             tokenizer = Tokenizer.from_file(str(path))
         else:
-            tokenizer = _word_pieces(path.read_text(encoding="utf-8").splitlines())
+            tokenizer = _word_pieces(read_lines(path))
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise CheckpointError(f"{path}: cannot be read as a tokenizer ({type(error).__name__}: {error})") from error
     if missing := [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]:
         raise CheckpointError(f"{path}: is not BERT's tokenizer: it lacks {', '.join(missing)}")
     return _wrapped(tokenizer)
+
+
+def read_lines(path: Path) -> list[str]:
+    r"""The lines of a vocabulary, which end with \n or \r\n alone.
+
+    An entry may hold U+0085, U+2028 or another character at which `splitlines` would end a line, so that each later
+    entry had another id. Raises `OSError` or `UnicodeDecodeError`.
+    """
+    lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+    return [line.removesuffix("\r") for line in lines]
+
+
+def check_vocabulary(name: str, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    """Raises `CheckpointError` for a tokenizer with more tokens, or higher ids, than the text encoder has embeddings.
+
+    `name` is the model's, for the error.
+    """
+    if tokenizer is None:
+        return
+    count = max([len(tokenizer), *(index + 1 for index in tokenizer.get_vocab().values())])
+    if count > vocab_size:
+        raise CheckpointError(f"{name}: its text encoder knows {vocab_size} tokens, and the tokenizer has {count}")
 
 
 def _word_pieces(vocabulary: Sequence[str]) -> Tokenizer:

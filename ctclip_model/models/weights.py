@@ -1,17 +1,14 @@
-"""Weights files, `.pt`, `.pth` or `.safetensors`: read, recognised by their keys, and loaded into a model."""
+"""Weights recognised by their keys and loaded into a model."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import zipfile
-from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -19,7 +16,9 @@ from ctclip_model.config import CTCLIPConfig, LabellerConfig, Preset, TextConfig
 from ctclip_model.errors import CheckpointError
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LiPro
-from ctclip_model.models.report_labeller import FIRST_POSITION, ReportLabeller
+from ctclip_model.models.report_labeller import FIRST_POSITION, ReportLabeller, read_labeller_config
+from ctclip_model.models.unwrapping import unwrap_weights
+from ctclip_model.models.weights_files import list_names, read_content
 
 AnyModel: TypeAlias = CTCLIP | LiPro | ReportLabeller
 AnyPath: TypeAlias = str | PathLike[str]
@@ -30,15 +29,25 @@ POSITION_IDS = (
     f"{TRUNK}text_transformer.embeddings.position_ids",
     "model.embeddings.position_ids",
 )
+# Other models that people try, by a part of their names.
+FOREIGN = (
+    (".lora_A.", "an adapter (LoRA), which is no model alone: "),
+    (".embeddings.word_embeddings.", "a BERT or RoBERTa alone: "),
+    (".to_patch_emb.", "a CT-ViT alone: "),
+    (".enc_spatial_transformer.", "a CT-ViT alone: "),
+    (".visual.transformer.", "a CLIP of pictures: "),
+    (".vision_model.", "a CLIP of pictures: "),
+)
 # Names, because transformers replaces the functions of torch by its own.
 RANDOM_WEIGHTS = ("kaiming_uniform_", "uniform_", "normal_")
 
 
 def load_ctclip(path: AnyPath, config: CTCLIPConfig | None = None) -> CTCLIP:
-    """Loads CT-CLIP, in evaluation mode on the CPU, from weights: a published `.pt`, or `.pth` or `.safetensors`.
+    """Loads CT-CLIP, in evaluation mode on the CPU, from weights: the published file, or whatever PyTorch writes.
 
     Without `config`, the shapes of the weights give the configuration: the published one, or one that differs in
-    patch size, depth of the encoders or latents. Names may begin with `module.`. Code in a file is never run.
+    patch size, depth of the encoders or latents. The weights may be in shards, a folder or a training's checkpoint,
+    under any prefix. Code in a file is never run.
 
     Raises `CheckpointError` for a missing or damaged file, and for weights of another model.
 
@@ -49,7 +58,7 @@ def load_ctclip(path: AnyPath, config: CTCLIPConfig | None = None) -> CTCLIP:
     >>> latents.shape == (1, model.config.latent_dim)
     True
     """
-    return _load_ctclip(read_weights(path), path, config)
+    return _load_ctclip(*_read(path), config)
 
 
 def load_labeller_weights(path: AnyPath, config: LabellerConfig | None = None) -> ReportLabeller:
@@ -58,7 +67,7 @@ def load_labeller_weights(path: AnyPath, config: LabellerConfig | None = None) -
     Without `config`, the shapes of the weights give the configuration if the width is RadBERT's. Raises
     `CheckpointError`.
     """
-    return _load_labeller(read_weights(path), path, config)
+    return _load_labeller(*_read(path), config)
 
 
 def load_weights(path: AnyPath, preset: Preset | None = None) -> AnyModel:
@@ -66,45 +75,41 @@ def load_weights(path: AnyPath, preset: Preset | None = None) -> AnyModel:
 
     `preset` gives the configuration of weights without the published widths. Raises `CheckpointError`.
     """
-    weights = read_weights(path)
+    weights, origin = _read(path)
     model_config, labeller_config = (preset.model, preset.labeller) if preset else (None, None)
     if any(key.startswith(TRUNK) for key in weights):
         trunk = {key.removeprefix(TRUNK): value for key, value in weights.items() if key.startswith(TRUNK)}
-        lipro: LiPro = fill_model(LiPro, model_config or _infer_ctclip_config(trunk, path), weights, path)
+        lipro: LiPro = fill_model(LiPro, model_config or _infer_ctclip_config(trunk, origin), weights, origin)
         return lipro
     if any(key.startswith(("visual_transformer.", "text_transformer.")) for key in weights):
-        return _load_ctclip(weights, path, model_config)
-    if any(key.startswith("model.") for key in weights):
-        return _load_labeller(weights, path, labeller_config)
+        return _load_ctclip(weights, origin, model_config)
+    if any(key.startswith(("model.embeddings.", "model.encoder.")) for key in weights):
+        return _load_labeller(weights, origin, labeller_config or read_labeller_config(_folder_of(path)))
+    foreign = next((what for part, what in FOREIGN if any(part in f".{key}" for key in weights)), "")
     raise CheckpointError(
-        f"{path}: holds neither CT-CLIP (visual_transformer, text_transformer), LiPro ({TRUNK}, {HEAD}) nor a report "
-        f"labeller (model., {HEAD}), but {_listed(list(weights)) or 'nothing'}"
+        f"{origin}: holds neither CT-CLIP (visual_transformer, text_transformer), LiPro ({TRUNK}, {HEAD}) nor a report "
+        f"labeller (model., {HEAD}), but {foreign}{list_names(weights) or 'nothing'}"
     )
 
 
-def read_weights(path: AnyPath) -> dict[str, Tensor]:
-    """The tensors of a `.pt`, `.pth` or `.safetensors` file, by name. Never runs code that a file carries.
+def _folder_of(path: AnyPath) -> Path:
+    return Path(path) if Path(path).is_dir() else Path(path).parent
 
-    Tensors are mapped: their content stays in the file until it is used. Raises `CheckpointError`.
+
+def read_weights(path: AnyPath) -> dict[str, Tensor]:
+    """The tensors of a weights file, an index of shards or a folder with either, by their names in the model.
+
+    Prefixes of trainers and wrappers are taken off: see `unwrap_weights`. Never runs code that a file carries. Tensors
+    are mapped: their content stays in the file until it is used. Raises `CheckpointError`.
     """
+    return _read(path)[0]
+
+
+def _read(path: AnyPath) -> tuple[dict[str, Tensor], str]:
+    """The tensors, and the words by which errors name their origin."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-    if path.suffix not in (".pt", ".pth", ".safetensors"):
-        raise CheckpointError(f"{path}: weights come as .pt, .pth or .safetensors")
-    try:
-        if path.suffix == ".safetensors":
-            weights = load_file(path)
-        else:
-            is_mappable = zipfile.is_zipfile(path)  # the format of PyTorch since 1.6
-            weights = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable)
-    except Exception as error:  # parsers of damaged files raise anything
-        raise CheckpointError(f"{path}: cannot be read as weights ({type(error).__name__})") from error
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path}: is not a state dict, a mapping of names to tensors")
-    if weights and all(key.startswith("module.") for key in weights):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    return {key: value for key, value in weights.items() if key not in POSITION_IDS}
+    weights, origin = unwrap_weights(read_content(path), path)
+    return {key: value for key, value in weights.items() if key not in POSITION_IDS}, origin
 
 
 def _load_ctclip(weights: dict[str, Tensor], path: AnyPath, config: CTCLIPConfig | None) -> CTCLIP:
@@ -139,9 +144,9 @@ def fill_model(model_type: type[Any], config: Any, weights: dict[str, Tensor], p
     weights = empty | weights  # a file may lack tensors without elements
     faults = []
     if missing := sorted(expected.keys() - weights.keys()):
-        faults.append(f"missing {_listed(missing)}")
+        faults.append(f"missing {list_names(missing)}")
     if unexpected := sorted(weights.keys() - expected.keys()):
-        faults.append(f"unexpected {_listed(unexpected)}")
+        faults.append(f"unexpected {list_names(unexpected)}")
     common = [key for key in expected if key in weights]
     misshapen = [
         f"{key} {tuple(weights[key].shape)} in place of {tuple(expected[key].shape)}"
@@ -149,13 +154,15 @@ def fill_model(model_type: type[Any], config: Any, weights: dict[str, Tensor], p
         if weights[key].shape != expected[key].shape
     ]
     if misshapen:
-        faults.append(f"shapes differ: {_listed(misshapen)}")
-    if other := [key for key in common if not weights[key].is_floating_point()]:
-        faults.append(f"not floating-point: {_listed(other)}")
+        faults.append(f"shapes differ: {list_names(misshapen)}")
+    if other := [key for key in common if not _is_dense(weights[key])]:
+        faults.append(f"sparse, packed or without content: {list_names(other)}")
+    elif other := [key for key in common if not weights[key].is_floating_point()]:
+        faults.append(f"not floating-point: {list_names(other)}")
     elif damaged := [key for key in common if not is_finite(weights[key])]:
-        faults.append(f"NaN or infinite: {_listed(damaged)}")
+        faults.append(f"NaN or infinite: {list_names(damaged)}")
     elif lost := [f"{key} {weights[key].item():g}" for key in common if not _keeps_similarities(key, weights[key])]:
-        faults.append(f"exp is 0 or infinite in float32 (beyond about -103 to 88): {_listed(lost)}")
+        faults.append(f"exp is 0 or infinite in float32 (beyond about -103 to 88): {list_names(lost)}")
     if faults:
         raise CheckpointError(f"{path}: not the weights of this {model_type.__name__}; " + "; ".join(faults))
     model.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
@@ -163,8 +170,16 @@ def fill_model(model_type: type[Any], config: Any, weights: dict[str, Tensor], p
 
 
 def is_finite(values: Tensor) -> bool:
-    """True if no value is NaN or infinite. Reads a weights file ten times faster than `isfinite`."""
-    return values.numel() == 0 or all(extreme.isfinite() for extreme in values.aminmax())
+    """True if no value is NaN or infinite in float32. Reads a weights file ten times faster than `isfinite`."""
+    if values.itemsize == 1:  # PyTorch finds no extremes of float8
+        values = values.float()
+    return values.numel() == 0 or all(extreme.float().isfinite() for extreme in values.aminmax())
+
+
+def _is_dense(value: Tensor) -> bool:
+    """True for a tensor that holds each of its elements, one by one."""
+    is_packed = value.is_quantized or value.dtype is getattr(torch, "float4_e2m1fn_x2", None)
+    return value.layout is torch.strided and value.device.type == "cpu" and not is_packed
 
 
 def _keeps_similarities(key: str, value: Tensor) -> bool:
@@ -172,11 +187,6 @@ def _keeps_similarities(key: str, value: Tensor) -> bool:
     if key.rpartition(".")[2] != "temperature" or value.numel() != 1:
         return True
     return 0 < value.float().exp().item() < math.inf
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _infer_ctclip_config(weights: dict[str, Tensor], path: AnyPath) -> CTCLIPConfig:

@@ -18,7 +18,7 @@ from tasks.settings import LIMITS, Limits, hub_endpoint
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors")
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")  # in lower case
 FOLDER_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -38,7 +38,7 @@ class ModelAddress:
     @property
     def paths(self) -> list[str]:
         """Files of the model in the repository. The tokenizer, the last one, may be missing."""
-        if self.path.endswith(WEIGHTS_SUFFIXES):
+        if self.path.lower().endswith(WEIGHTS_SUFFIXES):
             return [self.path]
         return [f"{self.path}/{name}".lstrip("/") for name in FOLDER_FILES]
 

@@ -15,6 +15,7 @@ from ctclip_model.models.import_weights import Candidate, open_candidate, read_t
 from ctclip_model.models.kinds import OLD_SPELLINGS, PUBLISHED, ModelKind
 from ctclip_model.models.report_labeller import VOCABULARY_FILES, ReportLabeller
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES
+from ctclip_model.models.weights_files import hash_weights
 from tasks.hub.models import (
     ModelAddress,
     Origin,
@@ -105,7 +106,7 @@ def _import(run: StageRun, origin: Origin, options: ImportOptions) -> ImportedMo
         origin.path, kind=options.kind, preset=find_preset(options.preset) if options.preset else None
     )
     candidate = _with_tokenizer(run, candidate, options.tokenizer)
-    sha256 = sha256_of(candidate.weights)
+    sha256 = hash_weights(candidate.weights)
     fingerprint = candidate.fingerprint(sha256)
     prefix = f"{TRAINED_PREFIX}{candidate.preset}" if candidate.kind is ModelKind.labeller else candidate.kind
     folder = run.data_root / "models" / f"{prefix}-{fingerprint[:10]}"

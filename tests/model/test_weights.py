@@ -144,16 +144,7 @@ def test_damaged_files_are_refused(tmp_path, suffix):
             load_ctclip(path, TINY)
 
 
-def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path):
-    stored(tmp_path / "a.pt", load_tiny_weights()).rename(tmp_path / "a.safetensors")
-    stored(tmp_path / "b.safetensors", load_tiny_weights()).rename(tmp_path / "b.pt")
-    stored(tmp_path / "c.pt", load_tiny_weights()).rename(tmp_path / "c.bin")
-    for name in ("a.safetensors", "b.pt", "c.bin", "absent.pt"):
-        with pytest.raises(CheckpointError, match=name):
-            load_ctclip(tmp_path / name, TINY)
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"step": 3}, {"model": {"temperature": torch.ones(())}}, torch.ones(2)])
+@pytest.mark.parametrize("content", [[1, 2], {"step": 3}, {"model": {"step": 3}}, torch.ones(2)])
 def test_what_is_no_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match="is not a state dict"):

@@ -73,6 +73,39 @@ def test_published_file_becomes_a_folder_and_a_row_once(weights, tmp_path, name,
     assert find_model(tmp_path / "data" / "models", None) == folder
 
 
+def test_folder_of_hugging_face_and_shards_are_imported_and_told_apart_by_their_shards(weights, tmp_path):
+    tensors = torch.load(weights / "CT-CLIP_v2.pt", weights_only=True)
+    found = []
+    for change in (0.0, 1.0):
+        folder = tmp_path / f"hugging-face-{change}"
+        folder.mkdir()
+        shutil.copy(weights / "tokenizer.json", folder)
+        (folder / "config.json").write_text(json.dumps({"architectures": ["CTCLIP"], "torch_dtype": "float32"}))
+        tensors["to_text_latent.weight"] += change
+        torch.save({f"model.{key}": value for key, value in tensors.items()}, folder / "one.bin")
+        shards = {f"model.{key}": "one.bin" for key in tensors}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": shards}))
+        found.append(import_model(tmp_path / "data", str(folder), SMOKE))
+        saved = load_model_folder(tmp_path / "data" / "models" / found[-1].model_id).model.state_dict()
+        torch.testing.assert_close(dict(saved), tensors, rtol=0, atol=0)
+    assert found[0].model_id != found[1].model_id
+
+
+def test_checkpoint_of_the_published_trainer_is_imported(weights, tmp_path):
+    tensors = torch.load(weights / "CT-CLIP_v2.pt", weights_only=True)
+    optimizer = {"state": {}, "param_groups": [{"lr": 1.25e-6}]}
+    torch.save({"model": tensors, "optim": optimizer}, weights / "CtClip.100.pt")
+    imported = import_model(tmp_path / "data", str(weights / "CtClip.100.pt"), SMOKE)
+    saved = load_model_folder(tmp_path / "data" / "models" / imported.model_id).model.state_dict()
+    torch.testing.assert_close(dict(saved), tensors, rtol=0, atol=0)
+
+
+def test_labeller_is_imported_with_the_config_beside_it(radbert, tmp_path):
+    imported = import_model(tmp_path / "data", str(radbert))
+    loaded = load_labeller(find_labeller(tmp_path / "data", imported.model_id).folder)
+    torch.testing.assert_close(dict(loaded.model.state_dict()), load_golden("radbert_tiny.weights"), rtol=0, atol=0)
+
+
 def test_kind_is_an_option_and_another_model(weights, tmp_path):
     path = str(weights / "CT-CLIP_v2.pt")
     plain = import_model(tmp_path / "data", path, SMOKE)
