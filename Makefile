@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 export DO_NOT_TRACK := 1
 
-.PHONY: help install demo test test-slow test-browser test-orchestration lint bench clean
+.PHONY: help install demo test test-slow test-browser test-orchestration lint bench test-gpu bench-gpu clean
 
 install: $(INSTALLED)       ## the virtual environment .venv with all packages
 
@@ -22,7 +22,7 @@ demo: $(INSTALLED)          ## the pipeline on phantoms, from volumes to report 
 	$(BIN)/ctclip demo
 
 test: $(INSTALLED)          ## the test suite in two processes: no network, no GPU
-	$(BIN)/python -m pytest -m "not slow and not browser and not orchestration" \
+	$(BIN)/python -m pytest -m "not slow and not browser and not orchestration and not gpu" \
 		--numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 test-slow: $(INSTALLED)     ## tests of several minutes each: rebuilds, kills, the demo's learning over three seeds
@@ -34,6 +34,12 @@ test-browser: $(INSTALLED)  ## the report page in Chromium, installed from Debia
 
 test-orchestration: $(INSTALLED)  ## a Prefect server, one worker per pool, changed data, killed workers
 	$(BIN)/python -m pytest -m orchestration -rs
+
+test-gpu:                   ## the kernels on a GPU, with the Python given as PYTHON, which has CUDA's PyTorch
+	$(PYTHON) -m pytest --noconftest -m gpu -rs tests/gpu
+
+bench-gpu:                  ## every figure of a GPU in minutes, into gpu-results/, with that Python
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 
 lint: $(INSTALLED)          ## style, format and types
 	$(BIN)/ruff check .

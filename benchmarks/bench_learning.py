@@ -27,9 +27,8 @@ import torch
 from measure import machine
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.config import Negatives, TrainingConfig, tiny
+from ctclip_model.config import HU_PER_UNIT, Negatives, TrainingConfig, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.data.loader import HU_PER_UNIT
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.data.phantom.dataset import VISIBLE_ABNORMALITIES
 from ctclip_model.data.reports import report_sentences

@@ -11,6 +11,8 @@ from typing import Any
 
 from ctclip_model.stages import VERSIONS
 
+HU_PER_UNIT = 1000  # the model takes values in [-1, 1]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -221,7 +223,7 @@ class Preset:
 
     name: str
     cpu_threads: int | None = None  # threads of PyTorch without a GPU; None: all cores
-    recompute: bool = True  # recomputes activations in training: a quarter of the memory, one forward more
+    recompute: bool = True  # recomputes activations in training: less memory, a seventh more time on a GPU
     recipe: Recipe = field(default_factory=Recipe)
     model: CTCLIPConfig = field(default_factory=CTCLIPConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -5,6 +5,8 @@ int16 takes half the memory of float32 between disk and device, and loses nothin
 
 from __future__ import annotations
 
+import math
+import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,17 +18,15 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from joblib import Parallel, delayed
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ctclip_model.data.shards import ShardReader
-from ctclip_model.errors import ShardError
+from ctclip_model.config import HU_PER_UNIT
+from ctclip_model.data.shards import OPEN_SHARDS, ShardReader, read_into
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-
-HU_PER_UNIT = 1000
-OPEN_SHARDS = 128  # shards that stay open; each holds one of a process's (often 1,024) file descriptors
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,21 @@ def to_model_input(volumes: Tensor, device: torch.device | str, dtype: torch.dty
     """Scales int16 HU (B, depth, height, width) to the model's input on the device, (B, 1, depth, height, width)."""
     scaled = volumes.to(device, non_blocking=True).to(torch.float32).div_(HU_PER_UNIT)
     return scaled.to(dtype).unsqueeze(1)
+
+
+def copy_ahead(volumes: Tensor, device: torch.device) -> Tensor:
+    """Copies volumes to a GPU on a stream of its own, beside the work of other threads, and returns when it is done.
+
+    For a CPU the volumes come back as they are.
+    """
+    if device.type != "cuda":
+        return volumes
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        copied = volumes.to(device, non_blocking=True)
+    stream.synchronize()
+    copied.record_stream(torch.cuda.default_stream(device))
+    return copied
 
 
 class VolumeDataset(Dataset[Tensor]):
@@ -84,6 +99,14 @@ class VolumeDataset(Dataset[Tensor]):
             for _ in pool.map(lambda job: self._read(indices[job[0]], batch[job[0]], job[1]), jobs):
                 pass  # iterating raises the errors of the threads
         return torch.from_numpy(batch) if out is None else out
+
+    def read_in_processes(self, indices: Sequence[int], out: np.ndarray, processes: int) -> None:
+        """Reads volumes into `out` of `share_memory`, int16 (B, depth, height, width), each in one of the processes."""
+        jobs = [
+            delayed(read_into)(self.data_root / sample.shard_path, sample.row_index, sample.name, volume, self.verify)
+            for sample, volume in zip((self.samples[index] for index in indices), out, strict=True)
+        ]
+        Parallel(n_jobs=processes, mmap_mode="r+")(jobs)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -121,9 +144,7 @@ class VolumeDataset(Dataset[Tensor]):
             volume = reader.read(sample.row_index, out)
         else:
             volume = reader.read_slab(sample.row_index, *planes, out[slice(*planes)])
-        if reader.names[sample.row_index] != sample.name:  # never pair a volume with another scan's report
-            found = reader.names[sample.row_index]
-            raise ShardError(f"{reader.path}: row {sample.row_index} holds {found}, not {sample.name}")
+        reader.check_name(sample.row_index, sample.name)
         return volume
 
 
@@ -131,35 +152,81 @@ class BatchReader:
     """Reads batches into memory that is used again: allocating fresh memory takes as long as decoding.
 
     Each thread has two buffers in turn, so that the next batch can be read while one is in use. A batch is overwritten
-    by the second batch after it. `pinned` memory lets a GPU copy without waiting.
+    by the second batch after it. With `processes` they decode, in place of threads: threads would hold up the thread
+    that starts a GPU's kernels. `pinned` memory lets a GPU copy without waiting.
     """
 
-    def __init__(self, dataset: VolumeDataset, *, threads: int, pinned: bool = False) -> None:
-        self.dataset, self.threads, self.pinned = dataset, threads, pinned
+    def __init__(self, dataset: VolumeDataset, *, threads: int = 1, processes: int = 0, pinned: bool = False) -> None:
+        self.dataset, self.threads, self.processes, self.pinned = dataset, threads, processes, pinned
         self._thread_local = local()
 
     def __call__(self, indices: Sequence[int]) -> Tensor:
         buffers = self._thread_local.__dict__.setdefault("buffers", [])
         if len(buffers) < 2 or len(buffers[0]) < len(indices):
-            shape = (len(indices), *self.dataset.shape)
-            buffers.append(torch.empty(shape, dtype=torch.int16, pin_memory=self.pinned))
+            buffers.append(self._allocate(len(indices)))
         else:
             buffers.append(buffers[0])
         del buffers[:-2]
-        return self.dataset.read_batch(indices, threads=self.threads, out=buffers[-1][: len(indices)])
+        out = buffers[-1][: len(indices)]
+        if self.processes:
+            self.dataset.read_in_processes(indices, out, self.processes)
+        else:
+            self.dataset.read_batch(indices, threads=self.threads, out=torch.from_numpy(out))
+        return torch.from_numpy(out)
+
+    def _allocate(self, count: int) -> np.ndarray:
+        shape = (count, *self.dataset.shape)
+        if not self.processes:
+            return torch.empty(shape, dtype=torch.int16, pin_memory=self.pinned).numpy()
+        memory = share_memory(shape)
+        if self.pinned:
+            pin(memory)
+        return memory
+
+
+def count_reading_processes() -> int:
+    """Processes that decode volumes for one GPU: its share of the machine's cores, sixteen at most."""
+    gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(16, len(os.sched_getaffinity(0)) // gpus))
+
+
+def share_memory(shape: tuple[int, ...]) -> np.memmap:
+    """An int16 array that joblib's processes map by its path, in memory that `/dev/shm` does not limit."""
+    descriptor = os.memfd_create("ctclip-batch")  # closed with this process; the path is of its open file
+    os.ftruncate(descriptor, math.prod(shape) * 2)
+    return np.memmap(f"/proc/{os.getpid()}/fd/{descriptor}", np.int16, "r+", shape=shape)
+
+
+def pin(memory: np.ndarray) -> None:
+    """Keeps memory where a GPU can copy it without waiting, for as long as this process lives."""
+    status = torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
+    if int(status):
+        raise RuntimeError(f"the GPU's driver cannot pin {memory.nbytes} bytes (CUDA error {int(status)})")
 
 
 def iterate_batches(
-    samples: Sequence[SampleRef], data_root: Path, *, batch_size: int, verify: bool = False, threads: int = 1
+    samples: Sequence[SampleRef],
+    data_root: Path,
+    *,
+    batch_size: int,
+    verify: bool = False,
+    threads: int = 1,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[list[str], Tensor]]:
-    """Yields names and int16 HU (B, 1, depth, height, width), in the order of the samples.
+    """Yields names and int16 HU (B, 1, depth, height, width) on the device, by default the CPU, in the samples' order.
 
-    Each thread reads one batch ahead.
+    Each thread reads one batch ahead. For a GPU all processes read the next batch.
     """
     dataset = VolumeDataset(samples, data_root, verify=verify)
+    read_batch: Callable[[Sequence[int]], Tensor] = dataset.read_batch
+    device = device or torch.device("cpu")
+    if device.type == "cuda":
+        read_batch = BatchReader(dataset, processes=count_reading_processes(), pinned=True)
+        threads = 1
 
     def read(indices: range) -> tuple[list[str], Tensor]:
-        return [samples[index].name for index in indices], dataset.read_batch(indices).unsqueeze(1)
+        names = [samples[index].name for index in indices]
+        return names, copy_ahead(read_batch(indices), device).unsqueeze(1)
 
     starts = range(0, len(samples), batch_size)
     return _read_ahead(read, (range(start, min(start + batch_size, len(samples))) for start in starts), threads)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) along depth, height, width
 
 FORMAT_VERSION = "2"
+OPEN_SHARDS = 128  # shards that stay open; each holds one of a process's (often 1,024) file descriptors
 SLAB_VOXELS = 2**21  # 4 MiB: zstd and numpy run at full speed, and a slab fits a core's cache
 
 FACTS = [
@@ -131,6 +132,13 @@ def read_volume(path: Path, row_index: int, *, verify: bool = False) -> np.ndarr
         return reader.read(row_index)
 
 
+def read_into(path: Path, row_index: int, name: str, out: np.ndarray, verify: bool = False) -> None:
+    """Reads one volume of a shard that stays open, into `out`. Raises `ShardError` where it is not the named one."""
+    reader = _open_shard(path, verify)
+    reader.read(row_index, out)
+    reader.check_name(row_index, name)
+
+
 class ShardReader:
     """A shard, mapped into memory. Opening it reads only its footer. Several threads may share a reader.
 
@@ -184,6 +192,11 @@ class ShardReader:
         columns = pa.ipc.IpcReadOptions(included_fields=[0])
         reader = pa.ipc.open_file(self._map, options=columns)
         return [reader.get_batch(row).column(0)[0].as_py() for row in range(len(self))]
+
+    def check_name(self, row: int, name: str) -> None:
+        """Raises `ShardError` where a row holds another volume, so that none is paired with another scan's report."""
+        if self.names[row] != name:
+            raise ShardError(f"{self.path}: row {row} holds {self.names[row]}, not {name}")
 
     def row(self, row: int) -> ShardRow:
         """A volume's checksum and facts."""
@@ -256,6 +269,11 @@ class ShardReader:
         except (OSError, pa.ArrowException, ValueError, IndexError) as error:
             raise ShardError(f"{self.path}: {batch.column('name')[0]} is damaged: {error}") from error
         return out
+
+
+@lru_cache(maxsize=OPEN_SHARDS)
+def _open_shard(path: Path, verify: bool) -> ShardReader:
+    return ShardReader(path, verify=verify)
 
 
 def _schema(recipe: Recipe, encoding: Encoding, code_version: str) -> pa.Schema:

@@ -14,19 +14,19 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import CTCLIPConfig
 from ctclip_model.data.abnormalities import prompt_pair
-from ctclip_model.data.loader import HU_PER_UNIT
 from ctclip_model.device import autocast_to
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text_batches import map_texts
 
-TOKENS_PER_BATCH = 16_384  # image tokens of one published volume, or of many small ones
+# Image tokens of a batch: those of one published volume, or of many small ones. A GPU takes eight times as many.
+TOKENS_PER_BATCH = {"cpu": 2**14, "cuda": 8 * 24**3}
 
 Floats = NDArray[np.float32]
 
 
-def batch_size(config: CTCLIPConfig) -> int:
-    """The number of volumes to encode at once, with about the memory of one published volume, 64 at most."""
-    return max(1, min(64, TOKENS_PER_BATCH // math.prod(config.vision.grid)))
+def batch_size(config: CTCLIPConfig, device: torch.device) -> int:
+    """The number of volumes to encode at once: one published volume, or eight on a GPU, and 64 at most."""
+    return max(1, min(64, TOKENS_PER_BATCH[device.type] // math.prod(config.vision.grid)))
 
 
 def embed_volumes(
@@ -90,16 +90,12 @@ def _encode(
     batches: Iterable[tuple[Sequence[str], Tensor]],
     dtype: torch.dtype | None,
 ) -> Iterator[tuple[Sequence[str], Tensor]]:
-    """Applies a function to each batch of volumes, scaled to [-1, 1], on the model's device."""
+    """Applies a function to each batch of volumes on the model's device."""
     model.eval()
     device = model.temperature.device
     for names, volumes in batches:
         with torch.inference_mode(), autocast_to(device, dtype):
-            yield names, function(_scaled(volumes.to(device, non_blocking=True)))
-
-
-def _scaled(volumes: Tensor) -> Tensor:
-    return volumes if volumes.is_floating_point() else volumes.float() / HU_PER_UNIT
+            yield names, function(volumes.to(device, non_blocking=True))
 
 
 def _unit(latents: Tensor) -> Floats:

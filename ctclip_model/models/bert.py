@@ -22,12 +22,13 @@ def first_token(
     hidden = encoder.embeddings(input_ids=input_ids, position_ids=position_ids)  # (B, tokens, hidden)
     mask = attention_mask.bool()[:, None, None]  # (B, 1, 1, tokens)
     *layers, last = encoder.encoder.layer
+    run = getattr(encoder, "run_layer", run_layer)  # or compiled
     for layer in layers:
-        hidden = _run_layer(layer, hidden, hidden, mask)
-    return _run_layer(last, hidden[:, :1], hidden, mask)[:, 0]
+        hidden = run(layer, hidden, hidden, mask)
+    return run(last, hidden[:, :1], hidden, mask)[:, 0]
 
 
-def _run_layer(layer: Any, tokens: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+def run_layer(layer: Any, tokens: Tensor, context: Tensor, mask: Tensor) -> Tensor:
     """The layer's output at `tokens` (B, queries, hidden), which attend to `context` (B, tokens, hidden)."""
     attention = layer.attention.self
     queries, keys, values = (  # (B, heads, tokens, hidden / heads)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctclip_model.config import CTCLIPConfig
-from ctclip_model.models.bert import first_token
+from ctclip_model.models.bert import first_token, run_layer
 from ctclip_model.models.text import build_text_encoder
 from ctclip_model.models.vision import CTViT
 
@@ -50,13 +50,18 @@ class CTCLIP(nn.Module):
 
     def encode_image(self, volume: Tensor) -> Tensor:
         """Unit latents (B, latent) of volumes (B, 1, depth, height, width) in [-1, 1]."""
-        slab = self.image_tokens(volume).mean(dim=1)  # (B, height, width, dim)
+        slab = self.visual_transformer.mean_slab(volume)  # (B, height, width, dim)
         return F.normalize(self.to_visual_latent(slab.flatten(1)).float(), dim=-1)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Unit latents (B, latent) of token ids and their mask, both (B, tokens)."""
         token = first_token(self.text_transformer, input_ids, attention_mask)
         return F.normalize(self.to_text_latent(token).float(), dim=-1)
+
+    def compile_layers(self) -> None:
+        """Compiles the layers of both encoders, in place of running them operator by operator."""
+        self.visual_transformer.compile_layers()
+        self.text_transformer.run_layer = torch.compile(run_layer)
 
     def update_codebook(self) -> None:
         """Moves the image encoder's codes by the tokens that forward passes recorded since the last call."""

@@ -6,6 +6,7 @@ depth, and a code book quantizes the tokens. Module names are the keys of the pu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
@@ -15,21 +16,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ctclip_model.config import VisionConfig
+from ctclip_model.config import HU_PER_UNIT, VisionConfig
+
+try:
+    from ctclip_model.models.gpu import attention as gpu_attention
+    from ctclip_model.models.gpu import code_search as gpu_code_search
+    from ctclip_model.models.gpu import gate as gpu_gate
+    from ctclip_model.models.gpu import positions as gpu_positions
+
+    HAS_KERNELS = True
+except ImportError:  # no Triton, as in PyTorch's build for CPUs
+    HAS_KERNELS = False
 
 ATTENTION_SCALE = 8.0  # instead of 1 / sqrt(dim_head): queries and keys are unit vectors times learned scales
 SEARCH_ELEMENTS = 2**22  # similarities of tokens and codes in memory at a time
 CODEBOOK_DECAY = 0.8
-# Tokens that attention and feed-forward take at a time: those that fit a CPU's caches, or a published volume on a GPU.
-TOKENS_AT_ONCE = {"cpu": 2**12 + 2**9, "cuda": 2**14}
+# Tokens that a layer takes at a time: those that fit a CPU's caches, or eight published volumes on a GPU.
+TOKENS_AT_ONCE = {"cpu": 2**12 + 2**9, "cuda": 8 * 24**3}
 ALIGNMENT = 32  # columns; matrix products with multiples of it are 1.5 times as fast
 
 
 def by_groups(function: Callable[[Tensor], Tensor], groups: Tensor, group_tokens: int, *, recompute: bool) -> Tensor:
     """Applies `function` to groups (groups, ...) that do not attend to one another, a few groups at a time."""
     function = recomputed(function) if recompute else function
-    at_once = TOKENS_AT_ONCE["cuda" if groups.is_cuda else "cpu"] // group_tokens
-    return torch.cat([function(part) for part in groups.split(max(1, at_once))])
+    at_once = max(1, TOKENS_AT_ONCE[groups.device.type] // group_tokens)
+    return in_parts(function, groups, at_once)
+
+
+def in_parts(function: Callable[[Tensor], Tensor], rows: Tensor, at_once: int) -> Tensor:
+    """Applies `function` to some rows at a time."""
+    return function(rows) if len(rows) <= at_once else torch.cat([function(part) for part in rows.split(at_once)])
+
+
+def has_kernels(tokens: Tensor) -> bool:
+    """Are there kernels of `models.gpu` for these tokens?"""
+    return HAS_KERNELS and tokens.is_cuda
 
 
 def recomputed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -99,6 +120,14 @@ class PositionGenerator(nn.Module):
         super().__init__()
         self.dsconv = nn.Conv3d(dim, dim, 3, groups=dim)
 
+    def add(self, tokens: Tensor, grid: tuple[int, int, int, int]) -> Tensor:
+        """Tokens plus their positions. Arguments as in `forward`."""
+        if not has_kernels(tokens):
+            return tokens + self(tokens, grid)
+        weight = self.dsconv.weight.flatten(1).t().contiguous()  # (27, dim)
+        on_grid = tokens.contiguous().view(*grid, -1)
+        return gpu_positions.add_positions(on_grid, weight, self.dsconv.bias).view(tokens.shape)
+
     def forward(self, tokens: Tensor, grid: tuple[int, int, int, int]) -> Tensor:
         """Positions of tokens, in their shape. `grid` is (B, depth, height, width) in tokens.
 
@@ -131,18 +160,34 @@ class Attention(nn.Module):
         self.to_kv = nn.Linear(dim, 2 * heads * dim_head, bias=False)
         self.to_out = nn.Linear(heads * dim_head, dim, bias=False)
 
-    def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens (groups, tokens, dim), each (groups, tokens, heads, dim_head)."""
         queries = self.to_q(self.norm(tokens))
-        # Keys and values are made of tokens without the norm. Splitting the weights, not the results, saves the
+        # Keys and values are made of tokens without the norm. Splitting the weights, not the results, saves a CPU's
         # backward pass from joining large tensors.
-        keys, values = (F.linear(tokens, weight) for weight in self.to_kv.weight.chunk(2))
-        queries, keys, values = (  # (groups, heads, tokens, dim_head)
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (queries, keys, values)
-        )
+        if tokens.is_cuda:
+            keys, values = self.to_kv(tokens).chunk(2, dim=-1)
+        else:
+            keys, values = (F.linear(tokens, weight) for weight in self.to_kv.weight.chunk(2))
+        queries, keys, values = (part.unflatten(-1, (self.heads, -1)) for part in (queries, keys, values))
         queries = F.normalize(queries, dim=-1) * self.q_scale
         keys = F.normalize(keys, dim=-1) * self.k_scale
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=ATTENTION_SCALE)
-        return self.to_out(mixed.transpose(1, 2).flatten(2))
+        return queries, keys, values
+
+    def combine(self, mixed: Tensor) -> Tensor:
+        """The layer's output (groups, tokens, dim) of mixed values (groups, tokens, heads, dim_head)."""
+        return self.to_out(mixed.flatten(2))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Mixed values (groups, tokens, heads, dim_head) of `Attention.project`, with a bias (1, heads, tokens, tokens)."""
+    if has_kernels(values) and values.dtype == torch.bfloat16:
+        queries, keys, values = (part.to(values.dtype).contiguous() for part in (queries, keys, values))
+        bias = None if bias is None else bias[0].to(values.dtype)
+        return gpu_attention.attend(queries, keys, values, bias, ATTENTION_SCALE)[0]
+    queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=ATTENTION_SCALE)
+    return mixed.transpose(1, 2)
 
 
 class FeedForward(nn.ModuleDict):
@@ -157,10 +202,13 @@ class FeedForward(nn.ModuleDict):
         tokens = self["0"](tokens)
         narrow = self.get_parameter("4.weight")
         surplus = -narrow.shape[1] % ALIGNMENT  # added hidden columns of zeros, which change no result
-        values, gates = (
-            F.linear(tokens, F.pad(weight, (0, 0, 0, surplus))) for weight in self.get_parameter("1.weight").chunk(2)
-        )
-        return F.linear(values * F.gelu(gates), F.pad(narrow, (0, surplus)))
+        weights = [F.pad(weight, (0, 0, 0, surplus)) for weight in self.get_parameter("1.weight").chunk(2)]
+        if has_kernels(tokens):
+            gated = gpu_gate.gate(F.linear(tokens, torch.cat(weights)))
+        else:
+            values, gates = (F.linear(tokens, weight) for weight in weights)
+            gated = values * F.gelu(gates)
+        return F.linear(gated, F.pad(narrow, (0, surplus)))
 
 
 class Layer(nn.Module):
@@ -179,12 +227,23 @@ class Layer(nn.Module):
         return self.get_submodule(name)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int, int, int], bias: Tensor | None, recompute: bool) -> Tensor:
-        positions = recomputed(self["0"]) if recompute else self["0"]
-        tokens = tokens + positions(tokens, grid)
-        return by_groups(partial(self.mix, bias=bias), tokens, tokens.shape[1], recompute=recompute)
+        add = recomputed(self["0"].add) if recompute and not has_kernels(tokens) else self["0"].add
+        tokens = add(tokens, grid)
+        mix = partial(self.mix, bias=bias, recompute=recompute and tokens.is_cuda)
+        return by_groups(mix, tokens, tokens.shape[1], recompute=recompute and not tokens.is_cuda)
 
-    def mix(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
-        tokens = tokens + self["1"](tokens, bias)
+    def mix(self, tokens: Tensor, bias: Tensor | None, recompute: bool = False) -> Tensor:
+        """Attention and feed-forward.
+
+        With `recompute` all but the attention is computed again: a GPU's kernel for it keeps little, and it costs most.
+        """
+        wrap = recomputed if recompute else lambda function: function
+        queries, keys, values = wrap(self["1"].project)(tokens)
+        mixed = attend(queries, keys, values, bias)
+        return wrap(self.finish)(tokens, mixed)
+
+    def finish(self, tokens: Tensor, mixed: Tensor) -> Tensor:
+        tokens = tokens + self["1"].combine(mixed)
         return tokens + self["3"](tokens)
 
 
@@ -233,9 +292,10 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The codes (..., dim) of tokens (..., dim), and the codes' indices (...)."""
+        is_half = has_kernels(tokens) and torch.is_autocast_enabled("cuda")
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             units = F.normalize(tokens.detach().float().flatten(0, -2), dim=-1)
-            indices = self.search(units)
+            indices = self.search(units, in_bfloat16=is_half)
             if self.training and tokens.requires_grad:
                 self.record(units, indices)
             codes = self._codebook.embed[0].index_select(0, indices).view(tokens.shape)
@@ -243,11 +303,12 @@ class VectorQuantizer(nn.Module):
             codes = codes + (tokens - tokens.detach())
         return codes, indices.view(tokens.shape[:-1])
 
-    def search(self, units: Tensor) -> Tensor:
+    def search(self, units: Tensor, *, in_bfloat16: bool = False) -> Tensor:
         """The index of each unit vector's nearest code, a few rows of similarities at a time."""
-        codes = F.normalize(self._codebook.embed[0], dim=-1).t()
-        rows = max(1, SEARCH_ELEMENTS // codes.shape[1])
-        return torch.cat([(part @ codes).argmax(dim=-1) for part in units.split(rows)])
+        codes = F.normalize(self._codebook.embed[0], dim=-1)
+        if in_bfloat16:
+            return search_in_bfloat16(units, codes)
+        return in_parts(partial(search_in_float32, codes=codes), units, max(1, SEARCH_ELEMENTS // len(codes)))
 
     def record(self, units: Tensor, indices: Tensor) -> None:
         """Adds unit vectors (N, dim) and the indices (N,) of their codes to the statistics of the next update."""
@@ -255,7 +316,7 @@ class VectorQuantizer(nn.Module):
             embed = self._codebook.embed[0]
             self.statistics = embed.new_zeros(len(embed)), torch.zeros_like(embed)
         counts, sums = self.statistics
-        counts += indices.bincount(minlength=len(counts))
+        counts.scatter_add_(0, indices, torch.ones_like(indices, dtype=counts.dtype))  # `bincount` would wait for a GPU
         sums.index_add_(0, indices, units)
 
     def forget(self) -> None:
@@ -272,6 +333,18 @@ class VectorQuantizer(nn.Module):
         target = torch.where(counts[:, None] > 0, F.normalize(sums, dim=-1), F.normalize(embed, dim=-1))
         embed.lerp_(target, 1 - CODEBOOK_DECAY)
         self._codebook.cluster_size[0].lerp_(counts, 1 - CODEBOOK_DECAY)
+
+
+def search_in_float32(units: Tensor, codes: Tensor) -> Tensor:
+    """The index (N,) of the nearest of the unit codes (codes, dim) for unit vectors (N, dim)."""
+    return (units @ codes.t()).argmax(dim=-1)
+
+
+def search_in_bfloat16(units: Tensor, codes: Tensor) -> Tensor:
+    """The same on a GPU, from products in bfloat16. Between the two nearest codes, float32 decides."""
+    nearest = gpu_code_search.two_nearest(units, codes).sort(dim=1).values
+    exact = (codes[nearest] * units[:, None]).sum(dim=-1)
+    return nearest.gather(1, exact.argmax(dim=-1, keepdim=True)).squeeze(1)
 
 
 class CTViT(nn.Module):
@@ -301,31 +374,41 @@ class CTViT(nn.Module):
         codes, _ = self.vq(self.encode(self.embed(volume)))
         return codes
 
+    def mean_slab(self, volume: Tensor) -> Tensor:
+        """The mean over depth of the quantized tokens, (B, height, width, dim). A GPU takes some volumes at a time."""
+        at_once = TOKENS_AT_ONCE["cuda"] // math.prod(self.config.grid) if volume.is_cuda else len(volume)
+        return in_parts(lambda part: self(part).mean(dim=1), volume, max(1, at_once))
+
     def embed(self, volume: Tensor) -> Tensor:
-        """Patch tokens (B, depth, height, width, dim) of a volume in [-1, 1]."""
+        """Patch tokens (B, depth, height, width, dim) of a volume in [-1, 1], or of int16 HU."""
         config = self.config
         expected = (1, config.depth, config.image_size, config.image_size)
         if volume.ndim != 5 or volume.shape[1:] != expected:
             raise ValueError(f"volume is {tuple(volume.shape)}; this model takes (B, {', '.join(map(str, expected))})")
         depth, height, width = config.grid
         slabs = volume.reshape(-1, config.temporal_patch_size, *volume.shape[3:])  # (B depth, slices, height, width)
-        tokens = by_groups(self.embed_slabs, slabs, height * width, recompute=self.needs_recompute())
+        # Patches are large and made in no time, so a GPU never keeps them.
+        recompute = self.needs_recompute() or (volume.is_cuda and torch.is_grad_enabled())
+        tokens = by_groups(self.embed_slabs, slabs, height * width, recompute=recompute)
         return tokens.unflatten(0, (-1, depth))
 
     def embed_slabs(self, slabs: Tensor) -> Tensor:
         """Patch tokens (slabs, height, width, dim) of voxels (slabs, slices, height, width)."""
         side = self.config.patch_size
+        if not slabs.is_floating_point():
+            slabs = slabs.float() / HU_PER_UNIT
         patches = slabs.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
         return self.to_patch_emb(patches.flatten(3))
 
     def compile_layers(self) -> None:
-        """Compiles the attention and feed-forward of the layers, once for all layers of a shape."""
+        """Compiles the patch embedding, and the attention and feed-forward of the layers, once for all of a shape."""
+        self.embed_slabs = torch.compile(self.embed_slabs)  # type: ignore[method-assign]
         for transformer in (self.enc_spatial_transformer, self.enc_temporal_transformer):
             for layer in cast(Iterable[Any], transformer.layers):
                 layer.mix = torch.compile(layer.mix)
 
     def needs_recompute(self) -> bool:
-        return self.recompute and torch.is_grad_enabled()
+        return torch.is_grad_enabled() and self.recompute
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Encodes patch tokens to the tokens that the code book quantizes, both (B, depth, height, width, dim)."""

@@ -76,7 +76,7 @@ def prepare_model(model: CTCLIP, compute: Compute) -> CTCLIP:
     """Moves a model to its device and applies `recompute` and `compile` to its image encoder."""
     model.visual_transformer.recompute = compute.recompute
     if compute.compile:
-        model.visual_transformer.compile_layers()
+        model.compile_layers()
     return model.to(choose_device(compute.device))
 
 
@@ -126,7 +126,7 @@ def teach_contrast(
     run = Run(
         phase="contrastive",
         model=model,
-        optimizer=_make_optimizer(model, config),
+        optimizer=make_optimizer(model, config),
         make_batch=steps.make_batch,
         compute_loss=steps.compute_loss,
         runs_backward=steps.is_in_parts,
@@ -153,7 +153,7 @@ def teach_contrast(
     return run.steps
 
 
-def _make_optimizer(model: CTCLIP, config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: CTCLIP, config: TrainingConfig) -> torch.optim.Optimizer:
     # The temperature has groups of its own: it is never shared out, and no kernel takes both kinds of tensor.
     apart = {model.temperature, *model.text_transformer.parameters()}
     rest = (parameter for parameter in model.parameters() if parameter not in apart)
@@ -162,7 +162,8 @@ def _make_optimizer(model: CTCLIP, config: TrainingConfig) -> torch.optim.Optimi
     text_rate = config.learning_rate if config.text_learning_rate is None else config.text_learning_rate
     if text_rate:
         groups += split_decay(model.text_transformer.parameters(), text_rate, config.weight_decay)
-    return torch.optim.AdamW([group for group in groups if group["params"]], betas=config.betas)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, betas=config.betas, fused=model.temperature.is_cuda)
 
 
 def _make_tokenizer(data: TrainingData, preset: Preset, folder: Path) -> PreTrainedTokenizerFast:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import TrainingConfig
-from ctclip_model.data.loader import to_model_input
+from ctclip_model.data.loader import copy_ahead, to_model_input
 from ctclip_model.device import Compute, autocast_to
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize
@@ -92,7 +92,7 @@ class ContrastiveSteps:
         volumes = read_volumes(self.data, indices, self.rows, rng if self.config.varies_samples else None)
         tokens = tokenize(self.tokenizer, self._draw_texts(indices, rng), self.model.config.text.max_length)
         return Batch(
-            volumes=volumes,
+            volumes=copy_ahead(volumes, self.device),
             tokens={name: value.unflatten(0, (len(volumes), -1)) for name, value in tokens.items()},
             seed=draw_dropout_seed(self.config.seed, step),
         )
@@ -147,8 +147,9 @@ class ContrastiveSteps:
         return image_latents, text_latents.unflatten(0, (len(image_latents), -1))
 
     def _images(self, volumes: Tensor, changes: Tensor | None) -> Tensor:
-        images = to_model_input(volumes, self.device)
-        return images if changes is None else change_brightness(images, changes)
+        if changes is None:
+            return volumes.to(self.device).unsqueeze(1)  # the model scales int16, a few volumes at a time
+        return change_brightness(to_model_input(volumes, self.device), changes)
 
 
 def move_codebook(model: CTCLIP) -> None:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ctclip_model.config import TrainingConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.data.loader import BatchReader, ScanSampler, VolumeDataset, read_samples
+from ctclip_model.data.loader import BatchReader, ScanSampler, VolumeDataset, count_reading_processes, read_samples
 from ctclip_model.data.reports import report_sentences
 from ctclip_model.errors import MissingInputError
 from ctclip_model.training.random_streams import Stream, open_stream
 
 PADDING_HU = -1000
-READING_THREADS = 4  # threads that decode volumes; decoding holds no lock
+READING_THREADS = 4  # threads that decode volumes on a machine without a GPU
 PRELOADED_BYTES = 2**30  # limit below which all volumes are decoded once and kept in memory
 MAX_SHIFT_SHARE = 0.05  # share of the volume's size along each axis
 GAIN_STD, OFFSET_STD = 0.05, 0.03  # standard deviations of the random contrast and brightness
@@ -63,8 +63,10 @@ def read_training_data(manifest: Path, data_root: Path, sections: Sequence[str])
     dataset = VolumeDataset([samples[index] for index, _ in rows], data_root)
     unknown = [None] * len(ABNORMALITIES)
     labels = [[np.nan if label is None else label for label in row["labels"] or unknown] for _, row in rows]
+    has_gpu = torch.cuda.is_available()
+    processes = count_reading_processes() if has_gpu else 0
     read: Callable[[Sequence[int]], Tensor] = BatchReader(
-        dataset, threads=READING_THREADS, pinned=torch.cuda.is_available()
+        dataset, threads=READING_THREADS, processes=processes, pinned=has_gpu
     )
     if len(rows) * 2 * int(np.prod(dataset.shape)) <= PRELOADED_BYTES:
         kept = dataset.read_batch(range(len(rows)), threads=READING_THREADS)

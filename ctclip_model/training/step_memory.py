@@ -47,7 +47,7 @@ def _peak_bytes(preset: Preset, compute: Compute, device: torch.device, count: i
         vision.vq.eval()  # its counts in training would depend on values
         vision.recompute = compute.recompute
         model.text_transformer.requires_grad_(preset.training.text_learning_rate != 0)
-        volumes = torch.empty(count, 1, *preset.recipe.shape)
+        volumes = torch.empty(count, 1, *preset.recipe.shape, dtype=torch.int16)
         ids = torch.zeros(count, preset.model.text.max_length, dtype=torch.int64)
         learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         held = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -55,7 +55,7 @@ def _peak_bytes(preset: Preset, compute: Compute, device: torch.device, count: i
             with autocast_to(device, compute.precision.autocast):
                 latents = model.encode_image(volumes), model.encode_text(ids, torch.ones_like(ids))
             contrastive_loss(*latents, model.temperature).backward()
-    return held + ADAM_BYTES * learned + volumes.nbytes + peak.max
+    return held + ADAM_BYTES * learned + 2 * volumes.nbytes + peak.max  # the next batch is copied ahead
 
 
 class _Peak(TorchDispatchMode):

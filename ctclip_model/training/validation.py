@@ -53,7 +53,7 @@ def macro_auroc(labels: Floats, probabilities: Floats) -> float:
 
 
 def _batches(model: CTCLIP, data: TrainingData) -> Iterator[tuple[list[str], Tensor]]:
-    size = batch_size(model.config)
+    size = batch_size(model.config, model.temperature.device)
     for start in range(0, len(data.scan_ids), size):
         rows = range(start, min(start + size, len(data.scan_ids)))
         yield [data.scan_ids[row] for row in rows], data.volumes(rows).unsqueeze(1)

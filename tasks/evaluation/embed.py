@@ -81,7 +81,8 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
 
     if not work.texts:
         return
-    loaded = load_encoders(model.folder, device=str(choose_device(device)))
+    chosen = choose_device(device)
+    loaded = load_encoders(model.folder, device=str(chosen))
     items = list(work.texts)
     with show_progress("embed reports", len(items), "texts") as progress, limit_cpu_threads(model.cpu_threads):
         for start in range(0, len(items), run.limits.label_batch):
@@ -101,9 +102,11 @@ def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, dev
 
     if not work.rows:
         return
-    loaded = load_encoders(model.folder, device=str(choose_device(device)))
+    chosen = choose_device(device)
+    loaded = load_encoders(model.folder, device=str(chosen))
     samples = [SampleRef(item.removeprefix("volume:"), path, row) for item, (path, row) in work.rows.items()]
-    batches = iterate_batches(samples, run.data_root, batch_size=embed.batch_size(loaded.config))
+    size = embed.batch_size(loaded.config, chosen)
+    batches = iterate_batches(samples, run.data_root, batch_size=size, device=chosen)
     with show_progress("embed volumes", len(samples), "volumes") as progress, limit_cpu_threads(model.cpu_threads):
         batch_latents = embed.embed_volumes(loaded.model, batches, dtype=work.dtype.autocast)
         for names, latents in _join_batches(batch_latents, run.limits.label_batch):

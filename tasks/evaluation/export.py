@@ -113,9 +113,11 @@ def _write_tokens(
     from ctclip_model.evaluation import embed
     from ctclip_model.models.model_folder import load_encoders
 
-    loaded = load_encoders(model.folder, device=str(choose_device(device)))
+    chosen = choose_device(device)
+    loaded = load_encoders(model.folder, device=str(chosen))
     samples = [SampleRef(file.volume_name, file.shard_path, file.row_index) for file in files]
-    batches = iterate_batches(samples, data_root, batch_size=embed.batch_size(loaded.config))
+    size = embed.batch_size(loaded.config, chosen)
+    batches = iterate_batches(samples, data_root, batch_size=size, device=chosen)
     remaining = iter(files)
     with show_progress("encode volumes", len(files), "volumes") as progress, limit_cpu_threads(model.cpu_threads):
         for _, tokens in embed.encode_tokens(loaded.model, batches, dtype=dtype.autocast):

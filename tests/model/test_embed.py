@@ -86,5 +86,6 @@ def test_golden_latents_get_the_published_zero_shot_probabilities(model):
 
 
 def test_published_volumes_are_encoded_one_by_one_and_tiny_ones_many_at_a_time():
-    assert batch_size(CTCLIPConfig()) == 1
-    assert batch_size(tiny().model) > 16
+    assert batch_size(CTCLIPConfig(), torch.device("cpu")) == 1
+    assert batch_size(CTCLIPConfig(), torch.device("cuda")) == 8
+    assert batch_size(tiny().model, torch.device("cpu")) > 16

@@ -164,3 +164,13 @@ def test_a_reader_overwrites_a_batch_only_with_the_second_after_it(tmp_path, sam
     assert third[:, 0, 0, 0].tolist() == expected(samples)[6:8]
     assert found[1][:, 0, 0, 0].tolist() == expected(samples)[3:6]
     assert read(range(12))[:, 0, 0, 0].tolist() == expected(samples)
+
+
+def test_processes_read_the_same_as_threads(tmp_path, samples):
+    dataset = VolumeDataset(samples, tmp_path)
+    read = BatchReader(dataset, processes=2)
+    for rows in ([5, 0, 5], [1, 2], range(12)):
+        assert torch.equal(read(rows), dataset.read_batch(rows))
+    samples[3] = SampleRef("train_99_a_1", samples[3].shard_path, samples[3].row_index)
+    with pytest.raises(ShardError, match="train_99_a_1"):
+        read([2, 3])

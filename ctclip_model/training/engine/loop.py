@@ -261,12 +261,11 @@ def _step(run: Run[Any], batch: Any, request: StopRequest) -> _Outcome:
     # Summed over the processes before it is judged, so that all of them continue, skip or stop together.
     verdict = torch.stack([loss.detach().float() / world_size(), loss.new_tensor(float(request.is_made)).float()])
     sum_over_processes([verdict])
-    total, stops = verdict.tolist()
-    norm = math.nan
-    if math.isfinite(total):
-        average_gradients(parameters if run.to_average is None else run.to_average)
-        norm = clip_gradients(parameters, run.max_gradient_norm)
-    outcome = _Outcome(total, norm, stops > 0)
+    average_gradients(parameters if run.to_average is None else run.to_average)
+    norm = clip_gradients(parameters, run.max_gradient_norm)
+    # The only place where a step waits for a GPU.
+    total, stops, norm_before = torch.stack([*verdict, norm.to(verdict)]).tolist()
+    outcome = _Outcome(total, norm_before if math.isfinite(total) else math.nan, stops > 0)
     if outcome.is_skipped:
         if run.after_skip is not None:
             run.after_skip()

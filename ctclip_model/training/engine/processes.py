@@ -66,7 +66,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         gradient.div_(world_size())
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scales all gradients together down to a norm of `max_norm`. Returns the norm before.
 
     With FSDP2 each process holds and scales its part of a gradient.
@@ -81,7 +81,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
         norm = torch.hypot(norm.to(norm_of_parts.device), norm_of_parts.full_tensor())
         torch._foreach_mul_(list[Tensor](parts), (max_norm / (norm + 1e-6)).clamp(max=1.0).item())
     torch._foreach_mul_(complete, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm.item()
+    return norm
 
 
 @contextmanager
