@@ -15,6 +15,7 @@ from typer import Option
 from ctclip_model.config import PRESETS
 from ctclip_model.data.names import Storage as StorageName
 from ctclip_model.device import Precision
+from ctclip_model.seeds import check_seed
 from tasks.settings import (
     DATA_ROOT,
     DATA_ROOT_VARIABLE,
@@ -68,7 +69,7 @@ FinetuneKinds = Annotated[
     tuple[str, ...], Option("--finetune", help="Kinds of fine-tuning. On the command line: with commas, or none.")
 ]
 
-Seed = Annotated[int, Option(help="Seed of the training.")]
+Seed = Annotated[int, Option(help="Seed of the training: 0 or more.")]
 Retrain = Annotated[bool, Option("--retrain", help="Train again although a model exists.")]
 Device = Annotated[str, Option(help="Device of the computation: auto, cpu or cuda.")]
 Dtype = Annotated[Precision, Option(help="Number format of the computation. bfloat16 is faster on a GPU.")]
@@ -105,6 +106,9 @@ class TrainingOptions(ComputeOptions):
     encoded_at_once: AtOnce = None
     deployed: Deployed = False
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawFileOptions:
@@ -125,6 +129,9 @@ class DemoOptions:
 
     folder: Annotated[Path, Option(help="Folder of the phantoms and the results.")] = Path("demo")
     seed: Seed = 0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -315,6 +322,9 @@ class RebuildOptions(RawFileOptions, ComputeOptions):
     deployed: Annotated[
         bool, Option("--deployed", help="Run each stage as its deployment, on a worker of its pool.")
     ] = False
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 # Options by the name of the flow and its command, in the order of the work.

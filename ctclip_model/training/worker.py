@@ -28,6 +28,7 @@ from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.engine.curve import TrainingResult
 from ctclip_model.training.engine.loop import StepRecord
 from ctclip_model.training.engine.processes import rank
+from ctclip_model.training.engine.state import keep_precision
 from ctclip_model.training.job import TrainingJob, move_paths
 from ctclip_model.training.labeller import LabellerResult, read_manifest, train_labeller
 from ctclip_model.training.lipro import train_lipro
@@ -59,10 +60,15 @@ def _train(job: TrainingJob, data_root: Path) -> None:
 
 
 def train(job: TrainingJob, data_root: Path, on_step: Callable[[StepRecord], None]) -> Result:
-    """Trains a job in this process. Raises the errors of its kind's training."""
+    """Trains a job in this process.
+
+    Raises the errors of its kind's training, and `ConfigurationError` if it began in another precision.
+    """
     manifest, preset, parent = job.manifest, job.preset, job.parent
     folder = data_root / manifest.folder
     common: dict[str, Any] = {"origin": manifest.origin, "on_step": on_step}
+    if not job.kind.facts.has_head:  # a head trains in seconds, without checkpoints
+        keep_precision(folder, job.compute.precision, writes=rank() == 0)
     with limit_cpu_threads(preset.cpu_threads):
         if job.kind is ModelKind.labeller:
             names, reports, labels = read_manifest(manifest.path)

@@ -8,14 +8,16 @@ from typing import Any
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.seeds import check_seed
 
 
 def find_preset(name: str, *, seed: int = 0, validate_every: int = 0) -> Preset:
     """Finds a preset by name and seeds its training and fine-tuning.
 
     `validate_every` is in training steps. 0: the preset's own interval. Raises `ConfigurationError` for an unknown
-    name.
+    name, and for a seed out of range.
     """
+    check_seed(seed)
     if name not in PRESETS:
         raise ConfigurationError(f"there is no preset {name!r}: choose from {', '.join(PRESETS)}")
     preset = PRESETS[name]()

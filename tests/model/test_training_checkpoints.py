@@ -25,13 +25,14 @@ from support.training_runs import (
 )
 from torch import nn
 
-from ctclip_model.device import Compute
-from ctclip_model.errors import CheckpointError, DivergedError, PreemptedError, StorageError
+from ctclip_model.device import Compute, Precision
+from ctclip_model.errors import CheckpointError, ConfigurationError, DivergedError, PreemptedError, StorageError
+from ctclip_model.training import worker
 from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.engine.checkpoints import REST, WEIGHTS, Checkpoints, Snapshot
 from ctclip_model.training.engine.curve import RunLog, last_loss
 from ctclip_model.training.engine.loop import Run, StepRecord, Validation, run_steps
-from ctclip_model.training.engine.state import discard_state, has_state, state_folder
+from ctclip_model.training.engine.state import discard_state, has_state, keep_precision, state_folder
 
 
 def snapshot(value: float, score: float | None = None) -> Snapshot:
@@ -202,6 +203,34 @@ def test_sigterm_saves_at_the_end_of_the_step_and_the_rerun_continues(tmp_path: 
     assert read_curve(tmp_path / "stopped") == read_curve(tmp_path / "whole")
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("stopped", "whole"))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("moment", [1, 5])
+def test_a_killed_training_goes_on_in_its_own_precision_alone(tmp_path: Path, moment: int) -> None:
+    preset = short_preset(steps_per_checkpoint=2)
+    write_samples(tmp_path, preset.recipe)
+    half = make_job(tmp_path, preset, Compute("cpu", Precision.bfloat16))
+    full = make_job(tmp_path, preset, Compute("cpu", Precision.float32))
+
+    def die(record: StepRecord) -> None:
+        if record.step == moment:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worker.train(half, tmp_path, die)
+    if moment > 2:  # after a checkpoint
+        with pytest.raises(ConfigurationError, match=r"half trained in bfloat16 .* in float32: .*--dtype bfloat16"):
+            worker.train(full, tmp_path, lambda record: None)
+        assert has_state(tmp_path / "models/model")
+        worker.train(half, tmp_path, lambda record: None)
+    else:
+        worker.train(full, tmp_path, lambda record: None)
+    assert [step for step, _ in read_curve(tmp_path / "models/model")] == list(range(1, 13))
+
+
+def test_a_checkpoint_of_an_older_version_names_no_precision_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "model.work/state/checkpoints/step-000002").mkdir(parents=True)
+    keep_precision(tmp_path / "model", "bfloat16", writes=True)
 
 
 def diverging(bad_steps: set[int], tolerated: int) -> tuple[nn.Linear, Run[torch.Tensor], list[StepRecord]]:

@@ -26,6 +26,7 @@ from ctclip_model.data.phantom import metadata
 from ctclip_model.data.phantom.anatomy import PAINTERS, Reconstruction, Scan, draw_body, render
 from ctclip_model.data.phantom.reports import write_clinical_information, write_report, write_technique
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.seeds import check_seed
 
 VISIBLE_ABNORMALITIES = tuple(name for name in ABNORMALITIES if name in PAINTERS or name == "Cardiomegaly")
 MARKER = "PHANTOM.json"  # file that only phantoms have; it holds their configuration
@@ -55,6 +56,7 @@ class PhantomConfig:
     anomalies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if unknown := set(self.anomalies) - set(ANOMALIES):
             raise ConfigurationError(f"unknown anomalies {sorted(unknown)}; there are {', '.join(ANOMALIES)}")
         if self.anomalies and self.train_patients < len(ANOMALIES):

@@ -9,6 +9,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from ctclip_model.errors import ConfigurationError
+
 REMOVED_PREFIX = ".state.removed-"
 
 
@@ -25,6 +27,26 @@ def state_folder(folder: Path) -> Path:
 def has_state(folder: Path) -> bool:
     """True while a training has begun and its model is not recorded, or while its state is not discarded."""
     return state_folder(folder).exists()
+
+
+def keep_precision(folder: Path, precision: str, *, writes: bool) -> None:
+    """Records the precision in which a training begins, before its first checkpoint.
+
+    `folder` is the model folder, `writes` is true in the first process. Raises `ConfigurationError` for a training
+    that goes on from a checkpoint of another precision: no record could say which steps had which.
+    """
+    state = state_folder(folder)
+    path = state / "precision.txt"
+    if any(state.glob("*/step-*")):
+        began = path.read_text(encoding="ascii") if path.exists() else precision
+        if began != precision:
+            raise ConfigurationError(
+                f"{folder.name} is half trained in {began} and does not go on in {precision}: run it with --dtype "
+                f"{began}, or delete {state} to begin anew"
+            )
+    elif writes:
+        state.mkdir(parents=True, exist_ok=True)
+        path.write_text(precision, encoding="ascii")
 
 
 def is_finished(folder: Path) -> bool:
