@@ -99,7 +99,8 @@ class LabellerConfig:
     max_length: int = 512  # tokens
     dropout: float = 0.1
     by_sentence: bool = False  # labels single sentences; a report's probability is its sentences' maximum
-    normalised: bool = False  # reads reports without their layout, as every labeller trained here does
+    normalised: bool = False  # reads reports without their layout
+    asserted: bool = False  # reads only what reports assert, without layout, as every labeller trained here does
     threshold: float = 0.5  # probability from which an abnormality counts as present
     batch_size: int = 32  # reports
     learning_rate: float = 2e-5
@@ -297,7 +298,7 @@ def tiny() -> Preset:
             batch_size=16,
             learning_rate=2e-3,
             final_rate=0.05,
-            epochs=4,
+            epochs=8,
             validation_share=0.1,
         ),
     )

@@ -32,7 +32,7 @@ PIPELINE = {
         Stage("convert", 2, "file:shards", ("duckdb:volumes",), "recipe"),
         Stage("label", 1, "duckdb:labels", ("duckdb:volumes",), "labeller"),
         Stage(
-            "train-labeller", 3, "file:models/labellers", ("duckdb:labels",), "kind", is_rebuilt=False, is_ordered=True,
+            "train-labeller", 4, "file:models/labellers", ("duckdb:labels",), "kind", is_rebuilt=False, is_ordered=True,
             trains=True,
         ),
         Stage(

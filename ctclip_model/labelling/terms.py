@@ -39,11 +39,35 @@ def statement_terms(statement: str, config: TfidfConfig, known: Container[str] |
 @lru_cache(2**14)  # many reports share their statements
 def _read_statement(statement: str, stem_letters: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The terms of the abnormalities that a statement asserts, and the distinct stems of its other words in order."""
+    abnormalities, words = _read_assertion(statement)
+    stems = dict.fromkeys(word[:stem_letters] for word in words)
+    return tuple(MENTION + abnormality for abnormality in abnormalities), tuple(stems)
+
+
+@lru_cache(2**14)
+def _read_assertion(statement: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The abnormalities and the words with content that a statement asserts."""
     words = read_words(statement)
     abnormalities, denied = find_mentions(words)
-    stems = dict.fromkeys(
-        word[:stem_letters]
+    return tuple(abnormalities), tuple(
+        word
         for place, (word, is_asserted) in enumerate(words)
         if is_asserted and place not in denied and has_content(word)
     )
-    return tuple(MENTION + abnormality for abnormality in abnormalities), tuple(stems)
+
+
+def keep_asserted(report: str, known: Container[str] | None = None) -> str:
+    """A report without what it denies: the words with content that each statement asserts, a sentence each.
+
+    Words that are not `known` are left out. None: all are known.
+
+    >>> keep_asserted("No change in the pleural effusion. The study is free of masses.")
+    'pleural effusion. study.'
+    """
+    sentences = (_assertion_words(statement, known) for statement in split_statements(report))
+    return " ".join(f"{sentence}." for sentence in sentences if sentence)
+
+
+def _assertion_words(statement: str, known: Container[str] | None) -> str:
+    words = (word for phrase in _read_assertion(statement)[1] for word in phrase.split())
+    return " ".join(word for word in words if known is None or word in known)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.report_layout import normalise_report
 from ctclip_model.data.reports import split_sentences
+from ctclip_model.labelling.terms import keep_asserted
 from ctclip_model.models.report_labeller import ReportLabeller
 from ctclip_model.models.text_batches import map_texts
 
@@ -42,6 +43,7 @@ class TransformerLabeller:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.labeller_id = labeller_id
+        self.vocabulary = frozenset(tokenizer.get_vocab() if model.config.asserted else ())
 
     @property
     def thresholds(self) -> NDArray[np.float64]:
@@ -50,7 +52,9 @@ class TransformerLabeller:
 
     def label(self, texts: Sequence[str], *, dtype: torch.dtype | None = None) -> Probabilities:
         """The probability (texts, 18) of each abnormality. A `dtype` such as bfloat16 runs the model in autocast."""
-        if self.model.config.normalised:
+        if self.model.config.asserted:
+            texts = [keep_asserted(text, self.vocabulary) for text in texts]
+        elif self.model.config.normalised:
             texts = [normalise_report(text) for text in texts]
         bags = TextBags.collect(texts, self.model.config.by_sentence)
         probabilities = map_texts(

@@ -2,6 +2,7 @@
 
 RadBERT reads a whole report. A small model from random weights cannot learn that in a minute. With `by_sentence` it
 reads single sentences, and a report shows an abnormality when one of its sentences does (multiple-instance learning).
+It reads the words that a sentence asserts, since few reports teach no grammar: "the study is free of X" was read as X.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 
 from ctclip_model.config import LabellerConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.data.report_layout import normalise_report
 from ctclip_model.device import Compute, autocast_to, choose_device
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.labelling.terms import keep_asserted
 from ctclip_model.labelling.transformer import TextBags, TransformerLabeller
 from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.report_labeller import ReportLabeller
@@ -124,17 +125,24 @@ class _Training:
         config: LabellerConfig,
         compute: Compute,
     ) -> None:
-        self.reports = [normalise_report(report) for report in reports]
-        self.labels, self.names, self.compute = torch.from_numpy(labels).float(), names, compute
-        self.tokenizer = train_tokenizer(self.reports, config.vocab_size)
-        self.config = replace(config, vocab_size=len(self.tokenizer), normalised=True)
+        plain, plain_labels = _plain_reports()
+        reports, self.names, self.compute = (
+            [*reports, *plain],
+            [*names, *(f"the report {text!r}" for text in plain)],
+            compute,
+        )
+        self.labels = torch.from_numpy(np.concatenate([labels, plain_labels])).float()
+        self.tokenizer = train_tokenizer(map(keep_asserted, reports), config.vocab_size)
+        known = frozenset(self.tokenizer.get_vocab())
+        self.reports = [keep_asserted(report, known) for report in reports]
+        self.config = replace(config, vocab_size=len(self.tokenizer), normalised=True, asserted=True)
         self.device = choose_device(compute.device)
         self.model = ReportLabeller(self.config)
         _draw_weights(self.model)
         self.model.to(self.device)
         self.order = BatchOrder([str(index) for index in range(len(reports))], config.batch_size, config.seed)
         self.rows = share(self.order.batch_size)
-        positive = self.labels.mean(dim=0).clamp(min=1 / len(labels))
+        positive = self.labels.mean(dim=0).clamp(min=1 / len(reports))
         weight = ((1 - positive) / positive).clamp(max=MAX_POSITIVE_WEIGHT).sqrt()
         self.positive_weight = weight.to(self.device)
 
@@ -252,6 +260,11 @@ def _hold_out(groups: Sequence[str], config: LabellerConfig) -> NDArray[np.bool_
     count = min(max(1, round(len(names) * config.validation_share)), len(names) - 1)
     drawn = np.random.default_rng(config.seed).permutation(len(names))[:count]
     return np.isin(inverse, drawn)
+
+
+def _plain_reports() -> tuple[list[str], NDArray[np.int8]]:
+    """A report for each abnormality that only names it, and an empty one, with their labels (19, 18)."""
+    return [*ABNORMALITIES, ""], np.eye(len(ABNORMALITIES) + 1, len(ABNORMALITIES), dtype=np.int8)
 
 
 def _draw_weights(model: ReportLabeller) -> None:

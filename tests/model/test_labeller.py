@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.models import write_radbert
-from support.reports import write_reports
+from support.reports import COLUMNS, SIGNS, write_reports
 
 from ctclip_model.config import LabellerConfig, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -20,7 +20,7 @@ from ctclip_model.labelling.transformer import TextBags
 from ctclip_model.training import labeller as labeller_training
 from ctclip_model.training.labeller import train_labeller
 
-CONFIG = dataclasses.replace(tiny().labeller, hidden_size=32, epochs=6, patience=6)
+CONFIG = dataclasses.replace(tiny().labeller, hidden_size=32, epochs=16, patience=16)
 
 
 def validations(steps):
@@ -85,10 +85,30 @@ def test_a_labeller_trained_here_reads_reports_without_their_layout(trained):
         assert (labeller.label([write(report) for report in reports]) == labeller.label(reports)).all()
 
 
+@pytest.mark.parametrize("form", ["The study is free of {}.", "One does not note {}.", "{} is not perceptible."])
+def test_a_denial_in_words_that_no_training_report_has_denies(trained, form):
+    labeller = load_labeller(trained[0])
+    assert labeller.label([form.format(sign) for sign in SIGNS]).max() < 0.5
+
+
+@pytest.mark.parametrize("form", ["Impression of {}.", "Evidence of {} is recognised.", "Zonal {} seen, fluffy."])
+def test_words_that_no_training_report_has_change_no_label(trained, form):
+    labeller = load_labeller(trained[0])
+    probabilities = labeller.label([form.format(sign) for sign in SIGNS])
+    assert ((probabilities >= 0.5).nonzero()[1] == COLUMNS).all()
+    assert labeller.label(["Fluffy zones.", "", "Emphysema is absent."]).max() < 0.5
+
+
+def test_an_abnormality_is_read_by_its_name_alone(trained):
+    probabilities = load_labeller(trained[0]).label(ABNORMALITIES)
+    assert (probabilities.argmax(axis=1)[COLUMNS] == COLUMNS).all()
+
+
 def test_a_labeller_of_an_older_version_gets_reports_as_they_are(trained, tmp_path):
     folder = shutil.copytree(trained[0], tmp_path / "older")
     config = json.loads((folder / "config.json").read_text())
     assert config["config"].pop("normalised")
+    assert config["config"].pop("asserted")
     (folder / "config.json").write_text(json.dumps(config))
     older = load_labeller(folder)
     assert (older.label(["There is<br/>emphysema."]) != older.label(["There is emphysema."])).any()
@@ -136,7 +156,7 @@ def test_a_loss_that_is_not_finite_names_the_reports(tmp_path):
     reports, labels = write_reports(20, seed=0)
     names = [f"train_{number}_a" for number in range(20)]
     config = dataclasses.replace(CONFIG, learning_rate=torch.inf, batch_size=4, skipped_steps=1)
-    with pytest.raises(DivergedError, match=r"after 1 skipped; its samples: (train_\d+_a(, )?){4}$"):
+    with pytest.raises(DivergedError, match=r"after 1 skipped; its samples: ((train_\d+_a|the report '.*?')(, )?){4}$"):
         train_labeller(reports, labels, config, tmp_path / "a", names=names)
     assert not (tmp_path / "a").exists()
 
