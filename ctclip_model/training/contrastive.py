@@ -25,6 +25,7 @@ from ctclip_model.training.engine.loop import Run, StepRecord, Validation, run_s
 from ctclip_model.training.engine.model_card import describe_data, write_card
 from ctclip_model.training.engine.processes import rank, wait_for_all
 from ctclip_model.training.engine.state import state_folder
+from ctclip_model.training.losses import require_contrast
 from ctclip_model.training.samples import TrainingData, first_of_each_scan, hold_out, read_training_data
 from ctclip_model.training.text_encoder import pretrain_text
 from ctclip_model.training.validation import validate
@@ -45,10 +46,11 @@ def train_contrastive(
     With `text_pretraining_samples` the text encoder first learns the labels of the train split's reports, in place of
     the published system's pretrained CXR-BERT. A killed run continues from `state_folder(folder)`, which stays until
     `discard_state`. With several processes, the first one writes. `origin` is the data's line of the model card: see
-    `describe_data`. Raises `MissingInputError` without a train sample.
+    `describe_data`. Raises `MissingInputError` without a train sample, and as `require_contrast`.
     """
     config = preset.training
     data, held_out = hold_out(read_training_data(manifest, data_root, config.report_sections), config)
+    require_contrast(data.scan_ids, [str(report) for report in data.reports], config)
     log = RunLog(folder, on_step, tensorboard=compute.tensorboard)
     state = state_folder(folder)
     torch.manual_seed(config.seed)

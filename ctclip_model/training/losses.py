@@ -11,12 +11,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctclip_model.config import Negatives
+from ctclip_model.config import Negatives, TrainingConfig
+from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.clip import contrastive_loss, similarity
-from ctclip_model.training.engine.processes import gather, rank, world_size
+from ctclip_model.training.engine.processes import gather, rank, share, world_size
 
 Latents = tuple[Tensor, Tensor]  # images (B, latent), and the texts of each image (B, texts, latent)
 Encode = Callable[[], Latents]
+
+
+def require_contrast(scan_ids: Sequence[str], texts: Sequence[str], config: TrainingConfig) -> None:
+    """Raises before a training whose loss would be 0 whatever the model says, or that would take no step.
+
+    `texts` are the reports of the samples. Raises `MissingInputError` for a single scan or a single text, and
+    `ConfigurationError` for a batch of one, also of one per process where negatives are local.
+    """
+    count_scans, count_texts = len(set(scan_ids)), len(set(texts))
+    if min(count_scans, count_texts) < 2:
+        raise MissingInputError(
+            f"{count_scans} scans with {count_texts} different reports: a contrastive training tells reports apart and "
+            "needs at least two"
+        )
+    size = min(config.batch_size, count_scans)
+    rows = share(size)
+    compared = rows.stop - rows.start if config.negatives is Negatives.local else size
+    if compared < 2:
+        raise ConfigurationError(
+            f"a batch of {size} on {world_size()} processes compares each report with no other: use a larger batch"
+        )
+    if config.samples < size:
+        raise ConfigurationError(
+            f"{config.samples} samples are less than one batch of {size}: nothing would be trained"
+        )
 
 
 def batch_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, negatives: Negatives) -> Tensor:

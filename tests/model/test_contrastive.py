@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.training_runs import write_samples
+from support.training_runs import short_preset, write_samples
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from ctclip_model.config import PRESETS, Preset, TrainingConfig
+from ctclip_model.config import PRESETS, Negatives, Preset, TrainingConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import split_sentences
 from ctclip_model.device import Compute
@@ -25,6 +25,7 @@ from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training.contrastive import train_contrastive
 from ctclip_model.training.contrastive_steps import start_codebook
 from ctclip_model.training.engine.loop import Run, StepRecord, rate_at, run_steps, split_decay
+from ctclip_model.training.losses import require_contrast
 from ctclip_model.training.samples import BatchOrder, TrainingData, draw_shifts, hold_out, shift_volumes
 from ctclip_model.training.text_encoder import pretrain_text
 from ctclip_model.training.texts import vary_report
@@ -96,6 +97,41 @@ def test_a_manifest_without_train_samples_is_refused(tmp_path: Path, manifest: P
     pq.write_table(table.slice(table.num_rows - 1), manifest)
     with pytest.raises(MissingInputError, match="train split"):
         train_contrastive(manifest, tmp_path, preset, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("scans", "changes", "error"),
+    [
+        (1, {}, "1 scans with 1 different reports"),
+        (24, {"batch_size": 1}, "a batch of 1 on 1 processes"),
+        (24, {"samples": 7}, "7 samples are less than one batch of 8"),
+    ],
+)
+def test_a_training_that_could_learn_nothing_is_refused_before_it_begins(
+    tmp_path: Path, scans: int, changes: dict[str, int], error: str
+) -> None:
+    preset = short_preset(**changes)
+    manifest = write_samples(tmp_path, preset.recipe, scans)
+    steps: list[StepRecord] = []
+    with pytest.raises((ConfigurationError, MissingInputError), match=error):
+        train_contrastive(manifest, tmp_path, preset, tmp_path / "model", on_step=steps.append)
+    assert not steps
+    assert not list(tmp_path.glob("model*"))
+
+
+def test_scans_with_one_report_hold_no_contrast() -> None:
+    with pytest.raises(MissingInputError, match="3 scans with 1 different reports"):
+        require_contrast(["a", "b", "c"], ["same"] * 3, TrainingConfig())
+
+
+def test_local_negatives_need_two_samples_on_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = [str(number) for number in range(8)]
+    local = TrainingConfig(batch_size=4, negatives=Negatives.local)
+    require_contrast(scans, scans, local)
+    monkeypatch.setattr("ctclip_model.training.engine.processes.world_size", lambda: 4)
+    require_contrast(scans, scans, dataclasses.replace(local, negatives=Negatives.global_batch))
+    with pytest.raises(ConfigurationError, match="batch of 4"):
+        require_contrast(scans, scans, local)
 
 
 def test_a_batch_holds_a_scan_once_and_epochs_reach_every_volume() -> None:
