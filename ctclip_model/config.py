@@ -84,6 +84,11 @@ class CTCLIPConfig:
 
 
 RADBERT_WEIGHTS = "RadBertClassifier.pth"  # file of the published labeller
+# Names of weights in a folder. The first one found is read.
+FOLDER_WEIGHTS = (
+    RADBERT_WEIGHTS, "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # fmt: skip
 RADBERT_BASE = "zzxslp/RadBERT-RoBERTa-4m"  # Hub repository with the published labeller's tokenizer
 
 

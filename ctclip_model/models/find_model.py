@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.config import PRESETS, CTCLIPConfig, Recipe
+from ctclip_model.config import FOLDER_WEIGHTS, PRESETS, CTCLIPConfig, Recipe
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
 from ctclip_model.json_config import parse_config
 from ctclip_model.models.clip import CTCLIP
@@ -26,7 +26,7 @@ from ctclip_model.models.text import (
     read_tokenizer,
 )
 from ctclip_model.models.weights import AnyModel, load_weights
-from ctclip_model.models.weights_files import FOLDER_WEIGHTS, find_weights_file
+from ctclip_model.models.weights_files import find_weights_file
 
 logger = logging.getLogger(__name__)
 

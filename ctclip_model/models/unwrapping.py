@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ctclip_model.errors import CheckpointError
-from ctclip_model.models.weights_files import describe_keys, list_names
+from ctclip_model.models.weights_files import describe_keys, list_names, name_keys
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +54,13 @@ def unwrap_weights(content: Any, path: object) -> tuple[dict[str, Tensor], str]:
     tensors = _without_wrappers(tensors)
     prefix, others = _choose_prefix(tensors, content, path)
     weights = {
-        name.removeprefix(prefix): value
+        name.removeprefix(prefix): value.detach()
         for name, value in tensors.items()
         if name.startswith(prefix) and not any(name.startswith(other) for other in others)
     }
-    return weights, f"{path} (under {prefix.rstrip('.')}{describe_keys(content)})" if prefix else str(path)
+    is_nested = any(isinstance(value, Mapping) for value in content.values())
+    places = [f"under {prefix.rstrip('.')}"] * bool(prefix) + [name_keys(content)] * is_nested
+    return weights, f"{path} ({'; '.join(places)})" if places else str(path)
 
 
 def _type(value: Any) -> str:

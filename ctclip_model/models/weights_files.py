@@ -21,15 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ctclip_model.config import RADBERT_WEIGHTS
+from ctclip_model.config import FOLDER_WEIGHTS
 from ctclip_model.data.file_kinds import BLANKS, LONGEST, recognize_magic
 from ctclip_model.errors import CheckpointError
 
 INDEX = ".index.json"  # end of the name of an index of shards
-# Names of weights in a folder, the first one found is read.
-FOLDER_WEIGHTS = (
-    RADBERT_WEIGHTS, "model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}",
-)  # fmt: skip
 SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")  # in lower case
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
 LARGEST_JSON = 100_000_000  # bytes of an index or of a safetensors header
@@ -54,9 +50,14 @@ def list_names(names: Iterable[Any], most: int = 8) -> str:
     return ", ".join(texts[:most]) + more
 
 
+def name_keys(content: Mapping[Any, Any]) -> str:
+    """A clause that names the top-level keys of a file's content."""
+    return f"its top-level keys are {list_names(content)}"
+
+
 def describe_keys(content: Any) -> str:
-    """A sentence that names the top-level keys of a file's content. Empty for a content without keys."""
-    return f"; its top-level keys are {list_names(content)}" if isinstance(content, Mapping) and content else ""
+    """The end of a sentence, with the top-level keys of a file's content. Empty for a content without keys."""
+    return f"; {name_keys(content)}" if isinstance(content, Mapping) and content else ""
 
 
 def find_weights_file(folder: Path) -> Path:

@@ -54,7 +54,11 @@ def import_model(
     keep_raw: KeepRaw = False,
     as_json: Json = False,
 ) -> None:
-    """Import a weights file or model folder from elsewhere."""
+    """Import weights or a model folder from elsewhere.
+
+    Takes .pt, .pth, .bin, .ckpt and .safetensors, an index of shards, and a folder of Hugging Face. Wrappers and
+    prefixes of trainers are taken off. Code in a file is never run.
+    """
     from tasks.models import import_model as importing
 
     with showing_progress():

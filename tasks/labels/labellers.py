@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctclip_model.config import RADBERT_BASE, RADBERT_WEIGHTS
+from ctclip_model.config import FOLDER_WEIGHTS, RADBERT_BASE, RADBERT_WEIGHTS
 from ctclip_model.errors import MissingInputError
 from tasks.run.records import sha256_of
 from warehouse import store
@@ -37,7 +37,7 @@ def find_labeller(data_root: Path, name: str) -> LabellerReference:
             )
         return newest
     for folder in (data_root.resolve() / "models" / name, Path(name).resolve()):
-        if any((folder / weights).is_file() for weights in (RADBERT_WEIGHTS, "model.safetensors")):
+        if any((folder / weights).is_file() for weights in FOLDER_WEIGHTS):
             return LabellerReference(_labeller_id(folder, data_root), folder)
     if name != RADBERT:
         raise MissingInputError(f"there is no labeller {name!r}: neither {data_root / 'models' / name} nor a folder")
@@ -75,5 +75,9 @@ def _labeller_id(folder: Path, data_root: Path) -> str:
     """The folder's name. The hash of the weights follows it unless the labeller was trained or imported here."""
     if folder.parent == data_root.resolve() / "models" and folder.name.startswith(TRAINED_PREFIX):
         return folder.name
-    weights = folder / RADBERT_WEIGHTS
-    return f"{folder.name}-{sha256_of(weights if weights.is_file() else folder / 'model.safetensors')[:8]}"
+    weights = next(path for name in FOLDER_WEIGHTS if (path := folder / name).is_file())
+    if weights.suffix != ".json":
+        return f"{folder.name}-{sha256_of(weights)[:8]}"
+    from ctclip_model.models.weights_files import hash_weights
+
+    return f"{folder.name}-{hash_weights(weights)[:8]}"

@@ -282,6 +282,18 @@ def test_weights_alone_take_the_tokenizer_beside_them_or_the_one_named(weights, 
     assert load_model(beside).tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
+def test_a_folder_of_hugging_face_is_taken_like_its_weights(weights, tokenizer, tmp_path):
+    folder = tmp_path / "hugging-face"
+    folder.mkdir()
+    shutil.copy(weights, folder / "model.safetensors")
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"model_type": "ct_clip", "torch_dtype": "float32"}))
+    loaded = load_model(find_model(tmp_path, "hugging-face"))
+    assert loaded.name == "hugging-face"
+    torch.testing.assert_close(loaded.model.state_dict(), load_model(weights, with_text=False).model.state_dict())
+    assert len(loaded.tokenizer) == len(tokenizer)
+
+
 def test_a_tokenizer_that_is_not_the_models_is_refused(weights, folder, tmp_path):
     vocabulary = tmp_path / "vocab.txt"
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

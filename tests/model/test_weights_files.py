@@ -103,6 +103,15 @@ def test_wrapped_labellers_load(tmp_path, wrapper):
     assert_holds(load_labeller_weights(path, TINY_LABELLER), weights)
 
 
+def test_parameters_of_every_type_load_as_weights_without_history(tmp_path):
+    weights = load_tiny_weights()
+    content = {key: nn.Parameter(value.half()) for key, value in weights.items()}
+    model = load_ctclip(saved(tmp_path / "weights.pt", content), TINY)
+    assert_holds(model, {key: value.half().float() for key, value in weights.items()})
+    assert all(parameter.is_leaf for parameter in model.parameters())
+    assert not any(buffer.requires_grad for buffer in model.buffers())
+
+
 def test_an_average_that_is_left_out_is_told(tmp_path, caplog):
     weights = load_tiny_weights()
     with caplog.at_level(logging.WARNING):
@@ -227,6 +236,8 @@ FOREIGN: list[tuple[Callable[[Path], Any], str]] = [
     (lambda p: torch.save({"optimizer": OPTIMIZER, "epoch": 3}, p), "state of an optimizer.*keys are optimizer, epoch"),
     (lambda p: torch.save({"optimizer_state_dict": {"fp32_flat_groups": [torch.ones(3)]}, "ds_version": "0.16"}, p),
      "state of an optimizer.*keys are optimizer_state_dict, ds_version"),
+    (lambda p: torch.save({"optimizer": OPTIMIZER, "random_states": {"cpu": torch.ones(2)}}, p),
+     "keys are optimizer, random_states.*but random_states.cpu"),
     (lambda p: torch.save({"last_epoch": 3, "_step_count": 4}, p), "holds no tensors.*keys are last_epoch, _step_c"),
     (lambda p: torch.save([torch.ones(1), 2], p), "but a list of 2 items"),
     (lambda p: torch.save(torch.ones(2, 3), p), r"but a single tensor of shape \(2, 3\)"),

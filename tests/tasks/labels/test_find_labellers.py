@@ -1,8 +1,11 @@
 """Finding a labeller: by name, from the published warehouse alone, or not at all."""
 
+import json
+
 import pytest
 from support.records import write_run
 
+from ctclip_model.config import FOLDER_WEIGHTS
 from ctclip_model.errors import MissingInputError
 from tasks.labels.labellers import find_labeller, find_newest_labeller
 from tasks.run.publish import publish
@@ -29,6 +32,21 @@ def test_absent_labeller_is_refused_with_what_to_run(tmp_path):
             find_labeller(tmp_path, name)
     with pytest.raises(MissingInputError, match="there is no labeller 'other'"):
         find_labeller(tmp_path, "other")
+
+
+@pytest.mark.parametrize("name", FOLDER_WEIGHTS)
+def test_labeller_in_any_usual_file_is_found_and_named_by_the_hash_of_its_weights(tmp_path, name):
+    publish(tmp_path / "data")
+    found = []
+    for content in (b"weights", b"weights", b"others"):
+        folder = tmp_path / "radbert"
+        folder.mkdir(exist_ok=True)
+        (folder / "shard.bin").write_bytes(content)
+        index = json.dumps({"weight_map": {"classifier.bias": "shard.bin"}}).encode()
+        (folder / name).write_bytes(index if name.endswith(".json") else content)
+        found.append(find_labeller(tmp_path / "data", str(folder)).labeller_id)
+    assert found[0] == found[1] != found[2]
+    assert found[0].startswith("radbert-")
 
 
 @pytest.mark.usefixtures("prefect_server")
