@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from numpy.random import Generator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
@@ -72,18 +73,10 @@ def pretrain_text(
     def make_batch(step: int) -> SentenceBags:
         rng = open_stream(config.seed, Stream.text_pretraining, step)
         chosen = rng.choice(len(reports), batch_size, replace=False)
-        bags = [[sentence for section in reports[index] for sentence in section] for index in chosen]
-        sentences = {sentence: index for index, sentence in enumerate(dict.fromkeys(s for bag in bags for s in bag))}
-        members = [[sentences[sentence] for sentence in bag] for bag in bags]
-        padded = torch.tensor([row + row[:1] * (max(map(len, members)) - len(row)) for row in members])
-        parts = [reports[index] if rng.random() < FULL_SHARE else reports[index][-1:] for index in chosen]
-        texts = [
-            vary_report(part if any(part) else reports[index], 0.0, rng)
-            for part, index in zip(parts, chosen, strict=True)
-        ]
+        sentences, members, texts = draw_texts([reports[index] for index in chosen], rng)
         return SentenceBags(
-            sentences=tokenize(tokenizer, list(sentences), max_length),
-            members=padded,
+            sentences=tokenize(tokenizer, sentences, max_length),
+            members=members,
             texts=tokenize(tokenizer, texts, max_length),
             labels=labels[torch.from_numpy(chosen)],
         )
@@ -114,6 +107,17 @@ def pretrain_text(
             on_step=on_step,
         )
     )
+
+
+def draw_texts(reports: Sequence[list[list[str]]], rng: Generator) -> tuple[list[str], Tensor, list[str]]:
+    """The different sentences of reports, `SentenceBags.members`, and a text of each report, varied at random."""
+    bags = [[sentence for section in report for sentence in section] for report in reports]
+    sentences = {sentence: index for index, sentence in enumerate(dict.fromkeys(s for bag in bags for s in bag))}
+    members = [[sentences[sentence] for sentence in bag] for bag in bags]
+    padded = torch.tensor([row + row[:1] * (max(map(len, members)) - len(row)) for row in members])
+    parts = [report if rng.random() < FULL_SHARE else report[-1:] for report in reports]
+    texts = [vary_report(part if any(part) else report, 0.0, rng) for part, report in zip(parts, reports, strict=True)]
+    return list(sentences), padded, texts
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ def collect_facts(
         comparisons=comparisons,
         labels=[row for row in scores if row["abnormality"] != "macro"],
         few_patients=[row["abnormality"] for row in scores if row["has_few_patients"]],
+        threshold_sources=sorted({row["threshold_source"] for row in scores if row["threshold_source"]}),
         ci_methods=_list_methods(scores),
         comparison_methods=_list_methods(comparisons),
         curves={

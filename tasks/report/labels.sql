@@ -5,6 +5,7 @@ pivot (
         max(ci_high) filter (metric = 'auroc') over label as ci_high,
         max(coalesce(ci_method, if(ci_low is null, null, 'percentile'))) filter (metric = 'auroc') over label
             as ci_method,
+        max(threshold_source) over label as threshold_source,
         bool_or(has_few_patients) filter (metric = 'auroc') over label as has_few_patients
     from current_metrics
     where model_id = $model_id and dataset = $dataset and split = $split and label_source = 'published'
@@ -13,5 +14,5 @@ pivot (
 )
 on metric in ('auroc', 'average_precision', 'f1', 'weighted_f1', 'accuracy', 'precision')
 using max(value)
-group by abnormality, n, n_positive, ci_low, ci_high, ci_method, has_few_patients
+group by abnormality, n, n_positive, ci_low, ci_high, ci_method, threshold_source, has_few_patients
 order by auroc desc nulls last, abnormality

@@ -39,6 +39,7 @@ class PageFacts:
     comparisons: Sequence[Row] = ()  # a row per other model
     labels: Sequence[Row] = ()  # a row per abnormality
     few_patients: Sequence[str] = ()  # abnormalities that few patients have, or lack
+    threshold_sources: Sequence[str] = ()  # data that chose the thresholds
     ci_methods: Sequence[str] = ()  # methods of the intervals of AUROC
     comparison_methods: Sequence[str] = ()
     curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)  # {key of AXES: {abnormality: points}}

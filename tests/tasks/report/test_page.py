@@ -62,6 +62,7 @@ def test_numbers_are_rounded_and_missing_ones_are_dashes():
 def test_methods_of_intervals_and_abnormalities_of_few_patients_are_named(tmp_path):
     scored = {"model_id": "m", "dataset": "ct-rate", "split": "valid", "label_source": "published", "metric": "auroc"}
     scored |= {"protocol": "zero-shot", "unit": "scan", "value": 0.7, "ci_low": 0.6, "ci_high": 0.8, "n": 9}
+    scored |= {"threshold_source": "ct-rate train"}
     own = {
         "Emphysema": {"ci_method": "score", "has_few_patients": True},
         "Atelectasis": {},
@@ -79,6 +80,7 @@ def test_methods_of_intervals_and_abnormalities_of_few_patients_are_named(tmp_pa
     assert sorted(facts.ci_methods) == ["mover", "percentile", "score"]  # rows of earlier versions have no method
     html = render_page(facts)
     assert "intervals may cover less: Emphysema." in html
+    assert "Thresholds were chosen on ct-rate train." in html
     assert "bootstrap percentiles of an earlier version" in html
 
 
