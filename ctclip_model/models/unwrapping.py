@@ -64,7 +64,8 @@ def unwrap_weights(content: Any, path: object) -> tuple[dict[str, Tensor], str]:
 
 
 def _type(value: Any) -> str:
-    return f"a {type(value).__name__}" + (f" of {len(value)} items" if isinstance(value, list | tuple) else "")
+    length = f" of length {len(value)}" if isinstance(value, list | tuple) else ""
+    return f"an object of type {type(value).__name__}{length}"
 
 
 def _describe(content: Mapping[Any, Any]) -> str:
@@ -109,7 +110,8 @@ def _choose_prefix(
     if len(live) != 1:
         sets = list_names(prefix.rstrip(".") or "no prefix" for prefix in whole)
         raise CheckpointError(
-            f"{path}: holds several sets of weights ({sets}): save one of them alone{describe_keys(content)}"
+            f"{path}: holds several sets of weights ({sets}): save the state_dict() of one alone"
+            f"{describe_keys(content)}"
         )
     prefix, others = live[0], tuple(other for other in whole if other != live[0])
     if others:

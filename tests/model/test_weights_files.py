@@ -239,7 +239,7 @@ FOREIGN: list[tuple[Callable[[Path], Any], str]] = [
     (lambda p: torch.save({"optimizer": OPTIMIZER, "random_states": {"cpu": torch.ones(2)}}, p),
      "keys are optimizer, random_states.*but random_states.cpu"),
     (lambda p: torch.save({"last_epoch": 3, "_step_count": 4}, p), "holds no tensors.*keys are last_epoch, _step_c"),
-    (lambda p: torch.save([torch.ones(1), 2], p), "but a list of 2 items"),
+    (lambda p: torch.save([torch.ones(1), 2], p), "but an object of type list of length 2"),
     (lambda p: torch.save(torch.ones(2, 3), p), r"but a single tensor of shape \(2, 3\)"),
     (lambda p: torch.save({"bert.embeddings.word_embeddings.weight": torch.ones(2, 2)}, p), "a BERT or RoBERTa alone"),
     (lambda p: torch.save({"to_patch_emb.1.weight": torch.ones(2)}, p), "a CT-ViT alone: to_patch_emb"),
