@@ -20,7 +20,7 @@ from scipy.special import expit, logit
 from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
 from sklearn.feature_selection import SelectKBest, chi2
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, log_loss, precision_recall_curve
+from sklearn.metrics import log_loss, precision_recall_curve
 from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 
@@ -31,7 +31,9 @@ from ctclip_model.errors import CheckpointError, ConfigurationError
 from ctclip_model.files import replace_folder
 from ctclip_model.json_config import parse_config
 from ctclip_model.labelling import first_terms
+from ctclip_model.labelling.scores import score_labels
 from ctclip_model.labelling.terms import MENTION, report_terms, statement_terms
+from ctclip_model.models.model_card import describe_data, write_card
 from ctclip_model.models.model_folder import read_description
 from ctclip_model.models.weights import read_weights
 
@@ -116,9 +118,54 @@ def train_tfidf_labeller(
     folder: Path,
     *,
     groups: Sequence[str] | None = None,
+    origin: Mapping[str, str] | None = None,
     on_abnormality: Callable[[], object] | None = None,
 ) -> TfidfResult:
     """Trains a labeller and writes it as a model folder. The same reports and labels give the same bytes.
+
+    Arguments and errors as `fit_tfidf_labeller`. `origin` is the data's line of the model card: see `describe_data`.
+    """
+    labeller, probabilities = fit_tfidf_labeller(
+        reports, labels, config, folder.name, groups=groups, on_abnormality=on_abnormality
+    )
+    decided = probabilities >= labeller.thresholds
+    held_out = score_labels(labels, decided, {})
+    result = TfidfResult(
+        folder=folder,
+        count_parameters=labeller.weights.size + 4 * len(ABNORMALITIES),
+        validation_loss=float(log_loss(labels.ravel(), probabilities.ravel(), labels=[0, 1])),
+        validation_agreement=float((decided == labels).mean()),
+        validation_f1=held_out.score,
+    )
+    info = {
+        "reports": len(reports), "validation_loss": result.validation_loss, "validation_f1": result.validation_f1,
+        "held_out": asdict(held_out),
+    }  # fmt: skip
+    card = write_card(
+        folder.name,
+        tags=["chest-ct", "text-classification"],
+        description="Reads CT-RATE's 18 abnormalities from the report of a chest CT: TF-IDF and logistic regressions.",
+        facts={
+            "Data": describe_data({"count_samples": f"{len(reports):,}"} | dict(origin or {}), "labelled reports"),
+            "Model": f"{result.count_parameters:,} parameters, {len(labeller.terms):,} terms.",
+        },
+        metrics={"share of equal labels": f"{result.validation_agreement:.3f}"},
+        held_out=held_out,
+    )
+    _save(labeller, folder, info, card)
+    return result
+
+
+def fit_tfidf_labeller(
+    reports: Sequence[str],
+    labels: NDArray[np.integer],
+    config: TfidfConfig,
+    labeller_id: str,
+    *,
+    groups: Sequence[str] | None = None,
+    on_abnormality: Callable[[], object] | None = None,
+) -> tuple[TfidfLabeller, Values]:
+    """A trained labeller, and the probabilities (reports, 18) by regressions that were not trained on the report.
 
     `labels` (reports, 18) in {0, 1}. Reports of one group are held out together; by default reports of one text are a
     group. `on_abnormality` is called after each of the 18. Raises `ConfigurationError` for other labels, for a single
@@ -143,19 +190,8 @@ def train_tfidf_labeller(
         fits.append(_fit(values, targets[:, index], folds, config))
         if on_abnormality is not None:
             on_abnormality()
-    labeller = _bound_thresholds(_assemble(folder.name, config, terms, fits))
-    held_out = np.stack([fit.held_out for fit in fits], axis=1)  # (reports, 18)
-    decided = held_out >= labeller.thresholds
-    result = TfidfResult(
-        folder=folder,
-        count_parameters=labeller.weights.size + 4 * len(ABNORMALITIES),
-        validation_loss=float(log_loss(labels.ravel(), held_out.ravel(), labels=[0, 1])),
-        validation_agreement=float((decided == labels).mean()),
-        validation_f1=float(f1_score(labels, decided, average="macro", zero_division=0)),
-    )
-    extra = {"reports": len(reports), "validation_loss": result.validation_loss, "validation_f1": result.validation_f1}
-    _save(labeller, folder, extra)
-    return result
+    labeller = _bound_thresholds(_assemble(labeller_id, config, terms, fits))
+    return labeller, np.stack([fit.held_out for fit in fits], axis=1)
 
 
 @dataclass(frozen=True)
@@ -297,11 +333,12 @@ def _bound_thresholds(labeller: TfidfLabeller) -> TfidfLabeller:
 ARRAYS = ("weights", "biases", "slopes", "offsets", "thresholds")
 
 
-def _save(labeller: TfidfLabeller, folder: Path, info: Mapping[str, object]) -> None:
+def _save(labeller: TfidfLabeller, folder: Path, info: Mapping[str, object], card: str) -> None:
     description = {"kind": KIND, "rules": labeller.rules, "config": asdict(labeller.config), "info": info}
     with replace_folder(folder) as temporary:
         save_file({name: getattr(labeller, name) for name in ARRAYS}, temporary / "model.safetensors")
         (temporary / "terms.json").write_text(json.dumps(labeller.terms, ensure_ascii=False, indent=0), "utf-8")
+        (temporary / "README.md").write_text(card, "utf-8")
         (temporary / "config.json").write_text(json.dumps(description, indent=2))
 
 

@@ -16,13 +16,14 @@ from ctclip_model.config import Preset, TrainingConfig
 from ctclip_model.device import Compute, choose_device
 from ctclip_model.files import replace_folder
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.held_out import HeldOut
+from ctclip_model.models.model_card import describe_data, write_card
 from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training.contrastive_steps import ContrastiveSteps
 from ctclip_model.training.engine.checkpoints import FULL_STATE, Checkpoints, WeightAverage, storage_errors
 from ctclip_model.training.engine.curve import RunLog, TrainingResult, summarise_run
 from ctclip_model.training.engine.loop import Run, StepRecord, Validation, run_steps, split_decay
-from ctclip_model.training.engine.model_card import describe_data, write_card
 from ctclip_model.training.engine.processes import rank, wait_for_all
 from ctclip_model.training.engine.state import state_folder
 from ctclip_model.training.losses import require_contrast
@@ -66,8 +67,12 @@ def train_contrastive(
     curve = log.curve()
     result = summarise_run(folder, model, model.temperature.exp().item(), steps, curve)
     if rank() == 0:
-        info = {"preset": preset.name, "recipe": asdict(preset.recipe), "steps": steps}
-        card = _write_card(preset, result, curve, origin or {})
+        score = _read_score(curve)
+        info = {
+            "preset": preset.name, "recipe": asdict(preset.recipe), "steps": steps,
+            "held_out": asdict(score) if score is not None else None,
+        }  # fmt: skip
+        card = _write_card(preset, result, score, origin or {})
         with storage_errors(folder):
             save_model_folder(folder, model.eval(), tokenizer, extra=info, card=card, weights=weights, metrics=curve)
     log.close()
@@ -179,14 +184,19 @@ def _make_tokenizer(data: TrainingData, preset: Preset, folder: Path) -> PreTrai
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def _write_card(preset: Preset, result: TrainingResult, curve: pa.Table, origin: Mapping[str, str]) -> str:
+def _read_score(curve: pa.Table) -> HeldOut | None:
+    """The last validation of a training's curve, beside chance. None without a validation."""
+    aurocs = curve["validation_auroc"].drop_null().to_pylist()
+    metric = "macro zero-shot AUROC on held-out scans of the train split"
+    return HeldOut(metric, aurocs[-1], {"chance": 0.5}) if aurocs else None
+
+
+def _write_card(preset: Preset, result: TrainingResult, held_out: HeldOut | None, origin: Mapping[str, str]) -> str:
     training, vision, recipe = preset.training, preset.model.vision, preset.recipe
     metrics = {
         "loss, mean of the last steps": f"{result.loss:.4f}",
         "exp(temperature)": f"{result.logit_scale:.2f}",
     }
-    if aurocs := [auroc for auroc in curve["validation_auroc"].to_pylist() if auroc is not None]:
-        metrics["macro zero-shot AUROC on held-out scans of the train split"] = f"{aurocs[-1]:.3f}"
     return write_card(
         result.folder.name,
         tags=["chest-ct", "contrastive", "zero-shot-classification"],
@@ -202,4 +212,5 @@ def _write_card(preset: Preset, result: TrainingResult, curve: pa.Table, origin:
             f"seed {training.seed}.",
         },
         metrics=metrics,
+        held_out=held_out,
     )

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from torch import Tensor
 
 from ctclip_model.config import LiProConfig, VocabFineConfig
 from ctclip_model.errors import MissingInputError
+from ctclip_model.models.model_card import describe_data, write_card
 from ctclip_model.training.engine.curve import TrainingResult
-from ctclip_model.training.engine.model_card import describe_data, write_card
 
 
 def require_labels(labels: Tensor, manifest: Path) -> None:
     """Raises `MissingInputError` where every label is NaN."""
     if labels.isnan().all():
         raise MissingInputError(f"{manifest}: no label of the train split is known")
+
+
+def keep_facts(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The parent's facts that hold for a model made of it, such as its recipe, and not its held-out score."""
+    return {name: value for name, value in info.items() if name != "held_out"}
 
 
 def write_fine_tuned_card(

@@ -20,7 +20,7 @@ from ctclip_model.models.model_folder import load_model_folder, save_model_folde
 from ctclip_model.training.engine.checkpoints import storage_errors
 from ctclip_model.training.engine.curve import RunLog, TrainingResult, summarise_run
 from ctclip_model.training.engine.loop import Run, StepRecord, run_steps, split_decay
-from ctclip_model.training.fine_tuned import require_labels, write_fine_tuned_card
+from ctclip_model.training.fine_tuned import keep_facts, require_labels, write_fine_tuned_card
 from ctclip_model.training.samples import BatchOrder, first_of_each_scan
 
 
@@ -50,7 +50,7 @@ def train_lipro(
     model.trained_model, model.classifier = loaded.model, head
     curve = log.curve()
     result = summarise_run(folder, model, loaded.model.temperature.exp().item(), len(curve), curve)
-    info = loaded.info | {"parent": parent.name, "steps": result.steps}
+    info = keep_facts(loaded.info) | {"parent": parent.name, "steps": result.steps}
     method = "LiPro, a linear head on latents of volumes"
     card = write_fine_tuned_card(result, method, parent, config, curve, origin or {})
     with storage_errors(folder):

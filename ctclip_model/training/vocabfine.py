@@ -26,7 +26,7 @@ from ctclip_model.training.engine.curve import RunLog, TrainingResult, summarise
 from ctclip_model.training.engine.loop import Run, StepRecord, run_steps, split_decay
 from ctclip_model.training.engine.processes import rank, share, world_size
 from ctclip_model.training.engine.state import state_folder
-from ctclip_model.training.fine_tuned import require_labels, write_fine_tuned_card
+from ctclip_model.training.fine_tuned import keep_facts, require_labels, write_fine_tuned_card
 from ctclip_model.training.random_streams import Stream, open_stream
 from ctclip_model.training.samples import (
     BatchOrder,
@@ -72,7 +72,7 @@ def train_vocabfine(
     curve = log.curve()
     result = summarise_run(folder, model, model.temperature.exp().item(), steps, curve)
     if rank() == 0:
-        info = loaded.info | {"parent": parent.name, "steps": steps}
+        info = keep_facts(loaded.info) | {"parent": parent.name, "steps": steps}
         method = "VocabFine, both encoders trained by pairs of prompts"
         card = write_fine_tuned_card(result, method, parent, config, curve, origin or {})
         with storage_errors(folder):

@@ -21,13 +21,13 @@ Format = Literal["parquet", "csv"]
 
 def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
     """Show done, pending, rejected and stale items by stage."""
-    from tasks.upkeep.queries import list_notes, list_stale_models, read_status
+    from tasks.upkeep.queries import list_notes, list_stale_models, list_warnings, read_status
 
     if as_json:
         print_rows(*read_status(data_root, "from stage_status"), as_json)
         return
     print_rows(*read_status(data_root))
-    for line in (*list_notes(data_root), *list_stale_models(data_root)):
+    for line in (*list_notes(data_root), *list_stale_models(data_root), *list_warnings(data_root)):
         console.print(line)
     _print_next_runs()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ctclip_model.data.reports import SECTIONS, clean_report, report_sha256
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ReportError
 from ctclip_model.evaluation.metrics import require_probabilities
+from ctclip_model.models.held_out import read_held_out
 from tasks.labels.labellers import LabellerReference, read_trained_on
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.pending import plan_items
@@ -18,6 +20,8 @@ from tasks.run.progress import show_progress
 from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
 from warehouse import store
+
+logger = logging.getLogger(__name__)
 
 
 def read_reports(data_root: Path) -> dict[str, str]:
@@ -73,6 +77,10 @@ def record_labels(
 
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))
     trained_on = read_trained_on(run.data_root, reference.labeller_id)
+    held_out = read_held_out(reference.folder)
+    warning = None if held_out is None else held_out.warning
+    if warning is not None:
+        logger.warning("%s %s", reference.labeller_id, warning)
     scans = list(reports)
     with show_progress("label", len(scans), "reports") as progress:
         for start in range(0, len(scans), run.limits.label_batch):
@@ -88,6 +96,7 @@ def record_labels(
                         "scan_id": scan, "abnormality": name, "labeller_id": reference.labeller_id,
                         "fingerprint": reports[scan][1], "probability": float(value),
                         "value": int(value >= threshold), "threshold": float(threshold), "is_training": seen,
+                        "labeller_warning": warning,
                     }
                     for scan, seen, row in zip(chunk, is_training, probabilities, strict=True)
                     for name, value, threshold in zip(ABNORMALITIES, row, labeller.thresholds, strict=True)

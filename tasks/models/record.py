@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from ctclip_model.models.held_out import read_held_out
 from ctclip_model.models.kinds import ModelKind
 from tasks.run.records import sha256_of
 from tasks.run.stage_run import StageRun, code_version
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +39,24 @@ class ModelRow:
 
 
 def record_model(run: StageRun, row: ModelRow) -> None:
-    """Records the model of a folder that is complete, and counts it as done."""
+    """Records the model of a folder that is complete, with its held-out score, and counts it as done."""
     folder = run.data_root / "models" / row.model_id
+    held_out = read_held_out(folder)
     columns = {name: value for name, value in vars(row).items() if value is not None}
     columns |= {
         "config": json.dumps(row.config, sort_keys=True), "path": str(folder.relative_to(run.data_root)),
         "code_version": code_version(), "weights_sha256": sha256_of(folder / "model.safetensors"),
         "created_at": datetime.now(UTC),
     }  # fmt: skip
+    if held_out is not None:
+        columns |= {"held_out": json.dumps(asdict(held_out)), "warning": held_out.warning}
     run.record("models", [columns])
     run.count_done += 1
+
+
+def note_held_out(run: StageRun, model_id: str, if_none: str) -> None:
+    """Puts a trained model's held-out score, or `if_none`, in the run's summary. Logs the warning of a poor score."""
+    held_out = read_held_out(run.data_root / "models" / model_id)
+    run.detail = if_none if held_out is None else str(held_out)
+    if held_out is not None and held_out.warning:
+        logger.warning("%s %s", model_id, held_out.warning)

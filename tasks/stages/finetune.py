@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.device import Compute
 from ctclip_model.training.job import Manifest
+from tasks.models.record import note_held_out
 from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import execute
 from tasks.stages.retries import RETRIED
@@ -36,4 +37,5 @@ def finetune_model(
 ) -> None:
     """Trains the model. A rerun of an interrupted training goes on from the last checkpoint."""
     execute(run, TrainingWork(finetuning.make_job(manifest, compute), launch), deployed)
+    note_held_out(run, manifest.model_id, "no scan was held out to score it: see `ctclip evaluate`")
     get_run_logger().info("%s is trained", manifest.model_id)

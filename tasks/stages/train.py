@@ -9,6 +9,7 @@ from ctclip_model.config import Preset
 from ctclip_model.device import Compute
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.job import Manifest, TrainingJob
+from tasks.models.record import note_held_out
 from tasks.run.pending import plan_items
 from tasks.run.splits import require_split
 from tasks.run.stage_run import StageRun
@@ -59,4 +60,7 @@ def train_model(
     """Trains the model. A rerun of an interrupted training goes on from the last checkpoint."""
     job = TrainingJob(ModelKind.ct_clip, manifest, preset, compute)
     execute(run, TrainingWork(job, launch), deployed)
+    note_held_out(
+        run, manifest.model_id, "no scan was held out to score it: see --validate-every and `ctclip evaluate`"
+    )
     get_run_logger().info("%s is trained", manifest.model_id)

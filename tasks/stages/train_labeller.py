@@ -13,6 +13,7 @@ from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.job import TrainingJob
 from tasks.labels.hand_labels import read_hand_labels
 from tasks.labels.reports import LabelledReports, LabellerTraining, read_labelled_reports
+from tasks.models.record import note_held_out
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import execute
@@ -60,4 +61,5 @@ def fit_labeller(
         manifest = place_reports(run.data_root, reports, training)
         job = TrainingJob(ModelKind.labeller, manifest, preset, compute)
         execute(run, TrainingWork(job, launch), deployed)
+    note_held_out(run, reports.labeller_id(training), "")
     get_run_logger().info("%s is trained on %d reports", reports.labeller_id(training), len(reports.texts))

@@ -49,6 +49,11 @@ def list_stale_models(data_root: Path, stage: str | None = None, variant: str | 
     return [line for (line,) in store.query(data_root, store.load_sql(__package__, "stale"), key)]
 
 
+def list_warnings(data_root: Path) -> list[str]:
+    """Describes each model whose training did not beat its baselines."""
+    return [line for (line,) in store.query(data_root, store.load_sql(__package__, "warnings"))]
+
+
 def list_notes(data_root: Path) -> list[str]:
     """Sentences about the ingested data: volumes without a file, missing splits, orientations other than LPS."""
     return [line for (line,) in store.query(data_root, store.load_sql(__package__, "notes"))]

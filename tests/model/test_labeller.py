@@ -17,6 +17,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, ConfigurationError, DivergedError
 from ctclip_model.labelling.labeller import load_labeller
 from ctclip_model.labelling.transformer import TextBags
+from ctclip_model.models.held_out import read_held_out
 from ctclip_model.training import labeller as labeller_training
 from ctclip_model.training.labeller import train_labeller
 
@@ -46,6 +47,18 @@ def test_a_labeller_learns_negations_and_is_loaded_from_its_folder(trained):
     assert validations(steps)[-1] > 0.99
     assert labeller.labeller_id == "labeller-1"
     assert result.count_parameters == sum(p.numel() for p in labeller.model.parameters())
+
+
+def test_a_labeller_that_has_learnt_nothing_warns_in_its_card(trained, tmp_path):
+    config = dataclasses.replace(CONFIG, learning_rate=0.0, epochs=1)
+    train_labeller(*write_reports(120, seed=0), config, tmp_path / "labeller-0")
+    held_out = read_held_out(tmp_path / "labeller-0")
+    assert held_out is not None
+    assert set(held_out.baselines) == {"always absent", "always present", "tf-idf"}
+    assert "tf-idf" in held_out.unbeaten
+    assert "learnt too little" in (tmp_path / "labeller-0" / "README.md").read_text()
+    assert read_held_out(trained[0]).unbeaten == []
+    assert "Warning" not in (trained[0] / "README.md").read_text()
 
 
 def test_training_stops_early_and_keeps_the_best_epoch_of_the_group_held_out(tmp_path, monkeypatch):

@@ -161,6 +161,7 @@ def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catal
     store.publish(catalogue)
     samples = query(catalogue, "select volume_name, fingerprint from training_samples")
     model = {"model_id": "m", "preset": "tiny", "recipe_id": "tiny-1", "fingerprint": "F", "kind": "ct-clip"}
+    model |= {"warning": "has learnt too little"}
     write_run(
         catalogue, 2, "train", variant="tiny", models=[model], wanted=wanted_rows("train", "tiny", {"F": "F"}),
         model_samples=[
@@ -171,6 +172,7 @@ def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catal
     store.publish(catalogue)
     fresh = "select model_id, count_moved_samples, is_stale from stage_status where stage = 'train'"
     assert query(catalogue, fresh) == [("m", 0, False)]
+    assert query(catalogue, "select model_warning from stage_status where stage = 'train'") == [(model["warning"],)]
 
     added = ["train_4_a_1", "train_4_a_2", "train_5_a_1"]
     write_run(

@@ -137,7 +137,8 @@ def test_rebuild_repeats_raised_versions_alone(data_root, phantoms):
     ]
     assert {summary["stage"] for summary in others} == set(STAGES) - {"ingest"}
     assert ingest(None, data_root)["done"] == 0
-    assert query(data_root, "from models") == models
+    now = query(data_root, "from models")
+    assert [row[: len(models[0])] for row in now] == models  # later migrations add columns at the end
     assert query(data_root, "select bool_or(is_stale) from stale_models") == [(False,)]
 
 

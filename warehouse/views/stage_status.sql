@@ -29,16 +29,17 @@ run_facts as (
     group by lines.stage, lines.variant
 ),
 newest_models as (
-    select stage, variant, max_by(model_id, models.run_id) as model_id
+    select stage, variant, max_by(model_id, models.run_id) as model_id,
+        max_by(struct_pack(warning := models.warning), models.run_id).warning as model_warning
     from current_wanted as wanted
     join current_models as models on models.fingerprint = wanted.item
-    where stage in ('train', 'finetune')
+    where stage in ('train', 'train-labeller', 'finetune')
     group by stage, variant
 )
 select
     stage, variant, coalesce(wanted, 0) as wanted, coalesce(done, 0) as done, coalesce(pending, 0) as pending,
     coalesce(rejected, 0) as rejected, last_run_id, last_status, last_finished_at,
-    model_id, count_moved_samples, is_stale
+    model_id, count_moved_samples, is_stale, model_warning
 from lines
 left join work using (stage, variant)
 left join run_facts using (stage, variant)

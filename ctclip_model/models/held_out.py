@@ -1,0 +1,45 @@
+"""The score of a training on samples that it has not learned from, beside baselines that learn little or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctclip_model.errors import CheckpointError
+from ctclip_model.json_config import parse_config
+from ctclip_model.models.model_folder import read_description
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A score between 0 and 1, and the same score of each baseline on the same samples, by the baseline's name."""
+
+    metric: str
+    score: float
+    baselines: dict[str, float]
+
+    @property
+    def unbeaten(self) -> list[str]:
+        """The baselines that are as good or better. No baseline is better than a perfect score."""
+        return [name for name, score in self.baselines.items() if not (self.score > score or self.score == 1)]
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence for a training that has not beaten every baseline, or None."""
+        if not self.unbeaten:
+            return None
+        return f"has learnt too little: {self} does not beat {' and '.join(self.unbeaten)}"
+
+    def __str__(self) -> str:
+        others = ", ".join(f"{name} {score:.3f}" for name, score in self.baselines.items())
+        return f"{self.metric} {self.score:.3f} ({others})"
+
+
+def read_held_out(folder: Path) -> HeldOut | None:
+    """The held-out score in a model folder. None: its training held nothing out, or another program made the model."""
+    try:
+        found = read_description(folder)["info"]["held_out"]
+        return parse_config(HeldOut, found, "held_out") if isinstance(found, Mapping) else None
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return None
