@@ -43,6 +43,9 @@ class Labeller(Protocol):
         `dtype` such as `torch.bfloat16` runs a transformer in autocast.
         """
 
+    def count_cut(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text beyond the labeller's limit, which it does not read."""
+
 
 def load_labeller(
     path: str | PathLike[str], *, base: str | PathLike[str] | None = None, device: str = "cpu"

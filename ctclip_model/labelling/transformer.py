@@ -15,7 +15,7 @@ from ctclip_model.data.report_layout import normalise_report
 from ctclip_model.data.reports import split_sentences
 from ctclip_model.labelling.terms import keep_asserted
 from ctclip_model.models.report_labeller import ReportLabeller
-from ctclip_model.models.text_batches import map_texts
+from ctclip_model.models.text_batches import count_cut_tokens, map_texts
 
 Probabilities = NDArray[np.float32]
 
@@ -52,10 +52,7 @@ class TransformerLabeller:
 
     def label(self, texts: Sequence[str], *, dtype: torch.dtype | None = None) -> Probabilities:
         """The probability (texts, 18) of each abnormality. A `dtype` such as bfloat16 runs the model in autocast."""
-        if self.model.config.asserted:
-            texts = [keep_asserted(text, self.vocabulary) for text in texts]
-        elif self.model.config.normalised:
-            texts = [normalise_report(text) for text in texts]
+        texts = self._read(texts)
         bags = TextBags.collect(texts, self.model.config.by_sentence)
         probabilities = map_texts(
             lambda ids, mask: self.model(ids, mask).float().sigmoid(),
@@ -67,3 +64,17 @@ class TransformerLabeller:
             width=len(ABNORMALITIES),
         )
         return probabilities[bags.members].max(axis=1) if texts else probabilities
+
+    def count_cut(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text beyond the model's limit. With `by_sentence` those of its sentences, added up."""
+        bags = TextBags.collect(self._read(texts), self.model.config.by_sentence)
+        cut = np.array(count_cut_tokens(self.tokenizer, bags.texts, self.model.config.max_length), np.int64)
+        return [int(cut[np.unique(members)].sum()) for members in bags.members]
+
+    def _read(self, texts: Sequence[str]) -> Sequence[str]:
+        """Texts in the form that the model was trained on."""
+        if self.model.config.asserted:
+            return [keep_asserted(text, self.vocabulary) for text in texts]
+        if self.model.config.normalised:
+            return [normalise_report(text) for text in texts]
+        return texts

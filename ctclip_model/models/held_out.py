@@ -43,3 +43,12 @@ def read_held_out(folder: Path) -> HeldOut | None:
         return parse_config(HeldOut, found, "held_out") if isinstance(found, Mapping) else None
     except (CheckpointError, KeyError, TypeError, ValueError):
         return None
+
+
+def read_count_cut(folder: Path) -> int | None:
+    """The number of training reports of which a part was beyond the model's limit of tokens. None: not known."""
+    try:
+        count = read_description(folder)["info"]["count_cut_texts"]
+    except (CheckpointError, KeyError, TypeError):
+        return None
+    return count if isinstance(count, int) else None

@@ -47,6 +47,17 @@ def map_texts(
     return results[[indices[text] for text in texts]]
 
 
+def count_cut_tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int) -> list[int]:
+    """The tokens of each text beyond `max_length`, which a model does not see.
+
+    Special tokens count as tokens.
+    """
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+    return [max(0, len(ids) - max_length) for ids in encoded]
+
+
 def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
     """Indices of texts, longest first, in batches of at most `tokens_per_batch` tokens with padding, or one text."""
     longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])

@@ -20,6 +20,7 @@ from ctclip_model.models.held_out import HeldOut
 from ctclip_model.models.model_card import describe_data, write_card
 from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.text import train_tokenizer
+from ctclip_model.models.text_batches import count_cut_tokens
 from ctclip_model.training.contrastive_steps import ContrastiveSteps
 from ctclip_model.training.engine.checkpoints import FULL_STATE, Checkpoints, WeightAverage, storage_errors
 from ctclip_model.training.engine.curve import RunLog, TrainingResult, summarise_run
@@ -71,6 +72,7 @@ def train_contrastive(
         info = {
             "preset": preset.name, "recipe": asdict(preset.recipe), "steps": steps,
             "held_out": asdict(score) if score is not None else None,
+            "count_cut_texts": _count_cut(data, tokenizer, preset.model.text.max_length),
         }  # fmt: skip
         card = _write_card(preset, result, score, origin or {})
         with storage_errors(folder):
@@ -182,6 +184,13 @@ def _make_tokenizer(data: TrainingData, preset: Preset, folder: Path) -> PreTrai
             tokenizer.save_pretrained(temporary)
     wait_for_all()
     return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _count_cut(data: TrainingData, tokenizer: PreTrainedTokenizerFast, max_length: int) -> int:
+    """The number of scans whose report is longer than the text encoder's limit of tokens."""
+    reports = [data.reports[index] for index in first_of_each_scan(data.scan_ids)]
+    texts = [" ".join(sentence for section in report for sentence in section) for report in reports]
+    return sum(tokens > 0 for tokens in count_cut_tokens(tokenizer, texts, max_length))
 
 
 def _read_score(curve: pa.Table) -> HeldOut | None:

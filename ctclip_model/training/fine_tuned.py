@@ -14,6 +14,8 @@ from ctclip_model.errors import MissingInputError
 from ctclip_model.models.model_card import describe_data, write_card
 from ctclip_model.training.engine.curve import TrainingResult
 
+OF_TRAINING = ("held_out", "count_cut_texts")  # facts of one training, which a model made of it does not inherit
+
 
 def require_labels(labels: Tensor, manifest: Path) -> None:
     """Raises `MissingInputError` where every label is NaN."""
@@ -22,8 +24,8 @@ def require_labels(labels: Tensor, manifest: Path) -> None:
 
 
 def keep_facts(info: Mapping[str, Any]) -> dict[str, Any]:
-    """The parent's facts that hold for a model made of it, such as its recipe, and not its held-out score."""
-    return {name: value for name, value in info.items() if name != "held_out"}
+    """The parent's facts that hold for a model made of it, such as its recipe, and not those of its training."""
+    return {name: value for name, value in info.items() if name not in OF_TRAINING}
 
 
 def write_fine_tuned_card(

@@ -110,6 +110,7 @@ def train_labeller(
         info = {
             "reports": len(reports), "validation_loss": result.validation_loss,
             "validation_f1": result.validation_f1, "steps": steps, "held_out": asdict(held_out),
+            "count_cut_texts": validation.count_cut(reports),
         }  # fmt: skip
         card = _write_card(result, training, len(reports), steps, origin or {}, held_out)
         with storage_errors(folder):
@@ -212,6 +213,11 @@ class _Validation:
             validation_agreement=float((decided == self.labels).mean()),
             validation_f1=macro_f1(self.labels, decided),
         )
+
+    def count_cut(self, reports: Sequence[str]) -> int:
+        """The number of reports of which a part is beyond the model's limit of tokens."""
+        labeller = TransformerLabeller(self.training.model, self.training.tokenizer, "")
+        return sum(tokens > 0 for tokens in labeller.count_cut(reports))
 
     def compare(self, reports: Sequence[str], labels: NDArray[np.integer]) -> HeldOut:
         """The score of the present weights, beside a tf-idf labeller of the same training reports, 2,000 at most."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from ctclip_model.data.reports import SECTIONS, clean_report
 from ctclip_model.device import Precision
 from ctclip_model.errors import BadItemError
 from tasks.models.find import ModelReference
+from tasks.run.cut_texts import note_cut
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.progress import show_progress
 from tasks.run.stage_run import StageRun
@@ -78,19 +80,23 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
     from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation.embed import embed_texts
     from ctclip_model.models.model_folder import load_encoders
+    from ctclip_model.models.text_batches import count_cut_tokens
 
     if not work.texts:
         return
     chosen = choose_device(device)
     loaded = load_encoders(model.folder, device=str(chosen))
-    items = list(work.texts)
+    items, count_cut = list(work.texts), 0
     with show_progress("embed reports", len(items), "texts") as progress, limit_cpu_threads(model.cpu_threads):
         for start in range(0, len(items), run.limits.label_batch):
             chunk = items[start : start + run.limits.label_batch]
             texts = [work.texts[item] for item in chunk]
             latents = embed_texts(loaded.model, loaded.tokenizer, texts, dtype=work.dtype.autocast)
-            _record(run, model, work, chunk, latents)
+            cut = count_cut_tokens(loaded.tokenizer, texts, loaded.config.text.max_length)
+            count_cut += sum(tokens > 0 for tokens in cut)
+            _record(run, model, work, chunk, latents, dict(zip(chunk, cut, strict=True)))
             progress.advance(len(chunk))
+    note_cut(run, count_cut)
 
 
 def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
@@ -132,8 +138,14 @@ def _join_batches(
 
 
 def _record(
-    run: StageRun, model: ModelReference, work: EmbeddingWork, items: Sequence[str], latents: NDArray[np.float32]
+    run: StageRun,
+    model: ModelReference,
+    work: EmbeddingWork,
+    items: Sequence[str],
+    latents: NDArray[np.float32],
+    cut: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
+    """Records latents (items, latent). `cut` has the tokens of each text that the model did not read."""
     items, latents = _reject_undirected(run, work, items, latents)
     if not items:
         return
@@ -148,6 +160,7 @@ def _record(
                 "latent": pa.ListArray.from_arrays(
                     np.arange(0, latents.size + 1, width, dtype=np.int32), latents.astype(np.float32).ravel()
                 ),
+                "count_cut_tokens": pa.array([cut.get(item) for item in items], pa.int32()),
             }
         ),
     )  # fmt: skip

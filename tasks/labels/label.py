@@ -14,6 +14,7 @@ from ctclip_model.errors import ReportError
 from ctclip_model.evaluation.metrics import require_probabilities
 from ctclip_model.models.held_out import read_held_out
 from tasks.labels.labellers import LabellerReference, read_trained_on
+from tasks.run.cut_texts import note_cut
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.pending import plan_items
 from tasks.run.progress import show_progress
@@ -81,7 +82,7 @@ def record_labels(
     warning = None if held_out is None else held_out.warning
     if warning is not None:
         logger.warning("%s %s", reference.labeller_id, warning)
-    scans = list(reports)
+    scans, count_cut = list(reports), 0
     with show_progress("label", len(scans), "reports") as progress:
         for start in range(0, len(scans), run.limits.label_batch):
             chunk = scans[start : start + run.limits.label_batch]
@@ -89,6 +90,8 @@ def record_labels(
             probabilities = labeller.label(texts, dtype=dtype.autocast)
             require_probabilities(probabilities, reference.labeller_id)
             is_training = [None if trained_on is None else report_sha256(text) in trained_on for text in texts]
+            cut = labeller.count_cut(texts)
+            count_cut += sum(tokens > 0 for tokens in cut)
             run.record(
                 "labels",
                 [
@@ -96,12 +99,13 @@ def record_labels(
                         "scan_id": scan, "abnormality": name, "labeller_id": reference.labeller_id,
                         "fingerprint": reports[scan][1], "probability": float(value),
                         "value": int(value >= threshold), "threshold": float(threshold), "is_training": seen,
-                        "labeller_warning": warning,
+                        "labeller_warning": warning, "count_cut_tokens": tokens,
                     }
-                    for scan, seen, row in zip(chunk, is_training, probabilities, strict=True)
+                    for scan, seen, tokens, row in zip(chunk, is_training, cut, probabilities, strict=True)
                     for name, value, threshold in zip(ABNORMALITIES, row, labeller.thresholds, strict=True)
                 ],
             )  # fmt: skip
             run.count_done += len(chunk)
             progress.advance(len(chunk))
             run.publish_if_due()
+    note_cut(run, count_cut)

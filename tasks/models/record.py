@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from ctclip_model.models.held_out import read_held_out
+from ctclip_model.models.held_out import read_count_cut, read_held_out
 from ctclip_model.models.kinds import ModelKind
+from tasks.run.cut_texts import note_cut
 from tasks.run.records import sha256_of
 from tasks.run.stage_run import StageRun, code_version
 
@@ -50,13 +51,20 @@ def record_model(run: StageRun, row: ModelRow) -> None:
     }  # fmt: skip
     if held_out is not None:
         columns |= {"held_out": json.dumps(asdict(held_out)), "warning": held_out.warning}
+    if (count_cut := read_count_cut(folder)) is not None:
+        columns["count_cut_texts"] = count_cut
     run.record("models", [columns])
     run.count_done += 1
 
 
 def note_held_out(run: StageRun, model_id: str, if_none: str) -> None:
-    """Puts a trained model's held-out score, or `if_none`, in the run's summary. Logs the warning of a poor score."""
-    held_out = read_held_out(run.data_root / "models" / model_id)
+    """Puts a trained model's held-out score, or `if_none`, in the run's summary. Logs the warning of a poor score.
+
+    The summary also says how many training reports are longer than the model's limit of tokens.
+    """
+    folder = run.data_root / "models" / model_id
+    held_out = read_held_out(folder)
     run.detail = if_none if held_out is None else str(held_out)
+    note_cut(run, read_count_cut(folder) or 0)
     if held_out is not None and held_out.warning:
         logger.warning("%s %s", model_id, held_out.warning)

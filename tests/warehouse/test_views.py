@@ -377,3 +377,23 @@ def test_data_quality_lists_each_fault_of_the_source_and_stops_no_publish(tmp_pa
     ]
     (detail,) = query(tmp_path, "select detail from data_quality where problem = 'cell_unreadable'")
     assert detail == ("XYSpacing is [1, 2, 3]",)
+
+
+def test_texts_beyond_a_models_limit_are_a_row_of_data_quality_by_model(tmp_path):
+    latent = {"model_id": "m", "fingerprint": "f", "latent": [1.0, 0.0]}
+    label = {"labeller_id": "l", "abnormality": "Emphysema", "fingerprint": "f", "value": 1}
+    write_run(
+        tmp_path, 1, "embed",
+        latents=[
+            latent | {"kind": "report", "item": "train_1_a", "count_cut_tokens": 7},
+            latent | {"kind": "report", "item": "train_2_a", "count_cut_tokens": 0},
+            latent | {"kind": "volume", "item": "train_1_a_1", "count_cut_tokens": None},
+        ],
+        labels=[label | {"scan_id": f"train_{tokens}_a", "count_cut_tokens": tokens} for tokens in (0, 2, 3)],
+        models=[{"model_id": "n", "kind": "ct-clip", "fingerprint": "f", "count_cut_texts": 4}],
+    )  # fmt: skip
+    store.publish(tmp_path)
+    rows = query(tmp_path, "select item, detail from data_quality where problem = 'texts_cut' order by item")
+    assert [(item, [int(word) for word in detail.split() if word.isdigit()]) for item, detail in rows] == [
+        ("l", [2, 3, 5]), ("m", [1, 2, 7]), ("n", [4])
+    ]  # fmt: skip

@@ -101,3 +101,22 @@ select
     format('{} slices hold one value alone, {} repeat the one before', count_blank_slices, count_repeated_slices)
 from current_shard_volumes
 where count_blank_slices > 0 or count_repeated_slices > 0
+union all
+select
+    model_id, 'texts_cut',
+    format('embed: {} of {} reports lost {} tokens beyond the limit of the model', count(*) filter (count_cut_tokens > 0), count(*), sum(count_cut_tokens))
+from current_latents
+where kind = 'report'
+group by model_id
+having sum(count_cut_tokens) > 0
+union all
+select
+    labeller_id, 'texts_cut',
+    format('label: {} of {} reports lost {} tokens beyond the limit of the labeller', count(*) filter (cut > 0), count(*), sum(cut))
+from (select labeller_id, scan_id, max(count_cut_tokens) as cut from current_labels group by all)
+group by labeller_id
+having sum(cut) > 0
+union all
+select model_id, 'texts_cut', format('train: {} training reports reach beyond the limit of the model', count_cut_texts)
+from current_models
+where count_cut_texts > 0

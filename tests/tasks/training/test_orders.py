@@ -98,12 +98,15 @@ def test_a_worker_trains_and_embeds_without_the_warehouse(data_root: Path, mount
         Precision.float32,
         {"volume:train_1_a_1": "first", "report:train_1_a": "second"},
         {"volume:train_1_a_1": ("shards/0.arrow", 0)},
-        {"report:train_1_a": "Finding 1 is seen."},
+        {"report:train_1_a": "Seen. " * 200},
     )
     with open_run(data_root, "embed", model_id) as run, order_placed(run, LatentsWork(model, items, "cpu")) as name:
         carry_out(mounted, name)
         take_outcome(run)
     assert run.count_done == 2
+    assert run.detail == "1 texts are longer than the model's limit, and their end was not read"
+    cut = query(data_root, "select count_cut_tokens from latents order by kind")
+    assert cut == [(200 * 2 + 2 - preset.model.text.max_length,), (None,)]
     rows = query(data_root, "select kind, item, fingerprint, run_id from latents order by kind")
     assert rows == [("report", "train_1_a", "second", run.run_id), ("volume", "train_1_a_1", "first", run.run_id)]
     assert not list(mounted.glob("warehouse*"))

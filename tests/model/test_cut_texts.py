@@ -1,0 +1,35 @@
+"""Texts beyond a model's limit of tokens are counted."""
+
+import dataclasses
+
+from support.reports import write_reports
+
+from ctclip_model.config import tiny
+from ctclip_model.labelling.labeller import load_labeller
+from ctclip_model.models.held_out import read_count_cut
+from ctclip_model.models.text import tokenize, train_tokenizer
+from ctclip_model.models.text_batches import count_cut_tokens
+from ctclip_model.training.labeller import train_labeller
+
+
+def test_tokens_beyond_the_limit_are_those_that_the_tokenizer_drops():
+    texts = ["one two three", "one", "one two three four five six"]
+    tokenizer = train_tokenizer(texts * 2, 100)
+    lengths = tokenize(tokenizer, texts, 100)["attention_mask"].sum(dim=1).tolist()
+    assert lengths == [5, 3, 8]  # with two special tokens
+    assert count_cut_tokens(tokenizer, texts, 5) == [0, 0, 3]
+    assert count_cut_tokens(tokenizer, texts, 8) == [0, 0, 0]
+    assert tokenize(tokenizer, texts, 5)["input_ids"].shape == (3, 5)  # the count leaves no setting behind
+    assert count_cut_tokens(tokenizer, [], 5) == []
+
+
+def test_a_labeller_counts_what_it_does_not_read(tmp_path):
+    reports, labels = write_reports(40, seed=0)
+    reports[0] = "Emphysema. " * 40
+    small = dataclasses.replace(tiny().labeller, hidden_size=32, epochs=1, max_length=20)
+    for by_sentence, expected in ((True, 0), (False, 1)):
+        folder = tmp_path / str(by_sentence)
+        train_labeller(reports, labels, dataclasses.replace(small, by_sentence=by_sentence), folder)
+        assert read_count_cut(folder) == expected
+        cut = load_labeller(folder).count_cut([*reports[:2], "", "Emphysema " * 40 + "."])
+        assert cut == [62 * expected, 0, 0, 40 + 3 - 20]
