@@ -14,6 +14,7 @@ from typer import Option
 
 from ctclip_model.config import PRESETS
 from ctclip_model.data.names import Storage as StorageName
+from ctclip_model.data.reports import SECTIONS
 from ctclip_model.device import Precision
 from ctclip_model.seeds import check_seed
 from tasks.settings import (
@@ -247,6 +248,10 @@ class TrainOptions(TrainingOptions):
     validate_every: Annotated[
         int, Option(min=0, help="Steps between two zero-shot scores on held-out scans. 0: never.")
     ] = 0
+    report_sections: Annotated[
+        tuple[str, ...],
+        Option("--report-sections", help="Sections of reports in reading order, with commas. The end may be cut."),
+    ] = SECTIONS
     tensorboard: Annotated[bool, Option("--tensorboard", help="Write TensorBoard event files too.")] = False
 
 

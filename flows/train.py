@@ -17,7 +17,10 @@ from tasks.training.processes import Launch
 
 @flow_taking(TrainOptions)
 def train(options: TrainOptions) -> dict[str, Any] | State[Any]:
-    preset = find_preset(options.preset, seed=options.seed, validate_every=options.validate_every)
+    preset = find_preset(
+        options.preset, seed=options.seed, validate_every=options.validate_every,
+        report_sections=options.report_sections,
+    )  # fmt: skip
     compute = choose_compute(
         preset, options.device, options.dtype, options.recompute, compile=options.compile, sharded=options.sharded,
         encoded_at_once=options.encoded_at_once, tensorboard=options.tensorboard,

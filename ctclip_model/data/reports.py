@@ -28,6 +28,14 @@ def clean_report(findings: str | None, impression: str | None, sections: Sequenc
     return text.replace("Not given.", "").translate(DROPPED_CHARACTERS).strip()
 
 
+def reading_order(trained: Sequence[str] | None) -> Sequence[str]:
+    """The sections of a report in the order of a model's training, for a model that is given whole reports.
+
+    A model that was trained on one section, or in another program (None), reads them in the published order.
+    """
+    return trained if trained is not None and sorted(trained) == sorted(SECTIONS) else SECTIONS
+
+
 def report_sha256(text: str) -> str:
     """A hash of a report's letters and digits: equal for copies that differ in spaces, punctuation or capitals."""
     return hashlib.sha256(re.sub("[^a-z0-9]+", "", text.lower()).encode()).hexdigest()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ctclip_model.errors import CheckpointError
 from ctclip_model.json_config import parse_config
-from ctclip_model.models.model_folder import read_description
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,25 @@ class HeldOut:
         return f"{self.metric} {self.score:.3f} ({others})"
 
 
+def read_info(folder: Path) -> dict[str, Any]:
+    """The facts of a model's maker in its folder. Empty for a folder of another program. Imports no torch."""
+    try:
+        info = json.loads((folder / "config.json").read_text("utf-8"))["info"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
 def read_held_out(folder: Path) -> HeldOut | None:
     """The held-out score in a model folder. None: its training held nothing out, or another program made the model."""
+    found = read_info(folder).get("held_out")
     try:
-        found = read_description(folder)["info"]["held_out"]
         return parse_config(HeldOut, found, "held_out") if isinstance(found, Mapping) else None
-    except (CheckpointError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
 
 
 def read_count_cut(folder: Path) -> int | None:
     """The number of training reports of which a part was beyond the model's limit of tokens. None: not known."""
-    try:
-        count = read_description(folder)["info"]["count_cut_texts"]
-    except (CheckpointError, KeyError, TypeError):
-        return None
+    count = read_info(folder).get("count_cut_texts")
     return count if isinstance(count, int) else None

@@ -71,6 +71,7 @@ def train_contrastive(
         score = _read_score(curve)
         info = {
             "preset": preset.name, "recipe": asdict(preset.recipe), "steps": steps,
+            "report_sections": config.report_sections,
             "held_out": asdict(score) if score is not None else None,
             "count_cut_texts": _count_cut(data, tokenizer, preset.model.text.max_length),
         }  # fmt: skip

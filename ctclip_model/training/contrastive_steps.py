@@ -79,6 +79,8 @@ class ContrastiveSteps:
         count = self.rows.stop - self.rows.start
         self.at_once = min(count, compute.encoded_at_once or count)
         self.is_in_parts = self.at_once < count
+        names = config.report_sections
+        self.conclusion = names.index("impression") if "impression" in names else -1
         self.is_text_frozen = config.text_learning_rate == 0
         model.text_transformer.requires_grad_(not self.is_text_frozen)
         model.text_transformer.pooler.requires_grad_(False)
@@ -133,7 +135,7 @@ class ContrastiveSteps:
 
     def _write_text(self, sections: list[list[str]], rng: Generator) -> str:
         if self.config.varies_samples:
-            return vary_report(sections, self.config.short_text_share, rng)
+            return vary_report(sections, self.config.short_text_share, rng, conclusion=self.conclusion)
         return "".join(" ".join(section) for section in sections)  # sections without a space between, as published
 
     def _encode(self, batch: Batch, changes: Tensor | None, start: int) -> Latents:

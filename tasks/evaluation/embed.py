@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
-from ctclip_model.data.reports import SECTIONS, clean_report
+from ctclip_model.data.reports import clean_report, reading_order
 from ctclip_model.device import Precision
 from ctclip_model.errors import BadItemError
+from ctclip_model.models.held_out import read_info
 from tasks.models.find import ModelReference
 from tasks.run.cut_texts import note_cut
 from tasks.run.fingerprints import VERSION, Fingerprint
@@ -51,7 +52,7 @@ def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> Embed
     A LiPro with an encoder of its own embeds only volumes, because it reads no texts.
     """
     volumes = store.query(data_root, store.load_sql(__package__, "converted"), [model.recipe_id])
-    texts = {} if model.kind.facts.has_head else _read_texts(data_root)
+    texts = {} if model.kind.facts.has_head else _read_texts(data_root, model)
     contents = texts | {f"volume:{name}": fingerprint for name, fingerprint, _, _ in volumes}
     fingerprints: dict[str, str] = {
         item: Fingerprint(
@@ -64,10 +65,11 @@ def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> Embed
     return EmbeddingWork(dtype, fingerprints, rows, texts)
 
 
-def _read_texts(data_root: Path) -> dict[str, str]:
-    """Texts of the reports that are not empty, and of both prompts of every abnormality."""
+def _read_texts(data_root: Path, model: ModelReference) -> dict[str, str]:
+    """Texts of the reports that are not empty, in the model's reading order, and both prompts of every abnormality."""
+    sections = reading_order(read_info(model.folder).get("report_sections"))
     reports = store.query(data_root, "select scan_id, findings, impression from current_reports order by scan_id")
-    cleaned = {scan: clean_report(findings, impression, SECTIONS) for scan, findings, impression in reports}
+    cleaned = {scan: clean_report(findings, impression, sections) for scan, findings, impression in reports}
     texts = {f"report:{scan}": text for scan, text in cleaned.items() if text}
     for name in ABNORMALITIES:
         present, absent = prompt_pair(name)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ctclip_model.config import PRESETS
+from ctclip_model.data.reports import SECTIONS
 from ctclip_model.device import Precision
 from ctclip_model.models.kinds import ENCODERS, FINE_TUNED, find_kind
 from tasks.run.fingerprints import Fingerprint, flatten
@@ -28,6 +29,7 @@ class StageOptions:
     labels_of: str = PUBLISHED_LABELS
     seed: int = 0
     validate_every: int = 0
+    report_sections: Sequence[str] = SECTIONS
 
 
 def name_variant(data_root: Path, stage: str, options: StageOptions) -> str:
@@ -132,7 +134,9 @@ def _find_training(preset: str, options: StageOptions) -> Wanted:
     from tasks.models.presets import find_preset
     from tasks.training.manifest import config_fingerprint
 
-    chosen = find_preset(preset, seed=options.seed, validate_every=options.validate_every)
+    chosen = find_preset(
+        preset, seed=options.seed, validate_every=options.validate_every, report_sections=options.report_sections
+    )
     fingerprint = config_fingerprint(chosen)
     config = {name: part for name, part in asdict(chosen).items() if name in ("recipe", "model", "training")}
     return {fingerprint: Fingerprint(fingerprint, flatten(config))}

@@ -167,6 +167,14 @@ def test_varied_report_has_sentences_of_the_report_and_sometimes_few() -> None:
     assert {1, 2} == {len(sentences) for sentences in short}
 
 
+def test_a_short_report_is_the_impression_also_where_it_is_read_first() -> None:
+    sections = [["Impression."], ["One.", "Two.", "Three."]]
+    rng = np.random.default_rng(0)
+    texts = [vary_report(sections, 1.0, rng, conclusion=0) for _ in range(50)]
+    assert texts.count("Impression.") > 15
+    assert vary_report(sections, 0.0, rng, conclusion=0).startswith("Impression.")
+
+
 def test_codes_start_on_tokens(preset: Preset) -> None:
     torch.manual_seed(0)
     model = CTCLIP(preset.model)
