@@ -29,7 +29,7 @@ class HeldOut:
         """A sentence for a training that has not beaten every baseline, or None."""
         if not self.unbeaten:
             return None
-        return f"has learnt too little: {self} does not beat {' and '.join(self.unbeaten)}"
+        return f"has learnt no more than {' and '.join(self.unbeaten)}: {self}"
 
     def __str__(self) -> str:
         others = ", ".join(f"{name} {score:.3f}" for name, score in self.baselines.items())

@@ -26,7 +26,7 @@ def test_a_score_has_to_beat_every_baseline(score, baselines, unbeaten):
     assert held_out.unbeaten == unbeaten
     assert bool(held_out.warning) == bool(unbeaten)
     card = write_card("model", tags=[], description="", facts={}, metrics={}, held_out=held_out)
-    assert ("**Warning: this model has learnt too little" in card) == bool(unbeaten)
+    assert ("**Warning: this model has learnt no more than" in card) == bool(unbeaten)
 
 
 def test_constant_labels_are_baselines_and_abnormalities_without_a_label_do_not_count():

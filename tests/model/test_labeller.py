@@ -56,7 +56,7 @@ def test_a_labeller_that_has_learnt_nothing_warns_in_its_card(trained, tmp_path)
     assert held_out is not None
     assert set(held_out.baselines) == {"always absent", "always present", "tf-idf"}
     assert "tf-idf" in held_out.unbeaten
-    assert "learnt too little" in (tmp_path / "labeller-0" / "README.md").read_text()
+    assert "learnt no more than" in (tmp_path / "labeller-0" / "README.md").read_text()
     assert read_held_out(trained[0]).unbeaten == []
     assert "Warning" not in (trained[0] / "README.md").read_text()
 

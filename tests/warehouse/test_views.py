@@ -161,7 +161,7 @@ def test_model_is_stale_by_the_samples_that_were_added_changed_and_removed(catal
     store.publish(catalogue)
     samples = query(catalogue, "select volume_name, fingerprint from training_samples")
     model = {"model_id": "m", "preset": "tiny", "recipe_id": "tiny-1", "fingerprint": "F", "kind": "ct-clip"}
-    model |= {"warning": "has learnt too little"}
+    model |= {"warning": "has learnt no more than"}
     write_run(
         catalogue, 2, "train", variant="tiny", models=[model], wanted=wanted_rows("train", "tiny", {"F": "F"}),
         model_samples=[
