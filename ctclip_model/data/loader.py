@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -192,16 +193,20 @@ def count_reading_processes() -> int:
 
 def share_memory(shape: tuple[int, ...]) -> np.memmap:
     """An int16 array that joblib's processes map by its path, in memory that `/dev/shm` does not limit."""
-    descriptor = os.memfd_create("ctclip-batch")  # closed with this process; the path is of its open file
+    descriptor = os.memfd_create("ctclip-batch")
     os.ftruncate(descriptor, math.prod(shape) * 2)
-    return np.memmap(f"/proc/{os.getpid()}/fd/{descriptor}", np.int16, "r+", shape=shape)
+    memory = np.memmap(f"/proc/{os.getpid()}/fd/{descriptor}", np.int16, "r+", shape=shape)
+    weakref.finalize(memory, os.close, descriptor)
+    return memory
 
 
 def pin(memory: np.ndarray) -> None:
-    """Keeps memory where a GPU can copy it without waiting, for as long as this process lives."""
-    status = torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
+    """Keeps memory where a GPU can copy it without waiting, until the array is dropped."""
+    address, driver = memory.ctypes.data, torch.cuda.cudart()
+    status = driver.cudaHostRegister(address, memory.nbytes, 0)
     if int(status):
         raise RuntimeError(f"the GPU's driver cannot pin {memory.nbytes} bytes (CUDA error {int(status)})")
+    weakref.finalize(memory, driver.cudaHostUnregister, address)
 
 
 def iterate_batches(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +166,25 @@ def test_a_reader_overwrites_a_batch_only_with_the_second_after_it(tmp_path, sam
     assert third[:, 0, 0, 0].tolist() == expected(samples)[6:8]
     assert found[1][:, 0, 0, 0].tolist() == expected(samples)[3:6]
     assert read(range(12))[:, 0, 0, 0].tolist() == expected(samples)
+
+
+def count_open_memory() -> int:
+    """Open files of `share_memory` in this process."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the listing's own
+            found += "ctclip-batch" in str(link.readlink())
+    return found
+
+
+def test_memory_of_processes_is_given_back(tmp_path, samples):
+    read = BatchReader(VolumeDataset(samples, tmp_path), processes=2)
+    first = read([0, 1]).clone()
+    assert count_open_memory() > 0
+    del read
+    gc.collect()
+    assert count_open_memory() == 0
+    assert torch.equal(first, VolumeDataset(samples, tmp_path).read_batch([0, 1]))
 
 
 def test_processes_read_the_same_as_threads(tmp_path, samples):
