@@ -46,7 +46,7 @@ def test_it_trains_fine_tunes_and_evaluates_end_to_end(tmp_path: Path) -> None:
     from flows.ingest import ingest
     from flows.rebuild import rebuild
 
-    make_phantoms(tmp_path / "source", PhantomConfig(seed=1, train_patients=4, valid_patients=3), processes=1)
+    make_phantoms(tmp_path / "source", PhantomConfig(seed=1, train_patients=8, valid_patients=3), processes=1)
     ingest(str(tmp_path / "source"), tmp_path / "data")
     rebuild(None, tmp_path / "data", "few_steps", "tfidf", from_stage="convert")
     with store.read(tmp_path / "data") as connection:
