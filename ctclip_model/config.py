@@ -84,6 +84,7 @@ class CTCLIPConfig:
 
 
 RADBERT_WEIGHTS = "RadBertClassifier.pth"  # file of the published labeller
+WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")  # in lower case
 # Names of weights in a folder. The first one found is read.
 FOLDER_WEIGHTS = (
     RADBERT_WEIGHTS, "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
@@ -229,7 +230,7 @@ class Preset:
 
     name: str
     cpu_threads: int | None = None  # threads of PyTorch without a GPU; None: all cores
-    recompute: bool = True  # recomputes activations in training: less memory, a seventh more time on a GPU
+    recompute: bool = True  # recomputes activations in training: less memory for more time; see docs/training.md
     recipe: Recipe = field(default_factory=Recipe)
     model: CTCLIPConfig = field(default_factory=CTCLIPConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -69,7 +69,9 @@ class Compute:
 
     device: str = "auto"
     precision: Precision = Precision.float32
-    recompute: bool = False  # recomputes the image encoder's activations: half the memory, a seventh more time on a GPU
+    recompute: bool = (
+        False  # recomputes the image encoder's activations: less memory for more time; see docs/training.md
+    )
     compile: bool = False  # compiles the encoders' layers: a minute at the start, then 1.7 times as fast on an H100
     encoded_at_once: int | None = None  # samples encoded at a time per process; the loss sees all (GradCache)
     sharded: bool = False  # splits weights, gradients and optimizer over the processes (FSDP2); otherwise DDP

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 
 import plain_model
@@ -162,6 +163,22 @@ def profile() -> None:
     report("profile", "all kernels", ms_a_volume=total / 1e3 / variant.batch)
 
 
+def time_part(name: str, forward: Callable[[], Tensor], count: int, *, backward: bool = True) -> None:
+    """Reports the time of a part's forward pass, and of both passes, in ms a volume of `count`."""
+
+    def way() -> None:
+        with autocast_to(DEVICE, BF16):
+            out = forward()
+        if backward:
+            out.backward(torch.ones_like(out))
+
+    with attempt("parts", name):
+        both = median_s(way) * 1e3 / count
+        with torch.no_grad(), autocast_to(DEVICE, BF16):
+            once = median_s(forward) * 1e3 / count
+        report("parts", name, ms_a_volume=both, forward_ms=once)
+
+
 def parts() -> None:
     """Forward and backward of each part of the model for eight volumes, in ms a volume, each in several ways."""
     count = 8 if HAS_GPU else 2
@@ -172,24 +189,8 @@ def parts() -> None:
     model = CTCLIP(PRESET.model).to(DEVICE).train()
     encoder = model.visual_transformer
     spatial = encoder.enc_spatial_transformer.layers[0]
+    time_way = partial(time_part, count=count)
     slabs = torch.randn(count * depth, height * width, config.dim, device=DEVICE, requires_grad=True)
-
-    def time_way(name: str, forward: Callable[[], Tensor], *, backward: bool = True) -> None:
-        def way() -> None:
-            with autocast_to(DEVICE, BF16):
-                out = forward()
-            if backward:
-                out.backward(torch.ones_like(out))
-
-        with attempt("parts", name):
-            started = time.perf_counter()
-            way()
-            synchronize()
-            first = time.perf_counter() - started
-            both = median_s(way) * 1e3 / count
-            with torch.no_grad(), autocast_to(DEVICE, BF16):
-                once = median_s(forward) * 1e3 / count
-            report("parts", name, ms_a_volume=both, forward_ms=once, first_s=first)
 
     conv = spatial["0"]
     time_way("positions", lambda: conv.add(slabs, grid))
@@ -208,19 +209,13 @@ def parts() -> None:
 
     time_way("spatial attention, SDPA", lambda: sdpa(head, bias))
     time_way("temporal attention, SDPA", lambda: sdpa(small, None))
-    if vision.HAS_KERNELS:
-        attention, search = vision.gpu_attention, vision.gpu_code_search
-        for block, warps in ((64, 4), (64, 2), (128, 8), (32, 1)):
-            attention._blocks = lambda count, chosen=(block, warps): chosen
-            if block >= 64:
-                name = f"spatial attention, blocks of {block}, {warps} warps"
-                time_way(name, lambda: vision.attend(head, head, head, bias))
-            else:
-                time_way("temporal attention, blocks of 32, 1 warp", lambda: vision.attend(small, small, small, None))
-        units = F.normalize(slabs.detach().flatten(0, 1), dim=-1)
-        for sizes in ((128, 256, 64), (128, 128, 64), (64, 256, 64)):
-            search.TOKENS, search.CODES, search.DEPTH = sizes
-            time_way(f"code search {sizes}", lambda: encoder.vq.search(units, in_bfloat16=True), backward=False)
+    time_way("spatial attention", lambda: vision.attend(head, head, head, bias))
+    time_way("temporal attention", lambda: vision.attend(small, small, small, None))
+    units = F.normalize(slabs.detach().flatten(0, 1), dim=-1)
+    for is_half in (False, True) if HAS_GPU and vision.HAS_KERNELS else (False,):
+        name = "bfloat16" if is_half else "float32"
+        search = partial(encoder.vq.search, units, in_bfloat16=is_half)
+        time_way(f"code search, {name}", search, backward=False)
     time_way("feed-forward", lambda: spatial["3"](slabs))
     ids, mask = (part.to(DEVICE) for part in random_tokens(8 * count, PRESET.model.text.max_length))
     time_way("text of the longest, 8 a volume", lambda: model.encode_text(ids, mask))

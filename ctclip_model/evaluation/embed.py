@@ -16,7 +16,7 @@ from ctclip_model.config import CTCLIPConfig
 from ctclip_model.data.abnormalities import prompt_pair
 from ctclip_model.device import autocast_to
 from ctclip_model.models.clip import CTCLIP
-from ctclip_model.models.text_batches import map_texts
+from ctclip_model.models.text_batches import OnCut, map_texts
 
 # Image tokens of a batch: those of one published volume, or of many small ones. A GPU takes eight times as many.
 TOKENS_PER_BATCH = {"cpu": 2**14, "cuda": 8 * 24**3}
@@ -60,6 +60,7 @@ def embed_texts(
     max_length: int | None = None,
     tokens_per_batch: int | None = None,
     dtype: torch.dtype | None = None,
+    on_cut: OnCut | None = None,
 ) -> Floats:
     """Unit latents (texts, latent) in the order of the texts. `max_length` is in tokens, by default the model's own."""
     model.eval()
@@ -72,6 +73,7 @@ def embed_texts(
         device=model.temperature.device,
         dtype=dtype,
         width=model.config.latent_dim,
+        on_cut=on_cut,
     )
     return _unit(torch.from_numpy(latents))
 

@@ -22,6 +22,7 @@ from ctclip_model.models.report_labeller import (
     read_labeller_tokenizer,
 )
 from ctclip_model.models.text import check_vocabulary
+from ctclip_model.models.text_batches import OnCut
 from ctclip_model.models.weights import load_labeller_weights
 from ctclip_model.models.weights_files import find_weights_file, hash_weights
 
@@ -37,14 +38,14 @@ class Labeller(Protocol):
     def thresholds(self) -> NDArray[np.float64]:
         """The probabilities (18,) from which on an abnormality counts as present."""
 
-    def label(self, texts: Sequence[str], *, dtype: torch.dtype | None = None) -> NDArray[np.float32]:
+    def label(
+        self, texts: Sequence[str], *, dtype: torch.dtype | None = None, on_cut: OnCut | None = None
+    ) -> NDArray[np.float32]:
         """The probability (texts, 18) of each abnormality, in the order of `ABNORMALITIES`.
 
-        `dtype` such as `torch.bfloat16` runs a transformer in autocast.
+        `dtype` such as `torch.bfloat16` runs a transformer in autocast. `on_cut` is called with the tokens of each text
+        beyond the labeller's limit, which it does not read.
         """
-
-    def count_cut(self, texts: Sequence[str]) -> list[int]:
-        """The tokens of each text beyond the labeller's limit, which it does not read."""
 
 
 def load_labeller(

@@ -78,13 +78,16 @@ class TfidfLabeller:
     thresholds: Values  # (18,), smallest probabilities that count as present
     rules: int = NEWEST_RULES  # key of RULES
 
-    def label(self, texts: Sequence[str], *, dtype: object = None) -> NDArray[np.float32]:
-        """The calibrated probability (texts, 18) of each abnormality. Ignores `dtype`, which is for transformers."""
-        return self.calibrate(self.logits(texts)).astype(np.float32)
+    def label(
+        self, texts: Sequence[str], *, dtype: object = None, on_cut: Callable[[list[int]], object] | None = None
+    ) -> NDArray[np.float32]:
+        """The calibrated probability (texts, 18) of each abnormality. Ignores `dtype`, which is for transformers.
 
-    def count_cut(self, texts: Sequence[str]) -> list[int]:
-        """Zeros: all of a text is read."""
-        return [0] * len(texts)
+        All of a text is read, so `on_cut` is called with zeros.
+        """
+        if on_cut is not None:
+            on_cut([0] * len(texts))
+        return self.calibrate(self.logits(texts)).astype(np.float32)
 
     def calibrate(self, logits: Values) -> Values:
         """Probabilities (..., 18) of logits (..., 18)."""

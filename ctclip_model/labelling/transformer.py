@@ -15,7 +15,7 @@ from ctclip_model.data.report_layout import normalise_report
 from ctclip_model.data.reports import split_sentences
 from ctclip_model.labelling.terms import keep_asserted
 from ctclip_model.models.report_labeller import ReportLabeller
-from ctclip_model.models.text_batches import count_cut_tokens, map_texts
+from ctclip_model.models.text_batches import OnCut, count_cut_tokens, map_texts
 
 Probabilities = NDArray[np.float32]
 
@@ -35,6 +35,11 @@ class TextBags:
         members = [[indices[text] for text in bag + bag[:1] * (longest - len(bag))] for bag in bags]
         return TextBags(list(indices), np.array(members, np.int64).reshape(len(bags), longest))
 
+    def add_up(self, counts: Sequence[int]) -> list[int]:
+        """The sum of the counts of each report's different texts."""
+        by_text = np.asarray(counts, np.int64)
+        return [int(by_text[np.unique(members)].sum()) for members in self.members]
+
 
 class TransformerLabeller:
     """Reads the 18 abnormalities from reports; see `labelling.labeller.Labeller`."""
@@ -50,7 +55,9 @@ class TransformerLabeller:
         """The probabilities (18,) from which on an abnormality counts as present."""
         return np.full(len(ABNORMALITIES), self.model.config.threshold)
 
-    def label(self, texts: Sequence[str], *, dtype: torch.dtype | None = None) -> Probabilities:
+    def label(
+        self, texts: Sequence[str], *, dtype: torch.dtype | None = None, on_cut: OnCut | None = None
+    ) -> Probabilities:
         """The probability (texts, 18) of each abnormality. A `dtype` such as bfloat16 runs the model in autocast."""
         texts = self._read(texts)
         bags = TextBags.collect(texts, self.model.config.by_sentence)
@@ -62,14 +69,14 @@ class TransformerLabeller:
             device=self.model.classifier.weight.device,
             dtype=dtype,
             width=len(ABNORMALITIES),
+            on_cut=None if on_cut is None else lambda cut: on_cut(bags.add_up(cut)),
         )
         return probabilities[bags.members].max(axis=1) if texts else probabilities
 
     def count_cut(self, texts: Sequence[str]) -> list[int]:
         """The tokens of each text beyond the model's limit. With `by_sentence` those of its sentences, added up."""
         bags = TextBags.collect(self._read(texts), self.model.config.by_sentence)
-        cut = np.array(count_cut_tokens(self.tokenizer, bags.texts, self.model.config.max_length), np.int64)
-        return [int(cut[np.unique(members)].sum()) for members in bags.members]
+        return bags.add_up(count_cut_tokens(self.tokenizer, bags.texts, self.model.config.max_length))
 
     def _read(self, texts: Sequence[str]) -> Sequence[str]:
         """Texts in the form that the model was trained on."""

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.device import autocast_to
 
+OnCut = Callable[[list[int]], object]  # called with the tokens of each text beyond the limit of a model
+
 TEXT_TOKENS_PER_BATCH = {"cpu": 2**13, "cuda": 2**16}  # tokens with padding; a CPU's batch fits its caches
 
 
@@ -26,6 +28,7 @@ def map_texts(
     dtype: torch.dtype | None,
     width: int,
     tokens_per_batch: int | None = None,
+    on_cut: OnCut | None = None,
 ) -> NDArray[np.float32]:
     """Applies `function(input_ids, attention_mask) -> (B, width)` to texts: (texts, width), in their order.
 
@@ -33,7 +36,9 @@ def map_texts(
     far shorter than the longest, and a padded token costs as much as a real one.
     """
     indices = {text: index for index, text in enumerate(dict.fromkeys(texts))}
-    encoded = tokenizer(list(indices), truncation=True, max_length=max_length)["input_ids"] if indices else []
+    encoded, cut = _encode(tokenizer, list(indices), max_length)
+    if on_cut is not None:
+        on_cut([cut[indices[text]] for text in texts])
     lengths = [len(ids) for ids in encoded]
     results = np.empty((len(indices), width), np.float32)
     for batch in length_batches(
@@ -48,14 +53,20 @@ def map_texts(
 
 
 def count_cut_tokens(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int) -> list[int]:
-    """The tokens of each text beyond `max_length`, which a model does not see.
+    """The tokens of each text beyond `max_length`, special tokens included, which a model does not see."""
+    return _encode(tokenizer, texts, max_length)[1]
 
-    Special tokens count as tokens.
-    """
+
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of each text, cut at `max_length`, and the number of tokens beyond it."""
     if not texts:
-        return []
-    encoded = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-    return [max(0, len(ids) - max_length) for ids in encoded]
+        return [], []
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    special = tokenizer.num_special_tokens_to_add()
+    rests = [encoding.overflowing for encoding in encoded.encodings]
+    return encoded["input_ids"], [sum(len(part.ids) - special for part in rest) for rest in rests]
 
 
 def length_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:

@@ -387,7 +387,7 @@ class CTViT(nn.Module):
             raise ValueError(f"volume is {tuple(volume.shape)}; this model takes (B, {', '.join(map(str, expected))})")
         depth, height, width = config.grid
         slabs = volume.reshape(-1, config.temporal_patch_size, *volume.shape[3:])  # (B depth, slices, height, width)
-        # Patches are large and made in no time, so a GPU never keeps them.
+        # Patches are large and soon made again, so a GPU never keeps them.
         recompute = self.needs_recompute() or (volume.is_cuda and torch.is_grad_enabled())
         tokens = by_groups(self.embed_slabs, slabs, height * width, recompute=recompute)
         return tokens.unflatten(0, (-1, depth))

@@ -21,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ctclip_model.config import FOLDER_WEIGHTS
+from ctclip_model.config import FOLDER_WEIGHTS, WEIGHTS_SUFFIXES
 from ctclip_model.data.file_kinds import BLANKS, LONGEST, recognize_magic
 from ctclip_model.errors import CheckpointError
+from ctclip_model.files import sha256_of
 
 INDEX = ".index.json"  # end of the name of an index of shards
-SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")  # in lower case
 SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
 LARGEST_JSON = 100_000_000  # bytes of an index or of a safetensors header
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a file of PyTorch before 1.6
@@ -68,7 +68,7 @@ def find_weights_file(folder: Path) -> Path:
     if found := next((path for name in FOLDER_WEIGHTS if (path := folder / name).is_file()), None):
         return found
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
-    weights = [name for name in files if name.lower().endswith(SUFFIXES)]
+    weights = [name for name in files if name.lower().endswith(WEIGHTS_SUFFIXES)]
     if len(weights) == 1:
         return folder / weights[0]
     if weights:
@@ -93,7 +93,7 @@ def read_content(path: Path) -> Any:
 
 def hash_weights(path: Path) -> str:
     """SHA-256 of a weights file, or of an index of shards and all its shards, in hexadecimal. Raises `OSError`."""
-    digests = [_hash_file(file) for file in list_files(path)]
+    digests = [sha256_of(file) for file in list_files(path)]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -102,11 +102,6 @@ def list_files(path: Path) -> list[Path]:
     if not _is_json(path):
         return [path]
     return [path, *(path.with_name(name) for name in sorted(set(_read_index(path).values())))]
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refused(path: Path, clause: str) -> CheckpointError:

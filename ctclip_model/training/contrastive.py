@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -179,8 +179,7 @@ def make_optimizer(model: CTCLIP, config: TrainingConfig) -> torch.optim.Optimiz
 def _make_tokenizer(data: TrainingData, preset: Preset, folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of the train reports. A run that continues reads the one that it began with."""
     if rank() == 0 and not (folder / "tokenizer.json").exists():
-        texts = [" ".join(sentence for section in report for sentence in section) for report in data.reports]
-        tokenizer = train_tokenizer(texts, preset.model.text.vocab_size)
+        tokenizer = train_tokenizer(map(_join, data.reports), preset.model.text.vocab_size)
         with replace_folder(folder) as temporary:
             tokenizer.save_pretrained(temporary)
     wait_for_all()
@@ -190,8 +189,12 @@ def _make_tokenizer(data: TrainingData, preset: Preset, folder: Path) -> PreTrai
 def _count_cut(data: TrainingData, tokenizer: PreTrainedTokenizerFast, max_length: int) -> int:
     """The number of scans whose report is longer than the text encoder's limit of tokens."""
     reports = [data.reports[index] for index in first_of_each_scan(data.scan_ids)]
-    texts = [" ".join(sentence for section in report for sentence in section) for report in reports]
-    return sum(tokens > 0 for tokens in count_cut_tokens(tokenizer, texts, max_length))
+    return sum(tokens > 0 for tokens in count_cut_tokens(tokenizer, [*map(_join, reports)], max_length))
+
+
+def _join(report: Sequence[list[str]]) -> str:
+    """The text of a report's sections of sentences."""
+    return " ".join(sentence for section in report for sentence in section)
 
 
 def _read_score(curve: pa.Table) -> HeldOut | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import TrainingConfig
-from ctclip_model.data.loader import copy_ahead, to_model_input
+from ctclip_model.data.loader import copy_ahead
 from ctclip_model.device import Compute, autocast_to
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize
@@ -21,7 +21,7 @@ from ctclip_model.training.engine.ddp_fsdp import Layout, distribute
 from ctclip_model.training.engine.processes import gather, seeded, share, sum_over_processes, world_size
 from ctclip_model.training.losses import Latents, backward_in_parts, batch_loss
 from ctclip_model.training.random_streams import Stream, draw_dropout_seed, open_stream
-from ctclip_model.training.samples import BatchOrder, TrainingData, change_brightness, draw_brightness, read_volumes
+from ctclip_model.training.samples import BatchOrder, TrainingData, draw_brightness, make_images, read_volumes
 from ctclip_model.training.texts import vary_report
 
 
@@ -108,7 +108,7 @@ class ContrastiveSteps:
         if config.varies_samples:
             changes = draw_brightness(self.order.batch_size, self.device)[:, self.rows]
         if config.codes_from_data and not model.visual_transformer.vq._codebook.cluster_size.any():
-            start_codebook(model, self._images(batch.volumes, changes))
+            start_codebook(model, make_images(batch.volumes, changes, self.device))
         starts = range(0, len(batch.volumes), self.at_once)
         parts = [partial(self._encode, batch, changes, start) for start in starts]
         if not self.is_in_parts:
@@ -141,17 +141,12 @@ class ContrastiveSteps:
     def _encode(self, batch: Batch, changes: Tensor | None, start: int) -> Latents:
         """Latents of the next `at_once` samples. A part's dropout has a seed, since the part is encoded twice."""
         part = slice(start, start + self.at_once)
-        images = self._images(batch.volumes[part], None if changes is None else changes[:, part])
+        images = make_images(batch.volumes[part], None if changes is None else changes[:, part], self.device)
         ids, mask = (batch.tokens[name][part].flatten(0, 1).to(self.device) for name in ("input_ids", "attention_mask"))
         seed = batch.seed + start if world_size() > 1 or self.is_in_parts else None
         with seeded(seed, self.device), autocast_to(self.device, self.compute.precision.autocast):
             image_latents, text_latents = self.distributed.forward(images, ids, mask)
         return image_latents, text_latents.unflatten(0, (len(image_latents), -1))
-
-    def _images(self, volumes: Tensor, changes: Tensor | None) -> Tensor:
-        if changes is None:
-            return volumes.to(self.device).unsqueeze(1)  # the model scales int16, a few volumes at a time
-        return change_brightness(to_model_input(volumes, self.device), changes)
 
 
 def move_codebook(model: CTCLIP) -> None:

@@ -131,11 +131,8 @@ class _Training:
         compute: Compute,
     ) -> None:
         plain, plain_labels = _plain_reports()
-        reports, self.names, self.compute = (
-            [*reports, *plain],
-            [*names, *(f"the report {text!r}" for text in plain)],
-            compute,
-        )
+        reports, self.compute = [*reports, *plain], compute
+        self.names = [*names, *(f"the report {text!r}" for text in plain)]
         self.labels = torch.from_numpy(np.concatenate([labels, plain_labels])).float()
         self.tokenizer = train_tokenizer(map(keep_asserted, reports), config.vocab_size)
         known = frozenset(self.tokenizer.get_vocab())

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from ctclip_model.config import TrainingConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.data.loader import BatchReader, ScanSampler, VolumeDataset, count_reading_processes, read_samples
+from ctclip_model.data.loader import (
+    BatchReader,
+    ScanSampler,
+    VolumeDataset,
+    count_reading_processes,
+    read_samples,
+    to_model_input,
+)
 from ctclip_model.data.reports import report_sentences
 from ctclip_model.errors import MissingInputError
 from ctclip_model.training.random_streams import Stream, open_stream
@@ -165,6 +172,16 @@ def shift_volumes(volumes: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
         depth, height, width = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
         shifted[index] = volume[depth, height, width]
     return shifted
+
+
+def make_images(volumes: Tensor, changes: Tensor | None, device: torch.device) -> Tensor:
+    """The model's input (B, 1, depth, height, width) of int16 HU, with `change_brightness` if there are changes.
+
+    Without changes it stays int16, which the model scales a few volumes at a time.
+    """
+    if changes is None:
+        return volumes.to(device, non_blocking=True).unsqueeze(1)
+    return change_brightness(to_model_input(volumes, device), changes)
 
 
 def draw_brightness(count: int, device: torch.device) -> Tensor:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import TrainingConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
-from ctclip_model.data.loader import to_model_input
+from ctclip_model.data.loader import copy_ahead
 from ctclip_model.device import Compute, autocast_to
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.clip import CTCLIP, similarity
@@ -31,8 +31,8 @@ from ctclip_model.training.random_streams import Stream, open_stream
 from ctclip_model.training.samples import (
     BatchOrder,
     TrainingData,
-    change_brightness,
     draw_brightness,
+    make_images,
     read_training_data,
     read_volumes,
 )
@@ -101,7 +101,10 @@ def teach_prompts(
         Run(
             phase="vocabfine",
             model=model,
-            optimizer=torch.optim.AdamW(split_decay(model.parameters(), config.learning_rate, config.weight_decay)),
+            optimizer=torch.optim.AdamW(
+                split_decay(model.parameters(), config.learning_rate, config.weight_decay),
+                fused=model.temperature.is_cuda,
+            ),
             make_batch=batches.make_batch,
             compute_loss=batches.compute_loss,
             runs_backward=True,
@@ -152,7 +155,8 @@ class PromptSteps:
     def make_batch(self, step: int) -> LabelledBatch:
         indices = self.order.batch(step)
         rng = open_stream(self.config.seed, Stream.vocabfine, step) if self.config.varies_samples else None
-        return LabelledBatch(read_volumes(self.data, indices, self.rows, rng), self.data.labels[indices])
+        volumes = read_volumes(self.data, indices, self.rows, rng)
+        return LabelledBatch(copy_ahead(volumes, self.device), self.data.labels[indices])
 
     def compute_loss(self, batch: LabelledBatch) -> Tensor:
         """The loss of the whole batch. Adds the gradients, for `at_once` volumes at a time.
@@ -167,9 +171,7 @@ class PromptSteps:
         total = torch.zeros((), device=self.device)
         for start in range(0, len(batch.volumes), self.at_once):
             part = slice(start, start + self.at_once)
-            images = to_model_input(batch.volumes[part], self.device)
-            if changes is not None:
-                images = change_brightness(images, changes[:, part])
+            images = make_images(batch.volumes[part], None if changes is None else changes[:, part], self.device)
             with autocast_to(self.device, self.dtype):
                 latents = self.model.encode_image(images)
             part_labels = labels[self.rows][part]

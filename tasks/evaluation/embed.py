@@ -82,7 +82,6 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
     from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation.embed import embed_texts
     from ctclip_model.models.model_folder import load_encoders
-    from ctclip_model.models.text_batches import count_cut_tokens
 
     if not work.texts:
         return
@@ -93,8 +92,8 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
         for start in range(0, len(items), run.limits.label_batch):
             chunk = items[start : start + run.limits.label_batch]
             texts = [work.texts[item] for item in chunk]
-            latents = embed_texts(loaded.model, loaded.tokenizer, texts, dtype=work.dtype.autocast)
-            cut = count_cut_tokens(loaded.tokenizer, texts, loaded.config.text.max_length)
+            cut: list[int] = []
+            latents = embed_texts(loaded.model, loaded.tokenizer, texts, dtype=work.dtype.autocast, on_cut=cut.extend)
             count_cut += sum(tokens > 0 for tokens in cut)
             _record(run, model, work, chunk, latents, dict(zip(chunk, cut, strict=True)))
             progress.advance(len(chunk))

@@ -17,8 +17,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ctclip_model.errors import DownloadError, HubError, HubUnavailableError
+from ctclip_model.files import sha256_of
 from tasks.hub.requests import Repository, ask
-from tasks.run.records import sha256_of
 from tasks.settings import LIMITS, Limits, hub_endpoint
 
 # bytes per read: with the client's own 64 KiB, parsing takes most of the time of a fast download

@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import parse_hf_uri
 from huggingface_hub.errors import HfUriError
 
+from ctclip_model.config import WEIGHTS_SUFFIXES
 from ctclip_model.errors import ConfigurationError, HubNotFoundError, HubUnavailableError
 from tasks.hub.files import HubFile, Meter, fetch, list_files, resolve
 from tasks.hub.requests import Repository
@@ -18,7 +19,6 @@ from tasks.settings import LIMITS, Limits, hub_endpoint
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")  # in lower case
 FOLDER_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 

@@ -87,10 +87,10 @@ def record_labels(
         for start in range(0, len(scans), run.limits.label_batch):
             chunk = scans[start : start + run.limits.label_batch]
             texts = [reports[scan][0] for scan in chunk]
-            probabilities = labeller.label(texts, dtype=dtype.autocast)
+            cut: list[int] = []
+            probabilities = labeller.label(texts, dtype=dtype.autocast, on_cut=cut.extend)
             require_probabilities(probabilities, reference.labeller_id)
             is_training = [None if trained_on is None else report_sha256(text) in trained_on for text in texts]
-            cut = labeller.count_cut(texts)
             count_cut += sum(tokens > 0 for tokens in cut)
             run.record(
                 "labels",

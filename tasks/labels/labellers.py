@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ctclip_model.config import FOLDER_WEIGHTS, RADBERT_BASE, RADBERT_WEIGHTS
 from ctclip_model.errors import MissingInputError
-from tasks.run.records import sha256_of
+from ctclip_model.files import sha256_of
 from warehouse import store
 
 TRAINED_PREFIX = "labeller-"  # first letters of the identifier of every labeller with a row in `models`

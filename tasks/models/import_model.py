@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ctclip_model.config import RADBERT_BASE
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.files import sha256_of
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.import_weights import Candidate, open_candidate, read_tokenizer_for, write_candidate
 from ctclip_model.models.kinds import OLD_SPELLINGS, PUBLISHED, ModelKind
@@ -27,7 +28,6 @@ from tasks.hub.models import (
 from tasks.labels.labellers import TRAINED_PREFIX
 from tasks.models.presets import find_preset
 from tasks.models.record import ModelRow, record_model
-from tasks.run.records import sha256_of
 from tasks.run.stage_run import StageRun, open_run
 from tasks.settings import CT_RATE
 from warehouse import store

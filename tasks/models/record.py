@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from ctclip_model.files import sha256_of
 from ctclip_model.models.held_out import read_count_cut, read_held_out
 from ctclip_model.models.kinds import ModelKind
 from tasks.run.cut_texts import note_cut
-from tasks.run.records import sha256_of
 from tasks.run.stage_run import StageRun, code_version
 
 logger = logging.getLogger(__name__)

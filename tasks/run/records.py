@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -59,12 +58,6 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes a table to a file, atomically."""
     with whole_file(path) as file:
         pq.write_table(table, file, compression="zstd")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _to_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.run.records import sha256_of, write_parquet
+from ctclip_model.files import sha256_of
+from tasks.run.records import write_parquet
 from tasks.settings import count_workers
 from tasks.sources.listing import FoundFile
 

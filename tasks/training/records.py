@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tasks.run.records import sha256_of
+from ctclip_model.files import sha256_of
 from warehouse import store
 
 

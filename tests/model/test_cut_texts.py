@@ -31,5 +31,6 @@ def test_a_labeller_counts_what_it_does_not_read(tmp_path):
         folder = tmp_path / str(by_sentence)
         train_labeller(reports, labels, dataclasses.replace(small, by_sentence=by_sentence), folder)
         assert read_count_cut(folder) == expected
-        cut = load_labeller(folder).count_cut([*reports[:2], "", "Emphysema " * 40 + "."])
+        cut: list[int] = []
+        load_labeller(folder).label([*reports[:2], "", "Emphysema " * 40 + "."], on_cut=cut.extend)
         assert cut == [62 * expected, 0, 0, 40 + 3 - 20]

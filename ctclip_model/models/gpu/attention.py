@@ -19,6 +19,15 @@ BIAS_SHARES = 4  # shares of the groups whose gradients of the bias are summed a
 
 
 @triton.jit
+def _place(count: tl.constexpr, heads: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """Tokens of a thread block, its head, and where its group and head begin in tokens and in numbers a token."""
+    block, line = tl.program_id(0) % tl.cdiv(count, BLOCK), tl.program_id(0) // tl.cdiv(count, BLOCK)
+    group, head = (line // heads).to(tl.int64), line % heads
+    start = (group * count * heads + head) * DIM
+    return block * BLOCK + tl.arange(0, BLOCK), head, start, line.to(tl.int64) * count
+
+
+@triton.jit
 def _tile(start, rows, row_stride: tl.constexpr, count: tl.constexpr, DIM: tl.constexpr):
     """Rows of a head's matrix (tokens, DIM), zeros past the last token."""
     return tl.load(
@@ -45,12 +54,8 @@ def _attend(
     DIM: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Attention of a block of queries to all keys of its group and head."""
-    block, line = tl.program_id(0) % tl.cdiv(count, BLOCK), tl.program_id(0) // tl.cdiv(count, BLOCK)
-    group, head = (line // heads).to(tl.int64), line % heads
     stride: tl.constexpr = heads * DIM
-    start = group * count * stride + head * DIM
-    lines = line.to(tl.int64) * count
-    rows = block * BLOCK + tl.arange(0, BLOCK)
+    rows, head, start, lines = _place(count, heads, DIM, BLOCK)
     ours = _tile(queries + start, rows, stride, count, DIM)
     most = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -91,12 +96,8 @@ def _attend_backward_queries(
     heads: tl.constexpr, DIM: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of queries."""
-    block, line = tl.program_id(0) % tl.cdiv(count, BLOCK), tl.program_id(0) // tl.cdiv(count, BLOCK)
-    group, head = (line // heads).to(tl.int64), line % heads
     stride: tl.constexpr = heads * DIM
-    start = group * count * stride + head * DIM
-    lines = line.to(tl.int64) * count
-    rows = block * BLOCK + tl.arange(0, BLOCK)
+    rows, head, start, lines = _place(count, heads, DIM, BLOCK)
     ours, slope = _tile(queries + start, rows, stride, count, DIM), _tile(slopes + start, rows, stride, count, DIM)
     sums = tl.zeros((BLOCK, DIM), tl.float32)
     for first in range(0, count, BLOCK):
@@ -118,12 +119,8 @@ def _attend_backward_keys(
     count: tl.constexpr, heads: tl.constexpr, DIM: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of keys and values."""
-    block, line = tl.program_id(0) % tl.cdiv(count, BLOCK), tl.program_id(0) // tl.cdiv(count, BLOCK)
-    group, head = (line // heads).to(tl.int64), line % heads
     stride: tl.constexpr = heads * DIM
-    start = group * count * stride + head * DIM
-    lines = line.to(tl.int64) * count
-    columns = block * BLOCK + tl.arange(0, BLOCK)
+    columns, head, start, lines = _place(count, heads, DIM, BLOCK)
     ours, payload = _tile(keys + start, columns, stride, count, DIM), _tile(values + start, columns, stride, count, DIM)
     key_sums, value_sums = tl.zeros((BLOCK, DIM), tl.float32), tl.zeros((BLOCK, DIM), tl.float32)
     for first in range(0, count, BLOCK):

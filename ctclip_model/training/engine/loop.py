@@ -263,7 +263,7 @@ def _step(run: Run[Any], batch: Any, request: StopRequest) -> _Outcome:
     sum_over_processes([verdict])
     average_gradients(parameters if run.to_average is None else run.to_average)
     norm = clip_gradients(parameters, run.max_gradient_norm)
-    # The only place where a step waits for a GPU.
+    # The only wait for a GPU in a step, unless the weights are sharded.
     total, stops, norm_before = torch.stack([*verdict, norm.to(verdict)]).tolist()
     outcome = _Outcome(total, norm_before if math.isfinite(total) else math.nan, stops > 0)
     if outcome.is_skipped:

@@ -16,6 +16,7 @@ from support.models import make_tokenizer, write_radbert
 
 from ctclip_model.config import PRESETS, RADBERT_BASE, smoke
 from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
+from ctclip_model.files import sha256_of
 from ctclip_model.labelling.labeller import load_labeller
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.find_model import find_model, load_model
@@ -26,7 +27,6 @@ from ctclip_model.models.report_labeller import read_labeller_tokenizer
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER
 from tasks.labels.labellers import find_labeller
 from tasks.models.import_model import ImportOptions, fetch_models, import_model
-from tasks.run.records import sha256_of
 from tasks.settings import CT_RATE
 from warehouse import store
 

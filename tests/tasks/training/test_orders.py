@@ -15,6 +15,7 @@ from support.training_runs import make_job, short_preset, write_samples
 from ctclip_model.config import PRESETS, Preset
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, DivergedError, OrderWithdrawnError
+from ctclip_model.files import sha256_of
 from ctclip_model.labelling.labeller import load_labeller
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.engine import state
@@ -26,7 +27,6 @@ from tasks.labels.reports import LabelledReports, choose_training
 from tasks.models import record
 from tasks.models.find import ModelReference
 from tasks.run.progress import REPORTER, LogReporter
-from tasks.run.records import sha256_of
 from tasks.run.stage_run import open_run
 from tasks.training import orders, steps, train
 from tasks.training.labeller import place_reports

@@ -25,9 +25,9 @@ from support.volumes import COARSE
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError, HubAccessError, HubUnavailableError, StageFailedError
+from ctclip_model.files import sha256_of
 from tasks.plan.explain import explain_plan
 from tasks.run.pending import plan_items
-from tasks.run.records import sha256_of
 from tasks.run.stage_run import open_run
 from tasks.sources.address import parse_address
 from tasks.sources.hub_source import HubSource
