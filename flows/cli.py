@@ -22,6 +22,7 @@ from typer.exceptions import TyperException
 
 from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
 from flows.commands import deploying, doctor, models, stages, volumes, warehouse
+from flows.streams import replace_unshowable
 from tasks.run.logs import configure_logging, is_log_requested
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def run() -> int:
     143: SIGTERM ended a training. 130: Ctrl-C.
     """
     command: Callable[..., Any] = app
+    replace_unshowable()
     try:
         code = command(standalone_mode=False) or 0
         sys.stdout.flush()  # a full disk is an error here, and not after the end

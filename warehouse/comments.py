@@ -51,7 +51,7 @@ def quoted(text: str) -> str:
 @cache
 def glossary() -> dict[str, dict[str, Any]]:
     """Meanings by column name (`columns`), and by table or view where they differ (`only`)."""
-    read: dict[str, dict[str, Any]] = tomllib.loads(COLUMNS_FILE.read_text())
+    read: dict[str, dict[str, Any]] = tomllib.loads(COLUMNS_FILE.read_text("utf-8"))
     read["only"]["labels_wide"] = {
         column: f"1 with {name.lower()}, 0 without" for name, column in LABEL_COLUMNS.items()
     }

@@ -49,4 +49,4 @@ def update_page(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(update_page(PAGE.read_text()))
+    PAGE.write_text(update_page(PAGE.read_text("utf-8")), "utf-8")

@@ -141,5 +141,5 @@ def _supersede(connection: duckdb.DuckDBPyConnection, table: Table, run_ids: lis
     """Sets `superseded_by_run` afresh in every group that has a row of one of the runs."""
     group = ", ".join(table.group)
     same = " and ".join(f"{table.name}.{column} is not distinct from other.{column}" for column in table.group)
-    sql = SUPERSEDE.read_text().format(table=table.name, group=group, same=same)
+    sql = SUPERSEDE.read_text("utf-8").format(table=table.name, group=group, same=same)
     connection.execute(sql, [run_ids])

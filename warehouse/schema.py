@@ -27,7 +27,7 @@ def migrate(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "migrat
     """
     connection.execute("create table if not exists migrations (number integer, name varchar, sha256 varchar)")
     for number, path in pending_migrations(connection, folder).items():
-        text = path.read_text()
+        text = path.read_text("utf-8")
         connection.begin()
         try:
             connection.execute(text)
@@ -46,7 +46,7 @@ def pending_migrations(connection: duckdb.DuckDBPyConnection, folder: Path = HER
         path = files.pop(number, None)
         if path is None:
             raise WarehouseError(f"the warehouse is newer than this code: it has migration {name}; update the code")
-        if _sha256(path.read_text()) != sha256:
+        if _sha256(path.read_text("utf-8")) != sha256:
             raise WarehouseError(f"migration {path.name} has changed since it was applied; add a new one instead")
     return files
 
@@ -57,7 +57,7 @@ def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
     A file in `views/` is a view of the file's name. Its first line is a comment that states the grain. Generated here:
     `current_<table>` (rows that no run has superseded or withdrawn), `pending_<stage>`, `stages` and `labels_wide`.
     """
-    views = {path.stem: path.read_text() for path in folder.glob("*.sql")}
+    views = {path.stem: path.read_text("utf-8") for path in folder.glob("*.sql")}
     for table in TABLES:
         if table.group:
             kept = " and is_withdrawn is not true" if table.has_withdrawn else ""
@@ -114,14 +114,14 @@ def create_views(connection: duckdb.DuckDBPyConnection) -> None:
     for table in TABLES:
         connection.execute(f"comment on table {table.name} is {quoted(table.grain)}")
     comment_columns(connection)
-    connection.execute("insert into view_files values (?, ?)", [COLUMNS_FILE.name, _sha256(COLUMNS_FILE.read_text())])
+    connection.execute("insert into view_files values (?, ?)", [COLUMNS_FILE.name, _sha256(COLUMNS_FILE.read_text("utf-8"))])
     connection.commit()
 
 
 def views_are_current(connection: duckdb.DuckDBPyConnection) -> bool:
     """True if the file's views and comments are those of the code."""
     made = dict(connection.execute("select name, sha256 from view_files").fetchall())
-    files = view_definitions() | {COLUMNS_FILE.name: COLUMNS_FILE.read_text()}
+    files = view_definitions() | {COLUMNS_FILE.name: COLUMNS_FILE.read_text("utf-8")}
     return made == {name: _sha256(text) for name, text in files.items()}
 
 
@@ -142,7 +142,7 @@ def check_definitions(folder: Path = HERE / "checks") -> dict[str, str]:
     A file in `checks/` is a check of the file's name. Generated here: `unknown_run` (a run that left records but no
     row at status 'running') and `unique_<table>` (a repeated key).
     """
-    checks = {path.stem: path.read_text() for path in sorted(folder.glob("*.sql"))}
+    checks = {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.sql"))}
     recorded = " union all ".join(
         f"select distinct '{table.name}' as table_name, run_id from {table.name}"
         for table in TABLES

@@ -167,14 +167,14 @@ def run_user_sql(data_root: Path, sql: str, parameters: Sequence[Any] | Mapping[
 
 def list_queries() -> dict[str, str]:
     """Names of the saved queries, each with its grain."""
-    return {path.stem: schema.describe_query(path.read_text()) for path in sorted(_queries_folder().glob("*.sql"))}
+    return {path.stem: schema.describe_query(path.read_text("utf-8")) for path in sorted(_queries_folder().glob("*.sql"))}
 
 
 def load_query(name: str) -> str:
     """SQL of a saved query, for `run_user_sql`. Raises `ConfigurationError` for an unknown name."""
     if name not in list_queries():
         raise ConfigurationError(f"there is no saved query {name!r}; there are: {', '.join(list_queries())}")
-    return (_queries_folder() / f"{name}.sql").read_text()
+    return (_queries_folder() / f"{name}.sql").read_text("utf-8")
 
 
 def _queries_folder() -> Path:

@@ -346,7 +346,7 @@ def _save(labeller: TfidfLabeller, folder: Path, info: Mapping[str, object], car
         save_file({name: getattr(labeller, name) for name in ARRAYS}, temporary / "model.safetensors")
         (temporary / "terms.json").write_text(json.dumps(labeller.terms, ensure_ascii=False, indent=0), "utf-8")
         (temporary / "README.md").write_text(card, "utf-8")
-        (temporary / "config.json").write_text(json.dumps(description, indent=2))
+        (temporary / "config.json").write_text(json.dumps(description, indent=2), "utf-8")
 
 
 def is_tfidf_folder(folder: Path) -> bool:

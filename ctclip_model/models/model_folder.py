@@ -96,7 +96,7 @@ def save_model_folder(
             pq.write_table(metrics, temporary / "metrics.parquet")
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
-        (temporary / "config.json").write_text(json.dumps(description, indent=2))
+        (temporary / "config.json").write_text(json.dumps(description, indent=2), "utf-8")
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -167,7 +167,7 @@ def _is_of_this_boot(owner: OwnerRecord | None) -> bool:
     """Tells the holders whose processes this process can look for; never true where /proc is hidden."""
     try:
         PID_NAMESPACE.stat()
-        boot_id = int(BOOT_ID.read_text().strip().replace("-", ""), 16)
+        boot_id = int(BOOT_ID.read_text("utf-8").strip().replace("-", ""), 16)
     except (OSError, ValueError):
         return False
     return owner is not None and owner.start is not None and owner.start >> 64 == boot_id
@@ -178,7 +178,7 @@ def _describe_holder(claim: SoftFileLease, older_file: _WatchedFile) -> str:
     if owner is not None:
         return f"process {owner.pid} on {owner.hostname.partition('?')[0]}"
     try:
-        holder = json.loads(older_file.path.read_text())
+        holder = json.loads(older_file.path.read_text("utf-8"))
         return f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return f"the holder of {claim.lock_file}"

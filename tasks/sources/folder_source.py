@@ -70,7 +70,7 @@ class FolderSource(ABC, Generic[Name]):
     def find_unchanged_revision(self) -> str | None:
         """The revision that was read last. None: a table or file was added, removed or changed since."""
         try:
-            seen = json.loads(self.seen_path.read_text())
+            seen = json.loads(self.seen_path.read_text("utf-8"))
         except (OSError, ValueError):
             return None
         return str(seen["revision"]) if seen.get("files") == self._fingerprint_files() else None

@@ -21,7 +21,10 @@ def run_query(data_root: Path, query: str, parameters: Sequence[str]) -> tuple[l
             raise ConfigurationError(f"--param {parameter!r} is not key=value")
         values[name] = value
     sql = store.load_query(query[1:]) if query.startswith("@") else query
-    result = store.run_user_sql(data_root, sql, values or None)
+    # In an ASCII locale an argument's other letters arrive as surrogates of their bytes.
+    texts = {name: value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name, value in values.items()}
+    sql = sql.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    result = store.run_user_sql(data_root, sql, texts or None)
     return result.columns, result.rows
 
 

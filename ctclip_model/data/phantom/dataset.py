@@ -85,7 +85,7 @@ def make_phantoms(folder: Path, config: PhantomConfig | None = None, *, processe
     rows = [row for part in _map(partial(_make_patients, folder, config), jobs, processes) for row in part]
     for split in ("train", "valid"):
         _write_tables(folder / "dataset", split, [row for row in rows if row.name.split == split], config)
-    (folder / MARKER).write_text(json.dumps(dataclasses.asdict(config)))
+    (folder / MARKER).write_text(json.dumps(dataclasses.asdict(config)), "utf-8")
     return len(rows)
 
 
@@ -202,7 +202,7 @@ def _write_tables(dataset: Path, split: str, rows: list[VolumeRow], config: Phan
     )
     no_chest = [row.name for row in rows if _anomaly_of(config, split, row.name.patient) == "no_chest"]
     lines = "".join(f"{name.path('v1')}\n" for name in no_chest)  # full v1 paths, as on some lines of CT-RATE's lists
-    (dataset / "metadata" / f"no_chest_{split}.txt").write_text(lines)
+    (dataset / "metadata" / f"no_chest_{split}.txt").write_text(lines, "utf-8")
 
 
 def _write_csv(path: Path, columns: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> None:

@@ -53,12 +53,12 @@ class RunLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.events = _Events(work_folder(folder) / "tensorboard") if tensorboard and rank() == 0 else None
         if rank() == 0 and self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n")  # ends a line that a kill cut off
 
     def add(self, record: StepRecord) -> None:
         if rank() == 0:
-            with storage_errors(self.path), self.path.open("a") as file:
+            with storage_errors(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(record)) + "\n")
         if self.events is not None:
             self.events.add(record)
@@ -68,7 +68,7 @@ class RunLog:
     def curve(self) -> pa.Table:
         """A row a step, phase after phase. A step that was repeated after a kill has its last record."""
         phases: dict[str, list[dict[str, Any]]] = {}
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+        for line in self.path.read_text("utf-8").splitlines() if self.path.exists() else ():
             try:
                 row = json.loads(line)
             except ValueError:  # a line that a kill cut off
