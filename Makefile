@@ -4,15 +4,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
+# `>=3.A,<3.B` of pyproject.toml, and the same as a condition in Python
+VERSIONS := $(shell sed -nE 's/^requires-python = "(.*)"/\1/p' pyproject.toml)
+REQUIRED := $(shell echo "$(VERSIONS)" | sed -E 's/>=3\.([0-9]+),<3\.([0-9]+)/(3, \1) <= sys.version_info < (3, \2)/')
+HAS_PYTHON := $(shell $(BIN)/python -c "import sys, pip; sys.exit(not $(REQUIRED))" >/dev/null 2>&1 && echo yes)
+
 export DO_NOT_TRACK := 1
 
 .PHONY: help install demo test test-slow test-browser test-orchestration lint bench test-gpu bench-gpu clean
 
 install: $(INSTALLED)       ## the virtual environment .venv with all packages
 
+# An environment with another Python, with none or without pip is made again.
+ifneq ($(HAS_PYTHON),yes)
+.PHONY: $(INSTALLED)
+endif
+
 $(INSTALLED): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+ifneq ($(HAS_PYTHON),yes)
+	@$(PYTHON) -c "import sys; sys.exit(not $(REQUIRED))" || \
+		{ echo "$(PYTHON) is no Python $(VERSIONS): name one, as in make PYTHON=python3.12 install" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+endif
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 help:                       ## list the targets

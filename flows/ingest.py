@@ -6,6 +6,7 @@ from typing import Any
 
 from flows.flow_taking import flow_taking
 from flows.options import IngestOptions
+from tasks.run.publish import publish_leftovers
 from tasks.settings import LIMITS
 from tasks.sources.open_source import open_source
 from tasks.stages.announce import tell_changes
@@ -16,6 +17,7 @@ from tasks.stages.stage import as_opaque, stage_run
 
 @flow_taking(IngestOptions, timeout_seconds=LIMITS.stage_timeout_s)
 def ingest(options: IngestOptions) -> dict[str, Any]:
+    publish_leftovers(options.data_root)
     source = open_source(
         options.source, options.data_root, options.storage, options.orientation, options.revision, load_hub_token
     )

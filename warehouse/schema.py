@@ -114,7 +114,8 @@ def create_views(connection: duckdb.DuckDBPyConnection) -> None:
     for table in TABLES:
         connection.execute(f"comment on table {table.name} is {quoted(table.grain)}")
     comment_columns(connection)
-    connection.execute("insert into view_files values (?, ?)", [COLUMNS_FILE.name, _sha256(COLUMNS_FILE.read_text("utf-8"))])
+    columns = [COLUMNS_FILE.name, _sha256(COLUMNS_FILE.read_text("utf-8"))]
+    connection.execute("insert into view_files values (?, ?)", columns)
     connection.commit()
 
 

@@ -102,7 +102,7 @@ def read(data_root: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """
     path = data_root / WAREHOUSE_FILE
     if not path.exists():
-        raise MissingInputError(f"there is no warehouse in {data_root} yet: run `ctclip ingest` or `ctclip publish`")
+        raise MissingInputError(describe_missing(data_root))
     # Attached, because DuckDB keeps one instance per path and process. A connection to the path itself would show the
     # old file for as long as another reader of this process holds it open.
     spill = str(Path(tempfile.gettempdir()) / f"ctclip-duckdb-{uuid.uuid4().hex}")
@@ -117,6 +117,13 @@ def read(data_root: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         except duckdb.Error as error:
             raise WarehouseError(f"{path} cannot be opened: {error}") from error
         yield connection
+
+
+def describe_missing(data_root: Path) -> str:
+    """Sentence on a warehouse without a file, with its remedy. Records without a warehouse have lost it."""
+    if (data_root / fold.RECORDS_FOLDER).is_dir():
+        return f"the warehouse of {data_root} is lost, and its records are there: run `ctclip publish`"
+    return f"there is no warehouse in {data_root} yet: run `ctclip ingest`"
 
 
 def query(
@@ -167,7 +174,8 @@ def run_user_sql(data_root: Path, sql: str, parameters: Sequence[Any] | Mapping[
 
 def list_queries() -> dict[str, str]:
     """Names of the saved queries, each with its grain."""
-    return {path.stem: schema.describe_query(path.read_text("utf-8")) for path in sorted(_queries_folder().glob("*.sql"))}
+    files = sorted(_queries_folder().glob("*.sql"))
+    return {path.stem: schema.describe_query(path.read_text("utf-8")) for path in files}
 
 
 def load_query(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tasks.settings import LIMITS
 from warehouse import store
+from warehouse.fold import RECORDS_FOLDER
 
 
 def publish(data_root: Path, *, from_scratch: bool = False) -> store.PublishResult:
@@ -15,8 +16,12 @@ def publish(data_root: Path, *, from_scratch: bool = False) -> store.PublishResu
 
 
 def publish_leftovers(data_root: Path) -> None:
-    """Publishes the records that a killed run or a GPU worker left, so that the finders of a stage see them."""
-    publish(data_root)
+    """Publishes the records of killed runs, of GPU workers and of a lost warehouse, so that a stage's finders see them.
+
+    A folder without records stays as it is.
+    """
+    if (data_root / RECORDS_FOLDER).is_dir():
+        publish(data_root)
 
 
 class PeriodicPublisher:

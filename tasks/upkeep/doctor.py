@@ -64,6 +64,7 @@ def check_data_root(data_root: Path) -> Iterator[CheckResult]:
     """Checks that the data root is writable, has free space, and has a warehouse that this version can read."""
     from ctclip_model.errors import CTCLIPError
     from warehouse import store  # DuckDB may be the package that is missing
+    from warehouse.fold import RECORDS_FOLDER
 
     data_root = data_root.resolve()
     existing = next(folder for folder in (data_root, *data_root.parents) if folder.exists())
@@ -73,7 +74,8 @@ def check_data_root(data_root: Path) -> Iterator[CheckResult]:
         return
     yield check_disk(data_root, shutil.disk_usage(existing).free)
     if not (data_root / store.WAREHOUSE_FILE).exists():
-        yield CheckResult("warehouse", "does not exist yet. `ctclip ingest` creates it")
+        has_records = (data_root / RECORDS_FOLDER).is_dir()
+        yield CheckResult("warehouse", store.describe_missing(data_root), is_bad=has_records)
         return
     try:
         ((count,),) = store.query(data_root, "select count(distinct run_id) from runs")

@@ -21,11 +21,14 @@ def run_query(data_root: Path, query: str, parameters: Sequence[str]) -> tuple[l
             raise ConfigurationError(f"--param {parameter!r} is not key=value")
         values[name] = value
     sql = store.load_query(query[1:]) if query.startswith("@") else query
-    # In an ASCII locale an argument's other letters arrive as surrogates of their bytes.
-    texts = {name: value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name, value in values.items()}
-    sql = sql.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    result = store.run_user_sql(data_root, sql, texts or None)
+    texts = {name: _restore_letters(value) for name, value in values.items()}
+    result = store.run_user_sql(data_root, _restore_letters(sql), texts or None)
     return result.columns, result.rows
+
+
+def _restore_letters(argument: str) -> str:
+    """Letters of an argument that arrived as surrogates of their bytes, as in a locale of ASCII."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def list_saved_queries() -> list[tuple[str, str]]:
