@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
-# A Python of a version: it answers `-c` with real Python, and makes an environment of itself, whose pip notes its calls.
+# A Python of a version. It answers `-c` with real Python and makes environments of itself, whose pip notes its calls.
 STAND_IN = """#!/bin/sh
 case "$1 $2" in
 "-c "*) exec {real} -c "import sys; sys.version_info = {version}; $2" ;;
