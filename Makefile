@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+WHEELHOUSE ?=
+FRESH ?=
 
 # `>=3.A,<3.B` of pyproject.toml, and the same as a condition in Python
 VERSIONS := $(shell sed -nE 's/^requires-python = "(.*)"/\1/p' pyproject.toml)
@@ -11,9 +13,10 @@ HAS_PYTHON := $(shell $(BIN)/python -c "import sys, pip; sys.exit(not $(REQUIRED
 
 export DO_NOT_TRACK := 1
 
-.PHONY: help install demo test test-slow test-browser test-orchestration lint bench test-gpu bench-gpu clean
+.PHONY: help install wheelhouse demo test test-slow test-browser test-orchestration test-fresh lint bench test-gpu \
+	bench-gpu clean
 
-install: $(INSTALLED)       ## the virtual environment .venv with all packages
+install: $(INSTALLED)       ## the virtual environment .venv with all packages, from WHEELHOUSE alone if it names a folder
 
 # An environment with another Python, with none or without pip is made again.
 ifneq ($(HAS_PYTHON),yes)
@@ -26,8 +29,13 @@ ifneq ($(HAS_PYTHON),yes)
 		{ echo "$(PYTHON) is no Python $(VERSIONS): name one, as in make PYTHON=python3.12 install" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 endif
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE)) -e ".[dev]"
 	@touch $@
+
+wheelhouse: $(INSTALLED)    ## wheels of all installed packages in wheelhouse/, for a machine without a network
+	mkdir -p wheelhouse && $(BIN)/python -m pip freeze --exclude-editable >wheelhouse/requirements.txt
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir wheelhouse -r wheelhouse/requirements.txt "setuptools>=80"
 
 help:                       ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +56,9 @@ test-browser: $(INSTALLED)  ## the report page in Chromium, installed from Debia
 
 test-orchestration: $(INSTALLED)  ## a Prefect server, one worker per pool, changed data, killed workers
 	$(BIN)/python -m pytest -m orchestration -rs
+
+test-fresh:                 ## the first two commands in a clean Debian 13 (deploy/fresh.sh): needs root and debootstrap
+	deploy/fresh.sh $(FRESH)
 
 test-gpu:                   ## the kernels on a GPU, with the Python given as PYTHON, which has CUDA's PyTorch
 	$(PYTHON) -m pytest --noconftest -m gpu -rs tests/gpu
