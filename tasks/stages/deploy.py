@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -42,7 +43,8 @@ def deploy(folder: Path) -> list[str]:
         _run_prefect(folder, shipped)
         automations = folder / AUTOMATIONS_FILE
         if automations.is_file():
-            done += _create_automations(client, yaml.safe_load(automations.read_text(encoding="utf-8"))["automations"])
+            given = yaml.safe_load(automations.read_text(encoding="utf-8"))
+            done += _create_automations(client, given["automations"], given.get("former", ()))
     return done
 
 
@@ -91,8 +93,14 @@ def _create_pools(client: SyncPrefectClient, deployments: list[dict[str, Any]]) 
     return created
 
 
-def _create_automations(client: SyncPrefectClient, shipped: list[dict[str, Any]]) -> list[str]:
-    known = {one["name"] for one in client.request("POST", "/automations/filter", json={}).json()}
+def _create_automations(client: SyncPrefectClient, shipped: list[dict[str, Any]], former: Collection[str]) -> list[str]:
+    """Creates the automations that the server lacks, and makes those anew whose description is a `former` one."""
+    known = {}
+    for one in client.request("POST", "/automations/filter", json={}).json():
+        if one["description"] in former:
+            client.delete_automation(UUID(one["id"]))
+        else:
+            known[one["name"]] = one
     created = []
     for automation in shipped:
         if automation["name"] not in known:

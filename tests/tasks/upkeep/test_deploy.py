@@ -41,10 +41,38 @@ def test_second_deploy_creates_nothing_and_keeps_what_people_set(client):
     (schedule,) = client.read_deployment_by_name("ingest/ingest").schedules
     assert (schedule.active, schedule.schedule.cron) == (True, "30 1 * * *")
     shipped = yaml.safe_load((ROOT / "automations.yaml").read_text())["automations"]
-    names = [one["name"] for one in client.request("POST", "/automations/filter", json={}).json()]
+    names = [one["name"] for one in list_automations(client)]
     assert sorted(name for name in names if name in {one["name"] for one in shipped}) == sorted(
         one["name"] for one in shipped
     )
+
+
+def test_automation_of_an_earlier_version_is_made_anew_and_a_changed_one_stays(client):
+    register()
+    shipped = yaml.safe_load((ROOT / "automations.yaml").read_text())
+    again, silent = "ctclip runs a crashed rebuild again", "ctclip calls silent runs crashed"
+    former = {
+        "description": shipped["former"][1],
+        "enabled": True,
+        "actions": [{"type": "run-deployment", "source": "inferred"}],
+    }
+    change_automation(client, again, former)
+    change_automation(client, silent, {"enabled": False})
+    assert [line for line in register() if line.startswith("automation")] == [f"automation {again!r}: new, on"]
+    (made,) = [one for one in list_automations(client) if one["name"] == again]
+    assert [action["type"] for action in made["actions"]] == ["change-flow-run-state"]
+    (kept,) = [one for one in list_automations(client) if one["name"] == silent]
+    assert not kept["enabled"]
+
+
+def list_automations(client):
+    return client.request("POST", "/automations/filter", json={}).json()
+
+
+def change_automation(client, name, changes):
+    (one,) = [one for one in list_automations(client) if one["name"] == name]
+    whole = {key: one[key] for key in ("name", "description", "enabled", "trigger", "actions")}
+    client.request("PUT", f"/automations/{one['id']}", json=whole | changes)
 
 
 def test_folder_without_deployments_is_one_clear_line(tmp_path):
