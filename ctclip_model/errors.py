@@ -20,6 +20,7 @@ CTCLIPError
 ├── StageFailedError          too many of a stage's items were rejected
 ├── HubError                  the Hugging Face Hub refuses a request (the message says how to solve it)
 │   ├── HubAccessError        a token is missing or refused, or terms are not accepted
+│   ├── FileRefusedError      one file is refused, and the others are not
 │   ├── HubNotFoundError      there is no such repository, revision or file
 │   └── HubUnavailableError   the Hub is out of reach or answers with errors (a rerun continues from here)
 ├── PrefectError              the Prefect server cannot be started
@@ -119,6 +120,10 @@ class HubError(CTCLIPError):
 
 class HubAccessError(HubError):
     """The Hub needs a token, refuses the token, or asks to accept terms."""
+
+
+class FileRefusedError(HubError):
+    """The Hub or its content network refuses one file, although the account may read the repository."""
 
 
 class HubNotFoundError(HubError):

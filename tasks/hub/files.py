@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from httpcore2._sync.http11 import HTTP11Connection
+from httpx2 import Response
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from ctclip_model.errors import DownloadError, HubError, HubUnavailableError
+from ctclip_model.errors import DownloadError, FileRefusedError, HubError, HubUnavailableError
 from ctclip_model.files import sha256_of
-from tasks.hub.requests import Repository, ask
+from tasks.hub.requests import Repository, ask, is_refusal_of_file
 from tasks.settings import LIMITS, Limits, hub_endpoint
 
 # bytes per read: with the client's own 64 KiB, parsing takes most of the time of a fast download
@@ -136,8 +138,8 @@ def fetch(
 ) -> bool:
     """Downloads a file to its path below `folder` unless it is there. Returns True if it was downloaded.
 
-    A download that broke off is resumed, in a later process too. A file with a wrong hash is downloaded once more.
-    Raises `DownloadError` if it is wrong again, and `HubError`.
+    A download that broke off is resumed, in a later process too. A file that is refused or has a wrong hash is
+    asked for once more. Raises `DownloadError` if it is wrong again, and `HubError`.
     """
     target, partial = folder / file.path, folder / PARTIAL_FOLDER / file.content_id
     if file.is_at(target):
@@ -150,6 +152,9 @@ def fetch(
             _fill_patiently(repository, file, partial, meter, limits)
             if not file.is_at(partial):
                 raise DownloadError(file.path, "wrong_hash", f"has another hash than {file.content_id}")
+        except FileRefusedError:
+            if is_last:
+                raise
         except DownloadError:
             partial.unlink(missing_ok=True)
             if is_last:
@@ -190,7 +195,7 @@ def _fill(repository: Repository, file: HubFile, partial: Path, meter: Meter) ->
         with get_session().stream("GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT) as response:
             if response.status_code == 416:
                 stream.truncate(0)  # the partial file is longer than the Hub's: begin again
-            hf_raise_for_status(response)
+            _require_file(response, repository, file)
             if have and response.status_code != 206:
                 stream.seek(0)  # the answer is the complete file, not the rest
                 stream.truncate()
@@ -201,6 +206,19 @@ def _fill(repository: Repository, file: HubFile, partial: Path, meter: Meter) ->
                 meter.add(len(chunk))
         if stream.tell() < file.size_bytes:
             raise DownloadError(file.path, "wrong_size", f"is shorter than {file.size_bytes} bytes")
+
+
+def _require_file(response: Response, repository: Repository, file: HubFile) -> None:
+    """Raises an error of the Hub's client for a bad status, and `FileRefusedError` if this file alone is refused."""
+    try:
+        hf_raise_for_status(response)
+    except HfHubHTTPError as error:
+        if not is_refusal_of_file(error, repository):
+            raise
+        raise FileRefusedError(
+            f"{response.url.host} refuses {file.path} with status {response.status_code}, although the account may "
+            f"read {repository}. A rerun asks again"
+        ) from None
 
 
 def _describe(item: RepoFile) -> HubFile:

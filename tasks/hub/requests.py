@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from huggingface_hub import get_token
+from httpx2 import URL
+from huggingface_hub import get_token, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,7 +23,7 @@ from huggingface_hub.errors import (
     RemoteEntryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_session, parse_ratelimit_headers
+from huggingface_hub.utils import build_hf_headers, get_session, parse_ratelimit_headers
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from ctclip_model.errors import HubAccessError, HubError, HubNotFoundError, HubUnavailableError
@@ -111,6 +112,33 @@ def _retry_after_s(error: HfHubHTTPError) -> float | None:
         return limit.reset_in_seconds
     match = re.fullmatch(r"\s*(\d+)\s*", headers.get("Retry-After", ""))
     return float(match[1]) if match else None
+
+
+def is_refusal_of_file(error: HfHubHTTPError, repository: Repository) -> bool:
+    """True if a download's refusal is about its file, and not about the token or the account.
+
+    The content network, to which the Hub redirects, knows no accounts. A refusal by the Hub itself that names no reason
+    is about the file if the Hub gives another file of the repository.
+    """
+    status = error.response.status_code
+    if status not in (401, 403) or isinstance(error, GatedRepoError):
+        return False
+    if error.response.url.host != URL(hub_endpoint()).host or error.response.url.port != URL(hub_endpoint()).port:
+        return True
+    return status == 403 and not error.server_message and _opens(repository)
+
+
+def _opens(repository: Repository) -> bool:
+    """True if the Hub refuses nobody the repository's front page, whether or not it has one."""
+    url = hf_hub_url(
+        repository.repo_id, "README.md", repo_type=repository.kind, revision=repository.revision,
+        endpoint=hub_endpoint(),
+    )  # fmt: skip
+    headers = build_hf_headers(token=repository.given_token)
+    try:
+        return get_session().head(url, headers=headers, follow_redirects=False).status_code not in (401, 403)
+    except HUB_FAULTS:
+        return False
 
 
 def explain(error: BaseException, repository: Repository) -> HubError:

@@ -20,6 +20,8 @@ from huggingface_hub import is_offline_mode
 from ctclip_model.errors import (
     BadItemError,
     ConfigurationError,
+    FileRefusedError,
+    HubError,
     HubNotFoundError,
     HubUnavailableError,
     MissingInputError,
@@ -34,6 +36,9 @@ from tasks.settings import DOWNLOAD_THREADS, LIMITS, RAW_CACHE_GB, Limits
 from tasks.sources.address import parse_address
 from tasks.volumes.jobs import ConversionJob, VolumeFile
 
+REASONS = {
+    FileRefusedError: "refused", HubNotFoundError: "not_on_hub", HubUnavailableError: "download_failed",
+}  # fmt: skip
 Fetching: TypeAlias = "deque[tuple[ConversionJob, list[Future[bool]]]]"
 
 
@@ -58,7 +63,7 @@ class DownloadOptions:
 class Downloader:
     """Downloads volumes into `raw/` in threads of this process, and drops files that no job needs any more.
 
-    A volume that cannot be downloaded waits in `rejects` for `record_rejects`. A refused token and a full disk raise.
+    A volume that cannot be downloaded waits in `rejects` for `record_rejects`. A refused account and a full disk raise.
     """
 
     def __init__(
@@ -169,7 +174,7 @@ class Downloader:
         repository = Repository(address.repo_id, "dataset", address.revision or "main", self.token)
         try:
             is_fetched = fetch(repository, file, self.folder, self.meter, self.limits)
-        except (BadItemError, HubNotFoundError, HubUnavailableError) as error:
+        except (BadItemError, *REASONS) as error:
             self._reject(volume, error)
             return False
         except OSError as error:
@@ -183,16 +188,15 @@ class Downloader:
             self.reused_bytes += 0 if is_fetched else volume.size_bytes
         return True
 
-    def _reject(self, volume: VolumeFile, error: BadItemError | HubNotFoundError | HubUnavailableError) -> None:
-        if isinstance(error, HubUnavailableError):
+    def _reject(self, volume: VolumeFile, error: BadItemError | HubError) -> None:
+        if isinstance(error, HubUnavailableError) or (isinstance(error, FileRefusedError) and not self.count_fetched):
             self.failures_in_a_row += 1
             if self.failures_in_a_row > self.limits.rejects_tolerated:
-                raise error  # the Hub is down, no volume is to blame
+                raise error  # the Hub is down or refuses everything, no volume is to blame
         if isinstance(error, BadItemError):
             reason, detail = error.reason, error.detail
         else:
-            reason = "not_on_hub" if isinstance(error, HubNotFoundError) else "download_failed"
-            detail = str(error)
+            reason, detail = REASONS[type(error)], str(error)
         self.rejects.append((volume, VolumeError(volume.volume_name, reason, detail)))
 
     def _describe_full_disk(self, volume: VolumeFile) -> str:

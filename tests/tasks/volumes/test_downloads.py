@@ -20,11 +20,18 @@ from support.data_roots import (
     list_reasons,
 )
 from support.hub import LoopbackHub
+from support.hub.server import NOT_ACCEPTED
 from support.processes import kill_after, start_python, wait_for
 from support.volumes import COARSE
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
-from ctclip_model.errors import ConfigurationError, HubAccessError, HubUnavailableError, StageFailedError
+from ctclip_model.errors import (
+    ConfigurationError,
+    FileRefusedError,
+    HubAccessError,
+    HubUnavailableError,
+    StageFailedError,
+)
 from ctclip_model.files import sha256_of
 from tasks.plan.explain import explain_plan
 from tasks.run.pending import plan_items
@@ -113,6 +120,46 @@ def test_refused_token_stops_the_downloads_with_what_to_do(hub, data_root, statu
     hub.faults.play(status, "/resolve/", times=1000)
     with pytest.raises(HubAccessError, match="settings/tokens" if status == 401 else "accept them there"):
         download(data_root)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_file_that_the_content_network_refuses_is_a_reject_and_the_account_is_not(hub, data_root, phantoms, status):
+    (refused,) = phantoms.rglob("train_1_a_1.nii.gz")
+    hub.faults.play(status, f"/content/{sha256_of(refused)}", times=2)
+    assert download(data_root)["rejected"] == 1
+    assert list_reasons(data_root) == ["refused"]
+    assert download(data_root)["done"] == 1
+    assert list_reasons(data_root) == []
+    assert_same_files(data_root, phantoms)
+
+
+def test_refusal_that_passes_leaves_no_trace(hub, data_root, phantoms):
+    hub.faults.play(403, "/content/", times=1)
+    assert download(data_root, threads=1)["rejected"] == 0
+    assert_same_files(data_root, phantoms)
+
+
+def test_file_that_the_hub_itself_refuses_without_a_reason_is_a_reject(hub, data_root, phantoms):
+    hub.faults.play(403, "train_1_a_1.nii.gz", times=50)
+    assert download(data_root)["rejected"] == 1
+    assert list_reasons(data_root) == ["refused"]
+    assert len(raw_files(data_root)) == len(list(phantoms.rglob("*.nii.gz"))) - 1
+
+
+def test_account_without_access_stops_the_downloads(hub, data_root, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", NOT_ACCEPTED)
+    with pytest.raises(HubAccessError, match="accept them there"):
+        download(data_root)
+
+
+def test_content_network_that_refuses_everything_stops_the_downloads(hub, data_root):
+    hub.faults.play(403, "/content/", times=1000)
+    limits = dataclasses.replace(QUICK, rejects_tolerated=2)
+    with Downloader(data_root, DownloadOptions(threads=1), None, limits) as downloader:
+        volumes = list(read_volumes(data_root, COARSE, None).values())
+        with pytest.raises(FileRefusedError, match=r"127\.0\.0\.1 refuses .*nii\.gz with status 403") as raised:
+            list(map(downloader.fetch, volumes))
+    assert "Signature" not in str(raised.value)
 
 
 def test_hub_that_is_down_stops_the_downloads(hub, data_root):
