@@ -24,6 +24,7 @@ from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
 from flows.commands import deploying, doctor, models, stages, volumes, warehouse
 from flows.streams import replace_unshowable
 from tasks.run.logs import configure_logging, is_log_requested
+from tasks.upkeep.prefect_server import IS_LOST
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,10 @@ def common(
 
 def main() -> None:
     """Runs the command of `sys.argv` and ends this process with its exit code."""
-    if code := run():
+    code = run()
+    if IS_LOST.is_set():
+        os._exit(code)  # Prefect's exit handlers would send each event of the flow to the lost server
+    if code:
         _leave(code)
 
 

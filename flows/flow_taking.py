@@ -5,15 +5,45 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar, get_args
 
-from prefect import Flow, flow
+from prefect import Flow
+from prefect.context import FlowRunContext
 from prefect.utilities.hashing import file_hash
 from typer.models import OptionInfo
 
+from tasks.stages.prefect_pages import LOST, note_loss
+
 P = ParamSpec("P")
+T = TypeVar("T")
 Options = TypeVar("Options")
 Result = TypeVar("Result")
+
+# results and errors of the function of the flow that is called here
+OUTCOME: ContextVar[list[Any]] = ContextVar("outcome")
+
+
+class SturdyFlow(Flow[P, T]):
+    """A flow whose call outlives the Prefect server. A worker's engine does not call it, and needs its server."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:  # type: ignore[override]
+        token = OUTCOME.set(outcome := [])
+        try:
+            return super().__call__(*args, **kwargs)
+        except Exception as error:
+            if not outcome and not (FlowRunContext.get() and isinstance(error, LOST)):
+                raise
+            if not outcome:  # a stage of a rebuild, which Prefect could not begin
+                note_loss(error)
+                return self.fn(*args, **kwargs)
+            (ended,) = outcome
+            if isinstance(ended, Exception):
+                raise ended from None
+            note_loss(error)
+            return ended
+        finally:
+            OUTCOME.reset(token)
 
 
 def flow_taking(
@@ -28,13 +58,19 @@ def flow_taking(
     def decorate(function: Callable[[Options], Result]) -> Flow[P, Result]:
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
-            return function(options(*args, **kwargs))
+            try:
+                result = function(options(*args, **kwargs))
+            except Exception as error:
+                OUTCOME.get([]).append(error)
+                raise
+            OUTCOME.get([]).append(result)
+            return result
 
         signature = inspect.signature(options, eval_str=True)
         run.__signature__ = signature  # type: ignore[attr-defined]
         description = inspect.getdoc(options) or ""
         run.__doc__ = f"{description}\n\n{_list_parameters(signature)}"
-        return flow(description=description, version=file_hash(inspect.getfile(function)), **settings)(run)
+        return SturdyFlow(run, description=description, version=file_hash(inspect.getfile(function)), **settings)
 
     return decorate
 

@@ -46,6 +46,7 @@ def _silence_prefect() -> None:
     """Hides Prefect's own log, which would break up the progress bar. `--debug` shows it."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")  # a server that is silent for 15 s is lost
     if not os.environ.get("CTCLIP_DEBUG"):
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
         os.environ.setdefault("PREFECT_LOGGING_ROOT_LEVEL", "ERROR")

@@ -6,12 +6,14 @@ No rerun depends on them, and a Prefect server that is away stops no stage.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -21,14 +23,19 @@ from prefect.artifacts import (
 )
 from prefect.assets import Asset, add_asset_metadata, materialize
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import get_current_settings
 
 from ctclip_model.stages import PIPELINE, Stage
 from tasks.run.progress import Reporter
 from tasks.run.stage_run import StageRun
+from tasks.upkeep.prefect_server import IS_LOST
 from warehouse import store
 
 logger = logging.getLogger(__name__)
 
+LOST = (httpx.TransportError, PrefectHTTPStatusError)
 PROGRESS_INTERVAL_S = 20.0  # seconds between two updates: a shorter stage has no progress artifact
 
 
@@ -72,6 +79,20 @@ def with_server(call: Callable[..., Any], *arguments: Any, **named: Any) -> None
         call(*arguments, **named)
     except Exception as error:  # noqa: BLE001  the stage's own work is done and recorded, whatever fails here
         logger.info("the Prefect server was not reached: %s: %s", type(error).__name__, error)
+        context = FlowRunContext.get()
+        is_of_worker = (
+            context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
+        )
+        if isinstance(error, LOST) and not is_of_worker:
+            note_loss(error)
+
+
+def note_loss(error: Exception) -> None:
+    """Says once that the server is lost. Later requests are made once, so that nothing waits for it again."""
+    if not IS_LOST.is_set():
+        IS_LOST.set()
+        get_current_settings().client.max_retries = 0
+        print(f"ctclip: Prefect was lost ({type(error).__name__}), and the work goes on without it", file=sys.stderr)
 
 
 def show_end(run: StageRun) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import threading
 import tomllib
 import urllib.request
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ from typing import Any
 
 TIMEOUT_S = 2.0
 SHARED_TAGS = ("ctclip", "auto-scheduled")  # tags of every deployment; the remaining tag is the deployment's name
+
+IS_LOST = threading.Event()  # set once the server of a command is lost
 
 
 def find_api_url() -> str | None:
