@@ -28,7 +28,8 @@ class SturdyFlow(Flow[P, T]):
     """A flow whose call outlives the Prefect server. A worker's engine does not call it, and needs its server."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:  # type: ignore[override]
-        token = OUTCOME.set(outcome := [])
+        outcome: list[Any] = []
+        token = OUTCOME.set(outcome)
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:

@@ -36,7 +36,7 @@ from tasks.settings import DOWNLOAD_THREADS, LIMITS, RAW_CACHE_GB, Limits
 from tasks.sources.address import parse_address
 from tasks.volumes.jobs import ConversionJob, VolumeFile
 
-REASONS = {
+REASONS: dict[type[HubError], str] = {
     FileRefusedError: "refused", HubNotFoundError: "not_on_hub", HubUnavailableError: "download_failed",
 }  # fmt: skip
 Fetching: TypeAlias = "deque[tuple[ConversionJob, list[Future[bool]]]]"
@@ -174,7 +174,7 @@ class Downloader:
         repository = Repository(address.repo_id, "dataset", address.revision or "main", self.token)
         try:
             is_fetched = fetch(repository, file, self.folder, self.meter, self.limits)
-        except (BadItemError, *REASONS) as error:
+        except (BadItemError, FileRefusedError, HubNotFoundError, HubUnavailableError) as error:
             self._reject(volume, error)
             return False
         except OSError as error:

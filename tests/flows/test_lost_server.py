@@ -60,12 +60,14 @@ sys.modules["flows.waiting"] = module
 cli.app = lambda **_: run_flow("waiting", as_json=True)
 cli.main()
 """
+RUN = "import runpy, sys; runpy.run_path(sys.argv[1])"
 
 
 @pytest.mark.parametrize(("second", "code"), [("second", 0), ("bad", 1)])
 def test_command_ends_as_without_prefect_and_says_so_in_one_line(tmp_path: Path, second: str, code: int):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    program = tmp_path / "program.py"
     environment = TERMINAL | {
         "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
     }  # fmt: skip
@@ -78,7 +80,8 @@ def test_command_ends_as_without_prefect_and_says_so_in_one_line(tmp_path: Path,
     )  # fmt: skip
     try:
         wait_for(lambda: answers(port), 300)
-        with start_python(REBUILD, environment=environment, stdin=subprocess.PIPE) as command:
+        program.write_text(REBUILD)  # Prefect asks for the file of a flow
+        with start_python(RUN, program, environment=environment, stdin=subprocess.PIPE) as command:
             assert command.stdout is not None
             assert command.stdout.readline() == "waits\n", command.communicate()
             server.kill()
