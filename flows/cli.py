@@ -34,7 +34,7 @@ PANELS: dict[str, list[Callable[..., None]]] = {
     "Run": stages.list_flow_commands(),
     "Look": [warehouse.status, warehouse.plan, warehouse.sql, warehouse.export],
     "Your own CT": [volumes.predict, volumes.embed_volume],
-    "Upkeep": [warehouse.publish, warehouse.gc, warehouse.backup, warehouse.restore],
+    "Upkeep": [warehouse.publish, warehouse.gc, warehouse.verify, warehouse.backup, warehouse.restore],
 }
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False

@@ -6,7 +6,7 @@ training    trainings: manifests, processes, GPU orders, records of steps and mo
 evaluation  latents, predictions, metrics, comparisons
 report      the HTML page of an evaluation
 models      models of a data root: presets, recipes, finding and importing
-upkeep      garbage collection, `doctor`, queries
+upkeep      garbage collection, `doctor`, `verify`, backups, queries
 labels      labellers of a data root, and the reports that they read
 volumes     volumes on their way to shards: jobs, download, conversion, compaction
 sources     CT-RATE in a folder or on the Hub, RAD-ChestCT, phantoms; their tables and changes

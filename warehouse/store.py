@@ -24,16 +24,18 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock, SoftFileLease, Timeout
+from filelock import FileLock, LeaseSettingsMismatch, SoftFileLease, Timeout
 from numpy.typing import NDArray
 
 from ctclip_model.errors import ConfigurationError, MissingInputError, WarehouseError
 from ctclip_model.files import fsync
+from ctclip_model.lock_files import WatchedFile
 from warehouse import fold, schema
 
 WAREHOUSE_FILE = "warehouse.duckdb"
 LOCK_FILE = "locks/warehouse.lock"
 LOCK_TIMEOUT_S = 600.0
+POLL_S = 0.1  # seconds between two attempts at the lease
 LEASE_EXPIRY_S = 120.0  # seconds without a heartbeat, after which a dead publisher loses its lease
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # file systems without flock
 WORK_PREFIX = "warehouse.publish-"
@@ -196,7 +198,9 @@ def _lock(path: Path, timeout_s: float) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _acquire(path, timeout_s)
     except Timeout as error:
-        raise WarehouseError(f"another publish has held {path} for {timeout_s:g} s; try again when it ends") from error
+        raise WarehouseError(
+            f"another publish has held {error.lock_file} for {timeout_s:g} s; try again when it ends"
+        ) from error
     except OSError as error:
         raise WarehouseError(f"{path} cannot be locked: {error.strerror or error}") from error
     try:
@@ -213,9 +217,26 @@ def _acquire(path: Path, timeout_s: float) -> FileLock | SoftFileLease:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-    lease = SoftFileLease(path.with_suffix(".lease"), lease_duration=LEASE_EXPIRY_S, timeout=timeout_s)
-    lease.acquire()
-    return lease
+    return _acquire_lease(path.with_suffix(".lease"), timeout_s)
+
+
+def _acquire_lease(path: Path, timeout_s: float) -> SoftFileLease:
+    """Acquires the publish lease. A file without a heartbeat for `LEASE_EXPIRY_S` has no holder, whatever it holds."""
+    lease, file = SoftFileLease(path, lease_duration=LEASE_EXPIRY_S), WatchedFile(path)
+    deadline, has_waited = time.monotonic() + timeout_s, False
+    while True:
+        if (file.unchanged_s() or 0.0) >= LEASE_EXPIRY_S:
+            file.remove()
+        try:
+            lease.acquire(blocking=False)
+            return lease
+        except (Timeout, LeaseSettingsMismatch):
+            if time.monotonic() >= deadline:
+                raise Timeout(str(path)) from None
+        if not has_waited:
+            logger.warning("another publish holds %s; waiting for it to end", path)
+        has_waited = True
+        time.sleep(POLL_S)
 
 
 def _tidy(data_root: Path) -> None:

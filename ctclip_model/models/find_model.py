@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from ctclip_model.config import FOLDER_WEIGHTS, PRESETS, CTCLIPConfig, Recipe
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
 from ctclip_model.json_config import parse_config
+from ctclip_model.lock_files import bounded_hub_locks
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.kinds import ENCODERS, FINE_TUNED, ModelKind, read_kind
@@ -165,7 +166,8 @@ def _find_tokenizer(weights: Path, given: Path | None) -> Path:
         return Path(cached)
     logger.warning("fetching the tokenizer of %s from the Hugging Face Hub", PUBLISHED_TEXT_ENCODER)
     try:
-        return Path(hf_hub_download(PUBLISHED_TEXT_ENCODER, "vocab.txt"))
+        with bounded_hub_locks():
+            return Path(hf_hub_download(PUBLISHED_TEXT_ENCODER, "vocab.txt"))
     except OSError as error:
         raise MissingInputError(
             f"{weights} needs a tokenizer, and the Hugging Face Hub is out of reach: put vocab.txt of "

@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import Timeout
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from ctclip_model.errors import HubAccessError, HubError, HubNotFoundError, HubUnavailableError
+from ctclip_model.lock_files import bounded_hub_locks
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # owner/name
 
@@ -34,14 +36,19 @@ def download_model(hub_id: str, revision: str | None = None) -> Path:
     """
     endpoint = os.environ.get("HF_ENDPOINT")
     try:
-        folder = Path(hf_hub_download(hub_id, "config.json", revision=revision, endpoint=endpoint)).parent
-        commit = folder.name  # the cache names a snapshot's folder by its commit
-        hf_hub_download(hub_id, "model.safetensors", revision=commit, endpoint=endpoint)
-        if try_to_load_from_cache(hub_id, "tokenizer.json", revision=commit) is not _CACHED_NO_EXIST:
-            with suppress(RemoteEntryNotFoundError):  # a LiPro has no tokenizer
-                hf_hub_download(hub_id, "tokenizer.json", revision=commit, endpoint=endpoint)
+        with bounded_hub_locks():
+            return _download(hub_id, revision, endpoint)
     except (HTTPError, OSError) as error:
         raise _explain(error, hub_id, revision) from error
+
+
+def _download(hub_id: str, revision: str | None, endpoint: str | None) -> Path:
+    folder = Path(hf_hub_download(hub_id, "config.json", revision=revision, endpoint=endpoint)).parent
+    commit = folder.name  # the cache names a snapshot's folder by its commit
+    hf_hub_download(hub_id, "model.safetensors", revision=commit, endpoint=endpoint)
+    if try_to_load_from_cache(hub_id, "tokenizer.json", revision=commit) is not _CACHED_NO_EXIST:
+        with suppress(RemoteEntryNotFoundError):  # a LiPro has no tokenizer
+            hf_hub_download(hub_id, "tokenizer.json", revision=commit, endpoint=endpoint)
     return folder
 
 
@@ -61,6 +68,10 @@ def _explain(error: Exception, hub_id: str, revision: str | None) -> HubError:
         return HubNotFoundError(f"{hub_id}: holds no model folder (config.json and model.safetensors)")
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
         return HubAccessError(f"{hub_id}: the Hub refuses the token: `hf auth login` with another, or set HF_TOKEN")
+    if isinstance(error, Timeout):
+        return HubUnavailableError(
+            f"{hub_id}: another process has held {error.lock_file} too long. If none downloads it, delete that file"
+        )
     if isinstance(error, OSError) and error.errno:  # an answer of the local file system
         return HubUnavailableError(f"{hub_id}: cannot be stored in the cache {HF_HUB_CACHE}: {error.strerror}")
     return HubUnavailableError(f"{hub_id}: the Hub cannot be reached ({type(error).__name__})")

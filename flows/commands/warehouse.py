@@ -21,14 +21,16 @@ Format = Literal["parquet", "csv"]
 
 def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
     """Show done, pending, rejected and stale items by stage."""
+    from tasks.run.lost import list_lost
     from tasks.upkeep.queries import list_notes, list_stale_models, list_warnings, read_status
 
     if as_json:
         print_rows(*read_status(data_root, "from stage_status"), as_json)
         return
     print_rows(*read_status(data_root))
-    for line in (*list_notes(data_root), *list_stale_models(data_root), *list_warnings(data_root)):
-        console.print(line)
+    notes = (list_notes, list_lost, list_stale_models, list_warnings)
+    for line in (line for list_lines in notes for line in list_lines(data_root)):
+        console.print(line, markup=False)
     _print_next_runs()
 
 
@@ -215,3 +217,26 @@ def restore(
     from tasks.upkeep.backup import restore as restore_from
 
     console.print(f"{restore_from(source, data_root)} files copied to {data_root}")
+
+
+def verify(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
+    """Compare the checksums of records, shards and models. Exit code 1: something is damaged or lost.
+
+    Every file is read. A damaged one has a line with the command that makes it again.
+    """
+    from dataclasses import asdict
+
+    from flows.commands.running import showing_progress
+    from tasks.upkeep.verify import verify as verify_files
+
+    with showing_progress():
+        found = verify_files(data_root)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        for damage in found.damages:
+            console.print(f"{damage.path} {damage.fault}. Remedy: {damage.remedy}", markup=False, soft_wrap=True)
+        counts = f"{found.count_records} record files, {found.count_shards} shards and {found.count_models} models"
+        console.print(f"{counts} read, {len(found.damages) or 'none'} damaged")
+    if found.damages:
+        raise typer.Exit(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ctclip_model.config import FOLDER_WEIGHTS, RADBERT_BASE, RADBERT_WEIGHTS
 from ctclip_model.errors import MissingInputError
 from ctclip_model.files import sha256_of
+from tasks.run.lost import is_there
 from warehouse import store
 
 TRAINED_PREFIX = "labeller-"  # first letters of the identifier of every labeller with a row in `models`
@@ -52,7 +53,7 @@ def find_labeller(data_root: Path, name: str) -> LabellerReference:
 
 
 def find_newest_labeller(data_root: Path, kind: str) -> LabellerReference | None:
-    """Finds the labeller of a kind that was made last, or None.
+    """Finds the labeller of a kind that was made last. None: there is no such labeller, or its folder is lost.
 
     Reports that came since do not count: a labeller stays in use until the next one is trained, so that new reports
     alone never relabel all the others. Reads the published warehouse alone.
@@ -62,7 +63,8 @@ def find_newest_labeller(data_root: Path, kind: str) -> LabellerReference | None
         "select model_id, path from current_models where kind = 'labeller' and preset = ? order by run_id desc limit 1",
         [kind],
     )
-    return LabellerReference(rows[0][0], data_root.resolve() / rows[0][1]) if rows else None
+    found = [LabellerReference(model_id, data_root.resolve() / path) for model_id, path in rows]
+    return next((labeller for labeller in found if is_there(labeller.folder)), None)
 
 
 def read_trained_on(data_root: Path, labeller_id: str) -> frozenset[str] | None:

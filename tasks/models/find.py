@@ -8,6 +8,7 @@ from pathlib import Path
 from ctclip_model.config import PRESETS, Recipe
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.kinds import ENCODERS, WITH_HEAD, ModelKind
+from tasks.run.lost import is_there
 from warehouse import store
 
 
@@ -56,6 +57,14 @@ def find_model(data_root: Path, preset: str, model_id: str | None) -> ModelRefer
         )
     found, kind, found_preset, path, *rest = rows[0]
     return ModelReference(found, ModelKind(kind), found_preset, data_root.resolve() / path, *rest)
+
+
+def require_folder(model: ModelReference) -> None:
+    """Raises `MissingInputError` if the model's folder is lost."""
+    if not is_there(model.folder):
+        raise MissingInputError(
+            f"{model.model_id} is lost: {model.folder} lacks files. `ctclip verify` names the remedy"
+        )
 
 
 def find_encoder(data_root: Path, preset: str, model_id: str | None) -> ModelReference:

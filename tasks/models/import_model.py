@@ -28,6 +28,7 @@ from tasks.hub.models import (
 from tasks.labels.labellers import TRAINED_PREFIX
 from tasks.models.presets import find_preset
 from tasks.models.record import ModelRow, record_model
+from tasks.run.lost import is_there
 from tasks.run.stage_run import StageRun, open_run
 from tasks.settings import CT_RATE
 from warehouse import store
@@ -168,16 +169,14 @@ def _is_complete(data_root: Path, folder: Path, fingerprint: str) -> bool:
         "select weights_sha256 from current_models where model_id = ? and fingerprint = ?",
         [folder.name, fingerprint],
     )
-    weights = folder / "model.safetensors"
-    has_files = weights.is_file() and (folder / "config.json").is_file()
-    return bool(rows) and has_files and sha256_of(weights) == rows[0][0]
+    return bool(rows) and is_there(folder) and sha256_of(folder / "model.safetensors") == rows[0][0]
 
 
 def _find_folder(data_root: Path, path: Path) -> ImportedModel | None:
     """Finds the model of this data root whose folder is `path`."""
     if path.parent != data_root / "models":
         return None
-    return next((model for model, _ in _list_models(data_root, model_id=path.name)), None)
+    return next((model for model, folder in _list_models(data_root, model_id=path.name) if is_there(folder)), None)
 
 
 def _find_fetched(data_root: Path, address: ModelAddress, options: ImportOptions) -> ImportedModel | None:
@@ -186,7 +185,7 @@ def _find_fetched(data_root: Path, address: ModelAddress, options: ImportOptions
         data_root, source=str(address), kind=options.kind,
         revision=address.repository.revision if address.is_pinned else None,
     )  # fmt: skip
-    return next((model for model, folder in models if (folder / "config.json").is_file()), None)
+    return next((model for model, folder in models if is_there(folder)), None)
 
 
 def _list_models(

@@ -13,6 +13,7 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.stages import PIPELINE
 from tasks.plan.wanted import StageOptions, Wanted, find_wanted, name_variant
 from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, get_parts
+from tasks.run.lost import find_lost_volumes, is_there
 from tasks.settings import STAGES
 from tasks.upkeep.queries import list_stale_models
 from warehouse import store
@@ -51,6 +52,7 @@ class History:
     rejects: Mapping[str, Reject]  # {item: reject}
     elsewhere: Mapping[str, tuple[str, str]]  # {item: (latest other variant, fingerprint)}
     parts: Mapping[tuple[str, str], Parts]  # {(item, fingerprint): parts}
+    lost: Mapping[str, str]  # {item: reason}: its file is gone
 
 
 def explain_plan(
@@ -124,18 +126,25 @@ def _explain_pending(data_root: Path, stage: str, variant: str, wanted: Wanted) 
         return {item: _explain_item(history, stage, item, fingerprint) for item, fingerprint in pending.items()}
     config = _read_newest_config(data_root, stage, variant)
     return {
-        item: _explain_training(stage, config, get_parts(fingerprint) or {}) for item, fingerprint in pending.items()
+        item: Reason("its model folder is lost", history.lost[item])
+        if item in history.lost
+        else _explain_training(stage, config, get_parts(fingerprint) or {})
+        for item, fingerprint in pending.items()
     }
 
 
 def _is_pending(history: History, item: str, fingerprint: str) -> bool:
-    """Pending = wanted - done with that fingerprint - permanent rejects of that fingerprint."""
+    """Pending = wanted - done with that fingerprint - permanent rejects of that fingerprint + lost."""
+    if item in history.lost:
+        return True
     reject = history.rejects.get(item)
     is_rejected = reject is not None and reject.is_permanent and reject.fingerprint == fingerprint
     return history.done.get(item) != fingerprint and not is_rejected
 
 
 def _explain_item(history: History, stage: str, item: str, fingerprint: str) -> Reason:
+    if item in history.lost and history.done.get(item) == fingerprint:
+        return Reason("its shard is lost", history.lost[item])
     reject = history.rejects.get(item)
     if reject is not None and reject.fingerprint == fingerprint:
         return Reason(f"failed before: {reject.reason}")
@@ -180,10 +189,17 @@ def _explain_training(stage: str, config: Parts | None, now: Parts) -> Reason:
 
 def _read_history(data_root: Path, stage: str, variant: str, wanted: Wanted) -> History:
     key = {"stage": stage, "variant": variant}
+    lost: dict[str, str] = {}
     if PIPELINE[stage].trains:  # item = fingerprint of a configuration, done once any model has the fingerprint
-        models = store.query(data_root, "select fingerprint from current_models")
-        done = {fingerprint: fingerprint for (fingerprint,) in models}
+        models = store.query(data_root, _NEWEST_MODELS)
+        done = {fingerprint: fingerprint for fingerprint, _ in models}
+        lost = {
+            fingerprint: path
+            for fingerprint, path in models
+            if path and fingerprint in wanted and not is_there(data_root / path)
+        }
     else:
+        lost = find_lost_volumes(data_root, variant) if stage == "convert" else {}
         done = dict(store.query(data_root, _DONE, key))
     rejects = {
         item: Reject(*rest) for item, *rest in store.query(data_root, store.load_sql(__package__, "rejects"), key)
@@ -193,7 +209,7 @@ def _read_history(data_root: Path, stage: str, variant: str, wanted: Wanted) -> 
     items = [item for item, fingerprint in wanted.items() if done.get(item) != fingerprint]
     rows = store.query(data_root, store.load_sql(__package__, "parts"), {"stage": stage, "items": items})
     parts = {(item, fingerprint): part for item, fingerprint, part in rows}
-    return History(done, rejects, elsewhere, parts)
+    return History(done, rejects, elsewhere, parts, lost)
 
 
 def _read_newest_config(data_root: Path, stage: str, variant: str) -> Parts | None:
@@ -224,6 +240,7 @@ def _list_downloads(data_root: Path, names: Sequence[str]) -> dict[str, int]:
 
 
 _VARIANTS_IN_USE = "select variant from current_wanted where stage = ? group by variant order by max(run_id) desc"
+_NEWEST_MODELS = "select fingerprint, max_by(path, run_id) from current_models group by fingerprint"
 _DONE = "select item, fingerprint from done where stage = $stage and variant = $variant"
 _HUB_FILES = """
 select path, size_bytes

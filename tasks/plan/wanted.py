@@ -97,9 +97,10 @@ def find_wanted_labels(data_root: Path, labeller_id: str) -> Wanted:
 
 def _find_latents(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
     from tasks.evaluation.embed import plan_work
-    from tasks.models.find import find_encoder
+    from tasks.models.find import find_encoder, require_folder
 
     model = find_encoder(data_root, options.preset, model_id)
+    require_folder(model)
     by_precision = [plan_work(data_root, model, dtype).fingerprints for dtype in Precision]
     return _choose_declared(data_root, "embed", model_id, by_precision)
 

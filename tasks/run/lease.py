@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import psutil
 from filelock import LeaseSettingsMismatch, OwnerRecord, SoftFileLease, Timeout
 
 from ctclip_model.errors import ConfigurationError, LeaseLostError
+from ctclip_model.lock_files import WatchedFile
 from tasks.settings import LIMITS, Limits
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ def is_held(data_root: Path, stage: str, expiry_s: float = LIMITS.lease_expiry_s
 
 def _acquire(claim: SoftFileLease, stage: str, limits: Limits) -> bool:
     """Acquires a claim, and returns if that took a wait."""
-    file = _WatchedFile(Path(claim.lock_file))
-    older_file = _WatchedFile(file.path.with_suffix(".json"))  # as versions before filelock's lease wrote it
+    file = WatchedFile(Path(claim.lock_file))
+    older_file = WatchedFile(file.path.with_suffix(".json"))  # as versions before filelock's lease wrote it
     deadline = time.monotonic() + limits.lease_wait_s
     has_waited = False
     while not _try_acquire(claim, file, older_file, limits.lease_expiry_s):
@@ -102,7 +102,7 @@ def _acquire(claim: SoftFileLease, stage: str, limits: Limits) -> bool:
     return has_waited
 
 
-def _try_acquire(claim: SoftFileLease, file: _WatchedFile, older_file: _WatchedFile, expiry_s: float) -> bool:
+def _try_acquire(claim: SoftFileLease, file: WatchedFile, older_file: WatchedFile, expiry_s: float) -> bool:
     for held in (older_file, file):
         age_s = held.unchanged_s()
         if age_s is None:
@@ -116,42 +116,6 @@ def _try_acquire(claim: SoftFileLease, file: _WatchedFile, older_file: _WatchedF
     except (Timeout, LeaseSettingsMismatch):
         return False
     return True
-
-
-class _WatchedFile:
-    """A lock file, watched for changes by this process's own clock, since the clocks of two machines differ."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.state: tuple[int, ...] | None = None
-        self.seen_at = 0.0
-        self.has_changed = False
-
-    def unchanged_s(self) -> float | None:
-        """Seconds since a change was seen, or None if there is no file."""
-        try:
-            stat = self.path.lstat()
-        except FileNotFoundError:
-            self.state = None
-            return None
-        state = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        if state != self.state:
-            self.has_changed = self.has_changed or self.state is not None
-            self.state, self.seen_at = state, time.monotonic()
-        return time.monotonic() - self.seen_at
-
-    def remove(self) -> None:
-        """Removes the file, unless another process has replaced it since it was watched."""
-        assert self.state is not None
-        aside = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.expired")
-        try:
-            self.path.rename(aside)  # succeeds for one of several waiters
-        except FileNotFoundError:
-            return
-        if aside.lstat().st_ino != self.state[0]:
-            with suppress(FileExistsError):
-                os.link(aside, self.path)
-        aside.unlink()
 
 
 def _is_running_here(owner: OwnerRecord | None) -> bool:
@@ -173,7 +137,7 @@ def _is_of_this_boot(owner: OwnerRecord | None) -> bool:
     return owner is not None and owner.start is not None and owner.start >> 64 == boot_id
 
 
-def _describe_holder(claim: SoftFileLease, older_file: _WatchedFile) -> str:
+def _describe_holder(claim: SoftFileLease, older_file: WatchedFile) -> str:
     owner = claim.owner
     if owner is not None:
         return f"process {owner.pid} on {owner.hostname.partition('?')[0]}"

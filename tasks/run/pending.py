@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tasks.run.fingerprints import get_parts
@@ -49,10 +49,12 @@ def plan_items(
     force: bool = False,
     retry_rejects: bool = False,
     is_complete: bool = True,
+    lost: Collection[str] = (),
 ) -> dict[str, str]:
     """Items that this run has to make, as {item: fingerprint}, in the order of `wanted`.
 
-    `force` makes all selected items again. `retry_rejects` includes permanently rejected items.
+    `force` makes all selected items again. `retry_rejects` includes permanently rejected items. `lost` are items whose
+    files are gone: they are made again too.
     """
     declare_wanted(run, variant, wanted, is_complete=is_complete)
     if force:
@@ -60,5 +62,6 @@ def plan_items(
     else:
         sql = "select item from work_items where stage = ? and variant = ? and not is_done and (? or not is_rejected)"
         pending = {item for (item,) in store.query(run.data_root, sql, [run.stage, variant, retry_rejects])}
+        pending |= set(lost)
     chosen = selection.choose([item for item in wanted if item in pending])
     return {item: wanted[item] for item in chosen}

@@ -57,7 +57,7 @@ class RecordWriter:
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Writes a table to a file, atomically."""
     with whole_file(path) as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def _to_arrow(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

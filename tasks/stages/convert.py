@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.slabs import Encoding
+from tasks.run.lost import find_lost_volumes
 from tasks.run.pending import plan_items
 from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
@@ -27,10 +28,15 @@ def plan_conversion(
     encoding: Encoding,
     downloads: DownloadOptions,
 ) -> list[ConversionJob]:
-    """Jobs for the volumes with a new file, spacing, rescaling or recipe."""
+    """Jobs for the volumes with a new file, spacing, rescaling or recipe, and for those whose shard is lost."""
     volumes = read_volumes(run.data_root, recipe, source)
     wanted = {name: volume.fingerprint for name, volume in volumes.items()}
-    pending = plan_items(run, recipe.recipe_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
+    lost = find_lost_volumes(run.data_root, recipe.recipe_id)
+    if lost:
+        get_run_logger().warning("%d volumes lost their shards, such as %s", len(lost), min(lost.values()))
+    pending = plan_items(
+        run, recipe.recipe_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects, lost=lost
+    )
     check_folders(run.data_root, source, [volumes[name] for name in pending])
     check_room(run.data_root, len(pending), recipe, encoding)
     return make_jobs(run, recipe, [volumes[name] for name in pending], encoding, downloads.bound_bytes)

@@ -7,7 +7,8 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.device import Precision
 from tasks.evaluation.embed import EmbeddingWork, plan_work
-from tasks.models.find import ModelReference
+from tasks.models.find import ModelReference, require_folder
+from tasks.run.lost import require_shards
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import StageRun
 from tasks.stages.deployed import execute
@@ -17,8 +18,11 @@ from tasks.training.orders import LatentsWork
 @task(cache_policy=NO_CACHE)
 def plan_embedding(run: StageRun, model: ModelReference, dtype: Precision, force: bool) -> EmbeddingWork:
     """Items without a latent of their present content."""
+    require_folder(model)
     work = plan_work(run.data_root, model, dtype)
-    return work.only(plan_items(run, model.model_id, work.fingerprints, force=force))
+    pending = work.only(plan_items(run, model.model_id, work.fingerprints, force=force))
+    require_shards(run.data_root, (path for path, _ in pending.rows.values()))
+    return pending
 
 
 @task(cache_policy=NO_CACHE)

@@ -19,7 +19,7 @@ from tasks.training.ct_clip import choose_labels, make_manifest
 from tasks.training.manifest import config_fingerprint
 from tasks.training.orders import TrainingWork
 from tasks.training.processes import Launch
-from tasks.training.records import describe_stale, discard_recorded_state, is_unfinished
+from tasks.training.records import describe_stale, discard_recorded_state, must_train_again
 
 
 @task(cache_policy=NO_CACHE)
@@ -29,12 +29,12 @@ def plan_training(run: StageRun, preset: Preset, retrain: bool) -> bool:
 
 
 def plan_model(run: StageRun, fingerprint: str, retrain: bool) -> bool:
-    """Plans a training. True if no model has the fingerprint, on request, or if a training was interrupted.
+    """Plans a training. True if no model has the fingerprint, if it is lost, on request, or after an interruption.
 
     Changed data never makes a training due. The model is then stale, which the run's detail says.
     """
     discard_recorded_state(run.data_root, fingerprint)
-    force = retrain or is_unfinished(run.data_root, fingerprint)
+    force = retrain or must_train_again(run.data_root, fingerprint)
     if plan_items(run, run.variant, {fingerprint: fingerprint}, force=force):
         return True
     run.detail = describe_stale(run.data_root, fingerprint)

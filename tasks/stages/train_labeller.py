@@ -21,7 +21,7 @@ from tasks.stages.retries import RETRIED
 from tasks.training.labeller import place_reports, run_tfidf_training
 from tasks.training.orders import TrainingWork
 from tasks.training.processes import Launch
-from tasks.training.records import discard_recorded_state, is_unfinished
+from tasks.training.records import discard_recorded_state, must_train_again
 
 
 @task(cache_policy=NO_CACHE)
@@ -37,11 +37,8 @@ def plan_labeller_training(run: StageRun, training: LabellerTraining, reports: L
     """True if the configuration has no labeller trained on exactly these reports, or on request."""
     fingerprint = reports.fingerprint(training)
     discard_recorded_state(run.data_root, fingerprint)
-    return bool(
-        plan_items(
-            run, run.variant, {fingerprint: fingerprint}, force=force or is_unfinished(run.data_root, fingerprint)
-        )
-    )
+    force = force or must_train_again(run.data_root, fingerprint)
+    return bool(plan_items(run, run.variant, {fingerprint: fingerprint}, force=force))
 
 
 @task(**RETRIED)

@@ -15,7 +15,7 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.kinds import FINE_TUNED, ModelKind, find_kind
 from ctclip_model.training.job import Manifest, Parent, TrainingJob
 from tasks.evaluation.embed import plan_work
-from tasks.models.find import ModelReference
+from tasks.models.find import ModelReference, require_folder
 from tasks.run.splits import require_split
 from tasks.run.stage_run import StageRun
 from tasks.settings import PUBLISHED_LABELS
@@ -73,6 +73,7 @@ def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
     `MissingInputError` without a sample, and for latents of other weights or volumes than the present ones.
     """
     parent, has_head = finetuning.parent, finetuning.kind.facts.has_head
+    require_folder(parent)
     query = store.load_sql(__package__, "labelled_latents" if has_head else "labelled_volumes")
     parameters = {
         "names": list(ABNORMALITIES), "labels_of": finetuning.labels_of, "recipe_id": parent.recipe_id,

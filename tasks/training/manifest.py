@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from ctclip_model.config import VERSIONS, Preset, compute_fingerprint
 from ctclip_model.training.job import Manifest
+from tasks.run.lost import require_shards
 from tasks.run.records import write_parquet
 from warehouse import store
 
@@ -18,7 +19,12 @@ def config_fingerprint(preset: Preset) -> str:
 
 
 def write_manifest(data_root: Path, table: pa.Table, name: str, config: str) -> Manifest:
-    """Writes the samples of a training. The model's identifier is `name` and a hash of configuration and samples."""
+    """Writes the samples of a training. The model's identifier is `name` and a hash of configuration and samples.
+
+    Raises `MissingInputError` if a shard of a sample is lost.
+    """
+    if "shard_path" in table.column_names:
+        require_shards(data_root, table["shard_path"].to_pylist())
     content = compute_fingerprint(*(table[column].to_pylist() for column in ("volume_name", "fingerprint", "labels")))
     model_id = f"{name}-{compute_fingerprint(config, content)[:10]}"
     return place_manifest(data_root, table, model_id, content, config)

@@ -5,14 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctclip_model.files import sha256_of
+from tasks.run.lost import is_there
 from warehouse import store
 
 
 def find_trained(data_root: Path, fingerprint: str) -> str | None:
-    """The newest model of a configuration, by the fingerprint of the configuration and its seed. None: no model yet."""
-    sql = "select model_id from current_models where fingerprint = ? order by run_id desc limit 1"
+    """The newest model of a configuration, by the fingerprint of the configuration and its seed.
+
+    None: there is no model yet, or its folder is lost.
+    """
+    sql = "select model_id, path from current_models where fingerprint = ? order by run_id desc limit 1"
     rows = store.query(data_root, sql, [fingerprint])
-    return rows[0][0] if rows else None
+    return rows[0][0] if rows and is_there(data_root / rows[0][1]) else None
+
+
+def must_train_again(data_root: Path, fingerprint: str) -> bool:
+    """True if the newest model of a fingerprint is lost, or was being trained again."""
+    found = _find_folder(data_root, fingerprint)
+    return found is not None and (not is_there(found[0]) or is_unfinished(data_root, fingerprint))
 
 
 def describe_stale(data_root: Path, fingerprint: str) -> str:

@@ -32,7 +32,7 @@ def back_up(data_root: Path, target: Path) -> int:
 def restore(source: Path, data_root: Path) -> int:
     """Copies a backup into an empty data root, makes its warehouse, and returns the number of copied files.
 
-    Shards and raw files are not part of a backup: `ctclip convert --force` makes them again.
+    Shards and raw files are not part of a backup: `ctclip convert` makes them again.
     Raises `MissingInputError` if there is no backup, and `ConfigurationError` if the data root has records.
     """
     if not (source / RECORDS_FOLDER).is_dir():

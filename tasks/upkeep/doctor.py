@@ -12,7 +12,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from tasks.settings import DATA_ROOT_VARIABLE, LIMITS, RAW_CACHE_GB
-from tasks.upkeep.prefect_server import find_api_url, post
+from tasks.upkeep.prefect_server import find_api_url, post_filter
+from tasks.upkeep.protocols import measure_round_trip
 
 PACKAGE = "ctclip-rebuild"
 POOLS = ("cpu", "gpu", "rebuild")  # work pools of prefect.yaml
@@ -115,12 +116,16 @@ def check_server() -> Iterator[CheckResult]:
     if (url := find_api_url()) is None:
         yield CheckResult("Prefect", "no server is named: each command starts a temporary one of its own")
         return
+    round_trip_s = measure_round_trip(url)
     try:
-        pools = {pool["name"]: pool.get("status") for pool in post("work_pools/filter", {})}
+        pools = {pool.get("name"): pool.get("status") for pool in post_filter("work_pools/filter", {})}
     except OSError as error:
-        text = f"{url} does not answer ({error}). Run `prefect server start`"
+        state = "does not answer" if round_trip_s is None else "does not answer as a Prefect server"
+        text = f"{url} {state} ({error}). Run `prefect server start`, or correct PREFECT_API_URL"
         yield CheckResult("Prefect", text, is_bad=True)
         return
+    distance = f", {round_trip_s:.2g} s away" if round_trip_s is not None else ""
+    yield CheckResult("Prefect", f"{url} answers{distance}")
     for name in POOLS:
         yield _check_pool(name, name in pools, pools.get(name))
 

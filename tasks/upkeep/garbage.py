@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ctclip_model.stages import PIPELINE
 from tasks.hub.files import PARTIAL_FOLDER
 from tasks.run.lease import hold_lease
+from tasks.run.lost import find_lost_shards
 from tasks.run.publish import publish
 from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS
@@ -60,7 +61,8 @@ def collect_garbage(
         found = list(_find_garbage(data_root, keep_raw))
         if delete:
             _delete(data_root, found)
-        thin, count = find_thin(data_root), 0
+        lost = find_lost_shards(data_root, (shard.shard_path for shard in find_thin(data_root)))
+        thin, count = [shard for shard in find_thin(data_root) if shard.shard_path not in lost], 0
         mostly_dead = [shard for shard in thin if shard.dead_share >= LIMITS.compacted_share]
         if compact_shards and mostly_dead:
             with open_run(data_root, "gc", limits=without_waiting) as run:

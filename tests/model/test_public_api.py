@@ -133,6 +133,41 @@ def test_a_cache_that_cannot_be_locked_is_named_with_its_cause(published, tmp_pa
         ctclip_model.open_model("someone/tiny-ct-clip")
 
 
+@pytest.fixture
+def lock_files(published, monkeypatch) -> list[Path]:
+    """Lock files of the Hub's cache that a download with flock left, on a file system that has no flock any more."""
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
+    ctclip_model.open_model("someone/tiny-ct-clip")
+    for snapshot in cache.glob("models--*/snapshots"):
+        shutil.rmtree(snapshot)
+    for blobs in cache.glob("models--*/blobs"):
+        shutil.rmtree(blobs)
+    left = sorted((cache / ".locks").rglob("*.lock"))
+    assert left
+
+    def refuse(_descriptor, _operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    return left
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_lock_files_that_flock_left_hold_no_download_up(lock_files, monkeypatch):
+    monkeypatch.setattr("ctclip_model.lock_files.BEGUN_S", 0.05)
+    assert {path.stat().st_size for path in lock_files} == {0}
+    assert ctclip_model.open_model("someone/tiny-ct-clip") is not None
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_a_lock_file_of_another_machine_is_named_and_not_waited_for_without_end(lock_files, monkeypatch):
+    monkeypatch.setattr("ctclip_model.lock_files.LOCK_WAIT_S", 0.05)
+    for path in lock_files:
+        path.write_text("7\nanother-machine\n")
+    with pytest.raises(HubUnavailableError, match=r"another process has held .*\.lock too long.*delete that file"):
+        ctclip_model.open_model("someone/tiny-ct-clip")
+
+
 def test_hub_faults_say_what_to_do(hub, published, tmp_path, monkeypatch):
     with pytest.raises(HubNotFoundError, match="no revision v9"):
         ctclip_model.open_model("someone/tiny-ct-clip", revision="v9")

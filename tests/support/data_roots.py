@@ -15,6 +15,7 @@ from ctclip_model.config import Recipe
 from ctclip_model.data.shards import read_volume
 from ctclip_model.data.slabs import Encoding
 from support.volumes import COARSE
+from tasks.run.lost import find_lost_volumes
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS, Limits
@@ -72,7 +73,9 @@ def convert(
         Downloader(data_root, options, None, limits) as downloader,
     ):
         volumes = read_volumes(data_root, recipe, None)
-        pending = plan_items(run, recipe.recipe_id, {name: one.fingerprint for name, one in volumes.items()})
+        wanted = {name: one.fingerprint for name, one in volumes.items()}
+        lost = find_lost_volumes(data_root, recipe.recipe_id)
+        pending = plan_items(run, recipe.recipe_id, wanted, lost=lost)
         jobs = make_jobs(run, recipe, [volumes[name] for name in pending], encoding, options.bound_bytes)
         remote = [volumes[name] for name in pending if volumes[name].origin]
         if remote:

@@ -295,6 +295,32 @@ def test_a_file_system_without_locks_publishes_under_a_lease(tmp_path, monkeypat
     assert not store.publish(tmp_path).is_changed
 
 
+@pytest.mark.parametrize(
+    "left", ["", "1\n", "filelock/2\npid=", "no marker at all\n" * 200], ids=["empty", "old", "cut", "other"]
+)
+def test_a_lease_file_that_nobody_touches_is_taken_over_where_flock_is_missing(tmp_path, monkeypatch, left):
+    refuse_flock(monkeypatch, errno.ENOSYS)
+    monkeypatch.setattr(store, "LEASE_EXPIRY_S", 0.2)
+    monkeypatch.setattr(store, "POLL_S", 0.01)
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1")])
+    lease = (tmp_path / store.LOCK_FILE).with_suffix(".lease")
+    lease.parent.mkdir()
+    lease.write_text(left)
+    assert store.publish(tmp_path).is_changed
+
+
+def test_a_lease_file_of_another_machine_is_named_after_the_wait(tmp_path, monkeypatch, caplog):
+    refuse_flock(monkeypatch, errno.ENOSYS)
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1")])
+    lease = (tmp_path / store.LOCK_FILE).with_suffix(".lease")
+    lease.parent.mkdir()
+    lease.write_text("7\nanother-machine\n")
+    with pytest.raises(WarehouseError, match=r"another publish has held .*warehouse\.lease for"):
+        store.publish(tmp_path, lock_timeout_s=0.05)
+    assert "waiting for it to end" in caplog.text
+    assert lease.exists()
+
+
 def test_a_lock_that_fails_otherwise_is_named_with_its_cause(tmp_path, monkeypatch):
     refuse_flock(monkeypatch, errno.EIO)
     with pytest.raises(WarehouseError, match=r"warehouse\.lock cannot be locked: Input/output error"):

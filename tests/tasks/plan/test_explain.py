@@ -28,6 +28,7 @@ NAMES = ("train_1_a_1", "train_2_a_1", "valid_1_a_1")
 
 def record_conversion(data_root: Path, *, bad: str | None = None) -> None:
     """Records the current volumes as converted, except one that is rejected."""
+    (data_root / "x.arrow").touch()
     with open_run(data_root, "convert", RECIPE.recipe_id, parameters={"preset": "smoke"}) as run:
         volumes = read_volumes(data_root, RECIPE, None)
         wanted = {name: volume.fingerprint for name, volume in volumes.items()}

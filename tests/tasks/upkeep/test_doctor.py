@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import os
 import shutil
+import socket
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +17,7 @@ import pytest
 
 from tasks.settings import LIMITS, RAW_CACHE_GB
 from tasks.upkeep import doctor
-from tasks.upkeep.prefect_server import list_next_runs
+from tasks.upkeep.prefect_server import TIMEOUT_S, _make_headers, find_api_url, list_next_runs
 from warehouse import store
 
 
@@ -23,8 +27,9 @@ class Server(http.server.BaseHTTPRequestHandler):
     answers: ClassVar[dict[str, object]] = {}
 
     def do_POST(self) -> None:
-        content = json.dumps(self.answers[self.path]).encode()
-        self.send_response(200)
+        found = self.answers[self.path]
+        status, content = found if isinstance(found, tuple) else (200, json.dumps(found).encode())
+        self.send_response(status)
         self.end_headers()
         self.wfile.write(content)
 
@@ -72,6 +77,134 @@ def test_server_that_is_away_is_bad(monkeypatch):
     (result,) = doctor.check_server()
     assert result.is_bad
     assert "prefect server start" in result.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ((200, b"<!DOCTYPE html><html><title>Sign in\n - ACME</title>"), "the web page 'Sign in - ACME'"),
+        ((200, b"  <html><body>Welcome"), "a web page"),
+        ((200, b"Index of /"), "no JSON"),
+        ((200, b'{"detail": "ok"}'), "other JSON"),
+        ((200, b'["cpu"]'), "other JSON"),
+        ((401, b"{}"), "refuses the credentials"),
+        ((404, b'{"detail": "Not Found"}'), "end in /api?"),
+        ((400, b"<center>The plain HTTP request was sent to HTTPS port</center>"), "https://"),
+        ((502, b"<html><title>Bad Gateway</title>"), "Bad Gateway"),
+    ],
+)
+def test_an_answer_of_another_program_is_named(answers, answer, named):
+    answers["/api/work_pools/filter"] = answers["/api/flow_runs/filter"] = answer
+    (result,) = doctor.check_server()
+    assert result.is_bad
+    assert named in result.text
+    with pytest.raises(OSError, match=named.replace("?", ".")):
+        list_next_runs()
+
+
+@contextlib.contextmanager
+def serve(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A port on which each connection is answered by a function."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def run() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                    with connection:
+                        answer(connection)
+                except OSError:
+                    if server.fileno() < 0:
+                        return
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def speak_ssh(connection: socket.socket) -> None:
+    connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+    connection.recv(9999)
+
+
+def speak_redis(connection: socket.socket) -> None:
+    if connection.recv(9999).startswith(b"PING"):
+        connection.sendall(b"+PONG\r\n")
+
+
+def speak_tls(connection: socket.socket) -> None:
+    if connection.recv(9999):
+        connection.sendall(b"\x15\x03\x01\x00\x02\x02\x46")
+
+
+def speak_gibberish(connection: socket.socket) -> None:
+    connection.sendall(b"hello, who is there\n")
+    connection.recv(9999)
+
+
+@pytest.mark.parametrize(
+    ("speak", "named"),
+    [
+        (speak_ssh, "an SSH server"),
+        (speak_redis, "a Redis server"),
+        (speak_tls, "TLS"),
+        (speak_gibberish, "'hello, who is there'"),
+    ],
+)
+def test_another_protocol_on_the_port_is_named(monkeypatch, speak, named):
+    with serve(speak) as port:
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        (result,) = doctor.check_server()
+    assert result.is_bad
+    assert named in result.text
+
+
+def test_https_to_a_server_without_tls_is_named(answers, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", os.environ["PREFECT_API_URL"].replace("http:", "https:"))
+    (result,) = doctor.check_server()
+    assert "write http://" in result.text
+
+
+def test_a_distant_server_answers_and_its_round_trip_is_said(answers, monkeypatch):
+    answers["/api/work_pools/filter"] = []
+    monkeypatch.setattr(doctor, "measure_round_trip", lambda _: 0.8)
+    result, *_ = doctor.check_server()
+    assert (result.check, result.is_bad) == ("Prefect", False)
+    assert "0.8 s away" in result.text
+    assert TIMEOUT_S > 3 * 0.8  # connection, request and the server's work
+
+
+PROFILES = """
+active = "cluster"
+[profiles.cluster]
+PREFECT_API_URL = "http://cluster/api"
+PREFECT_API_KEY = "key of the profile"
+[profiles.other]
+PREFECT_API_URL = "http://other/api"
+"""
+
+
+def test_prefects_settings_are_found_where_prefect_finds_them(tmp_path, monkeypatch):
+    for name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert find_api_url() is None
+    (tmp_path / "profiles.toml").write_text(PROFILES)
+    assert find_api_url() == "http://cluster/api"
+    assert _make_headers()["Authorization"] == "Bearer key of the profile"
+    monkeypatch.setenv("PREFECT_PROFILE", "other")
+    assert find_api_url() == "http://other/api"
+    (tmp_path / "pyproject.toml").write_text("[tool.prefect.api]\nurl = 'http://project/api'")
+    assert find_api_url() == "http://project/api"
+    (tmp_path / "prefect.toml").write_text("[api]\nurl = 'http://toml/api'")
+    assert find_api_url() == "http://toml/api"
+    (tmp_path / ".env").write_text("# a note\nPREFECT_API_URL='http://dotenv/api'\n")
+    assert find_api_url() == "http://dotenv/api"
+    monkeypatch.setenv("PREFECT_API_URL", "http://environment/api")
+    assert find_api_url() == "http://environment/api"
 
 
 @pytest.mark.parametrize(("missing_bytes", "is_bad"), [(0, False), (1, True)])

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
 import pytest
 from support.command_line import run_ctclip
+from support.data_roots import convert as convert_volumes
+from support.data_roots import ingest as ingest_folder
+from support.data_roots import start_cluster
 
+from ctclip_model.config import PRESETS
+from ctclip_model.errors import MissingInputError
+from ctclip_model.files import sha256_of
+from tasks.labels.labellers import find_newest_labeller
+from tasks.models.presets import find_preset
+from tasks.plan.explain import explain_plan
+from tasks.run import lost
+from tasks.run.lost import list_lost, require_shards
+from tasks.run.stage_run import open_run
+from tasks.training.manifest import config_fingerprint
+from tasks.training.records import find_trained, must_train_again
 from tasks.upkeep import doctor
+from tasks.upkeep.verify import _check_record
 from warehouse import store
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+needs_prefect = pytest.mark.usefixtures("prefect_server")
+RECIPE = PRESETS["smoke"]().recipe
 
 
+@needs_prefect
 def test_ingest_and_rebuild_publish_the_records_of_a_lost_warehouse(few_phantoms, tmp_path):
     from flows.ingest import ingest
     from flows.rebuild import rebuild
@@ -21,6 +43,7 @@ def test_ingest_and_rebuild_publish_the_records_of_a_lost_warehouse(few_phantoms
         assert "nothing changed" in run(None, tmp_path)["detail"]
 
 
+@needs_prefect
 def test_questions_to_a_lost_warehouse_name_the_publish_and_write_nothing(few_phantoms, tmp_path):
     from flows.ingest import ingest
 
@@ -35,6 +58,204 @@ def test_questions_to_a_lost_warehouse_name_the_publish_and_write_nothing(few_ph
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@needs_prefect
 def test_an_empty_data_root_is_sent_to_the_ingest(tmp_path):
     for command in (["status"], ["plan", "convert"], ["convert"]):
         assert "run `ctclip ingest`" in run_ctclip(*command, "--data-root", tmp_path / "new").stderr
+
+
+def record_model(root: Path) -> Path:
+    """Row and folder of a CT-CLIP of the preset `smoke`, as if it had been trained."""
+    folder = root / "models/smoke-1"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    row = {
+        "model_id": "smoke-1", "kind": "ct-clip", "preset": "smoke", "path": "models/smoke-1", "recipe_id": "r",
+        "logit_scale": 1.0, "fingerprint": config_fingerprint(find_preset("smoke")), "config": "{}",
+        "weights_sha256": sha256_of(folder / "model.safetensors"),
+    }  # fmt: skip
+    with open_run(root, "train", "smoke") as run:
+        run.record("models", [row])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(few_phantoms, tmp_path_factory):
+    """Data root with the shards of the preset `smoke` and a model, which every test copies."""
+    root = tmp_path_factory.mktemp("made") / "data"
+    ingest_folder(few_phantoms, root)
+    convert_volumes(root, RECIPE)
+    record_model(root)
+    return root
+
+
+@pytest.fixture
+def data_root(made, tmp_path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "data"))
+
+
+def find_shard(root: Path) -> tuple[Path, int]:
+    """A shard and its number of volumes."""
+    ((path, count),) = store.query(
+        root, "select shard_path, count(*) from current_shard_volumes group by all order by all limit 1"
+    )
+    return root / path, count
+
+
+def find_model(root: Path) -> Path:
+    ((path,),) = store.query(root, "select path from current_models")
+    return root / path
+
+
+def test_volumes_of_a_lost_shard_are_pending_and_converted_again(data_root):
+    shard, count = find_shard(data_root)
+    shard.unlink()
+    plan = explain_plan(data_root, "convert", 99, {"preset": "smoke"})
+    assert plan["reasons"] == {"its shard is lost": count}
+    assert any("shards of the recipe" in line and "ctclip convert" in line for line in list_lost(data_root))
+    with pytest.raises(MissingInputError, match="run `ctclip convert`"):
+        require_shards(data_root, [str(shard.relative_to(data_root))])
+    assert convert_volumes(data_root, RECIPE)["done"] == count
+    assert explain_plan(data_root, "convert", 99, {"preset": "smoke"})["pending"] == 0
+    assert convert_volumes(data_root, RECIPE)["done"] == 0
+    assert list_lost(data_root) == []
+
+
+@needs_prefect
+def test_a_lost_folder_of_shards_is_converted_again_by_a_rebuild(data_root):
+    from flows.rebuild import rebuild
+
+    shard, _ = find_shard(data_root)
+    shutil.rmtree(shard.parent)
+    (done,) = rebuild(None, data_root, "smoke", from_stage="convert", to_stage="convert", dask_address=start_cluster())
+    assert done["done"] == 12
+    assert list_lost(data_root) == []
+
+
+def test_each_folder_of_shards_is_listed_once_and_no_shard_is_looked_at(data_root, monkeypatch):
+    listed = []
+    names = lost._list_names
+    monkeypatch.setattr(lost, "_list_names", lambda folder: listed.append(folder) or names(folder))
+    monkeypatch.setattr(Path, "stat", None)
+    monkeypatch.setattr(Path, "exists", None)
+    paths = [f"shards/recipe/{number}.arrow" for number in range(50_188)]
+    assert len(lost.find_lost_shards(data_root, paths)) == 50_188
+    assert listed == [data_root / "shards/recipe"]
+
+
+@needs_prefect
+@pytest.mark.parametrize("gone", ["", "model.safetensors", "config.json"])
+def test_a_lost_labeller_is_trained_again(data_root, gone):
+    from flows.train_labeller import train_labeller
+
+    labeller = train_labeller(data_root, "smoke", kind="tfidf")["labeller_id"]
+    folder = data_root / "models" / labeller
+    shutil.rmtree(folder) if not gone else (folder / gone).unlink()
+    assert find_newest_labeller(data_root, "tfidf") is None
+    assert any(labeller in line for line in list_lost(data_root))
+    assert train_labeller(data_root, "smoke", kind="tfidf")["done"] == 1
+    assert list_lost(data_root) == []
+    assert train_labeller(data_root, "smoke", kind="tfidf")["done"] == 0
+
+
+def test_a_lost_model_is_pending(data_root):
+    folder = find_model(data_root)
+    fingerprint = config_fingerprint(find_preset("smoke"))
+    assert find_trained(data_root, fingerprint) == "smoke-1"
+    assert not must_train_again(data_root, fingerprint)
+    assert explain_plan(data_root, "train", 9, {"preset": "smoke"})["pending"] == 0
+    shutil.rmtree(folder)
+    assert find_trained(data_root, fingerprint) is None
+    assert must_train_again(data_root, fingerprint)
+    plan = explain_plan(data_root, "train", 9, {"preset": "smoke"})
+    assert plan["reasons"] == {"its model folder is lost": 1}
+
+
+@needs_prefect
+def test_no_stage_works_with_a_lost_model(data_root):
+    shutil.rmtree(find_model(data_root))
+    for command in (["embed"], ["finetune"]):
+        done = run_ctclip(*command, "--preset", "smoke", "--data-root", data_root)
+        assert (done.returncode, "smoke-1 is lost" in done.stderr) == (1, True)
+
+
+@needs_prefect
+def test_a_training_names_lost_shards(data_root):
+    shard, _ = find_shard(data_root)
+    shard.unlink()
+    done = run_ctclip("train", "--preset", "smoke", "--data-root", data_root)
+    assert done.returncode == 1
+    assert "run `ctclip convert`" in done.stderr
+
+
+def flip(path: Path, offset: int) -> None:
+    """Changes one bit of a file, whose size and times stay."""
+    times = path.stat()
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def verify_lines(root: Path) -> tuple[int, list[str]]:
+    done = run_ctclip("verify", "--data-root", root)
+    return done.returncode, done.stdout.splitlines()[:-1]
+
+
+def test_a_whole_data_root_is_verified_and_not_written_to(data_root):
+    before = {path: path.stat().st_mtime_ns for path in data_root.rglob("*")}
+    assert verify_lines(data_root) == (0, [])
+    assert {path: path.stat().st_mtime_ns for path in data_root.rglob("*")} == before
+
+
+def test_damaged_shards_models_and_records_have_a_line_and_a_remedy_each(data_root):
+    shard, model = find_shard(data_root)[0], find_model(data_root)
+    record = max((data_root / "records/volumes").iterdir())
+    flip(shard, shard.stat().st_size // 2)
+    flip(model / "model.safetensors", -1)
+    flip(record, 40)
+    code, lines = verify_lines(data_root)
+    assert code == 1
+    assert [line.split()[0] for line in lines] == [
+        str(path.relative_to(data_root)) for path in (record, shard, model / "model.safetensors")
+    ]
+    for line, remedy in zip(lines, ("backup", "ctclip convert --preset", "ctclip train --preset smoke"), strict=True):
+        assert remedy in line
+
+
+def test_lost_and_cut_files_are_found(data_root):
+    shard, model = find_shard(data_root)[0], find_model(data_root)
+    records = sorted((data_root / "records/shard_volumes").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-9])
+    (model / "config.json").write_text('{"half')
+    records[0].unlink()
+    code, lines = verify_lines(data_root)
+    assert (code, len(lines)) == (1, 3)
+    assert "is lost" in lines[0]
+
+
+def test_no_record_file_with_changed_values_passes(data_root):
+    record = max((data_root / "records/volumes").iterdir())
+    path, whole = str(record.relative_to(data_root)), record.read_bytes()
+    rows = pq.read_table(record).to_pylist()
+    count_found = 0
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    for offset in range(4, len(whole) - footer, 61):
+        flip(record, offset)
+        if found := _check_record(data_root, {path: len(whole)}, path):
+            count_found += found[0].path == path
+        else:
+            assert pq.read_table(record).to_pylist() == rows, offset
+        record.write_bytes(whole)
+    assert count_found > 5
+
+
+def test_a_damaged_warehouse_is_named_and_the_records_are_still_checked(data_root):
+    record = max((data_root / "records/volumes").iterdir())
+    flip(record, 40)
+    (data_root / store.WAREHOUSE_FILE).unlink()
+    code, lines = verify_lines(data_root)
+    assert (code, len(lines)) == (1, 2)
+    assert "ctclip publish --from-scratch" in lines[0]
