@@ -32,6 +32,7 @@ def model_row(data_root: Path, model_id: str, kind: str, preset: str) -> dict[st
     os.utime(state / "step-1", (1, 1))
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(model_id.encode())
+    (folder / "config.json").write_text("{}")
     return {
         "model_id": model_id, "kind": kind, "preset": preset, "path": f"models/{model_id}", "recipe_id": "recipe",
         "logit_scale": 1.0, "fingerprint": f"training of {model_id}",
