@@ -96,5 +96,4 @@ def test_worker_becomes_healthy_and_ends_on_request(tmp_path):
             wait_for(lambda: subprocess.run(check, cwd=ROOT, capture_output=True, check=False).returncode == 0, 240, 1)
         finally:
             worker.send_signal(signal.SIGTERM)
-            printed, _ = worker.communicate(timeout=120)
-    assert b"stopped!" in printed
+            worker.communicate(timeout=120)  # fails where it does not end

