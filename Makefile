@@ -14,7 +14,7 @@ HAS_PYTHON := $(shell $(BIN)/python -c "import sys, pip; sys.exit(not $(REQUIRED
 export DO_NOT_TRACK := 1
 
 .PHONY: help install wheelhouse demo test test-slow test-browser test-orchestration test-fresh lint bench test-gpu \
-	bench-gpu clean
+	bench-gpu docs clean
 
 install: $(INSTALLED)       ## the virtual environment .venv with all packages, from WHEELHOUSE alone if it names a folder
 
@@ -70,6 +70,10 @@ lint: $(INSTALLED)          ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)          ## the documentation site in build/site, where a broken link is an error
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees docs build/site
 
 bench: $(INSTALLED)         ## every benchmark: two ways side by side, and their ratio
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

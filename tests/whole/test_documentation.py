@@ -1,0 +1,71 @@
+"""The tutorial and the how-to pages do what they say: their blocks of code are run on phantoms."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import SLIM, make_model, make_tokenizer
+from support.pages import RUN, read_blocks, run_blocks
+from support.paths import ROOT
+
+from warehouse import store
+
+pytestmark = pytest.mark.timeout(900)
+
+DOCS = ROOT / "docs"
+HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
+SMALLER = {
+    "--preset tiny": "--preset smoke",
+    "train_patients=2000": "train_patients=12",
+    "valid_patients=300": "valid_patients=6",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder. Variables that a page exports are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CTCLIP_DATA_ROOT", str(tmp_path / "data"))
+    return tmp_path
+
+
+@pytest.fixture
+def own_files(folder: Path, source: Path) -> Path:
+    """Files that how-to pages name: a scan, and weights with their tokenizer."""
+    shutil.copy(next(source.rglob("valid_*.nii.gz")), folder / "scan.nii.gz")
+    torch.save(make_model(SLIM).state_dict(), folder / "CT-CLIP_v2.pt")
+    make_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_blocks_of_how_to_pages_run(page, own_files, data_root):
+    ((model_id,),) = store.query(data_root, "select max(model_id) from current_models where kind = 'ct-clip'")
+    paths = {"/backup/ct-clip": str(own_files / "backup"), "/new/data": str(own_files / "restored")}
+    run_blocks(page, data_root, SMALLER | paths | {"MODEL_ID": model_id})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_server")
+def test_blocks_of_the_tutorial_run(folder):
+    done = run_blocks(DOCS / "tutorial.md", folder / "demo" / "data", SMALLER)
+    assert len(done) > 10
+
+
+@pytest.mark.parametrize("page", [DOCS / "tutorial.md", *HOW_TO], ids=lambda page: page.stem)
+def test_a_block_runs_or_says_why_not(page):
+    silent = [
+        f"{block.page}:{block.line}" for block in read_blocks(page) if block.language not in RUN and not block.reason
+    ]
+    assert silent == []
+
+
+def test_a_failing_block_is_found(folder):
+    (folder / "page.md").write_text("```sh\nfalse\n```\n")
+    with pytest.raises(AssertionError, match=r"page\.md:1: false"):
+        run_blocks(folder / "page.md", folder, {})
+    (folder / "page.md").write_text("<!-- not run: fails -->\n```sh\nfalse\n```\n```python\nassert [1]\n```\n")
+    assert [block.language for block in run_blocks(folder / "page.md", folder, {})] == ["python"]
