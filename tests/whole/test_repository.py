@@ -53,6 +53,13 @@ def test_broken_links_are_found(tmp_path):
     assert list(find_broken_links(page)) == ["#b", "d.md"]
 
 
+def test_every_page_of_the_site_is_in_its_table_of_contents():
+    docs = ROOT / "docs"
+    entries = (docs / "index.md").read_text().splitlines()
+    pages = {page.relative_to(docs).with_suffix("").as_posix() for page in docs.rglob("*.md")} - {"index"}
+    assert pages - set(entries) == set(), "add them to a toctree of docs/index.md"
+
+
 def test_newest_release_of_the_changelog_is_the_version():
     (newest, day) = re.findall(r"^## (\d+\.\d+\.\d+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
