@@ -81,7 +81,7 @@ def test_lost_rebuild_and_its_lost_stage_run_again_with_their_parameters(install
     before = installation.flow_runs("rebuild")
     for pool in ("cpu", "rebuild"):
         installation.start_worker(pool)
-    installation.wait(flow_run)
+    wait_for(lambda: installation.state(flow_run) == "COMPLETED", 1500)  # crashed for a moment, and scheduled again
     (after,) = installation.flow_runs("rebuild")
     assert (after["id"], after["parameters"]) == (flow_run, before[0]["parameters"])
     assert after["run_count"] == 2
