@@ -4,9 +4,12 @@
 """
 
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from sphinx.errors import ExtensionError
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -24,6 +27,8 @@ html_copy_source = False
 # Pages that show a file from above this folder. Links to the file lead to its page.
 SHOWN = {"../benchmarks/RESULTS.md": "results.md", "../CHANGELOG.md": "changelog.md"}
 COMMANDS = "<!-- Typer writes the commands here when the site is built. -->\n"
+
+OUTSIDE = re.compile(r'<(?:script|link|img|iframe)\b[^>]*(?:src|href)="(?:https?:)?//[^"]*"')
 
 
 @functools.cache
@@ -43,5 +48,13 @@ def prepare_page(app, page, source):
         source[0] = source[0].replace(COMMANDS, describe_commands())
 
 
+def refuse_outside_requests(app, error):
+    """Raises `ExtensionError` if a page would load a script, style, image or font from another host."""
+    for page in Path(app.outdir).rglob("*.html") if error is None else ():
+        if found := OUTSIDE.search(page.read_text()):
+            raise ExtensionError(f"{page.name} asks another host: {found[0]}")
+
+
 def setup(app):
     app.connect("source-read", prepare_page)
+    app.connect("build-finished", refuse_outside_requests)
