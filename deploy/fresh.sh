@@ -12,7 +12,7 @@ if [ "${FRESH_FOLDER:-}" = "" ]; then
     [ "$(id -u)" = 0 ] || { echo "deploy/fresh.sh needs root, for debootstrap and chroot" >&2; exit 1; }
     FRESH_FOLDER=$(mktemp --directory --tmpdir ctclip-fresh.XXXXXX)
     export FRESH_FOLDER
-    # shellcheck disable=SC2317  # called by the trap
+    # shellcheck disable=SC2317,SC2329  # called by the trap
     clean() {
         [ "${namespace:-}" = "" ] || kill -KILL "$namespace" 2>/dev/null || true
         wait
