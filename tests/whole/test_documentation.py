@@ -17,6 +17,8 @@ pytestmark = pytest.mark.timeout(900)
 
 DOCS = ROOT / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
+LONG = ("rerun_stage", "train")  # pages that run several stages
+RUNNABLE = [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG)) for page in HOW_TO]
 SMALLER = {
     "--preset tiny": "--preset smoke",
     "train_patients=2000": "train_patients=12",
@@ -41,7 +43,7 @@ def own_files(folder: Path, source: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)
 def test_blocks_of_how_to_pages_run(page, own_files, data_root):
     ((model_id,),) = store.query(data_root, "select max(model_id) from current_models where kind = 'ct-clip'")
     paths = {"/backup/ct-clip": str(own_files / "backup"), "/new/data": str(own_files / "restored")}
