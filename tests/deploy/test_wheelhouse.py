@@ -16,7 +16,8 @@ NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PR
 
 
 def copy_checkout(folder: Path) -> Path:
-    return Path(shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*MADE)))
+    made = shutil.ignore_patterns(*MADE)
+    return Path(shutil.copytree(ROOT, folder, ignore=lambda at, names: made(at, names) if Path(at) == ROOT else ()))
 
 
 def run(*command: str | Path, folder: Path, environment: dict[str, str] | None = None) -> str:
