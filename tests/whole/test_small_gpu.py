@@ -53,6 +53,6 @@ def test_it_trains_fine_tunes_and_evaluates_end_to_end(tmp_path: Path) -> None:
         scored = connection.execute("select distinct protocol from predictions order by all").fetchall()
         (width,) = connection.execute("select distinct len(latent) from current_latents").fetchone() or (None,)
         (unfinished,) = connection.execute("select count(*) from pending").fetchone() or (None,)
-    assert scored == [("lipro",), ("vocabfine",), ("zero-shot",)]
+    assert scored == [("lipro",), ("published",), ("vocabfine",), ("zero-shot",)]
     assert width == small_gpu().model.latent_dim
     assert unfinished == 0
