@@ -27,22 +27,23 @@ PLACE = re.compile(r'File "(?P<path>.+)", line (?P<line>\d+) in (?P<function>.+)
 def watched(data_root: Path, stage: str, variant: str, run_id: str) -> Iterator[None]:
     """Watches this process during a run. Its death within the block is recorded as the end of the run."""
     start = [sys.executable, "-m", "tasks.run.watcher", str(data_root), stage, variant, run_id]
-    with subprocess.Popen(
+    process = subprocess.Popen(
         ["sh", "-c", WAIT, "sh", *start],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None
-        is_free = not faulthandler.is_enabled()
+    )  # fmt: skip
+    assert process.stdin is not None
+    is_free = not faulthandler.is_enabled()
+    if is_free:
+        faulthandler.enable(process.stdin, all_threads=False)
+    try:
+        yield
+    finally:
         if is_free:
-            faulthandler.enable(process.stdin, all_threads=False)
-        try:
-            yield
-        finally:
-            if is_free:
-                faulthandler.disable()
-            with suppress(BrokenPipeError):
-                process.stdin.write(f"{OVER}\n".encode())
-                process.stdin.flush()
+            faulthandler.disable()
+        with suppress(BrokenPipeError):
+            process.stdin.write(f"{OVER}\n".encode())
+            process.stdin.close()
+        process.wait()
 
 
 def describe_death(report: str) -> str:

@@ -179,7 +179,7 @@ class Harm:
 @pytest.mark.parametrize(
     ("make", "code"),
     [
-        (lambda trace: Harm(trace), "pathlib.Path"),
+        (lambda trace: Harm(trace), r"pathlib\S*.Path"),
         (lambda trace: argparse.Namespace(lr=0.1), "argparse.Namespace"),
         (lambda trace: np.float64(0.1), "numpy"),
         (lambda trace: np.ones(3), "numpy"),

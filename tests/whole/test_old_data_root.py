@@ -9,11 +9,11 @@ A rebuild repeats the stages whose VERSION was raised since, and no others.
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import shutil
 import tarfile
 import time
+import zlib
 from pathlib import Path
 
 import duckdb
@@ -27,6 +27,7 @@ from support.sources import find_volume
 import ctclip_model
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
+from ctclip_model.data.phantom.dataset import GZIP
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.models.model_folder import load_model_folder
 from tasks.plan.explain import explain_plan
@@ -72,7 +73,7 @@ def write_as_before(path: Path) -> None:
     older = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([*map(float, spacing_mm), 1.0]))
     older.header.set_slope_inter(1, 0)
     older.header.set_xyzt_units("mm")
-    path.write_bytes(gzip.compress(older.to_bytes(), compresslevel=1, mtime=0))
+    path.write_bytes(zlib.compress(older.to_bytes(), level=1, wbits=GZIP))
 
 
 def read_tables(data_root: Path) -> dict[str, list[str]]:

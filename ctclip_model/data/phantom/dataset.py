@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import gzip
 import json
 import multiprocessing
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ ANOMALIES = (
 PREVALENCE, RARE_PREVALENCE = 0.3, 0.03  # shares of scans with an abnormality that volumes show, or only reports
 SECTIONS = ("ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN")
 PATIENTS_PER_JOB = 50
+GZIP = 31  # `wbits` of a gzip stream. `gzip.compress` writes another header from Python 3.13 on
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _write_volume(
     if anomaly == "all_zero":
         volume = np.zeros_like(volume)
     spacing = (1.0, 1.0, 1.0) if anomaly == "wrong_header" else reconstruction.spacing_mm
-    data = gzip.compress(_nifti(volume, spacing), compresslevel=1, mtime=0)
+    data = zlib.compress(_nifti(volume, spacing), level=1, wbits=GZIP)
     path = folder / name.path(storage)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data[: len(data) // 2] if anomaly == "truncated_gzip" else data)
