@@ -1,36 +1,23 @@
 # Every target makes the virtual environment and installs its packages by itself. `make help` lists the targets.
-PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-WHEELHOUSE ?=
 FRESH ?=
-
-# `>=3.A,<3.B` of pyproject.toml, and the same as a condition in Python
-VERSIONS := $(shell sed -nE 's/^requires-python = "(.*)"/\1/p' pyproject.toml)
-REQUIRED := $(shell echo "$(VERSIONS)" | sed -E 's/>=3\.([0-9]+),<3\.([0-9]+)/(3, \1) <= sys.version_info < (3, \2)/')
-HAS_PYTHON := $(shell $(BIN)/python -c "import sys, pip; sys.exit(not $(REQUIRED))" >/dev/null 2>&1 && echo yes)
 
 export DO_NOT_TRACK := 1
 
-.PHONY: help install wheelhouse demo test test-slow test-browser test-orchestration test-fresh lint bench test-gpu \
-	bench-gpu docs clean
+.PHONY: help install wheelhouse demo test test-slow test-browser test-orchestration test-fresh lint resolve bench \
+	test-gpu bench-gpu docs clean
 
-install: $(INSTALLED)       ## the virtual environment .venv with all packages, from WHEELHOUSE alone if it names a folder
-
-# An environment with another Python, with none or without pip is made again.
-ifneq ($(HAS_PYTHON),yes)
+# The environment is made again if PYTHON or GPU asks for another one, or if its Python or pip is gone.
+ifneq ($(PYTHON)$(GPU)$(shell deploy/venv.sh --check || echo broken),)
 .PHONY: $(INSTALLED)
 endif
 
+install: $(INSTALLED)       ## .venv with all packages; PYTHON, GPU and WHEELHOUSE choose which (deploy/venv.sh)
+
 $(INSTALLED): pyproject.toml constraints.txt
-ifneq ($(HAS_PYTHON),yes)
-	@$(PYTHON) -c "import sys; sys.exit(not $(REQUIRED))" || \
-		{ echo "$(PYTHON) is no Python $(VERSIONS): name one, as in make PYTHON=python3.12 install" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-endif
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		$(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE)) -e ".[dev]"
+	deploy/venv.sh
 	@touch $@
 
 wheelhouse: $(INSTALLED)    ## wheels of all installed packages in wheelhouse/, for a machine without a network
@@ -61,12 +48,17 @@ test-fresh:                 ## the first two commands in a clean Debian 13 (depl
 	deploy/fresh.sh $(FRESH)
 
 test-gpu:                   ## the kernels on a GPU, with the Python given as PYTHON, which has CUDA's PyTorch
-	$(PYTHON) -m pytest --noconftest -m gpu -rs tests/gpu
+	$(or $(PYTHON),python3) -m pytest --noconftest -m gpu -rs tests/gpu
 
 bench-gpu:                  ## every figure of a GPU in minutes, into gpu-results/, with that Python
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+	PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu.py
 
-lint: $(INSTALLED)          ## style, format and types
+resolve: $(INSTALLED)       ## constraints.txt has wheels for every supported version of Python
+	for version in 3.11 3.12 3.13 3.14; do \
+		$(BIN)/uv pip compile --quiet --no-build --python-version $$version --constraints constraints.txt \
+			$(if $(PIP_INDEX_URL),--default-index $(PIP_INDEX_URL)) --extra dev pyproject.toml >/dev/null || exit 1; done
+
+lint: resolve               ## style, format, types, and the packages of every Python
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Callable
@@ -82,6 +83,7 @@ def run() -> int:
     command: Callable[..., Any] = app
     replace_unshowable()
     try:
+        _refuse_free_threads()
         code = command(standalone_mode=False) or 0
         sys.stdout.flush()  # a full disk is an error here, and not after the end
         return code
@@ -98,6 +100,13 @@ def run() -> int:
         return 130
     except Exception as error:  # noqa: BLE001  one line on the screen: --debug shows the traceback
         return _report(error, f"{type(error).__name__}: ")
+
+
+def _refuse_free_threads() -> None:
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        raise ConfigurationError(
+            f"{sys.executable} is a free-threaded build of Python, on which nobody has tried this: take an ordinary one"
+        )
 
 
 def _report(error: Exception, prefix: str = "", code: int = 1) -> int:

@@ -66,6 +66,10 @@ HandLabels = Annotated[
     Path | None, Option(help="CSV of hand-labelled reports: AccessionNo, report_text and the 18 labels.")
 ]
 FinetuneKind = Annotated[str, Option(help=f"Kind of fine-tuning: {', '.join(FINETUNE)}.")]
+ReportSections = Annotated[
+    tuple[str, ...],
+    Option("--report-sections", help="Sections of reports in reading order, with commas. The end may be cut."),
+]
 FinetuneKinds = Annotated[
     tuple[str, ...], Option("--finetune", help="Kinds of fine-tuning. On the command line: with commas, or none.")
 ]
@@ -248,10 +252,7 @@ class TrainOptions(TrainingOptions):
     validate_every: Annotated[
         int, Option(min=0, help="Steps between two zero-shot scores on held-out scans. 0: never.")
     ] = 0
-    report_sections: Annotated[
-        tuple[str, ...],
-        Option("--report-sections", help="Sections of reports in reading order, with commas. The end may be cut."),
-    ] = SECTIONS
+    report_sections: ReportSections = SECTIONS
     tensorboard: Annotated[bool, Option("--tensorboard", help="Write TensorBoard event files too.")] = False
 
 
@@ -319,6 +320,7 @@ class RebuildOptions(RawFileOptions, ComputeOptions):
     from_stage: Annotated[str, Option("--from", help="First stage.")] = STAGES[0]
     to_stage: Annotated[str, Option("--to", help="Last stage.")] = STAGES[-1]
     finetune_kinds: FinetuneKinds = FINETUNE
+    report_sections: ReportSections = SECTIONS
     seed: Seed = 0
     retrain: Retrain = False
     force: Force = False

@@ -56,7 +56,7 @@ def rebuild(options: RebuildOptions) -> list[dict[str, Any]]:
 
 def require_training_data(options: RebuildOptions) -> None:
     """Raises `MissingInputError` if a model is to be trained and the train split is missing."""
-    preset = find_preset(options.preset, seed=options.seed)
+    preset = find_preset(options.preset, seed=options.seed, report_sections=options.report_sections)
     if options.retrain or find_trained(options.data_root, config_fingerprint(preset)) is None:
         require_split(options.data_root, "train")
 
@@ -103,7 +103,7 @@ def list_calls(stage: str, options: RebuildOptions) -> list[dict[str, Any]]:
         return [{"source": None, "recipe": _describe_recipe(options)}]  # the ingest has recorded the files' addresses
     if options.model is not None or not takes(stage, "model"):
         return [{}]
-    preset = find_preset(options.preset, seed=options.seed)
+    preset = find_preset(options.preset, seed=options.seed, report_sections=options.report_sections)
     trained = find_trained(options.data_root, config_fingerprint(preset))
     if stage == "finetune":
         return [{"model": trained, "kind": kind} for kind in options.finetune_kinds]

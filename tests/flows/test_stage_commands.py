@@ -11,6 +11,7 @@ from support.command_line import run_ctclip
 
 from flows.options import OPTIONS
 from flows.results import show_results
+from warehouse.store import query
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 
@@ -67,6 +68,17 @@ def test_rebuild_of_finished_stages_has_nothing_to_do(data_root, summaries):
     assert [(summary["stage"], summary["done"]) for summary in done] == [
         ("convert", 0), ("label", 0), ("train", 0), ("embed", 0),
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("summaries")
+def test_rebuild_works_on_the_model_that_reads_the_sections_in_its_order(data_root):
+    from flows.options import RebuildOptions
+    from flows.rebuild import list_calls
+
+    (known,) = list_calls("embed", RebuildOptions(data_root=data_root, preset="smoke"))
+    reversed_order = RebuildOptions(data_root=data_root, preset="smoke", report_sections=("impression", "findings"))
+    assert known["model"] in dict(query(data_root, "select model_id, kind from current_models"))
+    assert list_calls("embed", reversed_order) == [{"model": None}]  # it has to be trained first
 
 
 @pytest.mark.usefixtures("summaries")
