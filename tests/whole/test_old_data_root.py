@@ -1,9 +1,6 @@
 """A data root of an earlier version keeps working: it is read, a rebuild makes no model, its models load.
 
 A rebuild repeats the stages whose VERSION was raised since, and no others.
-
-`old_data_root.tar.xz` was made at commit f854578, the last one before the rooms of `tasks/`, by
-`ctclip rebuild --source /data/phantoms --data-root /data/ctclip --preset smoke --labeller tfidf`.
 """
 
 from __future__ import annotations
@@ -11,23 +8,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import tarfile
 import time
-import zlib
 from pathlib import Path
 
 import duckdb
-import nibabel as nib
-import numpy as np
 import pytest
 from support.command_line import run_ctclip
-from support.paths import GOLDEN
+from support.old_data_root import RAISED, extract_old_data_root, make_old_phantoms
 from support.sources import find_volume
 
 import ctclip_model
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.data.phantom import PhantomConfig, make_phantoms
-from ctclip_model.data.phantom.dataset import GZIP
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.models.model_folder import load_model_folder
 from tasks.plan.explain import explain_plan
@@ -37,18 +28,13 @@ from tasks.upkeep.garbage import collect_garbage
 from warehouse import store
 from warehouse.store import query
 
-PHANTOMS = PhantomConfig(seed=165, train_patients=3, valid_patients=2)
-RAISED = {"evaluate", "report"}
 COUNTS = {"volumes": 8, "shard_volumes": 8, "models": 4, "pages": 3}
 OLD_LOCK = {"token": "0" * 32, "host": "elsewhere", "pid": 1, "started": 0.0, "run_id": "x", "heartbeat": time.time()}
 
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("extracted")
-    with tarfile.open(GOLDEN / "old_data_root.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+    return extract_old_data_root(tmp_path_factory.mktemp("extracted"))
 
 
 @pytest.fixture
@@ -58,22 +44,7 @@ def data_root(extracted: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The volumes that the data root was made of, at another place."""
-    folder = tmp_path_factory.mktemp("phantoms")
-    make_phantoms(folder, PHANTOMS, processes=1)
-    for path in folder.rglob("*.nii.gz"):
-        write_as_before(path)
-    return folder
-
-
-def write_as_before(path: Path) -> None:
-    """Writes a phantom as that version did: its header said RAS over LPS voxels."""
-    image = nib.load(path)
-    spacing_mm = image.header.get_zooms()
-    older = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([*map(float, spacing_mm), 1.0]))
-    older.header.set_slope_inter(1, 0)
-    older.header.set_xyzt_units("mm")
-    path.write_bytes(zlib.compress(older.to_bytes(), level=1, wbits=GZIP))
+    return make_old_phantoms(tmp_path_factory.mktemp("phantoms"))
 
 
 def read_tables(data_root: Path) -> dict[str, list[str]]:
