@@ -35,7 +35,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 
 @pytest.fixture(scope="module")
 def deployed(installation: Installation) -> list[str]:
-    """What the deployment of this version changed."""
+    """Changes that the deployment of this version made."""
     return installation.ctclip("deploy").splitlines()
 
 
