@@ -17,7 +17,7 @@ import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from prefect.settings import PREFECT_API_URL
 from support.paths import ROOT
-from support.processes import wait_for
+from support.processes import HEEDING_SIGINT, wait_for
 
 FOLDER = ROOT / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())
@@ -88,7 +88,7 @@ def test_worker_becomes_healthy_and_ends_on_request(tmp_path):
         "CTCLIP_DATA_ROOT": str(tmp_path),
     }  # fmt: skip
     program, *arguments = service["command"]
-    command = [str(Path(sys.executable).with_name(program)), *arguments]
+    command = [*HEEDING_SIGINT, str(Path(sys.executable).with_name(program)), *arguments]
     assert subprocess.run(check, cwd=ROOT, capture_output=True, check=False).returncode == 1
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **piped) as worker:

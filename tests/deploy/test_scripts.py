@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from support.command_line import run_ctclip
 from support.paths import ROOT
-from support.processes import wait_for
+from support.processes import HEEDING_SIGINT, wait_for
 from support.programs import prepend_path, write_program
 
 from warehouse.store import query
@@ -78,7 +78,7 @@ def test_conversion_over_slurm_makes_shards(few_phantoms, tmp_path):
 @pytest.mark.timeout(600)
 def test_gpu_worker_over_slurm_serves_its_pool_until_sigterm(tmp_path):
     environment = slurm_environment(tmp_path, CTCLIP_DATA_ROOT=str(tmp_path), SLURM_JOB_ID=str(os.getpid()))
-    command = ["bash", str(SLURM / "gpu_worker.sbatch")]
+    command = [*HEEDING_SIGINT, "bash", str(SLURM / "gpu_worker.sbatch")]
     name = f"slurm-{os.getpid()}"
 
     def is_online() -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from support.paths import ROOT
 
 SEARCHED = (ROOT, ROOT / "tests")
+HEEDING_SIGINT = ("env", "--default-signal=INT")  # a shell's background jobs ignore it, and Prefect ends workers by it
 
 
 def start_python(
