@@ -1,4 +1,6 @@
-"""CT volumes of your own to a table of 18 probabilities: NIfTI files, DICOM series, or folders of them.
+"""CT volumes of your own to a table of 18 probabilities, and maps of what each is read from.
+
+Volumes are NIfTI files, DICOM series, or folders of them. Maps lie beside the table, in the folder `evidence`.
 
 python examples/own_ct_to_abnormalities.py CT-CLIP_v2.pt scans/ probabilities.csv
 
@@ -18,10 +20,12 @@ def main(weights: str, scans: str, table: str) -> None:
     model = open_model(weights, device="auto")
     with Path(table).open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["volume", *ABNORMALITIES, "turned", "doubts"])
-        for volume in model.predict([scans], on_error=report_error):
+        writer.writerow(["volume", *ABNORMALITIES, "turned", "doubts", "picture"])
+        maps = Path(table).with_name("evidence")
+        for volume in model.predict([scans], on_error=report_error, evidence=maps):
             probabilities = [f"{volume.by_abnormality[name]:.4f}" for name in ABNORMALITIES]
-            writer.writerow([volume.path.name, *probabilities, volume.turn, "; ".join(volume.doubts)])
+            picture = volume.evidence.picture if volume.evidence else ""
+            writer.writerow([volume.path.name, *probabilities, volume.turn, "; ".join(volume.doubts), picture])
 
 
 def report_error(path: Path, error: Exception) -> None:

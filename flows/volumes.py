@@ -20,6 +20,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.orientation import HEADER, turn_to_lps
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, VolumeError
+from ctclip_model.evaluation.evidence_files import prepare_folder
 from ctclip_model.evaluation.predict import EmbeddedVolume, Volume, VolumeModel, list_volumes, open_model
 from ctclip_model.files import whole_file
 from ctclip_model.models.find_model import find_model
@@ -80,19 +81,28 @@ class Session:
         }  # fmt: skip
 
 
-def predict(request: Request, tokenizer: Path | None) -> int:
-    """Prints the probability of each abnormality in each volume as it comes. Returns the number of failed files."""
+def predict(request: Request, tokenizer: Path | None, evidence: Path | None = None) -> int:
+    """Prints the probability of each abnormality in each volume as it comes. Returns the number of failed files.
+
+    Writes evidence into the folder `evidence`, if it is given.
+    """
+    if evidence is not None:
+        prepare_folder(evidence)
     session = Session.start(request, with_text=True, tokenizer=tokenizer)
     rows = []
     if not request.as_json:
         console.print(Text(f"model  {session.describe()}"))
     for volume in session.model.predict(
-        session.files, orientation=request.orientation, on_error=session.record_failure
+        session.files, orientation=request.orientation, on_error=session.record_failure, evidence=evidence
     ):
+        shown = volume.evidence
         if not request.as_json:
             _print_volume(volume)
             _print_probabilities(volume.probabilities, in_columns=len(session.files) > 1)
-        rows.append(_facts(volume) | {"probabilities": volume.by_abnormality})
+            if shown:
+                console.print(Text(f"evidence {printable(shown.folder)}"), soft_wrap=True)
+        facts = _facts(volume) | {"probabilities": volume.by_abnormality}
+        rows.append(facts | ({"evidence": shown.as_json()} if shown else {}))
     if request.as_json:
         print_json(session.as_json(rows))
     return len(session.failed)

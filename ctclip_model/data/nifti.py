@@ -69,8 +69,8 @@ class NiftiHeader:
 class NiftiStream:
     """An open `.nii` or `.nii.gz` file, read plane by plane along its third axis.
 
-    The content, not the name, decides if it is gzip. Memory holds little more than one plane. Every fault of the file
-    raises `VolumeError`.
+    The content, not the name, decides if it is gzip. Memory holds little more than one plane. `raw_header` is nibabel's
+    view of the header. Every fault of the file raises `VolumeError`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -112,7 +112,8 @@ class NiftiStream:
         size = next((size for size, (_, place, mark) in HEADERS.items() if head[place : place + 4] == mark), None)
         if size is None or len(self._bytes.peek(size)) < size:
             raise fault(self.path, "not_nifti", describe_file(head, self.path.name, is_unpacked=self._bytes.is_gzip))
-        header = _parse_header(self.path, self._bytes.peek(size), size)
+        self.raw_header = HEADERS[size][0](self._bytes.peek(size), check=False)
+        header = _parse_header(self.path, self.raw_header)
         limit = self._bytes.size * (LARGEST_RATIO if self._bytes.is_gzip else 1)
         if header.size_bytes > limit:
             reason = "oversized_header" if self._bytes.is_gzip else "truncated"
@@ -197,8 +198,8 @@ class _ByteStream:
             raise fault(self.path, "truncated", f"the gzip stream breaks off after {self.size} bytes")
 
 
-def _parse_header(path: Path, block: bytes, size: int) -> NiftiHeader:
-    header = HEADERS[size][0](block, check=False)
+def _parse_header(path: Path, header: nib.Nifti1Header) -> NiftiHeader:
+    size = int(header.sizeof_hdr)
     shape = _shape(path, header)
     try:
         dtype = header.get_data_dtype()

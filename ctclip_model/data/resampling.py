@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.accelerators import load_kernels
@@ -44,8 +45,23 @@ def plan_axes(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float
     ]
 
 
+def locate_voxels(size: int, spacing: float, target: float, window: int) -> NDArray[np.float64]:
+    """Fractional index in the recipe's window of each of the source's voxels along an axis, (size,).
+
+    The inverse of `plan_axes`. Voxels below -0.5, or from `window` - 0.5 on, are cut off.
+    """
+    resampled = _resampled_size(size, spacing, target)
+    count = min(resampled, window)
+    return (np.arange(size) + 0.5) * resampled / size - 0.5 - (resampled - count) // 2 + (window - count) // 2
+
+
+def _resampled_size(size: int, spacing: float, target: float) -> int:
+    """Voxels after resampling. Divides first: 300 slices of 0.6 mm give 119 of 1.5 mm, as published."""
+    return int(size * (spacing / target))
+
+
 def _plan_axis(size: int, spacing: float, target: float, window: int) -> Axis:
-    resampled = int(size * (spacing / target))  # divides first: 300 slices of 0.6 mm give 119 of 1.5 mm, as published
+    resampled = _resampled_size(size, spacing, target)
     if resampled < 1:
         raise ValueError(f"{size} voxels of {spacing:g} mm are less than one of {target:g} mm")
     count = min(resampled, window)

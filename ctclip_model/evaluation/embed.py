@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ctclip_model.models.text_batches import OnCut, map_texts
 TOKENS_PER_BATCH = {"cpu": 2**14, "cuda": 8 * 24**3}
 
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 
 
 def batch_size(config: CTCLIPConfig, device: torch.device) -> int:
@@ -50,6 +52,23 @@ def encode_tokens(
     """
     for names, tokens in _encode(model, model.image_tokens, batches, dtype):
         yield names, tokens.to("cpu", dtype or torch.float32)
+
+
+def embed_with_tokens(
+    model: CTCLIP, volumes: Tensor, *, dtype: torch.dtype | None = None
+) -> tuple[Floats, Tensor, Tensor]:
+    """Unit latents (B, latent), their norms before normalisation (B,), and the tokens, of one forward pass.
+
+    Arguments and latents are those of `embed_volumes`. The tokens (B, depth, height, width, dim) and norms stay on the
+    model's device.
+    """
+
+    def encode(volumes: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = model.image_tokens(volumes)
+        return model.project_slab(tokens.mean(dim=1)), tokens
+
+    ((_, (latents, tokens)),) = _encode(model, encode, [([], volumes)], dtype)
+    return _unit(F.normalize(latents, dim=-1)), latents.norm(dim=-1), tokens
 
 
 def embed_texts(
@@ -88,10 +107,10 @@ def embed_prompts(
 
 def _encode(
     model: CTCLIP,
-    function: Callable[[Tensor], Tensor],
+    function: Callable[[Tensor], T],
     batches: Iterable[tuple[Sequence[str], Tensor]],
     dtype: torch.dtype | None,
-) -> Iterator[tuple[Sequence[str], Tensor]]:
+) -> Iterator[tuple[Sequence[str], T]]:
     """Applies a function to each batch of volumes on the model's device."""
     model.eval()
     device = model.temperature.device

@@ -20,7 +20,9 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.orientation import HEADER
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import CheckpointError, ConfigurationError, VolumeError
-from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes
+from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes, embed_with_tokens
+from ctclip_model.evaluation.evidence import Readout, read_head, read_prompts, split_scores
+from ctclip_model.evaluation.evidence_files import VolumeEvidence, folder_name, prepare_folder, write_evidence
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.find_model import LoadedModel, load_model
 from ctclip_model.models.hub import HUB_ID, download_model
@@ -33,7 +35,8 @@ SUFFIXES = (".nii", ".nii.gz")
 
 Paths = Iterable["str | os.PathLike[str] | Volume"]
 OnError = Callable[[Path, VolumeError], object]  # called with a file that cannot be used
-Volume: TypeAlias = "Path | DicomSeries | VolumeError"  # a file, a series, or a series that is refused
+Source: TypeAlias = "Path | DicomSeries"
+Volume: TypeAlias = "Source | VolumeError"  # a file, a series, or a series that is refused
 Head = Callable[[Floats], NDArray[np.float64]]  # unit latents (N, latent) to probabilities (N, 18)
 
 
@@ -56,9 +59,13 @@ class EmbeddedVolume:
 
 @dataclass(frozen=True)
 class PredictedVolume(EmbeddedVolume):
-    """An embedded volume with the probability (18,) of each abnormality, in the order of `ABNORMALITIES`."""
+    """An embedded volume with the probability (18,) of each abnormality, in the order of `ABNORMALITIES`.
+
+    `evidence` says from where in the volume each score comes, if `predict` was asked for it.
+    """
 
     probabilities: NDArray[np.float64]
+    evidence: VolumeEvidence | None = field(default=None, kw_only=True)
 
     @property
     def by_abnormality(self) -> dict[str, float]:
@@ -90,11 +97,26 @@ class VolumeModel:
         """Probabilities by the model's own head, or zero-shot by prompts, which are embedded once."""
         if self.loaded.head is not None:
             return self.loaded.head.probabilities
+        return partial(zero_shot, prompt_latents=self.prompts, logit_scale=self.logit_scale)
+
+    @cached_property
+    def prompts(self) -> Floats:
+        """Unit latents (18, 2, latent) of the prompts [present, not present]."""
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         if tokenizer is None:
             raise ConfigurationError(f"{self.name}: predict needs the prompts: open the model with its text side")
-        prompts = embed_prompts(model, tokenizer, ABNORMALITIES, dtype=self.precision.autocast)
-        return partial(zero_shot, prompt_latents=prompts, logit_scale=model.temperature.exp().item())
+        return embed_prompts(model, tokenizer, ABNORMALITIES, dtype=self.precision.autocast)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on similarities, exp(temperature)."""
+        return self.loaded.model.temperature.exp().item()
+
+    def read_scores(self, latent: Floats) -> Readout:
+        """The linear function of a unit latent (latent,) whose logistic function are the model's probabilities."""
+        if self.loaded.head is not None:
+            return read_head(self.loaded.head, latent)
+        return read_prompts(self.prompts, self.logit_scale)
 
     def embed(
         self, paths: Paths, *, orientation: str = HEADER, on_error: OnError | None = None
@@ -114,29 +136,26 @@ class VolumeModel:
         >>> [(volume.path.name, volume.latent.shape) for volume in model.embed(["scan.nii.gz"])]
         [('scan.nii.gz', (8,))]
         """
-        for given, read in _read_ahead(list_volumes(paths), self.recipe, orientation):
-            path = _path_of(given)
-            try:
-                volume = read.result()
-            except VolumeError as error:
-                if on_error is None:
-                    raise
-                on_error(path, error)
-                continue
-            batch = ([path.name], volume.to_input().unsqueeze(0))
+        for given, volume in _read_volumes(paths, self.recipe, orientation, on_error):
+            batch = ([_path_of(given).name], volume.to_input().unsqueeze(0))
             ((_, latents),) = embed_volumes(self.loaded.model, [batch], dtype=self.precision.autocast)
-            if not np.isfinite(latents).all():
-                raise CheckpointError(f"{self.name}: its latent of {path} is not finite: the weights are damaged")
-            ids = getattr(given, "ids", {})
-            yield EmbeddedVolume(path, latents[0], volume.spacing_mm, list(volume.doubts), volume.turn, ids=ids)
+            yield self._describe(given, volume, latents[0])
 
     def predict(
-        self, paths: Paths, *, orientation: str = HEADER, on_error: OnError | None = None
+        self,
+        paths: Paths,
+        *,
+        orientation: str = HEADER,
+        on_error: OnError | None = None,
+        evidence: str | os.PathLike[str] | None = None,
     ) -> Iterator[PredictedVolume]:
         """The probability of each of the 18 abnormalities in each volume, beside its latent.
 
         LiPro answers by its head, other models zero-shot by the published prompts. For research, not for diagnosis.
         Arguments and errors are those of `embed`.
+
+        `evidence` is a folder. Each volume gets a folder in it: for each abnormality a NIfTI overlay of the parts that
+        the score is the sum of, and a picture. See `ctclip_model.evaluation.evidence`.
 
         >>> from ctclip_model import open_model
         >>> model = open_model("CT-CLIP_v2.pt")
@@ -147,8 +166,35 @@ class VolumeModel:
         True
         """
         head = self.head
+        if evidence is not None:
+            yield from self._predict_with_evidence(paths, orientation, on_error, Path(evidence))
+            return
         for volume in self.embed(paths, orientation=orientation, on_error=on_error):
             yield PredictedVolume(**vars(volume), probabilities=head(volume.latent[None])[0])
+
+    def _predict_with_evidence(
+        self, paths: Paths, orientation: str, on_error: OnError | None, folder: Path
+    ) -> Iterator[PredictedVolume]:
+        prepare_folder(folder)
+        taken: set[str] = set()
+        for given, volume in _read_volumes(paths, self.recipe, orientation, on_error):
+            batch = volume.to_input().unsqueeze(0)
+            latents, norms, tokens = embed_with_tokens(self.loaded.model, batch, dtype=self.precision.autocast)
+            embedded = self._describe(given, volume, latents[0])
+            probabilities = self.head(latents)[0]
+            parts = split_scores(self.loaded.model, self.read_scores(latents[0]), tokens[0], norms[0])
+            name = folder_name(embedded.path.name, taken)
+            taken.add(name)
+            files = write_evidence(folder / name, given, volume, self.recipe, parts, probabilities)
+            yield PredictedVolume(**vars(embedded), probabilities=probabilities, evidence=files)
+
+    def _describe(self, given: Source, volume: ConvertedVolume, latent: Floats) -> EmbeddedVolume:
+        """A volume with its latent. Raises `CheckpointError` for a latent that is not finite."""
+        path = _path_of(given)
+        if not np.isfinite(latent).all():
+            raise CheckpointError(f"{self.name}: its latent of {path} is not finite: the weights are damaged")
+        ids = getattr(given, "ids", {})
+        return EmbeddedVolume(path, latent, volume.spacing_mm, list(volume.doubts), volume.turn, ids=ids)
 
 
 def open_model(
@@ -221,6 +267,22 @@ def list_volumes(paths: Paths, *, with_ids: bool = False) -> list[Volume]:
 def _is_volume(path: PurePath) -> bool:
     """True for a NIfTI's name, in either case, that is not hidden and lies in no hidden folder."""
     return path.name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in path.parts)
+
+
+def _read_volumes(
+    paths: Paths, recipe: Recipe, orientation: str, on_error: OnError | None
+) -> Iterator[tuple[Source, ConvertedVolume]]:
+    """Each volume that can be used. The others raise `VolumeError`, or `on_error` is called with them."""
+    for given, read in _read_ahead(list_volumes(paths), recipe, orientation):
+        try:
+            volume = read.result()
+        except VolumeError as error:
+            if on_error is None:
+                raise
+            on_error(_path_of(given), error)
+            continue
+        assert not isinstance(given, VolumeError)
+        yield given, volume
 
 
 def _read_ahead(

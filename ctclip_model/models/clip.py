@@ -50,8 +50,12 @@ class CTCLIP(nn.Module):
 
     def encode_image(self, volume: Tensor) -> Tensor:
         """Unit latents (B, latent) of volumes (B, 1, depth, height, width) in [-1, 1]."""
-        slab = self.visual_transformer.mean_slab(volume)  # (B, height, width, dim)
-        return F.normalize(self.to_visual_latent(slab.flatten(1)).float(), dim=-1)
+        return F.normalize(self.project_slab(self.visual_transformer.mean_slab(volume)), dim=-1)
+
+    def project_slab(self, slab: Tensor) -> Tensor:
+        """Image latents (B, latent) before normalisation, of tokens' means over depth (B, height, width, dim)."""
+        latents: Tensor = self.to_visual_latent(slab.flatten(1))
+        return latents.float()
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Unit latents (B, latent) of token ids and their mask, both (B, tokens)."""

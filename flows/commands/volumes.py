@@ -37,6 +37,9 @@ def predict(
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     as_json: Json = False,
+    evidence: Annotated[
+        Path | None, typer.Option(help="Folder for evidence: an overlay per abnormality, and a picture per volume.")
+    ] = None,
 ) -> None:
     """Predict 18 abnormalities in your own CT volumes.
 
@@ -45,7 +48,7 @@ def predict(
     from flows import volumes as own
 
     request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, orientation, show_ids)
-    raise typer.Exit(code=1 if own.predict(request, tokenizer) else 0)
+    raise typer.Exit(code=1 if own.predict(request, tokenizer, evidence) else 0)
 
 
 def embed_volume(

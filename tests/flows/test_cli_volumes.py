@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from support.command_line import run_ctclip, run_ctclip_process
 from support.dicom import PATIENT, PRIVATE, write_series
 from support.models import SLIM, make_model, save_random_model
@@ -107,6 +108,31 @@ def test_bad_files_are_a_line_each_and_the_rest_go_on(data_root, good, bad):
     assert len(printed["volumes"]) == 1
 
 
+def test_evidence_has_a_folder_for_each_volume(data_root, good, tmp_path):
+    result = run_ctclip("predict", good, "--evidence", tmp_path / "maps", "--json", "--data-root", data_root)
+    assert result.returncode == 0, result.stderr
+    plain = json.loads(run_ctclip("predict", good, "--json", "--data-root", data_root).stdout)["volumes"]
+    printed = json.loads(result.stdout)["volumes"]
+    assert [volume["probabilities"] for volume in printed] == [volume["probabilities"] for volume in plain]
+    for volume, name in zip(printed, ("a", "odd_name_b_"), strict=True):
+        evidence = volume["evidence"]
+        assert evidence["picture"] == str(tmp_path / "maps" / name / "evidence.png")
+        assert list(evidence["abnormalities"]) == list(ABNORMALITIES)
+        for abnormality, facts in evidence["abnormalities"].items():
+            assert 1 / (1 + math.exp(-facts["score"])) == pytest.approx(volume["probabilities"][abnormality], abs=1e-5)
+            values = nib.load(facts["overlay"]).get_fdata()
+            assert values.shape == (30, 30, 20)
+            assert values[tuple(facts["voxel"])] == pytest.approx(facts["strongest_part"], rel=1e-3)
+            assert values.max() == values[tuple(facts["voxel"])]
+
+
+def test_evidence_in_the_place_of_a_file_is_refused_before_anything_is_read(data_root, good):
+    result = run_ctclip("predict", good, "--evidence", good / "a.nii.gz", "--data-root", data_root)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "this is a file" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])
 def test_latents_are_written_and_printed(data_root, good, tmp_path, suffix):
     output = tmp_path / f"latents{suffix}"
@@ -198,6 +224,21 @@ def test_a_patient_appears_nowhere(data_root, scans, tmp_path, arguments):
     if output:
         shown += str(pq.read_table(output[1]).to_pydict()).lower()
     assert [private for private in PRIVATE if private in shown.replace(str(scans).lower(), "")] == []
+
+
+def test_a_patient_appears_in_no_file_of_evidence(data_root, scans, tmp_path):
+    result = run_ctclip("predict", scans, "--evidence", tmp_path / "maps", "--data-root", data_root)
+    assert result.stdout.count("evidence ") == 3
+    files = [path for path in (tmp_path / "maps").rglob("*") if path.is_file()]
+    assert {path.parent.name for path in files} == {"same", "LUNG", "series_4"}
+    for path in files:
+        if path.suffix == ".gz":
+            text = repr(gzip.decompress(path.read_bytes())[:352])
+        else:
+            with Image.open(path) as picture:
+                text = repr(picture.info)
+        shown = f"{path.relative_to(tmp_path)} {text}".lower()
+        assert [private for private in PRIVATE if private in shown] == []
 
 
 @pytest.mark.parametrize("command", ["predict", "embed-volume"])

@@ -44,6 +44,8 @@ def test_own_ct_gives_a_row_of_probabilities_and_a_damaged_file_is_named(few_pha
     (row,) = read_rows(tmp_path / "table.csv")
     assert row["volume"] == "own.nii.gz"
     assert all(0 < float(row[name]) < 1 for name in ABNORMALITIES)
+    assert row["picture"] == str(tmp_path / "evidence" / "own" / "evidence.png")
+    assert len(list((tmp_path / "evidence" / "own").iterdir())) == 19
     assert "damaged.nii.gz" in capsys.readouterr().err
 
 

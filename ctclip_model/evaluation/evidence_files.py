@@ -1,0 +1,149 @@
+"""The files of a volume's evidence: an overlay for each abnormality, and a picture of the present ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctclip_model.config import Recipe
+from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import ConfigurationError
+from ctclip_model.evaluation.evidence import Evidence
+
+if TYPE_CHECKING:  # reading volumes needs nibabel, and pictures pillow, which a GPU machine may lack
+    from ctclip_model.data.dicom import DicomSeries
+    from ctclip_model.data.volume import ConvertedVolume
+    from ctclip_model.evaluation.evidence_picture import Row
+
+PICTURE = "evidence.png"
+PNG_LEVEL = 3  # a third of the time of the default, for a tenth more bytes
+PICTURED = 3  # most rows of a picture
+PRESENT = 0.5  # probability from which an abnormality is pictured; without one, the most probable is
+
+
+@dataclass(frozen=True)
+class StrongestPatch:
+    """The patch with an abnormality's largest part: that part, and the voxel of the CT's array in its middle."""
+
+    part: float
+    voxel: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class VolumeEvidence:
+    """Evidence for the 18 abnormalities of a volume, in the order of `ABNORMALITIES`, and the folder of its files."""
+
+    evidence: Evidence
+    folder: Path
+    strongest: tuple[StrongestPatch, ...]
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / PICTURE
+
+    def overlay(self, abnormality: str) -> Path:
+        """The NIfTI overlay of an abnormality."""
+        return self.folder / overlay_name(abnormality)
+
+    def as_json(self) -> dict[str, Any]:
+        """Paths, and for each abnormality its score, the score's constant, and the strongest patch."""
+        scores, constants = self.evidence.scores.tolist(), self.evidence.constants.tolist()
+        by_abnormality = {
+            name: {
+                "score": score, "constant": constant, "strongest_part": patch.part, "voxel": list(patch.voxel),
+                "overlay": str(self.overlay(name)),
+            }
+            for name, score, constant, patch in zip(ABNORMALITIES, scores, constants, self.strongest, strict=True)
+        }  # fmt: skip
+        return {"picture": str(self.picture), "abnormalities": by_abnormality}
+
+
+def overlay_name(abnormality: str) -> str:
+    """The file name of an abnormality's overlay.
+
+    >>> overlay_name("Lung nodule")
+    'lung_nodule.nii.gz'
+    """
+    return f"{abnormality.lower().replace(' ', '_')}.nii.gz"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes the folder of all evidence. Raises `ConfigurationError` for a file in its place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigurationError(f"{folder}: evidence is written into a folder, and this is a file") from error
+
+
+def folder_name(volume_name: str, taken: Collection[str] = ()) -> str:
+    """The name of a volume's folder of evidence. A name that is taken gets a number.
+
+    >>> folder_name("scan 1.nii.gz", taken={"scan_1"})
+    'scan_1-2'
+    """
+    stem = re.sub(r"\.nii(\.gz)?$", "", volume_name, flags=re.IGNORECASE)
+    plain = re.sub(r"[^\w.+-]+", "_", stem).lstrip(".") or "volume"
+    name, number = plain, 1
+    while name in taken:
+        number += 1
+        name = f"{plain}-{number}"
+    return name
+
+
+def write_evidence(
+    folder: Path,
+    source: Path | DicomSeries,
+    volume: ConvertedVolume,
+    recipe: Recipe,
+    evidence: Evidence,
+    probabilities: NDArray[np.float64],
+) -> VolumeEvidence:
+    """Writes the overlays and the picture of a volume's evidence into `folder`.
+
+    `volume` holds the model's input, voxels in [-1, 1]. `probabilities` (18,) choose the rows of the picture. Raises
+    `VolumeError` for a file whose header is gone.
+    """
+    from ctclip_model.data.overlays import make_header, place_patches, write_overlay
+    from ctclip_model.evaluation.evidence_picture import draw_evidence
+    from ctclip_model.files import whole_file
+
+    depth, height, width = evidence.parts.shape[1:]
+    grid = place_patches(volume, recipe, (depth, height, width))
+    header = make_header(source, grid.shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, parts in zip(ABNORMALITIES, evidence.parts, strict=True):
+        write_overlay(folder / overlay_name(name), header, parts, grid, f"CT-CLIP evidence: {name}")
+    patches = evidence.strongest(grid.inside)
+    rows = [_make_row(evidence, index, patches[index], probabilities) for index in choose_rows(probabilities)]
+    picture = draw_evidence(volume.voxels, recipe.spacing_mm, rows, folder.name)
+    with whole_file(folder / PICTURE) as file:
+        picture.save(file, format="PNG", compress_level=PNG_LEVEL)
+    strongest = tuple(
+        StrongestPatch(float(parts[tuple(patch)]), grid.centre(patch.tolist()))
+        for parts, patch in zip(evidence.parts, patches, strict=True)
+    )
+    return VolumeEvidence(evidence, folder, strongest)
+
+
+def choose_rows(probabilities: NDArray[np.float64]) -> list[int]:
+    """The abnormalities of a picture, the most probable first: at most three present ones, at least one."""
+    ranked = np.argsort(-probabilities, kind="stable")[:PICTURED].tolist()
+    return [index for index in ranked if probabilities[index] >= PRESENT] or ranked[:1]
+
+
+def _make_row(evidence: Evidence, index: int, patch: NDArray[np.intp], probabilities: NDArray[np.float64]) -> Row:
+    from ctclip_model.evaluation.evidence_picture import Row
+
+    depth, height, width = (int(place) for place in patch)
+    parts = evidence.parts[index]
+    title = (
+        f"{ABNORMALITIES[index]}   probability {probabilities[index]:.2f}   score {evidence.scores[index]:+.2f}   "
+        f"strongest patch {parts[depth, height, width]:+.2g}"
+    )
+    return Row(title, parts, (depth, height, width))
