@@ -13,7 +13,7 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.stages import PIPELINE
 from tasks.plan.wanted import StageOptions, Wanted, find_wanted, name_variant
 from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, get_parts
-from tasks.run.lost import find_lost_volumes, is_there
+from tasks.run.lost import find_lost_volumes, is_there, require_mount
 from tasks.settings import STAGES
 from tasks.upkeep.queries import list_stale_models
 from warehouse import store
@@ -72,6 +72,8 @@ def explain_plan(
     for variant in variants:
         try:
             wanted = find_wanted(data_root, stage, variant, options)
+            if stage == "convert":
+                require_mount(data_root, variant)
         except MissingInputError as error:
             notes.append(str(error))
             wanted = {}
@@ -199,7 +201,7 @@ def _read_history(data_root: Path, stage: str, variant: str, wanted: Wanted) -> 
             if path and fingerprint in wanted and not is_there(data_root / path)
         }
     else:
-        lost = find_lost_volumes(data_root, variant) if stage == "convert" else {}
+        lost = find_lost_volumes(data_root, variant, wanted) if stage == "convert" else {}
         done = dict(store.query(data_root, _DONE, key))
     rejects = {
         item: Reject(*rest) for item, *rest in store.query(data_root, store.load_sql(__package__, "rejects"), key)

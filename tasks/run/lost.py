@@ -2,29 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+import errno
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ctclip_model.errors import MissingInputError
 from warehouse import store
 
 MODEL_FILES = ("config.json", "model.safetensors")  # files of every model folder
+GONE = (errno.ENOENT, errno.ENOTDIR)  # a file or folder that is not there
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A volume in a shard."""
+
+    recipe_id: str
+    volume_name: str
+    path: str  # shard, below the data root
+    fingerprint: str
+    is_wanted: bool  # the shard holds the volume as it is at present
+    is_rejected: bool  # the volume was rejected for good since
 
 
 def find_lost_shards(data_root: Path, shard_paths: Iterable[str]) -> set[str]:
-    """Finds the shards whose files are gone, as paths below the data root. Each folder is listed once."""
+    """Finds the shards whose files are gone, as paths below the data root. Each folder is listed once.
+
+    A folder or a dangling link of a shard's name is no shard. Raises `MissingInputError` for an unreadable folder.
+    """
     wanted = set(shard_paths)
     folders = {str(PurePosixPath(path).parent) for path in wanted}
-    return wanted - {str(PurePosixPath(folder, name)) for folder in folders for name in _list_names(data_root / folder)}
+    return wanted - {str(PurePosixPath(folder, name)) for folder in folders for name in _list_files(data_root / folder)}
 
 
-def find_lost_volumes(data_root: Path, recipe_id: str) -> dict[str, str]:
-    """Finds the converted volumes of a recipe whose shards are gone, as {volume: shard}."""
-    sql = "select volume_name, shard_path from current_shard_volumes where recipe_id = ? and shard_path is not null"
-    shards = dict(store.query(data_root, sql, [recipe_id]))
+def find_lost_volumes(
+    data_root: Path, recipe_id: str, wanted: Mapping[str, str], *, with_rejects: bool = False
+) -> dict[str, str]:
+    """Finds the converted volumes of a recipe whose shards are gone, as {volume: shard}.
+
+    `wanted` are present volumes as {volume: fingerprint}. A shard of another fingerprint does not matter. A volume
+    that was rejected for good since is left out, except `with_rejects`.
+    """
+    shards = {
+        row.volume_name: row.path
+        for row in _read_rows(data_root, recipe_id)
+        if wanted.get(row.volume_name) == row.fingerprint and (with_rejects or not row.is_rejected)
+    }
     lost = find_lost_shards(data_root, shards.values())
     return {volume: path for volume, path in shards.items() if path in lost}
+
+
+def find_all_lost_volumes(data_root: Path) -> set[str]:
+    """Finds the present volumes that lost a shard of any recipe."""
+    rows = [row for row in _read_rows(data_root) if row.is_wanted]
+    lost = find_lost_shards(data_root, (row.path for row in rows))
+    return {row.volume_name for row in rows if row.path in lost}
+
+
+def require_mount(data_root: Path, recipe_id: str) -> None:
+    """Raises `MissingInputError` if every shard of a recipe is gone, as below the empty mount point of `shards/`."""
+    paths = {row.path for row in _read_rows(data_root, recipe_id)}
+    if paths and find_lost_shards(data_root, paths) == paths:
+        raise MissingInputError(_describe_unmounted(data_root, recipe_id, len(paths)))
 
 
 def require_shards(data_root: Path, shard_paths: Iterable[str]) -> None:
@@ -36,34 +77,78 @@ def require_shards(data_root: Path, shard_paths: Iterable[str]) -> None:
 
 
 def is_there(folder: Path) -> bool:
-    """True if a model folder has its files."""
-    return all((folder / name).is_file() for name in MODEL_FILES)
+    """True if a model folder has its files. Raises `MissingInputError` for an unreadable folder."""
+    return set(MODEL_FILES) <= set(_list_files(folder))
 
 
 def list_lost(data_root: Path) -> list[str]:
-    """Sentences on the lost shards of each recipe and on each lost model."""
-    shards = store.query(data_root, _CURRENT_SHARDS)
-    lost = find_lost_shards(data_root, (path for path, _ in shards))
-    counts: dict[str, int] = {}
-    for path, recipe_id in shards:
-        counts[recipe_id] = counts.get(recipe_id, 0) + (path in lost)
+    """Sentences on the lost shards of each recipe, on each lost model, and on folders that cannot be read."""
+    shards: dict[str, dict[str, bool]] = {}
+    for row in _read_rows(data_root):
+        if row.is_wanted:
+            rejected = shards.setdefault(row.recipe_id, {})
+            rejected[row.path] = row.is_rejected and rejected.get(row.path, True)
     lines = [
-        f"{count} shards of the recipe {recipe_id} are lost. `ctclip convert` makes them again"
-        for recipe_id, count in sorted(counts.items())
-        if count
+        line for recipe_id, rejected in shards.items() for line in _list_lost_shards(data_root, recipe_id, rejected)
     ]
     models = store.query(data_root, "select model_id, path from current_models where path is not null order by run_id")
-    return lines + [
-        f"{model_id} is lost: its folder {path} lacks files. `ctclip verify` says how to make it again"
-        for model_id, path in models
-        if not is_there(data_root / path)
-    ]
+    return lines + [line for model_id, path in models for line in _list_lost_model(data_root, model_id, path)]
 
 
-def _list_names(folder: Path) -> list[str]:
-    with suppress(FileNotFoundError, NotADirectoryError):
-        return [path.name for path in folder.iterdir()]
-    return []
+def _list_lost_shards(data_root: Path, recipe_id: str, rejected: Mapping[str, bool]) -> Iterator[str]:
+    """Sentences on a recipe's shards, {path: all of its volumes were rejected since}."""
+    try:
+        lost = find_lost_shards(data_root, rejected)
+    except MissingInputError as error:
+        yield str(error)
+        return
+    again = [path for path in lost if not rejected[path]]
+    if lost and len(lost) == len(rejected):
+        yield _describe_unmounted(data_root, recipe_id, len(lost))
+    elif again:
+        yield f"{len(again)} shards of the recipe {recipe_id} are lost. `ctclip convert` makes them again"
+    if count := len(lost) - len(again):
+        yield (
+            f"{count} shards of the recipe {recipe_id} are lost, and their volumes were rejected since. "
+            "`ctclip convert --retry-rejects` tries again"
+        )
 
 
-_CURRENT_SHARDS = "select distinct shard_path, recipe_id from current_shard_volumes where shard_path is not null"
+def _list_lost_model(data_root: Path, model_id: str, path: str) -> Iterator[str]:
+    try:
+        if not is_there(data_root / path):
+            yield f"{model_id} is lost: its folder {path} lacks files. `ctclip verify` says how to make it again"
+    except MissingInputError as error:
+        yield str(error)
+
+
+def _describe_unmounted(data_root: Path, recipe_id: str, count: int) -> str:
+    return (
+        f"all {count} shards of {recipe_id} are missing: is {data_root / 'shards'} mounted? `ctclip convert --force` "
+        "makes them again"
+    )
+
+
+def _read_rows(data_root: Path, recipe_id: str | None = None) -> list[_Row]:
+    rows = store.query(data_root, store.load_sql(__package__, "shard_rows"), {"recipe_id": recipe_id})
+    return [_Row(*row) for row in rows]
+
+
+def _list_files(folder: Path) -> list[str]:
+    """Names of the files of a folder. Folders and dangling links are left out. A missing folder has no files."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if _is_file(entry)]
+    except OSError as error:
+        if error.errno in GONE:
+            return []
+        raise MissingInputError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError as error:
+        if error.errno in (*GONE, errno.ELOOP):  # a link to itself
+            return False
+        raise

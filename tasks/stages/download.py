@@ -6,6 +6,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Recipe
+from tasks.run.lost import require_mount
 from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
 from tasks.stages.hub_token import load_hub_token
@@ -18,7 +19,12 @@ from tasks.volumes.jobs import VolumeFile, read_volumes
 def plan_downloads(
     run: StageRun, recipe: Recipe, selection: Selection, force: bool, source: str | None, downloads: DownloadOptions
 ) -> list[VolumeFile]:
-    """Selected volumes of the Hub without a shard, as many as fit the disk space of `raw/`."""
+    """Selected volumes of the Hub without a shard, as many as fit the disk space of `raw/`.
+
+    Raises `MissingInputError` if every shard of the recipe is gone, except with `force`.
+    """
+    if not force:
+        require_mount(run.data_root, recipe.recipe_id)
     volumes = list_unconverted(run, recipe, read_volumes(run.data_root, recipe, source), force)
     return choose_fitting(run, [volumes[name] for name in selection.choose(volumes)], downloads)
 

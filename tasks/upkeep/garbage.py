@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ctclip_model.stages import PIPELINE
 from tasks.hub.files import PARTIAL_FOLDER
 from tasks.run.lease import hold_lease
-from tasks.run.lost import find_lost_shards
+from tasks.run.lost import find_all_lost_volumes, find_lost_shards
 from tasks.run.publish import publish
 from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS
@@ -82,9 +82,10 @@ def _find_garbage(data_root: Path, keep_raw: bool) -> Iterator[Garbage]:
     yield from _find_shards(data_root, models)
     yield from _find_models(data_root, models)
     yield from _find_latents(data_root)
+    lost = find_all_lost_volumes(data_root)
     if not keep_raw:
-        yield from _find_converted(data_root)
-    yield from _find_partial(data_root)
+        yield from _find_converted(data_root, lost)
+    yield from _find_partial(data_root, lost)
 
 
 def _find_shards(data_root: Path, models: set[str]) -> Iterator[Garbage]:
@@ -117,21 +118,22 @@ def _find_latents(data_root: Path) -> Iterator[Garbage]:
             yield _measure(path, "every latent has a newer row")
 
 
-def _find_converted(data_root: Path) -> Iterator[Garbage]:
-    """Raw files of converted volumes."""
-    converted = _read_column(
-        data_root, "select path from current_volumes semi join converted_volumes using (volume_name)"
-    )
+def _find_converted(data_root: Path, lost: set[str]) -> Iterator[Garbage]:
+    """Raw files of converted volumes. Those of volumes with a lost shard are kept."""
+    sql = "select path, volume_name from current_volumes semi join converted_volumes using (volume_name)"
+    converted = {path for path, volume in store.query(data_root, sql) if volume not in lost}
     for path in sorted((data_root / "raw" / "dataset").rglob("*.nii.gz")):
         if str(path.relative_to(data_root / "raw")) in converted:
             yield _measure(path, "converted")
 
 
-def _find_partial(data_root: Path) -> Iterator[Garbage]:
+def _find_partial(data_root: Path, lost: set[str]) -> Iterator[Garbage]:
     """Partial downloads of volumes that are converted or gone, and partial records."""
-    awaited = _read_column(
-        data_root, "select sha256 from current_volumes anti join converted_volumes using (volume_name)"
-    )
+    sql = """
+        select sha256, volume_name, volume_name in (select volume_name from converted_volumes) from current_volumes
+    """
+    rows = store.query(data_root, sql)
+    awaited = {sha256 for sha256, volume, is_converted in rows if not is_converted or volume in lost}
     for path in sorted((data_root / "raw" / PARTIAL_FOLDER).glob("*")):
         if path.name not in awaited:
             yield _measure(path, "partial download that no volume needs")

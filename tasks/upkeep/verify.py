@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ctclip_model.config import PRESETS
 from ctclip_model.data.shards import ShardReader
-from ctclip_model.errors import CTCLIPError, ShardError
+from ctclip_model.errors import CTCLIPError, ShardError, WarehouseError
 from ctclip_model.files import sha256_of
-from tasks.run.lost import MODEL_FILES
+from tasks.run.lost import GONE, MODEL_FILES
 from tasks.run.progress import show_progress
 from tasks.settings import count_workers
 from warehouse import fold, store
+from warehouse.tables import TABLES
 
 BACKUP = "copy it from a backup"
+READABLE = "mend its permissions or its file system, then verify again"
+LOST = "is lost"
 
 
 @dataclass(frozen=True)
@@ -50,26 +56,103 @@ def verify(data_root: Path) -> Verification:
     volume, in the shard and in its row. Models have the SHA-256 of their weights.
     """
     data_root = data_root.resolve()
-    files = [file.path for file in fold.list_records(data_root)]
     try:
-        sizes = dict(store.query(data_root, "select path, size_bytes from record_files"))
-        shards, models = _read_shards(data_root), store.query(data_root, store.load_sql(__package__, "models"))
+        known = _read_known(data_root)
         damages = []
     except CTCLIPError as error:
-        sizes, shards, models = {}, {}, []
+        known = _Known({}, {}, [])
         damages = [Damage(store.WAREHOUSE_FILE, str(error), "run `ctclip publish --from-scratch`, then verify again")]
-    with ThreadPoolExecutor(count_workers()) as pool, show_progress("verify", len(files), "record files") as progress:
-        for found in pool.map(partial(_check_record, data_root, sizes), files):
-            damages += found
-            progress.advance()
-    damages += [Damage(path, "is lost", BACKUP) for path in sorted(sizes.keys() - set(files))]
-    with ThreadPoolExecutor(count_workers()) as pool, show_progress("verify", len(shards), "shards") as progress:
-        for found in pool.map(partial(_check_shard, data_root), shards.items()):
-            damages += found
-            progress.advance()
-    for model in models:
+    listed, unlisted = _list_records(data_root)  # after the warehouse: it names no file that was made later
+    damages += unlisted
+    records = sorted(known.sizes.keys() | listed)
+    unreadable = _find_unreadable(data_root, [*records, *known.shards])
+    damages += [Damage(folder, fault, READABLE) for folder, fault in unreadable.items()]
+    checks = [
+        partial(_check_record, data_root, known.sizes, path) for path in records if _parent(path) not in unreadable
+    ]
+    damages += _run(checks, "record files")
+    checks = [
+        partial(_check_shard, data_root, path, facts)
+        for path, facts in known.shards.items()
+        if _parent(path) not in unreadable
+    ]
+    damages += _run(checks, "shards")
+    for model in known.models:
         damages += _check_model(data_root, *model)
-    return Verification(len(files), len(shards), len(models), damages)
+    return Verification(len(records), len(known.shards), len(known.models), _drop_outdated(data_root, damages))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Files that the warehouse names."""
+
+    sizes: dict[str, int]  # bytes of each record file
+    shards: dict[str, _ShardFacts]
+    models: list[tuple[Any, ...]]
+
+    @property
+    def paths(self) -> set[str]:
+        return {*self.sizes, *self.shards, *(model[0] for model in self.models)}
+
+
+def _read_known(data_root: Path) -> _Known:
+    sizes = dict(store.query(data_root, "select path, size_bytes from record_files"))
+    models = store.query(data_root, store.load_sql(__package__, "models"))
+    return _Known(sizes, _read_shards(data_root), models)
+
+
+def _list_records(data_root: Path) -> tuple[set[str], list[Damage]]:
+    """Record files below the data root, and a damage for a file or folder that is not of records."""
+    try:
+        return {file.path for file in fold.list_records(data_root)}, []
+    except OSError:  # a folder that `_find_unreadable` names
+        return set(), []
+    except WarehouseError as error:
+        return set(), [
+            Damage(fold.RECORDS_FOLDER, f"cannot be listed: {error}", "move it elsewhere, then verify again")
+        ]
+
+
+def _find_unreadable(data_root: Path, paths: Iterable[str]) -> dict[str, str]:
+    """Faults of the folders of records and other files, by folder. A folder that is gone is left out."""
+    faults = {}
+    tables = (f"{fold.RECORDS_FOLDER}/{table.name}" for table in TABLES)
+    for folder in dict.fromkeys((fold.RECORDS_FOLDER, *tables, *map(_parent, paths))):
+        try:
+            os.scandir(data_root / folder).close()
+        except OSError as error:
+            if error.errno not in GONE:
+                faults[folder] = f"cannot be read: {error.strerror}"
+    return faults
+
+
+def _parent(path: str) -> str:
+    return str(PurePosixPath(path).parent)
+
+
+def _run(checks: Sequence[Callable[[], list[Damage]]], unit: str) -> list[Damage]:
+    """Runs checks in threads, and returns what they find."""
+    found = []
+    with ThreadPoolExecutor(count_workers()) as pool, show_progress("verify", len(checks), unit) as progress:
+        for damages in pool.map(lambda check: check(), checks):
+            found += damages
+            progress.advance()
+    return found
+
+
+def _drop_outdated(data_root: Path, damages: list[Damage]) -> list[Damage]:
+    """Drops the lost files that are there now, and those that the warehouse no longer names."""
+    if not any(damage.fault == LOST for damage in damages):
+        return damages
+    try:
+        named = _read_known(data_root).paths
+    except CTCLIPError:
+        return damages
+    return [damage for damage in damages if damage.fault != LOST or _is_still_lost(data_root, named, damage.path)]
+
+
+def _is_still_lost(data_root: Path, named: set[str], path: str) -> bool:
+    return not named.isdisjoint((path, _parent(path))) and not os.access(data_root / path, os.F_OK)
 
 
 def _check_record(data_root: Path, sizes: dict[str, int], path: str) -> list[Damage]:
@@ -82,9 +165,20 @@ def _check_record(data_root: Path, sizes: dict[str, int], path: str) -> list[Dam
         with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
             for group in range(parquet.num_row_groups):
                 parquet.read_row_group(group)
-    except (OSError, pa.ArrowException) as error:
+    except OSError as error:
+        return [_describe_error(path, error, BACKUP)]
+    except (ValueError, pa.ArrowException) as error:  # ValueError: text that is no UTF-8
         return [Damage(path, f"is damaged: {error}", BACKUP)]
     return []
+
+
+def _describe_error(path: str, error: OSError, remedy: str) -> Damage:
+    """Damage of a file that cannot be read. An error of a format has no number."""
+    if error.errno in GONE:
+        return Damage(path, LOST, remedy)
+    if error.errno is None:
+        return Damage(path, f"is damaged: {error}", remedy)
+    return Damage(path, f"cannot be read: {error.strerror or error}", READABLE)
 
 
 @dataclass(frozen=True)
@@ -103,24 +197,27 @@ def _read_shards(data_root: Path) -> dict[str, _ShardFacts]:
     }
 
 
-def _check_shard(data_root: Path, shard: tuple[str, _ShardFacts]) -> list[Damage]:
+def _check_shard(data_root: Path, path: str, facts: _ShardFacts) -> list[Damage]:
     """Decodes the current volumes of a shard and compares their checksums. Names the first fault."""
-    path, facts = shard
     file = data_root / path
-    remedy = f"delete it and run `ctclip convert{_name_preset(facts.recipe_id)}`"
-    if not file.exists():
-        return [Damage(path, "is lost", remedy.removeprefix("delete it and "))]
+    again = f"run `ctclip convert{_name_preset(facts.recipe_id)}`"
+    remedy = f"delete it and {again}"
     try:
-        size = file.stat().st_size
-        if size != (facts.size_bytes or size):
-            return [Damage(path, f"has {size} bytes and had {facts.size_bytes}", remedy)]
+        stat_result = file.stat()
+        if not stat.S_ISREG(stat_result.st_mode):
+            return [Damage(path, "is no file", remedy)]
+        size = stat_result.st_size
+        if size == 0 or size != (facts.size_bytes or size):
+            return [Damage(path, f"is damaged: it has {size} bytes and had {facts.size_bytes or 'some'}", remedy)]
         with ShardReader(file, verify=True) as reader:
             for row, volume, crc32 in facts.rows:
                 reader.read(row)
                 reader.check_name(row, volume)
                 if crc32 is not None and reader.row(row).crc32 != crc32:
                     raise ShardError(f"{file}: row {row} is damaged: it holds another {volume} than was recorded")
-    except (ShardError, OSError) as error:
+    except OSError as error:
+        return [_describe_error(path, error, again)]
+    except (ShardError, ValueError, pa.ArrowException) as error:
         return [Damage(path, str(error).removeprefix(f"{file}: "), remedy)]
     return []
 
@@ -143,25 +240,30 @@ def _check_model(
     """Compares the weights of a model with their recorded SHA-256, and looks for its other files."""
     folder = data_root / path
     remedy = f"copy its folder from a backup, or delete it and {_name_training(kind, preset, parent, source)}"
-    lost = [name for name in MODEL_FILES if not (folder / name).is_file()]
-    if lost:
-        yield Damage(f"{path}/{lost[0]}", "is lost", remedy)
+    try:
+        names = {entry.name for entry in os.scandir(folder)}
+    except OSError as error:
+        yield _describe_error(path, error, remedy)
         return
-    for file in (*sorted(folder.glob("*.json")), folder / "model.safetensors"):
-        if fault := _find_fault(file, weights_sha256):
-            yield Damage(f"{path}/{file.name}", fault, remedy)
+    lost = [name for name in MODEL_FILES if name not in names]
+    if lost:
+        yield Damage(f"{path}/{lost[0]}", LOST, remedy)
+        return
+    for name in (*sorted(name for name in names if name.endswith(".json")), "model.safetensors"):
+        yield from _check_model_file(folder / name, f"{path}/{name}", weights_sha256, remedy)
 
 
-def _find_fault(file: Path, weights_sha256: str | None) -> str | None:
-    """Fault of a model's file: text that is no JSON, or weights of another SHA-256."""
+def _check_model_file(file: Path, path: str, weights_sha256: str | None, remedy: str) -> Iterator[Damage]:
+    """Looks for text that is no JSON, or weights of another SHA-256."""
     try:
         if file.suffix == ".json":
             json.loads(file.read_text("utf-8"))
         elif weights_sha256 and (found := sha256_of(file)) != weights_sha256:
-            return f"is damaged: its SHA-256 is {found[:12]}, not {weights_sha256[:12]}"
-    except (OSError, ValueError) as error:
-        return f"is damaged: {error}"
-    return None
+            yield Damage(path, f"is damaged: its SHA-256 is {found[:12]}, not {weights_sha256[:12]}", remedy)
+    except OSError as error:
+        yield _describe_error(path, error, remedy)
+    except ValueError as error:
+        yield Damage(path, f"is damaged: {error}", remedy)
 
 
 def _name_training(kind: str, preset: str, parent: str | None, source: str | None) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 
 from ctclip_model.config import Recipe
+from tasks.run.lost import find_lost_shards
 from tasks.run.progress import show_progress
 from tasks.run.stage_run import StageRun
 from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes, list_raw_files
@@ -16,12 +17,11 @@ from warehouse import store
 def list_unconverted(
     run: StageRun, recipe: Recipe, volumes: Mapping[str, VolumeFile], force: bool
 ) -> dict[str, VolumeFile]:
-    """Volumes of the Hub without a current row in a shard of the recipe. With `force`, all volumes of the Hub."""
-    rows = store.query(
-        run.data_root, "select volume_name, fingerprint from current_shard_volumes where recipe_id = ?",
-        [recipe.recipe_id],
-    )  # fmt: skip
-    converted = {} if force else dict(rows)
+    """Volumes of the Hub without a shard of the recipe, or whose shard is lost. With `force`, all of the Hub."""
+    sql = "select volume_name, fingerprint, shard_path from current_shard_volumes where recipe_id = ?"
+    rows = [] if force else store.query(run.data_root, sql, [recipe.recipe_id])
+    lost = find_lost_shards(run.data_root, (path for _, _, path in rows))
+    converted = {name: fingerprint for name, fingerprint, path in rows if path not in lost}
     return {
         name: volume for name, volume in volumes.items() if volume.origin and converted.get(name) != volume.fingerprint
     }

@@ -74,7 +74,7 @@ def convert(
     ):
         volumes = read_volumes(data_root, recipe, None)
         wanted = {name: one.fingerprint for name, one in volumes.items()}
-        lost = find_lost_volumes(data_root, recipe.recipe_id)
+        lost = find_lost_volumes(data_root, recipe.recipe_id, wanted)
         pending = plan_items(run, recipe.recipe_id, wanted, lost=lost)
         jobs = make_jobs(run, recipe, [volumes[name] for name in pending], encoding, options.bound_bytes)
         remote = [volumes[name] for name in pending if volumes[name].origin]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
-from support.data_roots import assert_every_volume_is_converted, convert, ingest, list_converted
+from support.data_roots import assert_every_volume_is_converted, convert, count_volumes, ingest, list_converted
 from support.volumes import COARSE
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError
+from tasks.hub.files import PARTIAL_FOLDER
 from tasks.run.lease import hold_lease
 from tasks.upkeep.garbage import collect_garbage
+from warehouse import store
 
 
 @pytest.fixture
@@ -65,3 +68,21 @@ def test_partial_and_unrecorded_files_are_listed_by_their_reason(data_root):
 def test_nothing_is_collected_while_a_stage_runs(data_root):
     with hold_lease(data_root, "convert"), pytest.raises(ConfigurationError, match="convert: gave up"):
         collect_garbage(data_root, delete=True)
+
+
+def test_raw_files_of_volumes_whose_shard_is_lost_are_kept(few_phantoms, data_root):
+    shutil.copytree(few_phantoms / "dataset", data_root / "raw/dataset")
+    convert(data_root)
+    partial = data_root / "raw" / PARTIAL_FOLDER
+    partial.mkdir()
+    for (sha256,) in store.query(data_root, "select sha256 from current_volumes"):
+        (partial / sha256).write_bytes(b"half")
+    assert sum(reason == "converted" for reason in paths(data_root).values()) == count_volumes(data_root)
+    rows = list_converted(data_root)
+    lost = min(path for path, _ in rows.values())
+    volumes = {name for name, (path, _) in rows.items() if path == lost}
+    (data_root / lost).unlink()
+    found = collect_garbage(data_root, delete=True).garbage
+    assert len([file for file in found if file.reason == "converted"]) == count_volumes(data_root) - len(volumes)
+    assert {path.name.removesuffix(".nii.gz") for path in (data_root / "raw/dataset").rglob("*.nii.gz")} == volumes
+    assert len(list(partial.iterdir())) == len(volumes)

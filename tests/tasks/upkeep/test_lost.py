@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from support.command_line import run_ctclip
 from support.data_roots import convert as convert_volumes
+from support.data_roots import count_volumes, list_converted, start_cluster
 from support.data_roots import ingest as ingest_folder
-from support.data_roots import start_cluster
 
 from ctclip_model.config import PRESETS
 from ctclip_model.errors import MissingInputError
@@ -20,12 +22,14 @@ from tasks.labels.labellers import find_newest_labeller
 from tasks.models.presets import find_preset
 from tasks.plan.explain import explain_plan
 from tasks.run import lost
-from tasks.run.lost import list_lost, require_shards
+from tasks.run.lost import find_lost_volumes, list_lost, require_shards
+from tasks.run.publish import publish
 from tasks.run.stage_run import open_run
 from tasks.training.manifest import config_fingerprint
 from tasks.training.records import find_trained, must_train_again
-from tasks.upkeep import doctor
+from tasks.upkeep import doctor, verify
 from tasks.upkeep.verify import _check_record
+from tasks.volumes.jobs import read_volumes
 from warehouse import store
 
 needs_prefect = pytest.mark.usefixtures("prefect_server")
@@ -123,20 +127,144 @@ def test_volumes_of_a_lost_shard_are_pending_and_converted_again(data_root):
 
 
 @needs_prefect
-def test_a_lost_folder_of_shards_is_converted_again_by_a_rebuild(data_root):
+@pytest.mark.parametrize("kept", ["shards", "shards/RECIPE"])
+def test_an_unmounted_folder_of_shards_is_named_and_converted_again_only_by_force(data_root, kept):
+    from flows.convert import convert
     from flows.rebuild import rebuild
 
-    shard, _ = find_shard(data_root)
-    shutil.rmtree(shard.parent)
-    (done,) = rebuild(None, data_root, "smoke", from_stage="convert", to_stage="convert", dask_address=start_cluster())
-    assert done["done"] == 12
+    shutil.rmtree(data_root / "shards")
+    (data_root / kept.replace("RECIPE", RECIPE.recipe_id)).mkdir(parents=True)  # an empty mount point
+    named = rf"all \d+ shards of {RECIPE.recipe_id} are missing: is {data_root}/shards mounted\? .*convert --force"
+    with pytest.raises(MissingInputError, match=named):
+        rebuild(None, data_root, "smoke", from_stage="convert", to_stage="convert")
+    (line,) = list_lost(data_root)
+    (note,) = explain_plan(data_root, "convert", 9, {"preset": "smoke"})["notes"]
+    assert re.match(named, line)
+    assert note == line
+    assert not list((data_root / "shards").rglob("*.arrow"))
+    assert convert(data_root, "smoke", force=True, dask_address=start_cluster())["done"] == count_volumes(data_root)
     assert list_lost(data_root) == []
+
+
+@needs_prefect
+def test_a_rebuild_converts_the_volumes_of_a_lost_shard_again(data_root):
+    from flows.rebuild import rebuild
+
+    shard, count = find_shard(data_root)
+    shard.unlink()
+    (done,) = rebuild(None, data_root, "smoke", from_stage="convert", to_stage="convert", dask_address=start_cluster())
+    assert done["done"] == count
+
+
+def read_wanted(root: Path) -> dict[str, str]:
+    return {name: volume.fingerprint for name, volume in read_volumes(root, RECIPE, None).items()}
+
+
+def test_no_lost_shard_of_a_withdrawn_volume_is_named(data_root):
+    shard, count = find_shard(data_root)
+    rows = store.query(data_root, "select volume_name, fingerprint, source from current_volumes")
+    gone = [row for row in rows if list_converted(data_root)[row[0]][0] == str(shard.relative_to(data_root))]
+    names = ("volume_name", "fingerprint", "source", "is_withdrawn")
+    with open_run(data_root, "ingest") as run:
+        run.record("volumes", [dict(zip(names, (*row, True), strict=True)) for row in gone])
+    shard.unlink()
+    assert len(gone) == count
+    assert list_lost(data_root) == []
+    assert find_lost_volumes(data_root, RECIPE.recipe_id, read_wanted(data_root)) == {}
+
+
+def test_lost_volumes_that_were_rejected_since_wait_for_a_retry(data_root):
+    shard, count = find_shard(data_root)
+    shard.unlink()
+    wanted = read_wanted(data_root)
+    lost = find_lost_volumes(data_root, RECIPE.recipe_id, wanted)
+    row = {"stage": "convert", "variant": RECIPE.recipe_id, "is_permanent": True, "is_withdrawn": False}
+    with open_run(data_root, "convert", RECIPE.recipe_id) as run:
+        run.record("rejects", [row | {"item": item, "fingerprint": wanted[item], "reason": "x"} for item in lost])
+    assert len(lost) == count
+    assert find_lost_volumes(data_root, RECIPE.recipe_id, wanted) == {}
+    assert find_lost_volumes(data_root, RECIPE.recipe_id, wanted, with_rejects=True) == lost
+    (line,) = list_lost(data_root)
+    assert "convert --retry-rejects" in line
+
+
+@pytest.mark.parametrize("kind", ["folder", "dangling link", "link to itself"])
+def test_what_only_has_the_name_of_a_shard_is_lost(data_root, kind):
+    shard, count = find_shard(data_root)
+    shard.unlink()
+    if kind == "folder":
+        shard.mkdir()
+    else:
+        shard.symlink_to("gone" if kind == "dangling link" else shard.name)
+    assert len(find_lost_volumes(data_root, RECIPE.recipe_id, read_wanted(data_root))) == count
+    code, lines = verify_lines(data_root)
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith(str(shard.relative_to(data_root)))
+
+
+def test_an_unreadable_folder_is_a_line_and_no_end(data_root):
+    """A folder that is a link to itself stands for one without permission or of a stale mount."""
+    loops = [data_root / "shards" / RECIPE.recipe_id, data_root / "models/smoke-1", data_root / "records/volumes"]
+    for loop in loops:
+        shutil.rmtree(loop)
+        loop.symlink_to(loop.name)
+    lines = list_lost(data_root)
+    assert [line.partition(" cannot be read: ")[0] for line in lines] == [str(loop) for loop in loops[:2]]
+    code, lines = verify_lines(data_root)
+    assert code == 1
+    assert sorted(line.partition(" cannot be read: ")[0] for line in lines) == sorted(
+        str(loop.relative_to(data_root)) for loop in loops
+    )
+    with pytest.raises(MissingInputError, match="cannot be read"):  # and nothing is taken for lost
+        find_lost_volumes(data_root, RECIPE.recipe_id, read_wanted(data_root))
+
+
+def test_an_empty_shard_is_damaged(data_root):
+    shard, _ = find_shard(data_root)
+    shard.chmod(0o644)
+    shard.write_bytes(b"")
+    _, (line,) = verify_lines(data_root)
+    assert "is damaged" in line
+    assert "ctclip convert" in line
+
+
+def test_a_record_with_broken_text_is_damaged(data_root):
+    record = max((data_root / "records/volumes").iterdir())
+    record.chmod(0o644)
+    record.write_bytes(record.read_bytes().replace(b"volume_name", b"volume_nam\xe5"))
+    _, (line,) = verify_lines(data_root)
+    assert line.startswith(f"{record.relative_to(data_root)} is damaged")
+
+
+def test_files_that_come_and_go_during_a_verification_are_not_reported(data_root, monkeypatch):
+    """A stage publishes records after the warehouse was asked, and a superseded shard is deleted."""
+    known = verify._read_known
+    shard, _ = find_shard(data_root)
+    asked = []
+
+    def read_known(root):
+        found = known(root)
+        asked.append(root)
+        if len(asked) == 1:
+            with open_run(root, "convert", RECIPE.recipe_id):
+                pass
+            publish(root)
+            return replace(
+                found, shards=found.shards | {"shards/gone.arrow": found.shards[str(shard.relative_to(root))]}
+            )
+        return found
+
+    monkeypatch.setattr(verify, "_read_known", read_known)
+    assert verify.verify(data_root).damages == []
+    assert len(asked) == 2
+    shard.unlink()
+    assert [damage.fault for damage in verify.verify(data_root).damages] == ["is lost"]
 
 
 def test_each_folder_of_shards_is_listed_once_and_no_shard_is_looked_at(data_root, monkeypatch):
     listed = []
-    names = lost._list_names
-    monkeypatch.setattr(lost, "_list_names", lambda folder: listed.append(folder) or names(folder))
+    names = lost._list_files
+    monkeypatch.setattr(lost, "_list_files", lambda folder: listed.append(folder) or names(folder))
     monkeypatch.setattr(Path, "stat", None)
     monkeypatch.setattr(Path, "exists", None)
     paths = [f"shards/recipe/{number}.arrow" for number in range(50_188)]
@@ -182,9 +310,14 @@ def test_no_stage_works_with_a_lost_model(data_root):
 
 @needs_prefect
 def test_a_training_names_lost_shards(data_root):
+    from flows.train_labeller import train_labeller
+
+    train_labeller(data_root, "smoke", kind="tfidf")
+    run_ctclip("label", "--labeller", "tfidf", "--data-root", data_root)
+    shutil.rmtree(data_root / "models/smoke-1")
     shard, _ = find_shard(data_root)
     shard.unlink()
-    done = run_ctclip("train", "--preset", "smoke", "--data-root", data_root)
+    done = run_ctclip("train", "--preset", "smoke", "--labeller", "tfidf", "--data-root", data_root)
     assert done.returncode == 1
     assert "run `ctclip convert`" in done.stderr
 

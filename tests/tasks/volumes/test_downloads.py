@@ -115,6 +115,15 @@ def test_fault_that_lasts_is_a_reject_and_the_rest_is_fetched(hub, data_root, ph
     assert list_reasons(data_root) == []
 
 
+def test_volumes_of_a_lost_shard_are_downloaded_again(data_root):
+    convert(data_root)
+    assert download(data_root)["done"] == 0
+    rows = list_converted(data_root)
+    lost = min(path for path, _ in rows.values())
+    (data_root / lost).unlink()
+    assert download(data_root)["done"] == sum(path == lost for path, _ in rows.values())
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_refused_token_stops_the_downloads_with_what_to_do(hub, data_root, status):
     hub.faults.play(status, "/resolve/", times=1000)
