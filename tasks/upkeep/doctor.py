@@ -12,7 +12,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from tasks.settings import DATA_ROOT_VARIABLE, LIMITS, RAW_CACHE_GB
-from tasks.upkeep.prefect_server import find_api_url, post_filter
+from tasks.upkeep.prefect_home import find_home_fault
+from tasks.upkeep.prefect_server import find_address_fault, find_api_url, find_own_server_fault, find_proxy, post_filter
 from tasks.upkeep.protocols import measure_round_trip
 
 PACKAGE = "ctclip-rebuild"
@@ -112,13 +113,25 @@ def check_token() -> Iterator[CheckResult]:
 
 
 def check_server() -> Iterator[CheckResult]:
-    """Checks that the Prefect server answers, and that each work pool exists and has a worker."""
-    if (url := find_api_url()) is None:
+    """Checks Prefect's folder, that the server answers, and that each work pool exists and has a worker."""
+    url = find_api_url()
+    if fault := find_own_server_fault() if url is None else find_home_fault():
+        yield CheckResult("Prefect's folder", fault, is_bad=True)
+    if url is None:
         yield CheckResult("Prefect", "no server is named: each command starts a temporary one of its own")
-        return
+    elif fault := find_address_fault(url):
+        yield CheckResult("Prefect", f"{url}: {fault}", is_bad=True)
+    else:
+        yield from _check_named_server(url)
+
+
+def _check_named_server(url: str) -> Iterator[CheckResult]:
+    if proxy := find_proxy(url):
+        text = f"{proxy} is asked for {url} by workers and by `prefect`. Set no_proxy=127.0.0.1,localhost"
+        yield CheckResult("proxy", text, is_bad=True)
     round_trip_s = measure_round_trip(url)
     try:
-        pools = {pool.get("name"): pool.get("status") for pool in post_filter("work_pools/filter", {})}
+        pools = {pool["name"]: pool.get("status") for pool in post_filter("work_pools/filter", {}, {"name": str})}
     except OSError as error:
         state = "does not answer" if round_trip_s is None else "does not answer as a Prefect server"
         text = f"{url} {state} ({error}). Run `prefect server start`, or correct PREFECT_API_URL"
@@ -130,7 +143,7 @@ def check_server() -> Iterator[CheckResult]:
         yield _check_pool(name, name in pools, pools.get(name))
 
 
-def _check_pool(name: str, exists: bool, status: str | None) -> CheckResult:
+def _check_pool(name: str, exists: bool, status: object) -> CheckResult:
     check = f"pool {name}"
     if not exists:
         return CheckResult(check, "does not exist. Run `ctclip deploy`", is_bad=True)

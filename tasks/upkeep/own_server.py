@@ -21,7 +21,7 @@ from typing import IO
 from ctclip_model.errors import PrefectError
 from tasks.run.child import end_with_parent
 from tasks.settings import LIMITS
-from tasks.upkeep.prefect_server import find_api_url
+from tasks.upkeep.prefect_server import find_address_fault, find_api_url, find_own_server_fault
 
 ERROR_LINE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*", re.MULTILINE)
 STOP_S = 1.0  # seconds for the server to stop by itself: its database bears a kill
@@ -37,10 +37,14 @@ def ensure_server() -> None:
 
     The server has a session of its own, so that Ctrl-C in a terminal, or a signal to the process group, leaves it
     running until the command has reported its end. It ends after this process's exit handlers, or when this process is
-    killed. A server that dies is started again. Raises `PrefectError` if the server cannot be started.
+    killed. A server that dies is started again. Raises `PrefectError` if Prefect's folder, its database or the named
+    address cannot be used, or if the server cannot be started.
     """
     os.environ |= _without_proxy()
-    if find_api_url() is None:
+    url = find_api_url()
+    if fault := find_own_server_fault() if url is None else find_address_fault(url):
+        raise PrefectError(fault)
+    if url is None:
         server = _Server()
         atexit.register(server.stop)  # Prefect's own handlers, which still report to the server, come before it
         server.start()

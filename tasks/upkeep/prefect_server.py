@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import base64
 import http.client
+import ipaddress
 import json
 import os
 import threading
 import tomllib
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from tasks.run.deadline import run_with_deadline
+from tasks.upkeep.prefect_home import expand, find_database_fault, find_home, find_home_fault
 from tasks.upkeep.protocols import LONGEST_READ, describe_page, identify
 
 TIMEOUT_S = 5.0  # seconds for each answer, several round trips of a server 0.8 s away
+DEADLINE_S = 20.0  # seconds for a whole answer, with the look for another program on the port
+LONGEST_ANSWER = 8_000_000  # bytes of an answer, several times those of 200 runs
+OTHER_JSON = "it answers with other JSON than Prefect's API"
 SHARED_TAGS = ("ctclip", "auto-scheduled")  # tags of every deployment; the remaining tag is the deployment's name
 
 IS_LOST = threading.Event()  # set once the server of a command is lost
@@ -33,28 +41,44 @@ def _find_setting(name: str) -> str | None:
     found = (
         os.environ.get(name)
         or _read_dotenv().get(name)
-        or _read_toml(Path("prefect.toml")).get("api", {}).get(key)
-        or _read_toml(Path("pyproject.toml")).get("tool", {}).get("prefect", {}).get("api", {}).get(key)
-        or _read_profile().get(name)
+        or _get(_read_toml(Path("prefect.toml")), "api", key)
+        or _get(_read_toml(Path("pyproject.toml")), "tool", "prefect", "api", key)
+        or _get(_read_profile(), name)
     )
     return str(found) if found else None
 
 
-def _read_profile() -> dict[str, Any]:
-    """Settings of Prefect's active profile."""
-    home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
-    file = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser()
-    known = _read_toml(file)
-    active = os.environ.get("PREFECT_PROFILE") or known.get("active")
-    profile: dict[str, Any] = known.get("profiles", {}).get(active, {})
-    return profile
+def find_own_server_fault() -> str | None:
+    """Sentence on what keeps a command from a server of its own, or None. Only its default database is looked at."""
+    return find_home_fault() or (None if _names_database() else find_database_fault())
+
+
+def _names_database() -> bool:
+    settings = {*os.environ, *_read_dotenv(), *(_read_profile() or {})}
+    named = any(name.startswith(("PREFECT_SERVER_DATABASE_", "PREFECT_API_DATABASE_")) for name in settings)
+    return named or _get(_read_toml(Path("prefect.toml")), "server", "database") is not None
+
+
+def _get(content: Any, *keys: str) -> Any:
+    """A value of nested tables, or None."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    return content
+
+
+def _read_profile() -> Any:
+    """Settings of Prefect's active profile, or None."""
+    home, named = find_home(), os.environ.get("PREFECT_PROFILES_PATH")
+    file = expand(named) if named else home and home / "profiles.toml"
+    known = _read_toml(file) if file else {}
+    return _get(known, "profiles", os.environ.get("PREFECT_PROFILE") or str(known.get("active")))
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
     """Content of a file of settings, empty if there is none or if Prefect could not read it either."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RuntimeError):  # RuntimeError: no home
+    except (OSError, ValueError):
         return {}
 
 
@@ -79,38 +103,111 @@ def list_next_runs() -> list[tuple[str, datetime]]:
         "sort": "EXPECTED_START_TIME_ASC", "limit": 200,
     }  # fmt: skip
     soonest: dict[str, datetime] = {}
-    for run in post_filter("flow_runs/filter", body):
-        name = next((tag for tag in run["tags"] if tag not in SHARED_TAGS), run["name"])
-        soonest.setdefault(name, datetime.fromisoformat(run["expected_start_time"]).astimezone(UTC))
+    for run in post_filter("flow_runs/filter", body, {"name": str, "tags": list, "expected_start_time": str}):
+        name = next((str(tag) for tag in run["tags"] if tag not in SHARED_TAGS), run["name"])
+        soonest.setdefault(name, _parse_time(run["expected_start_time"]))
     return sorted(soonest.items(), key=lambda pair: pair[1])
 
 
-def post_filter(path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Sends a query to the Prefect server and returns its rows.
+def _parse_time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise OSError(OTHER_JSON) from error
 
-    Raises `OSError`, which names another program on the server's port: a web page, another protocol or other JSON.
+
+def post_filter(path: str, body: dict[str, Any], fields: Mapping[str, type]) -> list[dict[str, Any]]:
+    """Sends a query to the Prefect server and returns its rows, which have `fields` of these types.
+
+    Raises `OSError`, which names a malformed address, a redirect, and another program on the server's port: a web page,
+    another protocol or other JSON. The whole takes `DEADLINE_S` and reads `LONGEST_ANSWER` bytes at most.
     """
-    address = f"{(find_api_url() or '').rstrip('/')}/{path}"
+    url = find_api_url() or ""
+    if fault := find_address_fault(url):
+        raise OSError(fault)
+    address = f"{url.rstrip('/')}/{path}"
     request = urllib.request.Request(address, json.dumps(body).encode(), _make_headers(), method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            content = answer.read()
+        content = run_with_deadline(DEADLINE_S, lambda: _fetch(request))
+    except TimeoutError as error:
+        raise OSError(f"its answer {error}") from error
+    return _parse_rows(content, fields)
+
+
+def find_address_fault(url: str) -> str | None:
+    """Sentence on an address that no request can be sent to, or None."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")
+    except ValueError as error:  # UnicodeError for a name with an empty part
+        return f"PREFECT_API_URL is malformed: {error}"
+    if parts.scheme not in ("http", "https") or not host:
+        return "PREFECT_API_URL is malformed: write http://HOST:PORT/api"
+    return None
+
+
+def find_proxy(url: str) -> str | None:
+    """The proxy that programs ask for a server of this machine, or None. no_proxy should name the server."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if not _is_loopback(host) or urllib.request.proxy_bypass(f"{host}:{parts.port or 80}"):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, because the API key would go with it."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _fetch(request: urllib.request.Request) -> bytes:
+    """Body of the answer to a request. Asks servers of this machine past any proxy."""
+    direct = [urllib.request.ProxyHandler({})] if find_proxy(request.full_url) else []
+    try:
+        with urllib.request.build_opener(_NoRedirect, *direct).open(request, timeout=TIMEOUT_S) as answer:
+            content: bytes = answer.read(LONGEST_ANSWER + 1)
     except urllib.error.HTTPError as error:
         with error:
-            raise OSError(_describe_refusal(error.code, error.read(LONGEST_READ))) from error
+            raise OSError(_describe_refusal(error, _read_start(error))) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise OSError(identify(address) or str(getattr(error, "reason", error)) or type(error).__name__) from error
-    return _parse_rows(content)
+        cause = str(getattr(error, "reason", error)) or type(error).__name__
+        raise OSError(identify(request.full_url) or cause) from error
+    if len(content) > LONGEST_ANSWER:
+        raise OSError(f"its answer is longer than {LONGEST_ANSWER / 1e6:.0f} MB, and not of Prefect's API")
+    return content
 
 
-def _parse_rows(content: bytes) -> list[dict[str, Any]]:
+def _read_start(error: urllib.error.HTTPError) -> bytes:
+    try:
+        return error.read(LONGEST_READ)
+    except (OSError, http.client.HTTPException):
+        return b""
+
+
+def _parse_rows(content: bytes, fields: Mapping[str, type]) -> list[dict[str, Any]]:
     try:
         rows = json.loads(content)
+    except RecursionError as error:
+        raise OSError(OTHER_JSON) from error
     except ValueError as error:
         raise OSError(describe_page(content)) from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise OSError("it answers with other JSON than Prefect's API")
+    if not isinstance(rows, list) or not all(_has(row, fields) for row in rows):
+        raise OSError(OTHER_JSON)
     return rows
+
+
+def _has(row: Any, fields: Mapping[str, type]) -> bool:
+    return isinstance(row, dict) and all(isinstance(row.get(name), kind) for name, kind in fields.items())
 
 
 def _make_headers() -> dict[str, str]:
@@ -122,8 +219,11 @@ def _make_headers() -> dict[str, str]:
     return headers
 
 
-def _describe_refusal(status: int, content: bytes) -> str:
+def _describe_refusal(error: urllib.error.HTTPError, content: bytes) -> str:
     """Cause of an answer that is no success, from its status and its first bytes."""
+    status = error.code
+    if 300 <= status < 400:
+        return f"it redirects to {str(error.headers.get('Location'))[:100]}: write the server's own address"
     if status in (401, 403):
         return f"it refuses the credentials (HTTP {status}): set PREFECT_API_KEY or PREFECT_API_AUTH_STRING"
     if b"plain HTTP request" in content:

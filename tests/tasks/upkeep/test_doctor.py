@@ -6,8 +6,10 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +17,11 @@ from typing import ClassVar
 
 import pytest
 
+from ctclip_model.errors import PrefectError
 from tasks.settings import LIMITS, RAW_CACHE_GB
-from tasks.upkeep import doctor
-from tasks.upkeep.prefect_server import TIMEOUT_S, _make_headers, find_api_url, list_next_runs
+from tasks.upkeep import doctor, prefect_server
+from tasks.upkeep.own_server import ensure_server
+from tasks.upkeep.prefect_server import LONGEST_ANSWER, TIMEOUT_S, _make_headers, find_api_url, list_next_runs
 from warehouse import store
 
 
@@ -25,11 +29,14 @@ class Server(http.server.BaseHTTPRequestHandler):
     """Answers as a Prefect server does, from a table of answers by path."""
 
     answers: ClassVar[dict[str, object]] = {}
+    location = ""  # header of redirects
 
     def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))  # else its close resets the connection
         found = self.answers[self.path]
         status, content = found if isinstance(found, tuple) else (200, json.dumps(found).encode())
         self.send_response(status)
+        self.send_header("Location", self.location)
         self.end_headers()
         self.wfile.write(content)
 
@@ -87,6 +94,10 @@ def test_server_that_is_away_is_bad(monkeypatch):
         ((200, b"Index of /"), "no JSON"),
         ((200, b'{"detail": "ok"}'), "other JSON"),
         ((200, b'["cpu"]'), "other JSON"),
+        ((200, b'[{"a": 1}]'), "other JSON"),
+        ((200, b'[{"name": null, "tags": null, "expected_start_time": null}]'), "other JSON"),
+        ((200, b"[" * 100_000), "other JSON"),
+        ((200, b"[" + b" " * LONGEST_ANSWER + b"]"), "longer than 8 MB"),
         ((401, b"{}"), "refuses the credentials"),
         ((404, b'{"detail": "Not Found"}'), "end in /api?"),
         ((400, b"<center>The plain HTTP request was sent to HTTPS port</center>"), "https://"),
@@ -100,6 +111,138 @@ def test_an_answer_of_another_program_is_named(answers, answer, named):
     assert named in result.text
     with pytest.raises(OSError, match=named.replace("?", ".")):
         list_next_runs()
+
+
+@pytest.mark.parametrize("time", ["tomorrow", "0001-01-01T00:00:00+23:00"])
+def test_a_time_that_is_none_is_other_json(answers, time):
+    answers["/api/flow_runs/filter"] = [{"name": "x", "tags": [], "expected_start_time": time}]
+    with pytest.raises(OSError, match="other JSON"):
+        list_next_runs()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://127.0.0.1:99999/api",
+        "http://127.0.0.1:42OO",
+        "http://[::1/api",
+        "http://.foo:80",
+        "localhost:4200",
+        "http://",
+    ],
+)
+def test_a_malformed_address_is_one_clear_line(monkeypatch, address):
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    (result,) = doctor.check_server()
+    assert result.is_bad
+    assert result.text.startswith(f"{address}: PREFECT_API_URL is malformed")
+    with pytest.raises(OSError, match="PREFECT_API_URL is malformed"):
+        list_next_runs()
+    with pytest.raises(PrefectError, match="PREFECT_API_URL is malformed"):
+        ensure_server()
+
+
+def test_a_redirect_is_named_and_the_key_is_not_sent_there(answers, monkeypatch):
+    asked = []
+
+    def steal(connection: socket.socket) -> None:
+        asked.append(connection.recv(9999))
+
+    with serve(steal) as port:
+        monkeypatch.setattr(Server, "location", f"http://127.0.0.1:{port}/api")
+        monkeypatch.setenv("PREFECT_API_KEY", "secret")
+        answers["/api/work_pools/filter"] = answers["/api/flow_runs/filter"] = (302, b"")
+        (result,) = doctor.check_server()
+        with pytest.raises(OSError, match=f"it redirects to http://127.0.0.1:{port}/api"):
+            list_next_runs()
+    assert f"it redirects to http://127.0.0.1:{port}/api" in result.text
+    assert not any(asked)
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX-A: ", b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n["])
+def test_a_server_that_drips_is_given_up(monkeypatch, head):
+    has_given_up = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        connection.recv(9999)
+        connection.sendall(head)
+        while not has_given_up.wait(0.05):
+            connection.sendall(b" ")
+
+    monkeypatch.setattr(prefect_server, "DEADLINE_S", 0.5)
+    with serve(drip) as port:
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        with pytest.raises(OSError, match=r"took more than 0\.5 s"):
+            list_next_runs()
+        has_given_up.set()
+
+
+def test_a_proxy_that_is_asked_for_this_machine_is_named_and_passed_by(answers, monkeypatch):
+    answers["/api/work_pools/filter"] = answers["/api/flow_runs/filter"] = []
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "example.org")
+    proxy, server, *_ = doctor.check_server()
+    assert (proxy.check, proxy.is_bad, server.is_bad) == ("proxy", True, False)
+    assert "no_proxy=127.0.0.1" in proxy.text
+    assert list_next_runs() == []
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert next(iter(doctor.check_server())).check == "Prefect"
+
+
+@pytest.fixture
+def prefect_home(tmp_path, monkeypatch) -> Path:
+    """Prefect's folder on a machine on which no server is named."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "prefect"
+
+
+def assert_no_server_starts(named: str) -> None:
+    """The doctor names a fault, and a command that starts its own server ends with the same sentence."""
+    result, *_ = doctor.check_server()
+    assert result.is_bad
+    assert named in result.text
+    with pytest.raises(PrefectError, match=re.escape(result.text)):
+        ensure_server()
+
+
+def test_a_folder_of_prefect_that_cannot_be_written_is_named(prefect_home, monkeypatch):
+    (result,) = doctor.check_server()
+    assert not result.is_bad
+    assert not prefect_home.exists()
+    prefect_home.write_text("a file in its place")
+    assert_no_server_starts("is not writable")
+    monkeypatch.setenv("PREFECT_HOME", "/proc/prefect")
+    assert_no_server_starts("is not writable")
+
+
+def test_a_damaged_or_newer_database_is_named(prefect_home, monkeypatch):
+    prefect_home.mkdir()
+    database = prefect_home / "prefect.db"
+    database.write_bytes(b"no database at all" * 1000)
+    assert_no_server_starts("is damaged")
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://elsewhere/prefect")
+    assert not any(result.is_bad for result in doctor.check_server())
+    monkeypatch.delenv("PREFECT_SERVER_DATABASE_CONNECTION_URL")
+    database.unlink()
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("create table alembic_version (version_num text)")
+        connection.execute("insert into alembic_version values ('9725c1cbee35')")  # Prefect's first
+        connection.commit()
+        assert not any(result.is_bad for result in doctor.check_server())
+        connection.execute("update alembic_version set version_num = 'fffffffffff1'")
+        connection.commit()
+    assert_no_server_starts("newer Prefect")
+
+
+def test_a_user_without_a_home_folder_is_told(prefect_home, monkeypatch):
+    for name in ("HOME", "PREFECT_HOME"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it answers to such a user
+    assert_no_server_starts("no home folder")
+    assert list_next_runs() == []
 
 
 @contextlib.contextmanager
