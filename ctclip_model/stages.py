@@ -30,9 +30,9 @@ PIPELINE = {
         Stage("ingest", 1, "duckdb:volumes", ("source:",), is_planned=False),
         Stage("download", 0, "file:raw", ("source:",), is_rebuilt=False, is_planned=False),
         Stage("convert", 2, "file:shards", ("duckdb:volumes",), "recipe"),
-        Stage("label", 1, "duckdb:labels", ("duckdb:volumes",), "labeller"),
+        Stage("label", 2, "duckdb:labels", ("duckdb:volumes",), "labeller"),
         Stage(
-            "train-labeller", 4, "file:models/labellers", ("duckdb:labels",), "kind", is_rebuilt=False, is_ordered=True,
+            "train-labeller", 5, "file:models/labellers", ("duckdb:labels",), "kind", is_rebuilt=False, is_ordered=True,
             trains=True,
         ),
         Stage(

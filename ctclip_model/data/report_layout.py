@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import math
 import re
 import unicodedata
 from itertools import compress, pairwise
+
+from ctclip_model.data.report_markup import strip_markup
 
 _COMPOUNDS = """air anterior band contrast cross effusion fluid follow free ground high hilar left lesion low lytic mass
 mid nodule non oval pleural pericardial right soft solid space superior thick thickening thin upper lower well wide"""
@@ -18,9 +19,6 @@ ABBREVIATIONS = frozenset(("approx", "cf", "dr", "etc", "fig", "incl", "prof", "
 MIN_COLUMNS = 30  # shortest line that wraps a text; shorter ones are a list
 MAX_CAPITALS = 0.1  # share of the characters; capital first letters of all words are 0.15
 
-_BLOCK_TAG = re.compile(r"</?(?:br|p|div|li|ul|ol|tr|td|th|table|h[1-6]|hr)\b[^<>]*>[^\S\n]*(?:\r?\n)?", re.IGNORECASE)
-_TAG = re.compile(r"</?[a-z][^<>]*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
-_ESCAPED_LINE_END = re.compile(r"(?:\\r)?\\n|_x000[dD]_")
 _LATE_BYTE = "[\u0080-\u00bf" + bytes(range(0x80, 0xC0)).decode("cp1252", "ignore") + "]"
 _MISREAD = re.compile(f"[\u00c2-\u00c5]{_LATE_BYTE}|[\u00e2\u00ef]{_LATE_BYTE}{{2}}")  # UTF-8 read as a Latin code page
 _QUOTED = re.compile("^(?:> ?)+", re.MULTILINE)  # the mark of a quoted line of a letter
@@ -30,21 +28,27 @@ _LETTERS = str.maketrans(
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
     | {"\N{LATIN SMALL LETTER DOTLESS I}": "i", "\N{IDEOGRAPHIC FULL STOP}": ". "}
 )
+# A soft hyphen shows at a line end alone.
+_SHOWN_HYPHEN = re.compile("\u00ad(?=[^\\S\n]*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])")
 # Combining accents, soft hyphens, zero-width characters, marks of direction and of variation.
 _INVISIBLE = re.compile("[\u0300-\u036f\u00ad\u034f\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]")
 _HALF = re.compile(r"[^\W\d_]-$")  # the first half of a word that a line end cuts
 _GAP_BEFORE_CAPITAL = re.compile(r"[^\S\n]{2,}(?=[A-Z][a-z])")  # separates points where quotation marks were removed
 _POINT = re.compile(r"\s*(?:[-*+\u2022\u00b7\u25aa\u25cf]|\(?\d{1,2}[.)])\s+(?=\S)")  # the mark of a point of a list
-_ANSWER = re.compile(r"(?:no|none|yes|negative)\b", re.IGNORECASE)  # a question mark before it ends no sentence
-# A stop before a space or a letter. Decimals have neither.
-_STOP = re.compile(r"[.!?;](?:\s+|(?=[^\W\d_]))|\s[\u2022\u00b7]\s")
+# A question mark before an answer ends no sentence.
+_ANSWER = re.compile(r"(?:no|none|nil|not|absent|yes|negative)\b", re.IGNORECASE)
+# A stop before a space, a letter or a separator of fields. Decimals have none of them. A separator between words.
+_STOP = re.compile(
+    r"[.!?;](?:\s*[~^|]+\s*|\s+)|(?:[.!;]|(?<=[^\s(])\?)(?=[^\W\d_])"
+    r"|\s[\u2022\u00b7|]\s|(?<=[^\W\d_])[~^|](?=[^\W\d_])"
+)
 
 
 def normalise_report(text: str) -> str:
     """A report as sentences in lower case, each with its stop, one space apart.
 
     Undoes Unicode's look-alikes (NFKC, accents, the Turkish dotted and dotless i, soft hyphens, zero-width characters,
-    ligatures), HTML, hyphenated line ends, wrapped lines, repeated spaces, and stops without a space after them. The
+    ligatures), markup, hyphenated line ends, wrapped lines, repeated spaces, and stops without a space after them. The
     points of a list become sentences. A normalised text stays as it is.
 
     >>> normalise_report("No mass.Pleural effu-\\nsion was<br/>NOT seen")
@@ -55,26 +59,18 @@ def normalise_report(text: str) -> str:
 
 def split_statements(text: str) -> list[str]:
     """The sentences of a report as `normalise_report` writes them."""
-    lines = _STOP.sub(_end_sentence, _resolve_lines(_fold(_strip_html(text)))).lower().split("\n")
+    lines = _STOP.sub(_end_sentence, _resolve_lines(_fold(strip_markup(text)))).lower().split("\n")
     sentences = (_strip_point(" ".join(line.split())).rstrip(" ;") for line in lines)
     return [sentence if sentence[-1] in ".!?" else f"{sentence}." for sentence in sentences if sentence]
-
-
-def _strip_html(text: str) -> str:
-    if "&" in text:
-        text = html.unescape(html.unescape(text))
-    return _TAG.sub("", _BLOCK_TAG.sub("\n", text)) if "<" in text else text
 
 
 def _fold(text: str) -> str:
     """Letters without accents and invisible characters, and one kind of line end."""
     if not text.isascii():
-        text = _MISREAD.sub(_decode_again, text)
+        text = _SHOWN_HYPHEN.sub("-", _MISREAD.sub(_decode_again, text))
     text = text.translate(_LETTERS)
     if not text.isascii():
         text = _INVISIBLE.sub("", unicodedata.normalize("NFKD", text)).translate(_LETTERS)
-    if "\\" in text or "_x000" in text:
-        text = _ESCAPED_LINE_END.sub("\n", text)
     text = _LINE_END.sub("\n", text)
     return _QUOTED.sub("", text) if ">" in text else text
 
@@ -139,8 +135,10 @@ def _has_sentence_case(text: str) -> bool:
 
 def _is_wrapped(last: str, first: str, room: float, has_capitals: bool) -> bool:
     """True if one sentence goes on over a line end: a word links its halves, or the line had no room for the next."""
-    if last.lower() in LINKS or first.lower() in LINKS or last.endswith(","):
+    if last.lower() in LINKS or last.endswith(","):
         return True
+    if first.lower() in LINKS:
+        return not (has_capitals and first[0].isupper())
     if has_capitals and first[0].isalpha() and not first.isupper():
         return first.islower()
     return len(first) >= room
@@ -155,7 +153,7 @@ def _end_sentence(match: re.Match[str]) -> str:
             return match[0][1:]
     if stop == "?" and _ANSWER.match(text, match.end()):
         return "? "
-    return f"{stop}\n"
+    return f"{stop}\n" if stop in ".!?;" else "\n"
 
 
 def _strip_point(line: str) -> str:

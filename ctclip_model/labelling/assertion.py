@@ -21,7 +21,8 @@ _CLASSES = {
     for word in words.split()
     for letter in "sz"
 }
-_WORD = re.compile(r"-free\b|[^\W\d_]+|(?:19|20)\d\d|[,:;=]|(?<=[ (])[-+](?![^\W_])")
+_WORD = re.compile(r"-free\b|[^\W\d_]+|(?:19|20)\d\d|(?<![\d.,])0(?= [a-z]{4})|[,:;=]|(?<=[ (])[-+](?![^\W_])")
+_QUERY = re.compile(r"(?<![^\s(])\?(?=[^\W\d_])")  # "?effusion" asks for it
 ADVERBS = "[aADeu]*"
 
 
@@ -74,7 +75,7 @@ class _Clause:
 
 def read_words(statement: str) -> list[tuple[str, bool]]:
     """The words of a statement in lower case, each with True if the statement asserts it. A known phrase is a word."""
-    words = _join_phrases(_WORD.findall(statement))
+    words = _join_phrases(_WORD.findall(_QUERY.sub("query ", statement)))
     denied = find_denied("".join(map(_classify, words)))
     return [(word, index not in denied) for index, word in enumerate(words)]
 
