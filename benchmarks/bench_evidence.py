@@ -2,8 +2,9 @@
 
 A lesion is the difference between a scan and the same scan without the abnormality. The share of positives whose
 strongest patch touches it stands beside chance (a random patch of the CT) and beside occlusion: the patch whose
-replacement by the mean of that place over all scans lowers the score most. `above usual` takes the parts less their
-mean at the same place over scans without the abnormality.
+replacement by the mean of that place over all scans lowers the score most. `its column` asks only that the lesion lies
+above or below the strongest patch. `above usual` takes the parts less their mean at the same place over scans without
+the abnormality.
 
 Usage: python benchmarks/bench_evidence.py hits [MODELS] [scans]   MODELS: the folder of models of a demonstration
        python benchmarks/bench_evidence.py cost [slices] [runs]    predict as published, with and without evidence
@@ -126,26 +127,43 @@ def print_hits(model: VolumeModel, phantoms: list[Phantom]) -> None:
     losses = [occlude(model, phantom, mean) for phantom in phantoms]
     duration_s, occlusion_s = between - started, time.perf_counter() - between
     print(f"\n{model.name}, {len(phantoms)} scans: evidence {duration_s:.1f} s, occlusion {occlusion_s:.1f} s")
-    print("| abnormality | positives | chance | evidence | above usual | occlusion |\n|---|---|---|---|---|---|")
+    print("| abnormality | positives | chance | evidence | its column | by chance | above usual | occlusion |")
+    print("|---|---|---|---|---|---|---|---|")
     rows = []
     for name in VISIBLE_ABNORMALITIES:
         index = ABNORMALITIES.index(name)
         usual = np.mean([part[index] for part, p in zip(parts, phantoms, strict=True) if name not in p.lesions], axis=0)
+        lesions = [phantom.lesions.get(name) for phantom in phantoms]
+        columns = [find_columns(lesion) for lesion in lesions]
         at = [number for number, p in enumerate(phantoms) if name in p.lesions and p.lesions[name].any()]
         if not at:
             continue
-        chance = np.mean([phantoms[n].lesions[name].sum() / phantoms[n].grid.inside.sum() for n in at])
-        ways = ((parts, 0.0), (parts, usual), (losses, 0.0))
-        shares = [np.mean([is_hit(maps[n][index] - less, phantoms[n], name) for n in at]) for maps, less in ways]
-        rows.append([chance, *shares])
+        chance, by_column = (
+            np.mean([(target[n] & phantoms[n].grid.inside).sum() / phantoms[n].grid.inside.sum() for n in at])
+            for target in (lesions, columns)
+        )
+        lesions, columns = (
+            [p.lesions.get(name) for p in phantoms],
+            [find_columns(p.lesions.get(name)) for p in phantoms],
+        )
+        ways = ((parts, 0.0, lesions), (parts, 0.0, columns), (parts, usual, lesions), (losses, 0.0, lesions))
+        shares = [
+            np.mean([is_hit(maps[n][index] - less, phantoms[n].grid.inside, targets[n]) for n in at])
+            for maps, less, targets in ways
+        ]
+        rows.append([chance, *shares[:2], by_column, *shares[2:]])
         print(f"| {name} | {len(at)} | " + " | ".join(f"{share:.0%}" for share in rows[-1]) + " |")
     print("| mean | | " + " | ".join(f"{share:.0%}" for share in np.mean(rows, axis=0)) + " |", flush=True)
 
 
-def is_hit(values: NDArray[np.float64], phantom: Phantom, name: str) -> bool:
-    """True if the largest value among patches of the CT touches the lesion."""
-    inside = np.where(phantom.grid.inside, values, -np.inf)
-    return bool(phantom.lesions[name].ravel()[inside.argmax()])
+def find_columns(lesion: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """All patches above or below those that a lesion touches."""
+    return None if lesion is None else np.broadcast_to(lesion.any(axis=0), lesion.shape)
+
+
+def is_hit(values: NDArray[np.float64], inside: NDArray[np.bool_], target: NDArray[np.bool_]) -> bool:
+    """True if the largest value among patches of the CT is in the target."""
+    return bool(target.ravel()[np.where(inside, values, -np.inf).argmax()])
 
 
 def measure_cost(slices: int = 300, runs: int = 3) -> None:
