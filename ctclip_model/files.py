@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
+import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +17,9 @@ from typing import BinaryIO
 
 # Answers of file systems that sync no folder, such as CIFS and some FUSE: their renames are atomic all the same.
 NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR}
+
+STANDARD_STREAMS = {"-": "/dev/fd/1", "/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}
+DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 
 
 def sha256_of(path: Path) -> str:
@@ -43,11 +49,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file for writing, which replaces `path` once it is complete and on the disk.
 
     After an error `path` stays as it was. A killed process leaves a hidden file that ends in `.tmp`. A symbolic link
-    stays, and the file that it names is replaced. A device or a pipe is written to as it is.
+    stays, and the file that it names is replaced. A device, a pipe or `-` gets the complete content at the end.
     """
-    if _is_stream(path):
-        with path.open("wb") as file:
-            yield file
+    if is_stream(path):
+        with tempfile.NamedTemporaryFile() as file:
+            yield file  # type: ignore[misc]
+            file.flush()
+            with open(file.name, "rb") as written, _open_stream(path) as stream:
+                shutil.copyfileobj(written, stream)
         return
     path = path.resolve() if path.is_symlink() else path
     temporary = _temporary_for(path)
@@ -86,10 +95,19 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_stream(path: Path) -> bool:
-    """True for devices and pipes, and for `/dev/stdout`, even where that is a regular file."""
+def is_stream(path: Path) -> bool:
+    """True for devices and pipes, for `-`, and for `/dev/stdout`, even where that is a regular file."""
     is_device = any(path.absolute().is_relative_to(folder) for folder in ("/dev", "/proc"))
-    return path.exists() and (is_device or not path.is_file()) and not path.is_dir()
+    return str(path) == "-" or (path.exists() and (is_device or not path.is_file()) and not path.is_dir())
+
+
+def _open_stream(path: Path) -> BinaryIO:
+    """Opens a stream for writing. A descriptor of this process is taken as it is: what it holds stays before."""
+    name = STANDARD_STREAMS.get(str(path), str(path))
+    if (found := DESCRIPTOR.fullmatch(name)) is None:
+        return path.open("wb")
+    sys.stdout.flush()
+    return os.fdopen(os.dup(int(found[1])), "wb")
 
 
 def _temporary_for(path: Path) -> Path:

@@ -9,6 +9,7 @@ import typer
 
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.files import is_stream
 from flows.display import console, print_json, print_plan, print_rows
 from flows.options import DataRoot, Device, Dtype, Json, Limit, Split, Volumes
 from tasks.settings import DATA_ROOT, STAGES
@@ -119,7 +120,9 @@ def export(
     table: Annotated[str, typer.Argument(help="Name of a table or view.")],
     data_root: DataRoot = DATA_ROOT,
     file_format: Annotated[Format, typer.Option("--format", help="Format of the file.")] = "parquet",
-    output: Annotated[Path | None, typer.Option(help="File to write. Default: ./TABLE.FORMAT.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write, or - for standard output. Default: ./TABLE.FORMAT.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Id of the model of the latents. Default: all models.")] = None,
     encoded_tokens: Annotated[
         bool, typer.Option("--encoded-tokens", help="Write the image encoder's tokens instead of latents.")
@@ -148,7 +151,7 @@ def export(
         )
     path = output or Path(f"{table}.{file_format}")
     count = export_table(data_root, table, path, file_format)
-    console.print(f"{count} rows in {path}")
+    _say_written(count, path)
 
 
 def _export_latents(
@@ -168,7 +171,7 @@ def _export_latents(
         raise ConfigurationError("latents are written as Parquet, and tokens as safetensors")
     if not encoded_tokens:
         path = output or Path("latents.parquet")
-        console.print(f"{export_latents(data_root, model, selection, path)} rows in {path}")
+        _say_written(export_latents(data_root, model, selection, path), path)
         return
     if model is None:
         raise ConfigurationError("--encoded-tokens needs a model: name it with --model")
@@ -176,6 +179,11 @@ def _export_latents(
     with showing_progress():
         made, kept = export_tokens(data_root, model, selection, folder, device, dtype)
     console.print(f"{made} files written in {folder}, {kept} were there")
+
+
+def _say_written(count_rows: int, path: Path) -> None:
+    """Says how many rows a file has: on stderr if the file is a stream, which holds them alone."""
+    typer.echo(f"{count_rows} rows in {path}", err=is_stream(path))
 
 
 def publish(
@@ -220,9 +228,9 @@ def restore(
 
 
 def verify(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
-    """Compare the checksums of records, shards and models. Exit code 1: something is damaged or lost.
+    """Compare the checksums of records, shards and models.
 
-    Every file is read. A damaged one has a line with the command that makes it again.
+    Every file is read. A damaged or lost one has a line with the command that makes it again, and the exit code is 1.
     """
     from dataclasses import asdict
 

@@ -185,6 +185,17 @@ def test_full_standard_output_is_an_error_of_one_line(data_root):
     assert "No space left" in line
 
 
-def test_tables_are_written_to_standard_output(data_root):
-    done = run_ctclip_process("export", "runs", "--output", "/dev/stdout", "--format", "csv", "--data-root", data_root)
-    assert done.stdout.startswith("run_id,")
+@pytest.mark.parametrize("output", ["-", "/dev/stdout"])
+def test_tables_are_written_to_standard_output_alone_and_whole(data_root, tmp_path, output):
+    arguments = ("export", "current_volumes", "--output", output, "--data-root", data_root, "--format")
+    done = run_ctclip_process(*arguments, "csv")
+    assert done.stdout.startswith("volume_name,")
+    assert done.stderr == f"2 rows in {output}\n"
+    command = [sys.executable, "-m", "flows", *map(str, arguments)]
+    file = tmp_path / "file"
+    for mode, file_format in (("wb", "csv"), ("ab", "csv"), ("wb", "parquet")):
+        with file.open(mode) as opened:
+            subprocess.run([*command, file_format], cwd=ROOT, stdout=opened, stderr=subprocess.PIPE, check=True)
+        if mode == "ab":
+            assert file.read_text() == 2 * done.stdout
+    assert pq.read_table(file).num_rows == 2

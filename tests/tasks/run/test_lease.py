@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from ctclip_model import lock_files
 from ctclip_model.errors import ConfigurationError, LeaseLostError
 from tasks.run import lease
 from tasks.run.lease import hold_lease
@@ -106,6 +107,11 @@ def test_lease_of_a_killed_process_is_taken_over_before_it_expires(tmp_path):
     assert not path.exists()
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    for module in (lease, lock_files):
+        monkeypatch.setattr(module, "time", clock)
+
+
 def another_boot(path: Path) -> None:
     path.write_text(re.sub(r"start=(\d+)", lambda match: f"start={int(match[1]) + (1 << 64)}", path.read_text()))
 
@@ -154,7 +160,7 @@ def lock_file_of_an_older_version(path: Path) -> None:
 def test_holder_that_nobody_can_look_for_loses_its_lease_when_it_expires(tmp_path, monkeypatch, change):
     change(kill_holder(tmp_path))
     clock = Clock()
-    monkeypatch.setattr(lease, "time", clock)
+    set_clock(monkeypatch, clock)
     with hold_lease(tmp_path, "convert", replace(LIMITS, lease_wait_s=0.0)) as held:
         assert held.has_waited
         assert LIMITS.lease_expiry_s <= clock.now_s < 2 * LIMITS.lease_expiry_s
@@ -170,7 +176,7 @@ def test_holder_elsewhere_keeps_its_lease_while_it_touches_the_file_whatever_its
     def touch():
         os.utime(path, (now := next(times), now))
 
-    monkeypatch.setattr(lease, "time", Clock(touch))
+    set_clock(monkeypatch, Clock(touch))
     with (
         pytest.raises(ConfigurationError, match="convert: gave up waiting for "),
         hold_lease(tmp_path, "convert", replace(LIMITS, lease_wait_s=10 * LIMITS.lease_expiry_s)),
