@@ -55,7 +55,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with tempfile.NamedTemporaryFile() as file:
             yield file  # type: ignore[misc]
             file.flush()
-            with open(file.name, "rb") as written, _open_stream(path) as stream:
+            with Path(file.name).open("rb") as written, _open_stream(path) as stream:
                 shutil.copyfileobj(written, stream)
         return
     path = path.resolve() if path.is_symlink() else path

@@ -36,10 +36,12 @@ class SturdyFlow(Flow[P, T]):
             if not outcome and not (FlowRunContext.get() and isinstance(error, LOST)):
                 raise
             if not outcome:  # a stage of a rebuild, which Prefect could not begin
+                if (interrupt := _find_interrupt(error)) is not None:
+                    raise interrupt from None
                 note_loss(error)
                 return self.fn(*args, **kwargs)
             (ended,) = outcome
-            if isinstance(ended, Exception):
+            if isinstance(ended, BaseException):
                 raise ended from None
             note_loss(error)
             return ended
@@ -61,7 +63,7 @@ def flow_taking(
         def run(*args: P.args, **kwargs: P.kwargs) -> Result:
             try:
                 result = function(options(*args, **kwargs))
-            except Exception as error:
+            except BaseException as error:  # Prefect may put its own error in the place of an interrupt
                 OUTCOME.get([]).append(error)
                 raise
             OUTCOME.get([]).append(result)
@@ -74,6 +76,14 @@ def flow_taking(
         return SturdyFlow(run, description=description, version=file_hash(inspect.getfile(function)), **settings)
 
     return decorate
+
+
+def _find_interrupt(error: BaseException) -> BaseException | None:
+    """The Ctrl-C or the end of the process during which an error of Prefect arose."""
+    found: BaseException | None = error
+    while isinstance(found, Exception):
+        found = found.__context__
+    return found
 
 
 def _list_parameters(signature: inspect.Signature) -> str:

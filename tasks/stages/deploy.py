@@ -94,16 +94,28 @@ def _create_pools(client: SyncPrefectClient, deployments: list[dict[str, Any]]) 
 
 
 def _create_automations(client: SyncPrefectClient, shipped: list[dict[str, Any]], former: Collection[str]) -> list[str]:
-    """Creates the automations that the server lacks, and makes those anew whose description is a `former` one."""
-    known = {}
-    for one in client.request("POST", "/automations/filter", json={}).json():
-        if one["description"] in former:
-            client.delete_automation(UUID(one["id"]))
-        else:
-            known[one["name"]] = one
-    created = []
+    """Creates the automations that the server lacks, and makes those of an earlier version anew.
+
+    An automation with a `former` description is of an earlier version. It stays if people have changed its time.
+    """
+    known = {one["name"]: one for one in _list_automations(client)}
+    done = []
     for automation in shipped:
-        if automation["name"] not in known:
+        name, found = automation["name"], known.get(automation["name"])
+        is_former = found is not None and found["description"] in former
+        if is_former and found["trigger"].get("within") != automation["trigger"]["within"]:
+            done.append(f"automation {name!r}: kept, of an earlier version. Delete it to get that of this one")
+        elif found is None or is_former:
             client.create_automation(AutomationCore.model_validate(automation))
-            created.append(f"automation {automation['name']!r}: new, {'on' if automation['enabled'] else 'off'}")
-    return created
+            done.append(f"automation {name!r}: new, {'on' if automation['enabled'] else 'off'}")
+            if found is not None:
+                client.delete_automation(UUID(found["id"]))
+    return done
+
+
+def _list_automations(client: SyncPrefectClient) -> list[dict[str, Any]]:
+    """All automations, which the server gives page by page."""
+    found: list[dict[str, Any]] = []
+    while page := client.request("POST", "/automations/filter", json={"offset": len(found)}).json():
+        found += page
+    return found

@@ -53,6 +53,7 @@ def _train_and_record_steps(run: StageRun, job: TrainingJob, launch: Launch) -> 
     with show_progress(run.stage, _count_samples_seen(job), "samples") as progress:
 
         def on_step(record: StepRecord) -> None:
+            run.check_lease()  # another run may train in the same folder by now
             steps.add(record)
             seen[record.phase] = record.samples
             progress.advance(sum(seen.values()) - progress.done, f"{record.phase}, loss {record.loss:.3f}")

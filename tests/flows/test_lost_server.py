@@ -38,6 +38,9 @@ def make(_):
     def work(name):
         if name == "bad":
             raise ValueError("a fault of its own")
+        if name == "interrupted":
+            print("begun", file=sys.stderr)
+            raise KeyboardInterrupt
         return {"stage": name}
 
     @flow_taking(Options, name="stage")
@@ -63,7 +66,7 @@ cli.main()
 RUN = "import runpy, sys; runpy.run_path(sys.argv[1])"
 
 
-@pytest.mark.parametrize(("second", "code"), [("second", 0), ("bad", 1)])
+@pytest.mark.parametrize(("second", "code"), [("second", 0), ("bad", 1), ("interrupted", 130)])
 def test_command_ends_as_without_prefect_and_says_so_in_one_line(tmp_path: Path, second: str, code: int):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -91,6 +94,10 @@ def test_command_ends_as_without_prefect_and_says_so_in_one_line(tmp_path: Path,
         server.kill()
         server.wait()
     assert command.returncode == code, errors
+    if second == "interrupted":
+        assert errors.count("begun") == 1  # and not once more as a stage that Prefect could not begin
+        assert "interrupted" in errors.splitlines()[-1]
+        return
     lost, *others = errors.splitlines()
     assert "Prefect was lost" in lost
     if code == 0:

@@ -57,12 +57,19 @@ def test_automation_of_an_earlier_version_is_made_anew_and_a_changed_one_stays(c
         "actions": [{"type": "run-deployment", "source": "inferred"}],
     }
     change_automation(client, again, former)
-    change_automation(client, silent, {"enabled": False})
-    assert [line for line in register() if line.startswith("automation")] == [f"automation {again!r}: new, on"]
+    (shorter,) = [one["trigger"] | {"within": 77} for one in list_automations(client) if one["name"] == silent]
+    change_automation(client, silent, {"enabled": False, "description": shipped["former"][0], "trigger": shorter})
+    other = {"name": "of another team", "description": shipped["former"][0], "enabled": False}
+    client.request("POST", "/automations/", json=shipped["automations"][2] | other)
+    assert [line for line in register() if line.startswith("automation")] == [
+        f"automation {silent!r}: kept, of an earlier version. Delete it to get that of this one",
+        f"automation {again!r}: new, on",
+    ]
+    assert "of another team" in [one["name"] for one in list_automations(client)]
     (made,) = [one for one in list_automations(client) if one["name"] == again]
     assert [action["type"] for action in made["actions"]] == ["change-flow-run-state"]
     (kept,) = [one for one in list_automations(client) if one["name"] == silent]
-    assert not kept["enabled"]
+    assert (kept["enabled"], kept["trigger"]["within"]) == (False, 77)
 
 
 def list_automations(client):
