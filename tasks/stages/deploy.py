@@ -102,14 +102,15 @@ def _create_automations(client: SyncPrefectClient, shipped: list[dict[str, Any]]
     done = []
     for automation in shipped:
         name, found = automation["name"], known.get(automation["name"])
-        is_former = found is not None and found["description"] in former
-        if is_former and found["trigger"].get("within") != automation["trigger"]["within"]:
+        if found is not None and found["description"] not in former:
+            continue
+        if found is not None and found["trigger"].get("within") != automation["trigger"]["within"]:
             done.append(f"automation {name!r}: kept, of an earlier version. Delete it to get that of this one")
-        elif found is None or is_former:
-            client.create_automation(AutomationCore.model_validate(automation))
-            done.append(f"automation {name!r}: new, {'on' if automation['enabled'] else 'off'}")
-            if found is not None:
-                client.delete_automation(UUID(found["id"]))
+            continue
+        client.create_automation(AutomationCore.model_validate(automation))
+        done.append(f"automation {name!r}: new, {'on' if automation['enabled'] else 'off'}")
+        if found is not None:
+            client.delete_automation(UUID(found["id"]))
     return done
 
 
