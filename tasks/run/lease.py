@@ -72,7 +72,8 @@ def hold_lease(data_root: Path, stage: str, limits: Limits = LIMITS) -> Iterator
 def is_held(data_root: Path, stage: str, expiry_s: float = LIMITS.lease_expiry_s) -> bool:
     """True if a live process holds the stage's lease. Writes nothing.
 
-    A holder on another machine counts as alive until its last heartbeat is `expiry_s` old by this machine's clock.
+    A holder on another machine counts as alive until its last heartbeat is `expiry_s` old by this machine's clock. A
+    heartbeat from further ahead tells nothing, so that the next one is waited for.
     """
     path = data_root / "locks" / f"{stage}.lease"
     owner = SoftFileLease(path).owner
@@ -80,9 +81,19 @@ def is_held(data_root: Path, stage: str, expiry_s: float = LIMITS.lease_expiry_s
         return _is_running_here(owner)
     for file in (path, path.with_suffix(".json")):
         with suppress(FileNotFoundError):
-            if time.time() - file.stat().st_mtime < expiry_s:
+            age_s = time.time() - file.stat().st_mtime
+            if -expiry_s < age_s < expiry_s or (age_s < 0 and _has_heartbeat(file)):
                 return True
     return False
+
+
+def _has_heartbeat(path: Path) -> bool:
+    """True if a lock file changes while two heartbeats are due."""
+    file = WatchedFile(path)
+    deadline = time.monotonic() + 2 * LIMITS.lease_heartbeat_s
+    while file.unchanged_s() is not None and not file.has_changed and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return file.has_changed
 
 
 def _acquire(claim: SoftFileLease, stage: str, limits: Limits) -> bool:

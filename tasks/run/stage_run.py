@@ -226,7 +226,7 @@ def code_version() -> str:
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10,
+            cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return metadata.version("ctclip-rebuild")

@@ -63,7 +63,8 @@ def describe_death(report: str) -> str:
 
 def main(data_root: str, stage: str, variant: str, run_id: str, first_line: str) -> None:
     """Prints and records the death of a run's process."""
-    death = describe_death(f"{first_line}\n{sys.stdin.read()}")
+    report = os.fsencode(f"{first_line}\n") + sys.stdin.buffer.read()
+    death = describe_death(report.decode("utf-8", "replace"))
     print(f"ctclip: {stage}: {death}. A rerun goes on from here", file=sys.stderr, flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # nobody who reads stderr waits for the rest
     from tasks.run.stage_run import record_death

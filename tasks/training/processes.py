@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+EVENTS = ("step", "result", "error")  # events of a worker: a library may log JSON of its own
 LAST_LINES = 3  # lines of a process that died, as its error quotes them
 
 
@@ -133,8 +134,9 @@ def _running(command: list[str]) -> Iterator[Iterator[dict[str, Any]]]:
     from ctclip_model.training.engine.sigterm import heeding_sigterm
 
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=end_with_parent
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+        preexec_fn=end_with_parent,
+    )  # fmt: skip
     try:
         with heeding_sigterm(then=process.terminate) as request:
             with _silence_ended(process) as alarm:
@@ -210,6 +212,6 @@ def _read_event(line: str) -> dict[str, Any] | None:
     """The event of a line. None: another output, or a line that two processes wrote at once."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and "event" in event else None
+    return event if isinstance(event, dict) and event.get("event") in EVENTS else None

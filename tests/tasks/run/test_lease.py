@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 from ctclip_model import lock_files
 from ctclip_model.errors import ConfigurationError, LeaseLostError
 from tasks.run import lease
-from tasks.run.lease import hold_lease
+from tasks.run.lease import hold_lease, is_held
 from tasks.run.stage_run import open_run
 from tasks.settings import LIMITS
 
@@ -28,7 +29,7 @@ NEVER_EXPIRES = replace(LIMITS, lease_expiry_s=3600.0, lease_heartbeat_s=0.05, l
 HOLD = """
 import sys, time
 from pathlib import Path
-from tasks.run.lease import hold_lease
+from tasks.run.lease import hold_lease, is_held
 from tasks.settings import Limits
 with hold_lease(Path(sys.argv[1]), "convert", Limits(lease_expiry_s=3600.0, lease_heartbeat_s=0.05)):
     print("held", flush=True)
@@ -246,3 +247,23 @@ def test_run_that_lost_its_lease_stops_before_it_writes(tmp_path):
             run.publish_if_due()
         run.count_done = 1
     assert sorted(tmp_path.glob("records/*/*")) == before
+
+
+@pytest.mark.parametrize(("ahead_s", "held"), [(-60, False), (-59, True), (59, True), (60, False), (8 * 3600, False)])
+@pytest.mark.parametrize("is_alive", [False, True])
+def test_a_heartbeat_from_ahead_counts_for_the_status_if_another_follows(
+    tmp_path, monkeypatch, ahead_s, held, is_alive
+):
+    path = kill_holder(tmp_path)
+    another_boot(path)
+    beats = itertools.count(1_000_000 + ahead_s)
+
+    def beat() -> None:
+        os.utime(path, (next(beats),) * 2)
+
+    beat()
+    clock = Clock(beat if is_alive else lambda: None)
+    clock.time = lambda: 1_000_000.0
+    monkeypatch.setattr(lease, "time", clock)
+    assert is_held(tmp_path, "convert", expiry_s=60.0) == (held or (is_alive and ahead_s > 0))
+    assert clock.now_s <= 2 * LIMITS.lease_heartbeat_s

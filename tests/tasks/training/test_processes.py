@@ -161,8 +161,12 @@ def steps_of(data_root: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "line", ["", "[1]", "NaN", "W1125 a warning", '{"event": "step"}{"event": "step"}', '{"a": 1}']
-)
+    "line",
+    [
+        "", "[1]", "NaN", "W1125 a warning", '{"event": "step"}{"event": "step"}', '{"a": 1}', "[" * 100_000,
+        '{"event": "loading weights", "level": "info"}', '{"event": ["step"]}',
+    ],
+)  # fmt: skip
 def test_line_that_is_no_event_is_other_output(line: str) -> None:
     assert processes._read_event(f"{line}\n") is None
     assert processes._read_event('{"event": "error", "loss": NaN}\n') is not None
@@ -238,6 +242,19 @@ def test_processes_that_hang_are_ended(monkeypatch: pytest.MonkeyPatch, tmp_path
         pytest.raises(WorkerDiedError, match="printed nothing for 1 s"),
         processes._running([sys.executable, "-c", code]) as lines,
     ):
+        list(lines)
+
+
+def test_bytes_that_are_no_utf8_in_the_output_harm_nothing() -> None:
+    code = """
+import sys
+sys.stdout.buffer.write(b'caf\\xe9 \\xff\\n{"event": "step", "step": 1}\\n')
+"""
+    with (
+        pytest.raises(WorkerDiedError, match=r"exit code 0 .caf\ufffd"),
+        processes._running([sys.executable, "-c", code]) as lines,
+    ):
+        assert next(lines) == {"event": "step", "step": 1}
         list(lines)
 
 
