@@ -1,7 +1,7 @@
 """Maps of a model's patches as NIfTI overlays on a CT's own voxel grid.
 
 A map is constant within a patch, so neighbouring planes are equal. Each distinct plane is compressed once, and its
-bytes are repeated in the gzip stream. An overlay of 300 slices of 512 x 512 takes some milliseconds.
+bytes are repeated in the gzip stream. An overlay of 300 slices of 512 x 512 voxels takes some hundredths of a second.
 """
 
 from __future__ import annotations
