@@ -3,7 +3,7 @@
 The scores of positives and negatives are normal, with equal spreads, with a wider one of positives, or with a share of
 positives that look like negatives. Scans of a patient share a part of their score, and mostly their label. The first
 table sets our interval of the AUROC beside others. The next ones have ours by size, AUROC and shape, every other
-metric, macro averages and paired differences.
+metric, macro averages, the calibration error of nearly pure bins, and paired differences.
 
 Usage: python benchmarks/bench_coverage.py [replicates]
 """
@@ -37,6 +37,16 @@ SIZES = [
     (239, 12, 1), (239, 16, 1), (240, 18, 3), (239, 60, 1), (60, 54, 1), (1564, 16, 1), (1564, 200, 2),
 ]  # fmt: skip
 OTHER_SIZES = [(60, 5, 1), (239, 5, 1), (239, 12, 1), (240, 20, 2), (239, 60, 1), (60, 54, 1), (1564, 60, 1)]
+# Scans, and bins of one probability each: probability, true rate and share of the scans.
+RARE = {
+    "too high, rare": (239, [(0.05, 0.01, 0.95), (0.9, 0.9, 0.05)]),
+    "too high, very rare": (100, [(0.05, 0.005, 0.95), (0.9, 0.9, 0.05)]),
+    "a little too high": (239, [(0.03, 0.01, 0.9), (0.9, 0.8, 0.1)]),
+    "0 and 1 alone": (100, [(0.0, 0.02, 0.8), (1.0, 0.98, 0.2)]),
+    "too sure": (239, [(0.01, 0.02, 0.9), (0.99, 0.95, 0.1)]),
+    "calibrated, rare": (239, [(0.01, 0.01, 0.4), (0.02, 0.02, 0.3), (0.04, 0.04, 0.2), (0.3, 0.3, 0.1)]),
+    "inverted": (60, [(0.0, 0.97, 0.5), (1.0, 0.03, 0.5)]),
+}
 PAIRS = [(0.75, 0.75), (0.95, 0.95), (0.9, 0.75)]
 
 Floats = NDArray[np.floating]
@@ -365,6 +375,31 @@ def compare_replicates(
     return [row for row in rows if row.metric == "auroc" and row.abnormality not in (metrics.MACRO, metrics.MICRO)]
 
 
+def print_calibration(count: int) -> None:
+    print(f"\nCalibration error where bins are nearly pure, {count} data sets: coverage (mean width)")
+    print_row(["scans", "probabilities", "true error", "mean estimate", "coverage"])
+    print_row(["---"] * 5)
+    for name, (scans, bins) in RARE.items():
+        probabilities, rates, shares = np.array(bins).T / [[1.0], [1.0], [sum(share for *_, share in bins)]]
+        truth, found = float(shares @ np.abs(probabilities - rates)), Coverage()
+        rows = score_replicates_of(scans, probabilities, rates, shares, count)
+        found.add(ends_of(rows), truth)
+        print_row([scans, name, f"{truth:.3f}", f"{np.mean([row.value for row in rows]):.3f}", found])
+
+
+def score_replicates_of(
+    scans: int, probabilities: Floats, rates: Floats, shares: Floats, count: int
+) -> list[metrics.MetricRow]:
+    """Rows of the calibration error of data sets (count) whose scans draw a bin each."""
+    rng = np.random.default_rng(1)
+    bins = rng.choice(len(shares), (scans, count), p=shares)
+    labels = (rng.random(bins.shape) < rates[bins]).astype(float)
+    names = [str(number) for number in range(count)]
+    one = metrics.Scored(names, labels, probabilities[bins], np.full(count, 0.5), "", list(range(scans)))
+    rows = metrics.score(one, CONFIG)
+    return [row for row in rows if row.metric == "calibration_error" and is_label(row) and row.ci_low is not None]
+
+
 def is_label(row: metrics.MetricRow) -> bool:
     return row.abnormality not in (metrics.MACRO, metrics.MICRO)
 
@@ -375,6 +410,7 @@ def main() -> None:
     print_methods([Setting(*sizes) for sizes in METHODS_AT], count // 2)
     print_aurocs([Setting(*sizes) for sizes in SIZES], count)
     print_others([Setting(*sizes) for sizes in OTHER_SIZES], count)
+    print_calibration(count)
     print_differences([Setting(*sizes) for sizes in OTHER_SIZES], count)
 
 

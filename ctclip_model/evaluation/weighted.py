@@ -150,9 +150,14 @@ def _sums(items: Items, weights: Weights, calibration_bins: int) -> Floats:
     )
 
 
+def bin_numbers(items: Items, bins: int) -> NDArray[np.int64]:
+    """The number of each item's bin of equal width."""
+    return np.minimum((items.probabilities * bins).astype(np.int64), bins - 1)
+
+
 def bin_gaps(items: Items, weights: Weights, bins: int) -> Floats:
     """Sums (R, bins) of probability minus label over the items of each bin of equal width, divided by all items."""
-    index = np.minimum((items.probabilities * bins).astype(np.int64), bins - 1)
+    index = bin_numbers(items, bins)
     by_patient = np.zeros((weights.shape[1], bins + 1))
     np.add.at(by_patient, (items.patients, index), items.probabilities - items.labels)
     np.add.at(by_patient[:, bins], items.patients, 1.0)

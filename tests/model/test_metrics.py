@@ -234,6 +234,22 @@ def test_interval_of_the_calibration_error_covers_and_its_estimate_has_little_bi
     assert bias < 0.03
 
 
+@pytest.mark.parametrize(
+    ("scans", "probabilities", "rates", "share"),
+    [(100, (0.05, 0.9), (0.005, 0.9), 0.05), (100, (0.0, 1.0), (0.02, 0.98), 0.2), (60, (0.0, 1.0), (0.97, 0.03), 0.5)],
+    ids=["few positives", "no errors by chance", "no truth by chance"],
+)
+def test_interval_of_the_calibration_error_covers_where_bins_are_pure(scans, probabilities, rates, share):
+    rng = np.random.default_rng(1)
+    is_high = (rng.random((scans, 150)) < share).astype(int)
+    labels = (rng.random(is_high.shape) < np.array(rates)[is_high]).astype(float)
+    names = [str(number) for number in range(150)]
+    scored = metrics.Scored(names, labels, np.array(probabilities)[is_high], np.full(150, 0.5), "", range(scans))
+    truth = float(np.abs(np.subtract(probabilities, rates)) @ [1 - share, share])
+    rows = [row for row in metrics.score(scored, CONFIG) if row.ci_low is not None]
+    assert cover(rows, "calibration_error", truth) >= 0.93
+
+
 def test_no_value_lies_outside_its_interval():
     rng = np.random.default_rng(0)
     for scans in (2, 3, 5, 12, 40):
