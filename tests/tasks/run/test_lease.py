@@ -264,6 +264,6 @@ def test_a_heartbeat_from_ahead_counts_for_the_status_if_another_follows(
     beat()
     clock = Clock(beat if is_alive else lambda: None)
     clock.time = lambda: 1_000_000.0
-    monkeypatch.setattr(lease, "time", clock)
+    set_clock(monkeypatch, clock)
     assert is_held(tmp_path, "convert", expiry_s=60.0) == (held or (is_alive and ahead_s > 0))
     assert clock.now_s <= 2 * LIMITS.lease_heartbeat_s
