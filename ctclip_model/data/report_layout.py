@@ -38,9 +38,10 @@ _POINT = re.compile(r"\s*(?:[-*+\u2022\u00b7\u25aa\u25cf]|\(?\d{1,2}[.)])\s+(?=\
 # A question mark before an answer ends no sentence.
 _ANSWER = re.compile(r"(?:no|none|nil|not|absent|yes|negative)\b", re.IGNORECASE)
 # A stop before a space, a letter or a separator of fields. Decimals have none of them. A separator between words.
+# The first set of characters makes the search fast.
 _STOP = re.compile(
-    r"[.!?;](?:\s*[~^|]+\s*|\s+)|(?:[.!;]|(?<=[^\s(])\?)(?=[^\W\d_])"
-    r"|\s[\u2022\u00b7|]\s|(?<=[^\W\d_])[~^|](?=[^\W\d_])"
+    r"[.!?;~^|\u2022\u00b7](?:(?<=[.!?;])(?:\s*[~^|]+\s*|\s+)|(?:(?<=[.!;])|(?<=[^\s(]\?)|(?<=[^\W\d_][~^|]))(?=[^\W\d_])"
+    r"|(?<=\s[\u2022\u00b7|])\s)"
 )
 
 

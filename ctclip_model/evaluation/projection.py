@@ -11,6 +11,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from ctclip_model.config import EvaluationConfig
+from ctclip_model.seeds import scikit_learn_seed
 
 COMPONENTS = 50  # principal components given to t-SNE, as by its authors
 MIN_ITEMS = 4  # fewest items that a plane can show
@@ -38,12 +39,12 @@ def project(latents: Floats, config: EvaluationConfig) -> NDArray[np.float64]:
     if scaled is None:
         return np.empty((0, 2))
     with threadpool_limits(1):  # more threads cost more in waits than they save, and change the sums
-        components = PCA(min(COMPONENTS, *scaled.shape), random_state=config.seed)
+        components = PCA(min(COMPONENTS, *scaled.shape), random_state=scikit_learn_seed(config.seed))
         plane = TSNE(
             perplexity=min(config.projection_perplexity, (len(scaled) - 1) / 3),
             max_iter=config.projection_steps,
             init="pca",
-            random_state=config.seed,
+            random_state=scikit_learn_seed(config.seed),
         ).fit_transform(components.fit_transform(scaled))
     return plane.astype(np.float64) if np.isfinite(plane).all() else np.empty((0, 2))
 

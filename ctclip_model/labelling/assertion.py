@@ -75,12 +75,16 @@ class _Clause:
 
 def read_words(statement: str) -> list[tuple[str, bool]]:
     """The words of a statement in lower case, each with True if the statement asserts it. A known phrase is a word."""
-    words = _join_phrases(_WORD.findall(_QUERY.sub("query ", statement)))
+    if "?" in statement:
+        statement = _QUERY.sub("query ", statement)
+    words = _join_phrases(_WORD.findall(statement))
     denied = find_denied("".join(map(_classify, words)))
     return [(word, index not in denied) for index, word in enumerate(words)]
 
 
 def _join_phrases(words: Sequence[str]) -> list[str]:
+    if _PHRASES.keys().isdisjoint(words):
+        return list(words)
     joined, place = [], 0
     while place < len(words):
         word, length = words[place], 1

@@ -36,6 +36,7 @@ from ctclip_model.labelling.terms import MENTION, report_terms, statement_terms
 from ctclip_model.models.model_card import describe_data, write_card
 from ctclip_model.models.model_folder import read_description
 from ctclip_model.models.weights import read_weights
+from ctclip_model.seeds import scikit_learn_seed
 
 KIND = "tfidf-labeller"
 # The ways to split a report into statements and to read their terms. A labeller reads by those it was trained with.
@@ -229,7 +230,8 @@ def _split(values: csr_matrix, groups: Sequence[str], config: TfidfConfig) -> li
     names, numbers = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
         raise ConfigurationError("a labeller needs at least two different reports: one to train on, one to check")
-    splits = GroupKFold(min(config.folds, len(names)), shuffle=True, random_state=config.seed)
+    seed = scikit_learn_seed(config.seed)
+    splits = GroupKFold(min(config.folds, len(names)), shuffle=True, random_state=seed)
     plain = np.arange(len(groups), values.shape[0])
     return [
         _Fold(rows := np.append(training, plain), held, values[rows], values[held])

@@ -27,8 +27,15 @@ NAME = re.compile(rf"(?P<prefix>(?:[^.]+\.)*?)(?:(?:trained_model\.)?{_CTCLIP}|{
 WRAPPER = re.compile(
     r"(?<=\.)(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.(?=.)"
 )
-AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|avg|averaged?|shadow)(?:[._]|\d*$)", re.IGNORECASE)
-OPTIMIZER = re.compile(r"(?:^|\.)(?:optim\w*|exp_avg(?:_sq)?|max_exp_avg_sq|momentum_buffer)(?:\.|$)", re.IGNORECASE)
+# Words of snake_case ("model_ema", "ema0.9999") and of camelCase ("modelEMA", "emaModel").
+AVERAGE = re.compile(
+    r"(?:^|[._])(?i:ema|swa|avg|averaged?|shadow|polyak|mean)(?:[._\d]|$|(?=[A-Z]))"
+    r"|(?<=[a-z])(?:EMA|SWA|Ema|Swa|Avg|Averaged?|Shadow|Polyak|Mean)(?![a-z])"
+)
+OPTIMIZER = re.compile(
+    r"(?:^|\.)(?:opt(?:im\w*|_\w+)?|(?:max_)?exp_avg(?:_sq)?|square_avg|acc_delta|momentum_buffer)(?:\.|$)",
+    re.IGNORECASE,
+)
 STRAY_SHARE = 0.1  # Share of the largest set of names. Fewer names under a prefix are no model.
 DEEPEST = 6  # levels of mappings that are looked into
 
@@ -40,12 +47,12 @@ def unwrap_weights(content: Any, path: object) -> tuple[dict[str, Tensor], str]:
     of the weights beside them, the weights are taken, with a warning. Optimizers, counters and texts are left out. A
     mapping of tensors without a name of our models stays as it is.
 
-    Raises `CheckpointError` for a content without tensors, and for several models in one file.
+    Raises `CheckpointError` for a content without tensors, for names in bytes, and for several models in one file.
     """
     if not isinstance(content, Mapping):
         what = f"a single tensor of shape {tuple(content.shape)}" if isinstance(content, Tensor) else _type(content)
         raise CheckpointError(f"{path}: is not a state dict, a mapping of names to tensors, but {what}")
-    tensors = {name: value for name, value in _flatten(content).items() if not OPTIMIZER.search(name)}
+    tensors = {name: value for name, value in _flatten(content, path).items() if not OPTIMIZER.search(name)}
     if not tensors:
         raise CheckpointError(
             f"{path}: is not a state dict, a mapping of names to tensors: it holds {_describe(content)}"
@@ -78,16 +85,18 @@ def _is_optimizer(content: Mapping[Any, Any]) -> bool:
     return "param_groups" in content
 
 
-def _flatten(content: Mapping[Any, Any], depth: int = 0) -> dict[str, Tensor]:
+def _flatten(content: Mapping[Any, Any], path: object, depth: int = 0) -> dict[str, Tensor]:
     """Tensors in nested mappings by dotted names, without those of optimizers."""
     tensors: dict[str, Tensor] = {}
     if depth > DEEPEST or _is_optimizer(content):
         return tensors
     for key, value in content.items():
+        if isinstance(key, bytes) and isinstance(value, Tensor | Mapping):
+            raise CheckpointError(f"{path}: the name {key!r} is bytes and no text: save the names decoded")
         if isinstance(value, Tensor):
             tensors[str(key)] = value
         elif isinstance(value, Mapping):
-            tensors |= {f"{key}.{name}": inside for name, inside in _flatten(value, depth + 1).items()}
+            tensors |= {f"{key}.{name}": inside for name, inside in _flatten(value, path, depth + 1).items()}
     return tensors
 
 

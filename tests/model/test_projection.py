@@ -67,6 +67,11 @@ def test_scale_of_the_latents_does_not_matter():
     assert project(latents() * 1024, CONFIG) == pytest.approx(project(latents(), CONFIG))
 
 
+def test_seeds_beyond_those_of_scikit_learn_are_taken():
+    large, small = (project(latents(), EvaluationConfig(projection_steps=250, seed=seed)) for seed in (2**32 + 5, 5))
+    assert np.array_equal(large, small)
+
+
 def test_items_are_drawn_once_each():
     drawn = draw_items(5000, CONFIG)
     assert len(set(drawn)) == len(drawn) == CONFIG.projection_items

@@ -78,6 +78,13 @@ WRAPPERS: dict[str, Callable[[Weights], Any]] = {
         **prefixed("online_model.", w), **prefixed("ema_model.", {key: v + 1 for key, v in w.items()}),
         "initted": torch.tensor(True), "step": torch.tensor(3),
     },
+    **{
+        f"an average under {name}": lambda w, name=name: {"model": w, name: {key: v + 1 for key, v in w.items()}}
+        for name in ("modelEMA", "emaModel", "ema0.9999", "polyak", "mean_model", "mean_teacher", "weights_avg", "EMA")
+    },
+    "an optimizer under opt": lambda w: {
+        "model": w, "opt": {"state": w}, "opt_state": w, "g": {key: {"square_avg": v} for key, v in w.items()},
+    },
     "only an average": lambda w: {"ema": w, "decay": 0.999},
 }  # fmt: skip
 
@@ -117,6 +124,13 @@ def test_an_average_that_is_left_out_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load_ctclip(saved(tmp_path / "weights.pt", {"model": weights, "model_ema": weights}), TINY)
     assert "the average of the weights (model_ema) is left out" in caplog.text
+
+
+@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"model": w}])
+def test_names_that_are_bytes_are_refused(tmp_path, wrap):
+    content = wrap({key.encode(): value for key, value in load_tiny_weights().items()})
+    with pytest.raises(CheckpointError, match=r"the name b'\w.*' is bytes and no text"):
+        load_ctclip(saved(tmp_path / "weights.pt", content), TINY)
 
 
 @pytest.mark.parametrize("keys", [("student", "teacher"), ("model", "grads"), ("ema", "swa")])
