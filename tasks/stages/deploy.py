@@ -77,7 +77,7 @@ def _run_prefect(folder: Path, configuration: Mapping[str, Any]) -> None:
         file.write_text(yaml.safe_dump(dict(configuration)), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)],
-            cwd=folder, capture_output=True, text=True, check=False,
+            cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False,
         )  # fmt: skip
     if done.returncode != 0:
         raise PrefectError(f"prefect deploy failed: {' '.join((done.stdout + done.stderr).split())[-500:]}")
