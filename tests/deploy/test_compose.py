@@ -76,6 +76,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+@pytest.mark.orchestration
 @pytest.mark.usefixtures("prefect_server")
 def test_worker_becomes_healthy_and_ends_on_request(tmp_path):
     """The command and the health check of the worker `rebuild`, at this machine's server and another port."""

@@ -59,6 +59,7 @@ def test_job_without_a_data_root_says_so(script, tmp_path):
     assert "CTCLIP_DATA_ROOT: export the data root" in done.stderr
 
 
+@pytest.mark.orchestration
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.timeout(600)
 def test_conversion_over_slurm_makes_shards(few_phantoms, tmp_path):
@@ -74,6 +75,7 @@ def test_conversion_over_slurm_makes_shards(few_phantoms, tmp_path):
     assert "Registered to:" in done.stderr  # a worker of the script's own cluster
 
 
+@pytest.mark.orchestration
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.timeout(600)
 def test_gpu_worker_over_slurm_serves_its_pool_until_sigterm(tmp_path):

@@ -25,6 +25,7 @@ def register() -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.orchestration
 def test_second_deploy_creates_nothing_and_keeps_what_people_set(client):
     register()
     ingest = client.read_deployment_by_name("ingest/ingest")
@@ -47,6 +48,7 @@ def test_second_deploy_creates_nothing_and_keeps_what_people_set(client):
     )
 
 
+@pytest.mark.orchestration
 def test_automation_of_an_earlier_version_is_made_anew_and_a_changed_one_stays(client):
     register()
     shipped = yaml.safe_load((ROOT / "automations.yaml").read_text())

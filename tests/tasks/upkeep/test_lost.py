@@ -272,6 +272,7 @@ def test_each_folder_of_shards_is_listed_once_and_no_shard_is_looked_at(data_roo
     assert listed == [data_root / "shards/recipe"]
 
 
+@pytest.mark.slow
 @needs_prefect
 @pytest.mark.parametrize("gone", ["", "model.safetensors", "config.json"])
 def test_a_lost_labeller_is_trained_again(data_root, gone):
