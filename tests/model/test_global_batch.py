@@ -179,6 +179,7 @@ def assert_same(found: tuple[list[float], dict], expected: tuple[list[float], di
         )
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     found = learn_on_two(tmp_path, list(USUAL))
     for training, whole in {"copies": learn(), "vocabfine": fine_tune()}.items():

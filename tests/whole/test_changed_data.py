@@ -18,6 +18,7 @@ from warehouse.store import query
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 
 
+@pytest.mark.slow
 def test_second_rebuild_does_nothing(data_root, phantoms):
     before = query(data_root, "select count(*) from runs")
     assert count_done(rebuild_all(data_root, phantoms)) == {}
@@ -134,6 +135,7 @@ def test_withdrawn_volume_leaves_the_evaluation(data_root, source):
     ]
 
 
+@pytest.mark.slow
 def test_tfidf_labeller_is_trained_where_there_is_none_and_kept_until_another_is(data_root, source, tmp_path):
     from flows.ingest import ingest
     from flows.label import label
