@@ -13,7 +13,7 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.stages import PIPELINE
 from tasks.plan.wanted import StageOptions, Wanted, find_wanted, name_variant
 from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, get_parts
-from tasks.run.lost import find_lost_volumes, is_there, require_mount
+from tasks.run.lost import find_lost_volumes, is_there
 from tasks.settings import STAGES
 from tasks.upkeep.queries import list_stale_models
 from warehouse import store
@@ -72,13 +72,12 @@ def explain_plan(
     for variant in variants:
         try:
             wanted = find_wanted(data_root, stage, variant, options)
-            if stage == "convert":
-                require_mount(data_root, variant)
+            pending = _explain_pending(data_root, stage, variant, wanted)
         except MissingInputError as error:
             notes.append(str(error))
-            wanted = {}
+            wanted, pending = {}, {}
         count += len(wanted)
-        for item, reason in _explain_pending(data_root, stage, variant, wanted).items():
+        for item, reason in pending.items():
             reasons[reason.summary] += 1
             items.append({"variant": variant, "item": item, "why": str(reason)})
         if PIPELINE[stage].trains:

@@ -43,15 +43,19 @@ def find_lost_volumes(
     """Finds the converted volumes of a recipe whose shards are gone, as {volume: shard}.
 
     `wanted` are present volumes as {volume: fingerprint}. A shard of another fingerprint does not matter. A volume
-    that was rejected for good since is left out, except `with_rejects`.
+    that was rejected for good since is left out, except `with_rejects`. Raises `MissingInputError` if every shard of
+    the recipe is gone, as below the empty mount point of `shards/`.
     """
-    shards = {
+    rows = _read_rows(data_root, recipe_id)
+    paths = {row.path for row in rows}
+    lost = find_lost_shards(data_root, paths)
+    if paths and lost == paths:
+        raise MissingInputError(_describe_unmounted(data_root, recipe_id, len(paths)))
+    return {
         row.volume_name: row.path
-        for row in _read_rows(data_root, recipe_id)
-        if wanted.get(row.volume_name) == row.fingerprint and (with_rejects or not row.is_rejected)
+        for row in rows
+        if row.path in lost and wanted.get(row.volume_name) == row.fingerprint and (with_rejects or not row.is_rejected)
     }
-    lost = find_lost_shards(data_root, shards.values())
-    return {volume: path for volume, path in shards.items() if path in lost}
 
 
 def find_all_lost_volumes(data_root: Path) -> set[str]:
@@ -59,13 +63,6 @@ def find_all_lost_volumes(data_root: Path) -> set[str]:
     rows = [row for row in _read_rows(data_root) if row.is_wanted]
     lost = find_lost_shards(data_root, (row.path for row in rows))
     return {row.volume_name for row in rows if row.path in lost}
-
-
-def require_mount(data_root: Path, recipe_id: str) -> None:
-    """Raises `MissingInputError` if every shard of a recipe is gone, as below the empty mount point of `shards/`."""
-    paths = {row.path for row in _read_rows(data_root, recipe_id)}
-    if paths and find_lost_shards(data_root, paths) == paths:
-        raise MissingInputError(_describe_unmounted(data_root, recipe_id, len(paths)))
 
 
 def require_shards(data_root: Path, shard_paths: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.slabs import Encoding
-from tasks.run.lost import find_lost_volumes, require_mount
+from tasks.run.lost import find_lost_volumes
 from tasks.run.pending import plan_items
 from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
@@ -32,11 +32,11 @@ def plan_conversion(
 
     Raises `MissingInputError` if every shard of the recipe is gone, except with `force`.
     """
-    if not force:
-        require_mount(run.data_root, recipe.recipe_id)
     volumes = read_volumes(run.data_root, recipe, source)
     wanted = {name: volume.fingerprint for name, volume in volumes.items()}
-    lost = find_lost_volumes(run.data_root, recipe.recipe_id, wanted, with_rejects=retry_rejects)
+    lost = {}
+    if not force:  # which makes everything again
+        lost = find_lost_volumes(run.data_root, recipe.recipe_id, wanted, with_rejects=retry_rejects)
     if lost:
         get_run_logger().warning("%d volumes lost their shards, such as %s", len(lost), min(lost.values()))
     pending = plan_items(

@@ -6,7 +6,6 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Recipe
-from tasks.run.lost import require_mount
 from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
 from tasks.stages.hub_token import load_hub_token
@@ -23,8 +22,6 @@ def plan_downloads(
 
     Raises `MissingInputError` if every shard of the recipe is gone, except with `force`.
     """
-    if not force:
-        require_mount(run.data_root, recipe.recipe_id)
     volumes = list_unconverted(run, recipe, read_volumes(run.data_root, recipe, source), force)
     return choose_fitting(run, [volumes[name] for name in selection.choose(volumes)], downloads)
 

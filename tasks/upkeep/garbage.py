@@ -61,8 +61,9 @@ def collect_garbage(
         found = list(_find_garbage(data_root, keep_raw))
         if delete:
             _delete(data_root, found)
-        lost = find_lost_shards(data_root, (shard.shard_path for shard in find_thin(data_root)))
-        thin, count = [shard for shard in find_thin(data_root) if shard.shard_path not in lost], 0
+        found_thin = find_thin(data_root)
+        lost = find_lost_shards(data_root, (shard.shard_path for shard in found_thin))
+        thin, count = [shard for shard in found_thin if shard.shard_path not in lost], 0
         mostly_dead = [shard for shard in thin if shard.dead_share >= LIMITS.compacted_share]
         if compact_shards and mostly_dead:
             with open_run(data_root, "gc", limits=without_waiting) as run:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 
 from ctclip_model.config import Recipe
-from tasks.run.lost import find_lost_shards
+from tasks.run.lost import find_lost_volumes
 from tasks.run.progress import show_progress
 from tasks.run.stage_run import StageRun
 from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes, list_raw_files
@@ -17,13 +17,19 @@ from warehouse import store
 def list_unconverted(
     run: StageRun, recipe: Recipe, volumes: Mapping[str, VolumeFile], force: bool
 ) -> dict[str, VolumeFile]:
-    """Volumes of the Hub without a shard of the recipe, or whose shard is lost. With `force`, all of the Hub."""
-    sql = "select volume_name, fingerprint, shard_path from current_shard_volumes where recipe_id = ?"
-    rows = [] if force else store.query(run.data_root, sql, [recipe.recipe_id])
-    lost = find_lost_shards(run.data_root, (path for _, _, path in rows))
-    converted = {name: fingerprint for name, fingerprint, path in rows if path not in lost}
+    """Volumes of the Hub without a shard of the recipe, or whose shard is lost. With `force`, all of the Hub.
+
+    Raises `MissingInputError` if every shard of the recipe is gone, except with `force`.
+    """
+    of_hub = {name: volume for name, volume in volumes.items() if volume.origin}
+    if force:
+        return of_hub
+    sql = "select volume_name, fingerprint from current_shard_volumes where recipe_id = ? and shard_path is not null"
+    converted = dict(store.query(run.data_root, sql, [recipe.recipe_id]))
+    wanted = {name: volume.fingerprint for name, volume in of_hub.items()}
+    lost = find_lost_volumes(run.data_root, recipe.recipe_id, wanted, with_rejects=True)
     return {
-        name: volume for name, volume in volumes.items() if volume.origin and converted.get(name) != volume.fingerprint
+        name: volume for name, volume in of_hub.items() if name in lost or converted.get(name) != volume.fingerprint
     }
 
 
