@@ -40,9 +40,8 @@ def calibration_error(items: Items, jackknife: Jackknife, config: EvaluationConf
     (middle,) = _find_errors(gaps, plain, (0.5,), config)
     widened = _widen(gaps, items, config.calibration_bins)
     low, high = _find_errors(widened, plain, (1 - tail, tail), config)
-    error = np.sqrt(
-        ((widened.deviations @ np.where(gaps.value < 0, -1, 1)) ** 2).sum()
-    )  # standard error of a sum of known signs
+    signs = np.where(gaps.value < 0, -1, 1)
+    error = np.sqrt(((widened.deviations @ signs) ** 2).sum())  # standard error of a sum of known signs
     reach = float(student.ppf(1 - tail, max(fewest - 1, 1)) * error)
     return middle, max(0.0, min(low, middle - reach)), min(1.0, max(high, middle, plain + reach))
 

@@ -34,8 +34,8 @@ def plan_conversion(
     """
     volumes = read_volumes(run.data_root, recipe, source)
     wanted = {name: volume.fingerprint for name, volume in volumes.items()}
-    lost = {}
-    if not force:  # which makes everything again
+    lost: dict[str, str] = {}
+    if not force:
         lost = find_lost_volumes(run.data_root, recipe.recipe_id, wanted, with_rejects=retry_rejects)
     if lost:
         get_run_logger().warning("%d volumes lost their shards, such as %s", len(lost), min(lost.values()))

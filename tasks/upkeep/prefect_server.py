@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
+
 from tasks.run.deadline import run_with_deadline
 from tasks.upkeep.prefect_home import expand, find_database_fault, find_home, find_home_fault
 from tasks.upkeep.protocols import LONGEST_READ, describe_page, identify
@@ -83,12 +85,11 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 
 def _read_dotenv() -> dict[str, str]:
+    """Settings of `.env` in the working folder, by Prefect's own reader of it."""
     try:
-        lines = Path(".env").read_text(encoding="utf-8").splitlines()
+        return {name: value for name, value in dotenv_values(".env").items() if value}
     except (OSError, ValueError):
         return {}
-    pairs = (line.removeprefix("export ").partition("=") for line in lines if not line.lstrip().startswith("#"))
-    return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}
 
 
 def list_next_runs() -> list[tuple[str, datetime]]:
