@@ -61,7 +61,6 @@ def test_job_without_a_data_root_says_so(script, tmp_path):
 
 @pytest.mark.orchestration
 @pytest.mark.usefixtures("prefect_server")
-@pytest.mark.timeout(600)
 def test_conversion_over_slurm_makes_shards(few_phantoms, tmp_path):
     data_root = tmp_path / "data"
     assert run_ctclip("ingest", "--data-root", data_root, "--source", few_phantoms).returncode == 0
@@ -77,7 +76,6 @@ def test_conversion_over_slurm_makes_shards(few_phantoms, tmp_path):
 
 @pytest.mark.orchestration
 @pytest.mark.usefixtures("prefect_server")
-@pytest.mark.timeout(600)
 def test_gpu_worker_over_slurm_serves_its_pool_until_sigterm(tmp_path):
     environment = slurm_environment(tmp_path, CTCLIP_DATA_ROOT=str(tmp_path), SLURM_JOB_ID=str(os.getpid()))
     command = [*HEEDING_SIGINT, "bash", str(SLURM / "gpu_worker.sbatch")]

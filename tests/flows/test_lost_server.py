@@ -13,7 +13,7 @@ import pytest
 from support.command_line import TERMINAL
 from support.processes import start_python, wait_for
 
-pytestmark = [pytest.mark.orchestration, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.orchestration
 
 # Two stages of a rebuild, between which the command waits for a line of its input.
 REBUILD = """

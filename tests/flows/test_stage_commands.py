@@ -13,7 +13,7 @@ from flows.options import OPTIONS
 from flows.results import show_results
 from warehouse.store import query
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 SMOKE = ["--preset", "smoke"]
 # Arguments of each command, in the order of the work, and the least number of items that it has to make.

@@ -291,7 +291,6 @@ def test_killed_at_twenty_moments_the_curve_is_the_same_to_the_bit(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_run_of_four_processes_continues_with_two_and_one(tmp_path: Path) -> None:
     preset = short_preset(
         samples=8 * 12, text_learning_rate=0.0, steps_per_checkpoint=1

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
 from filelock import FileLock
+
+from support.processes import start_python, wait_for
+
+SERVE = "import sys; from support.prefect_server import serve; serve(sys.argv[1])"
+SERVERS: list[subprocess.Popen[str]] = []  # kept, because each ends by itself after this process
 
 
 def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
@@ -25,25 +31,33 @@ def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def serve_prefect(shared: Path) -> Iterator[None]:
-    """Prefect's own test server. The process that asks first starts it, and stops it after the others have left."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
+    """Prefect's own test server, in a process of its own that ends after the last test process has left it.
 
-    address, start = shared / "prefect.url", FileLock(shared / "prefect.lock")
+    So none of them waits for another, which on a slow machine is longer than a test may take.
+    """
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     with (shared / "prefect.users").open("a") as users:
-        start.acquire()
-        if address.exists():
+        with FileLock(shared / "prefect.lock"):
             fcntl.flock(users, fcntl.LOCK_SH)
-            start.release()
-            url = address.read_text()
-            with temporary_settings({PREFECT_API_URL: url}), patch.dict(os.environ, {"PREFECT_API_URL": url}):
-                yield
-            return
-        with prefect_test_harness(server_startup_timeout=120):
-            address.write_text(url := PREFECT_API_URL.value())
-            start.release()
-            with patch.dict(os.environ, {"PREFECT_API_URL": url}):  # for commands, which ask before they import Prefect
-                yield
-            with start:
-                address.unlink()
-                fcntl.flock(users, fcntl.LOCK_EX)  # waits for the others
+            url = read_address(shared) or start_server(shared)
+        # The variable is for commands, which ask before they import Prefect.
+        with temporary_settings({PREFECT_API_URL: url}), patch.dict(os.environ, {"PREFECT_API_URL": url}):
+            yield
+
+
+def read_address(shared: Path) -> str:
+    """The running server's URL, or an empty text."""
+    address = shared / "prefect.url"
+    return address.read_text() if address.exists() else ""
+
+
+def start_server(shared: Path) -> str:
+    """Starts the server and returns its URL. Raises `AssertionError` with the end of its log."""
+    with (shared / "prefect.log").open("ab") as log:
+        own = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+        server = start_python(SERVE, shared, **own)
+    SERVERS.append(server)
+    wait_for(lambda: read_address(shared) or server.poll() is not None, timeout_s=200)
+    assert read_address(shared), (shared / "prefect.log").read_text()[-2000:]
+    return read_address(shared)

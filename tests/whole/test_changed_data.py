@@ -15,7 +15,7 @@ from ctclip_model.device import Precision
 from tasks.sources.tables import LABELS
 from warehouse.store import query
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.mark.slow

@@ -13,8 +13,6 @@ from support.paths import ROOT
 
 from warehouse import store
 
-pytestmark = pytest.mark.timeout(900)
-
 DOCS = ROOT / "docs"
 HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
 LONG = ("rerun_stage", "train")  # pages that run several stages

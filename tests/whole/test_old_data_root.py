@@ -94,7 +94,6 @@ def test_publish_from_scratch_gives_the_same_rows(data_root):
     assert {name: after[name] for name in before} == before
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("prefect_server")
 def test_rebuild_repeats_raised_versions_alone(data_root, phantoms):
     from flows.ingest import ingest

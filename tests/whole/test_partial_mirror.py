@@ -14,7 +14,7 @@ from support.rebuilds import find_labeller
 from tasks.models.import_model import ImportOptions, import_model
 from warehouse.store import query
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 SMOKE = ("--preset", "smoke")
 MISSING = "the train split is missing: the ingested {} are of valid ({}) alone"

@@ -23,7 +23,7 @@ from tasks.settings import STAGES
 from warehouse import store
 from warehouse.store import query
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 def test_rebuild_fills_the_warehouse(built):

@@ -188,7 +188,6 @@ def test_token_of_a_prefect_secret_opens_the_hub_and_is_recorded_nowhere(reposit
 
 
 @pytest.mark.usefixtures("prefect_server")
-@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_rebuild_from_the_hub_runs_end_to_end(repository, tmp_path):
     from flows.rebuild import rebuild

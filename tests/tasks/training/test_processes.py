@@ -204,7 +204,6 @@ def short(request: pytest.FixtureRequest) -> Iterator[Preset]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("prefect_server", "short")
 def test_flow_tries_again_and_records_validations(tmp_path: Path) -> None:
     from flows.convert import convert

@@ -10,7 +10,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from support.command_line import run_ctclip
 from support.paths import ROOT
 
-pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
 @pytest.fixture
