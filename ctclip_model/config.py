@@ -90,6 +90,7 @@ FOLDER_WEIGHTS = (
     RADBERT_WEIGHTS, "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )  # fmt: skip
+DECISIONS_FILE = "decisions.json"  # file of a model folder that an evaluation leaves
 RADBERT_BASE = "zzxslp/RadBERT-RoBERTa-4m"  # Hub repository with the published labeller's tokenizer
 
 

@@ -1,6 +1,6 @@
 """Evaluate a model from its latents: predictions, metrics, retrieval, curves and comparisons with earlier models.
 
-The published protocol is scored beside the model's own.
+The published protocol is scored beside the model's own. Thresholds and calibration stay in the model's folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from flows.options import EvaluateOptions
 from tasks.models.find import find_model
 from tasks.run.publish import publish_leftovers
 from tasks.settings import LIMITS
-from tasks.stages.evaluate import compare_models, evaluate_model, plan_comparisons, plan_evaluation
+from tasks.stages.evaluate import compare_models, evaluate_model, leave_with_model, plan_comparisons, plan_evaluation
 from tasks.stages.stage import stage_run
 
 
@@ -23,6 +23,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     with stage_run(options.data_root, "evaluate", model.model_id) as run:
         for evaluation in plan_evaluation(run, model, options.split, options.unit, options.force):
             evaluate_model(run, model, evaluation)
+        leave_with_model(run, model)
         for comparison in plan_comparisons(run, model, options.force):
             compare_models(run, model, comparison)
     return run.summary()

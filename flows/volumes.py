@@ -20,15 +20,37 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.orientation import HEADER, turn_to_lps
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, VolumeError
+from ctclip_model.evaluation.decisions import Decisions
 from ctclip_model.evaluation.evidence_files import prepare_folder
-from ctclip_model.evaluation.predict import EmbeddedVolume, Volume, VolumeModel, list_volumes, open_model
+from ctclip_model.evaluation.predict import (
+    EmbeddedVolume,
+    PredictedVolume,
+    Volume,
+    VolumeModel,
+    list_volumes,
+    open_model,
+)
 from ctclip_model.files import whole_file
 from ctclip_model.models.find_model import find_model
 from flows.display import console, print_json
+from flows.prediction_rows import (
+    csv_cells,
+    csv_columns,
+    csv_line,
+    describe_prediction,
+    describe_rules,
+    describe_volume,
+    printable,
+    score_words,
+)
 
 BAR_WIDTH = 24  # columns
 FORMATS = (".parquet", ".npz")
 SHOWN_VALUES = 4  # printed values of a latent
+NOT_EVALUATED = "the model has no evaluation: `ctclip evaluate` leaves thresholds with it"
+RESEARCH_ONLY = "research use only: this is not a medical device"
+FEW = "* fewer than 5 counted patients have it, or lack it"
+NO_RULE = "+ no threshold, too few patients: the value is an uncalibrated score"
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,8 @@ class Request:
     model: str | None
     device: str
     dtype: Precision
-    as_json: bool
+    as_json: bool = False
+    as_csv: bool = False
     orientation: str = HEADER
     show_ids: bool = False
 
@@ -82,29 +105,32 @@ class Session:
 
 
 def predict(request: Request, tokenizer: Path | None, evidence: Path | None = None) -> int:
-    """Prints the probability of each abnormality in each volume as it comes. Returns the number of failed files.
+    """Prints the abnormalities of each volume as it comes. Returns the number of failed files.
 
     Writes evidence into the folder `evidence`, if it is given.
     """
     if evidence is not None:
         prepare_folder(evidence)
     session = Session.start(request, with_text=True, tokenizer=tokenizer)
-    rows = []
-    if not request.as_json:
+    decisions, printed = session.model.decisions, []
+    if request.as_csv:
+        sys.stdout.write(csv_line(csv_columns()))
+    elif not request.as_json:
         console.print(Text(f"model  {session.describe()}"))
+        _print_cohort(session.model)
     for volume in session.model.predict(
         session.files, orientation=request.orientation, on_error=session.record_failure, evidence=evidence
     ):
-        shown = volume.evidence
-        if not request.as_json:
-            _print_volume(volume)
-            _print_probabilities(volume.probabilities, in_columns=len(session.files) > 1)
-            if shown:
-                console.print(Text(f"evidence {printable(shown.folder)}"), soft_wrap=True)
-        facts = _facts(volume) | {"probabilities": volume.by_abnormality}
-        rows.append(facts | ({"evidence": shown.as_json()} if shown else {}))
+        row = describe_prediction(volume)
+        if request.as_csv:
+            sys.stdout.write(csv_line(csv_cells(row)))
+            sys.stdout.flush()
+        elif request.as_json:
+            printed.append(row)
+        else:
+            _print_prediction(volume, decisions, in_columns=len(session.files) > 1)
     if request.as_json:
-        print_json(session.as_json(rows))
+        print_json(session.as_json(printed) | describe_rules(session.model))
     return len(session.failed)
 
 
@@ -125,7 +151,9 @@ def embed_volume(request: Request, output: Path | None) -> int:
     if output is not None and volumes:
         write_latents(output, session.model.name, volumes)
     if request.as_json:
-        print_json(session.as_json([_facts(volume) | {"latent": volume.latent.tolist()} for volume in volumes]))
+        print_json(
+            session.as_json([describe_volume(volume) | {"latent": volume.latent.tolist()} for volume in volumes])
+        )
     elif output is None:
         console.print("\n--output FILE.parquet (or .npz) writes complete latents, --json prints them.")
     elif volumes:
@@ -150,28 +178,11 @@ def write_latents(path: Path, model: str, volumes: Sequence[EmbeddedVolume]) -> 
         pq.write_table(pa.table(columns), file, compression="zstd")
 
 
-def printable(path: Path | str) -> str:
-    """Path or text in printable characters. Others are escaped: a line feed is `\\n`."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(path)
-    )
-
-
 def _check_output(output: Path) -> None:
     if output.suffix not in FORMATS:
         raise ConfigurationError(f"--output {output}: latents are written as {' or '.join(FORMATS)}")
     if not output.parent.is_dir() or output.is_dir():
         raise ConfigurationError(f"--output {output}: is a folder, or its folder does not exist")
-
-
-def _facts(volume: EmbeddedVolume) -> dict[str, Any]:
-    facts = {
-        "file": str(volume.path),
-        "spacing_mm": list(volume.spacing_mm),
-        "orientation": volume.turn,
-        "doubts": volume.doubts,
-    }
-    return facts | ({"ids": dict(volume.ids)} if volume.ids else {})
 
 
 def _print_volume(volume: EmbeddedVolume) -> None:
@@ -183,6 +194,46 @@ def _print_volume(volume: EmbeddedVolume) -> None:
         console.print(Text(f"{keyword}  {printable(value)}"), soft_wrap=True)
     for doubt in volume.doubts:
         console.print(Text(f"note     {doubt}", style="yellow"), soft_wrap=True)
+
+
+def _print_cohort(model: VolumeModel) -> None:
+    """Prints the cohort of the decisions, or that there are none."""
+    lines = [f"probabilities are {score_words(model)}", NOT_EVALUATED]
+    if model.decisions is not None:
+        lines = ["calibrated, with sensitivity and specificity on", *map(printable, model.decisions.cohort.lines)]
+    for line in [*lines, RESEARCH_ONLY]:
+        console.print(Text(f"       {line}", style="dim"), soft_wrap=True)
+
+
+def _print_prediction(volume: PredictedVolume, decisions: Decisions | None, *, in_columns: bool) -> None:
+    _print_volume(volume)
+    if decisions is None:
+        _print_probabilities(volume.probabilities, in_columns=in_columns)
+    else:
+        _print_decisions(volume)
+    if volume.evidence:
+        console.print(Text(f"evidence {printable(volume.evidence.folder)}"), soft_wrap=True)
+
+
+def _print_decisions(volume: PredictedVolume) -> None:
+    """Prints a line for each abnormality: probability, decision, sensitivity and specificity."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 1), header_style="dim")
+    table.add_column("")
+    for heading in ("prob.", "decision", "sens.", "spec."):
+        table.add_column(heading, justify="left" if heading == "decision" else "right")
+    notes = set()
+    for decision in volume.decisions:
+        rule = decision.rule
+        note = NO_RULE if rule is None else FEW if rule.has_few_patients else ""
+        notes.add(note)
+        shares = ("", "") if rule is None else (f"{rule.sensitivity:.2f}", f"{rule.specificity:.2f}")
+        value = decision.score if decision.probability is None else decision.probability
+        style = "bold" if decision.is_present else ""
+        cells = (decision.abnormality + note[:1], f"{value:.3f}", decision.word, *shares)
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    console.print(table)
+    for note in sorted(notes - {""}):
+        console.print(Text(note, style="dim"), soft_wrap=True)
 
 
 def _print_probabilities(probabilities: NDArray[np.float64], *, in_columns: bool) -> None:

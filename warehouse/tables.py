@@ -75,6 +75,12 @@ TABLES: tuple[Table, ...] = (
         (*SCORED, "other_model_id", "other_protocol", "label_source", "abnormality", "metric"),
         (*SCORED, "other_model_id", "other_protocol", "label_source"),
     ),
+    Table(
+        "decisions",
+        "model x data set x split x abnormality",
+        ("model_id", "dataset", "split", "abnormality"),
+        ("model_id", "dataset", "split"),
+    ),
     Table("projections", "model x data set x split x protocol x unit x item", (*SCORED, "item"), SCORED),
     Table(
         "curves",

@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctclip_model.config import Recipe
+from ctclip_model.config import DECISIONS_FILE, Recipe
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.orientation import HEADER
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import CheckpointError, ConfigurationError, VolumeError
+from ctclip_model.evaluation.decisions import Decision, Decisions, decide, read_decisions
 from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes, embed_with_tokens
 from ctclip_model.evaluation.evidence import Readout, read_head, read_prompts, split_scores
 from ctclip_model.evaluation.evidence_files import VolumeEvidence, folder_name, prepare_folder, write_evidence
 from ctclip_model.evaluation.zero_shot import zero_shot
+from ctclip_model.files import sha256_of
 from ctclip_model.models.find_model import LoadedModel, load_model
 from ctclip_model.models.hub import HUB_ID, download_model
 
@@ -61,10 +63,14 @@ class EmbeddedVolume:
 class PredictedVolume(EmbeddedVolume):
     """An embedded volume with the probability (18,) of each abnormality, in the order of `ABNORMALITIES`.
 
+    These are the model's own scores, without calibration. `decisions` are calibrated, and compared with thresholds,
+    where an evaluation left its rules with the model.
+
     `evidence` says from where in the volume each score comes, if `predict` was asked for it.
     """
 
     probabilities: NDArray[np.float64]
+    decisions: tuple[Decision, ...] = field(default=(), kw_only=True)
     evidence: VolumeEvidence | None = field(default=None, kw_only=True)
 
     @property
@@ -106,6 +112,17 @@ class VolumeModel:
         if tokenizer is None:
             raise ConfigurationError(f"{self.name}: predict needs the prompts: open the model with its text side")
         return embed_prompts(model, tokenizer, ABNORMALITIES, dtype=self.precision.autocast)
+
+    @cached_property
+    def decisions(self) -> Decisions | None:
+        """Thresholds and calibration that an evaluation left in the model folder, or None.
+
+        Raises `CheckpointError` for those of other weights.
+        """
+        folder = self.loaded.folder
+        if folder is None or not (folder / DECISIONS_FILE).exists():
+            return None
+        return read_decisions(folder, sha256_of(folder / "model.safetensors"))
 
     @property
     def logit_scale(self) -> float:
@@ -165,12 +182,12 @@ class VolumeModel:
         >>> 0 < volume.by_abnormality["Pleural effusion"] < 1
         True
         """
-        head = self.head
+        head, _ = self.head, self.decisions  # both complain before a volume is read
         if evidence is not None:
             yield from self._predict_with_evidence(paths, orientation, on_error, Path(evidence))
             return
         for volume in self.embed(paths, orientation=orientation, on_error=on_error):
-            yield PredictedVolume(**vars(volume), probabilities=head(volume.latent[None])[0])
+            yield self._decide(volume, head(volume.latent[None])[0])
 
     def _predict_with_evidence(
         self, paths: Paths, orientation: str, on_error: OnError | None, folder: Path
@@ -186,7 +203,13 @@ class VolumeModel:
             name = folder_name(embedded.path.name, taken)
             taken.add(name)
             files = write_evidence(folder / name, given, volume, self.recipe, parts, probabilities)
-            yield PredictedVolume(**vars(embedded), probabilities=probabilities, evidence=files)
+            yield self._decide(embedded, probabilities, files)
+
+    def _decide(
+        self, volume: EmbeddedVolume, probabilities: NDArray[np.float64], evidence: VolumeEvidence | None = None
+    ) -> PredictedVolume:
+        decisions = decide(probabilities, self.decisions)
+        return PredictedVolume(**vars(volume), probabilities=probabilities, decisions=decisions, evidence=evidence)
 
     def _describe(self, given: Source, volume: ConvertedVolume, latent: Floats) -> EmbeddedVolume:
         """A volume with its latent. Raises `CheckpointError` for a latent that is not finite."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class LoadedModel:
     recipe: Recipe
     tokenizer: PreTrainedTokenizerFast | None  # None: loaded without text
     head: LatentClassifier | None = None  # the head of a LiPro; None: zero-shot by prompts
+    folder: Path | None = None  # its model folder; None: weights of another maker
 
 
 def list_models(models: Path) -> list[Path]:
@@ -88,7 +89,8 @@ def load_model(
             raise ConfigurationError(f"{path} has a tokenizer of its own: leave --tokenizer out")
         loaded = load_model_folder(path, device=device)
         own = loaded.tokenizer if with_text and isinstance(loaded.model, CTCLIP) else None
-        return _check_loaded(name or path.resolve().name, loaded.model, parse_recipe(path, loaded.info), own)
+        found = _check_loaded(name or path.resolve().name, loaded.model, parse_recipe(path, loaded.info), own)
+        return replace(found, folder=path)
     weights = find_weights_file(path) if path.is_dir() else path
     model = load_weights(weights)
     has_prompts = with_text and isinstance(model, CTCLIP)

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ctclip_model.config import DECISIONS_FILE
 from ctclip_model.errors import HubAccessError, HubError, HubNotFoundError, HubUnavailableError
 from ctclip_model.lock_files import bounded_hub_locks
 
@@ -30,9 +31,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # owner
 def download_model(hub_id: str, revision: str | None = None) -> Path:
     """Downloads a model repository, `owner/name`, and returns the folder with its files in the Hub client's cache.
 
-    The files are config.json, model.safetensors and, except for LiPro, tokenizer.json, all of one commit. `revision` is
-    a branch, tag or commit. Without a network, files in the cache are enough. The token is `HF_TOKEN` or that of `hf
-    auth login`. Raises `HubAccessError`, `HubNotFoundError` or `HubUnavailableError`.
+    The files are config.json, model.safetensors, and tokenizer.json and decisions.json if there are any. All are of one
+    commit. `revision` is a branch, tag or commit. Without a network, files in the cache are enough. The token is
+    `HF_TOKEN` or that of `hf auth login`. Raises `HubAccessError`, `HubNotFoundError` or `HubUnavailableError`.
     """
     endpoint = os.environ.get("HF_ENDPOINT")
     try:
@@ -49,6 +50,9 @@ def _download(hub_id: str, revision: str | None, endpoint: str | None) -> Path:
     if try_to_load_from_cache(hub_id, "tokenizer.json", revision=commit) is not _CACHED_NO_EXIST:
         with suppress(RemoteEntryNotFoundError):  # a LiPro has no tokenizer
             hf_hub_download(hub_id, "tokenizer.json", revision=commit, endpoint=endpoint)
+    if try_to_load_from_cache(hub_id, DECISIONS_FILE, revision=commit) is not _CACHED_NO_EXIST:
+        with suppress(RemoteEntryNotFoundError, LocalEntryNotFoundError):  # an older cache does not know
+            hf_hub_download(hub_id, DECISIONS_FILE, revision=commit, endpoint=endpoint)
     return folder
 
 

@@ -1,4 +1,7 @@
-"""Model folders: config.json, model.safetensors, tokenizer.json, and a model card and metrics if there are any."""
+"""Model folders: config.json, model.safetensors, tokenizer.json, and a model card and metrics if there are any.
+
+An evaluation adds decisions.json (`ctclip_model.evaluation.decisions`).
+"""
 
 from __future__ import annotations
 

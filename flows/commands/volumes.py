@@ -9,6 +9,7 @@ import typer
 
 from ctclip_model.data.orientation import HEADER
 from ctclip_model.device import Precision
+from ctclip_model.errors import ConfigurationError
 from flows.options import DataRoot, Device, Dtype, Json
 from tasks.settings import DATA_ROOT
 
@@ -37,17 +38,22 @@ def predict(
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
     as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row per volume as it comes.")] = False,
     evidence: Annotated[
         Path | None, typer.Option(help="Folder for evidence: an overlay per abnormality, and a picture per volume.")
     ] = None,
 ) -> None:
     """Predict 18 abnormalities in your own CT volumes.
 
-    For research, not for diagnosis.
+    An evaluated model gives calibrated probabilities and decisions, with the sensitivity and specificity that they had.
+    Without an evaluation, the probabilities are uncalibrated softmax scores. Research use only: this is not a medical
+    device.
     """
     from flows import volumes as own
 
-    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, orientation, show_ids)
+    if as_json and as_csv:
+        raise ConfigurationError("--json and --csv exclude one another")
+    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, as_csv, orientation, show_ids)
     raise typer.Exit(code=1 if own.predict(request, tokenizer, evidence) else 0)
 
 
@@ -65,5 +71,5 @@ def embed_volume(
     """Compute the image latents of your own CT volumes."""
     from flows import volumes as own
 
-    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, orientation, show_ids)
+    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, False, orientation, show_ids)
     raise typer.Exit(code=1 if own.embed_volume(request, output) else 0)

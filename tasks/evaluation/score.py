@@ -1,4 +1,4 @@
-"""Rows of an evaluation: predictions, metrics, curves, retrieval and a projection, computed by `ctclip_model`."""
+"""Rows of an evaluation, computed by `ctclip_model`: predictions, metrics, curves, decisions, retrieval, a map."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ctclip_model.data.abnormalities import LabelSet, label_set
 from ctclip_model.evaluation import metrics, retrieval, zero_shot
 from ctclip_model.evaluation.curves import curves
-from tasks.evaluation.evaluations import CONFIG, LABEL_SOURCE, PUBLISHED, THRESHOLD_SPLIT, Evaluation
+from ctclip_model.evaluation.fit_decisions import fit_rules
+from tasks.evaluation.evaluations import CONFIG, HELD_OUT, LABEL_SOURCE, PUBLISHED, THRESHOLD_SPLIT, Evaluation
 from tasks.evaluation.samples import (
     Labels,
     Latents,
@@ -73,6 +74,7 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
         "curves": _make_rows(labelled, curves(scored.labels, scored.probabilities, scored.names)),
         "retrieval": _make_rows(common, _score_retrieval(evaluation, samples, reports, texts, labels)),
         "projections": _project_scans(common, samples) if is_projected else [],
+        "decisions": _fit_decisions(model, evaluation, samples, predict, labels),
     }
 
 
@@ -139,6 +141,19 @@ def _predict(samples: Samples, unit: str, predict: Classifier, labels: Labels, n
         patient_of_scan = dict(zip(samples.scans, samples.patients, strict=True))
         scans, patients = items, [patient_of_scan[scan] for scan in items]
     return Predictions(items, patients, names.merge(stack_labels(labels, scans)), names.merge(probabilities))
+
+
+def _fit_decisions(
+    model: ModelReference, evaluation: Evaluation, samples: Samples, predict: Classifier, labels: Labels
+) -> Rows:
+    """Rules for decisions on single volumes, by the model's own protocol on patients who did not train it."""
+    if evaluation.protocol == PUBLISHED or evaluation.split not in HELD_OUT:
+        return []
+    names = label_set(evaluation.dataset)
+    found = _predict(samples, "volume", predict, labels, names)
+    rules = fit_rules(names.names, found.labels, found.probabilities, found.patients, CONFIG)
+    common = {"model_id": model.model_id, "weights_sha256": model.weights_sha256, "label_source": LABEL_SOURCE}
+    return _make_rows(common | evaluation.columns | {"unit": "volume"}, rules)
 
 
 def _score_retrieval(

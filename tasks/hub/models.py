@@ -10,7 +10,7 @@ from pathlib import Path
 from huggingface_hub import parse_hf_uri
 from huggingface_hub.errors import HfUriError
 
-from ctclip_model.config import WEIGHTS_SUFFIXES
+from ctclip_model.config import DECISIONS_FILE, WEIGHTS_SUFFIXES
 from ctclip_model.errors import ConfigurationError, HubNotFoundError, HubUnavailableError
 from tasks.hub.files import HubFile, Meter, fetch, list_files, resolve
 from tasks.hub.requests import Repository
@@ -19,7 +19,7 @@ from tasks.settings import LIMITS, Limits, hub_endpoint
 
 logger = logging.getLogger(__name__)
 
-FOLDER_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+FOLDER_FILES = ("config.json", "model.safetensors", "tokenizer.json", DECISIONS_FILE)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ModelAddress:
 
     @property
     def paths(self) -> list[str]:
-        """Files of the model in the repository. The tokenizer, the last one, may be missing."""
+        """Files of the model in the repository. All behind the weights may be missing."""
         if self.path.lower().endswith(WEIGHTS_SUFFIXES):
             return [self.path]
         return [f"{self.path}/{name}".lstrip("/") for name in FOLDER_FILES]
@@ -94,9 +94,9 @@ def fetch_model(data_root: Path, address: ModelAddress, limits: Limits = LIMITS)
         if target.exists():
             logger.warning("the Hub cannot be reached: %s is used as it is", target)
             return Origin(target, f"file://{target}")
-        by_hand = _describe_by_hand(address.repository, address.paths, data_root)
+        by_hand = _describe_by_hand(address.repository, address.paths[:3], data_root)
         raise HubUnavailableError(f"{error}. Or {by_hand}") from error
-    needed = address.paths[:2]  # config.json and weights: a folder may have no tokenizer
+    needed = address.paths[:2]  # config.json and weights
     if missing := [path for path in needed if path not in files]:
         raise HubNotFoundError(f"{repository} has no {' and no '.join(missing)} at revision {repository.revision}")
     fetched = _fetch_all(data_root, repository, list(files.values()), limits)

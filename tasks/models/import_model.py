@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ctclip_model.config import RADBERT_BASE
+from ctclip_model.config import DECISIONS_FILE, RADBERT_BASE
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.evaluation.decisions import Decisions, read_decisions, write_decisions
 from ctclip_model.files import sha256_of
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.import_weights import Candidate, open_candidate, read_tokenizer_for, write_candidate
@@ -116,11 +117,20 @@ def _import(run: StageRun, origin: Origin, options: ImportOptions) -> ImportedMo
         return imported
     for leftover in folder.parent.glob(f".{folder.name}.*"):  # half a folder of an import that was killed
         shutil.rmtree(leftover, ignore_errors=True)
+    decisions = _read_decisions(candidate.weights)
     provenance = {"source": origin.address, "revision": origin.revision, "SHA-256 of the source": sha256}
     write_candidate(candidate, folder, provenance)
+    if decisions is not None:
+        write_decisions(folder, replace(decisions, weights_sha256=sha256_of(folder / "model.safetensors")))
     run.variant = folder.name
     record_model(run, _describe(candidate, imported, fingerprint, time.monotonic() - started))
     return replace(imported, is_new=True)
+
+
+def _read_decisions(weights: Path) -> Decisions | None:
+    """The decisions beside the weights of a model folder, which go with them. Raises `CheckpointError`."""
+    is_there = (weights.parent / DECISIONS_FILE).is_file() and weights.name == "model.safetensors"
+    return read_decisions(weights.parent, sha256_of(weights)) if is_there else None
 
 
 def _describe(candidate: Candidate, imported: ImportedModel, fingerprint: str, duration_s: float) -> ModelRow:

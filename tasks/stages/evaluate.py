@@ -1,4 +1,4 @@
-"""Evaluate: predictions, metrics, curves and retrieval of a model from its latents, and comparisons with others."""
+"""Evaluate: predictions, metrics, curves, decisions and retrieval of a model from its latents, and comparisons."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.evaluation.compare import Comparison, list_comparisons, score_comparison
+from tasks.evaluation.decisions import leave_decisions
 from tasks.evaluation.evaluations import Evaluation, list_evaluations
 from tasks.evaluation.score import score_evaluation
 from tasks.models.find import ModelReference
@@ -36,9 +37,15 @@ def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation)
 
 
 @task(cache_policy=NO_CACHE)
+def leave_with_model(run: StageRun, model: ModelReference) -> None:
+    """Leaves thresholds and calibration in the model's folder, for `ctclip predict`."""
+    publish(run.data_root)
+    get_run_logger().info("%s", leave_decisions(run.data_root, model))
+
+
+@task(cache_policy=NO_CACHE)
 def plan_comparisons(run: StageRun, model: ModelReference, force: bool) -> list[Comparison]:
     """Comparisons with a new score on either side."""
-    publish(run.data_root)
     comparisons = list_comparisons(run.data_root, model)
     wanted = {key: one.fingerprint for key, one in comparisons.items()}
     pending = plan_items(run, model.model_id, wanted, force=force, is_complete=False)

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ctclip_model.config import PRESETS
+from ctclip_model.config import DECISIONS_FILE, PRESETS
 from ctclip_model.data.shards import ShardReader
 from ctclip_model.errors import CTCLIPError, ShardError, WarehouseError
 from ctclip_model.files import sha256_of
@@ -250,7 +250,8 @@ def _check_model(
         yield Damage(f"{path}/{lost[0]}", LOST, remedy)
         return
     for name in (*sorted(name for name in names if name.endswith(".json")), "model.safetensors"):
-        yield from _check_model_file(folder / name, f"{path}/{name}", weights_sha256, remedy)
+        again = f"run `ctclip evaluate --model {folder.name}`" if name == DECISIONS_FILE else remedy
+        yield from _check_model_file(folder / name, f"{path}/{name}", weights_sha256, again)
 
 
 def _check_model_file(file: Path, path: str, weights_sha256: str | None, remedy: str) -> Iterator[Damage]:

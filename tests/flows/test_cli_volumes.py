@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -21,7 +23,9 @@ from support.volumes import save_nifti
 
 from ctclip_model.config import tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.evaluation.decisions import Cohort, DecisionRule, Decisions, write_decisions
 from ctclip_model.evaluation.predict import open_model
+from ctclip_model.files import sha256_of
 
 SPACING_MM = (9.0, 9.0, 9.0)
 
@@ -131,6 +135,81 @@ def test_evidence_in_the_place_of_a_file_is_refused_before_anything_is_read(data
     assert (result.returncode, result.stdout) == (1, "")
     assert "this is a file" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def evaluated(data_root: Path, tmp_path: Path) -> Path:
+    """Data root whose model has rules for two abnormalities, of which one is present everywhere, one nowhere."""
+    copy = Path(shutil.copytree(data_root, tmp_path / "evaluated"))
+    folder = copy / "models" / "tiny-own"
+    cohort = Cohort("ct-rate", "valid", "zero-shot", "published", "20261127T000000000000-abc", 652, 651)
+    rules = (
+        DecisionRule("Emphysema", 0.0, 0.0, -1.0, 0.83, 0.79, 900, 100),
+        DecisionRule("Lung nodule", 1.0, 1.0, 0.0, 0.5, 0.25, 900, 100, has_few_patients=True),
+    )
+    write_decisions(folder, Decisions(sha256_of(folder / "model.safetensors"), cohort, rules))
+    return copy
+
+
+def test_a_model_without_an_evaluation_says_that_its_scores_are_uncalibrated(data_root, good):
+    shown = run_ctclip("predict", good / "a.nii.gz", "--data-root", data_root).stdout
+    assert "uncalibrated softmax scores" in shown
+    assert "not a medical device" in shown
+    printed = json.loads(run_ctclip("predict", good / "a.nii.gz", "--json", "--data-root", data_root).stdout)
+    assert (printed["probabilities_are"], printed["evaluation"]) == ("uncalibrated softmax scores", None)
+    decisions = printed["volumes"][0]["decisions"]
+    assert {name: facts["score"] for name, facts in decisions.items()} == printed["volumes"][0]["probabilities"]
+    assert {(facts["probability"], facts["is_present"], facts["sensitivity"]) for facts in decisions.values()} == {
+        (None, None, None)
+    }
+
+
+@pytest.mark.parametrize("given", ["data root", "bare folder"])
+def test_an_evaluated_model_decides_with_its_sensitivity_and_specificity(evaluated, good, given):
+    where = ["--data-root", evaluated] if given == "data root" else ["--model", evaluated / "models" / "tiny-own"]
+    result = run_ctclip("predict", good, *where)
+    assert result.returncode == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines.count(["Emphysema", "0.269", "present", "0.83", "0.79"]) == 2
+    assert (
+        len([line for line in lines if line[:2] == ["Lung", "nodule*"] and line[3:] == ["absent", "0.50", "0.25"]]) == 2
+    )
+    assert len([line for line in lines if line[:1] == ["Cardiomegaly+"] and line[2:] == ["undecided"]]) == 2
+    assert "fitted on 651 patients, counted on 652 others" in result.stdout
+    assert "ct-rate valid, zero-shot, published labels, evaluation 20261127T000000" in result.stdout
+    assert "uncalibrated softmax" not in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines() if not line.startswith("/")) <= 80
+    printed = json.loads(run_ctclip("predict", good, "--json", *where).stdout)
+    assert printed["evaluation"]["count_patients"] == 652
+    found = printed["volumes"][0]["decisions"]["Emphysema"]
+    assert found == {
+        "score": printed["volumes"][0]["probabilities"]["Emphysema"], "probability": pytest.approx(0.26894, abs=1e-5),
+        "is_present": True, "threshold": 0.0, "sensitivity": 0.83, "specificity": 0.79,
+    }  # fmt: skip
+
+
+def test_csv_has_a_row_for_each_volume(evaluated, good, bad):
+    result = run_ctclip("predict", good, bad["truncated"], "--csv", "--data-root", evaluated)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[0].endswith("[truncated]")
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    assert [Path(row["file"]).name for row in rows] == ["a.nii.gz", "odd\\nname [b].nii"]
+    for row in rows:
+        assert (row["emphysema_present"], row["lung_nodule_present"], row["cardiomegaly_present"]) == ("1", "0", "")
+        assert float(row["emphysema"]) == pytest.approx(0.26894, abs=1e-5)
+        assert (row["cardiomegaly"], 0 < float(row["cardiomegaly_score"]) < 1) == ("", True)
+        assert row["spacing_mm"] == "9 9 9"
+    both = run_ctclip("predict", good, "--csv", "--json", "--data-root", evaluated)
+    assert (both.returncode, both.stdout, len(both.stderr.splitlines())) == (1, "", 1)
+
+
+def test_decisions_of_other_weights_are_refused_before_a_volume_is_read(evaluated, good):
+    path = evaluated / "models" / "tiny-own" / "decisions.json"
+    path.write_text(path.read_text().replace('"weights_sha256": "', '"weights_sha256": "0'))
+    result = run_ctclip("predict", good, "--data-root", evaluated)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+    assert "belongs to other weights" in result.stderr
+    assert run_ctclip("embed-volume", good, "--data-root", evaluated).returncode == 0
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 def test_rebuild_fills_the_warehouse(built):
     for table in (
         "volumes", "reports", "published_labels", "exclusions", "shards", "shard_volumes", "labels", "models",
-        "model_samples", "training_steps", "latents", "predictions", "metrics", "retrieval", "curves", "comparisons",
-        "pages", "runs",
+        "model_samples", "training_steps", "latents", "predictions", "metrics", "retrieval", "curves", "decisions",
+        "comparisons", "pages", "runs",
     ):  # fmt: skip
         assert query(built, f"select count(*) from {table}")[0][0] > 0, table
     assert query(built, "select * from patient_overlap") == []

@@ -12,16 +12,19 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from support.records import write_run
 
-from ctclip_model.config import EvaluationConfig
+from ctclip_model.config import DECISIONS_FILE, EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, WarehouseError
 from ctclip_model.evaluation import zero_shot as zero_shot_module
+from ctclip_model.evaluation.decisions import read_decisions
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.kinds import ModelKind
 from tasks.evaluation import score as score_module
+from tasks.evaluation.decisions import leave_decisions
 from tasks.evaluation.evaluations import list_evaluations
 from tasks.evaluation.score import score_evaluation
 from tasks.models.find import ModelReference
+from tasks.run.lost import MODEL_FILES
 from tasks.run.stage_run import open_run
 from warehouse import schema, store
 from warehouse.store import query
@@ -239,3 +242,34 @@ def test_small_probabilities_have_thresholds_except_by_the_published_protocol(da
     )
     assert recalls["published"] == 0
     assert recalls["zero-shot"] > 0.3
+
+
+def test_decisions_are_left_with_the_model_and_heal(data_root, monkeypatch):
+    monkeypatch.setattr(zero_shot_module, "zero_shot", lambda *_, **__: PROBABILITIES)
+    model = dataclasses.replace(MODEL, folder=data_root / "models" / "m")
+    assert "no evaluation" in leave_decisions(data_root, model)
+    evaluate(data_root, model)
+    assert "is lost" in leave_decisions(data_root, model)
+    model.folder.mkdir(parents=True)
+    for name in MODEL_FILES:
+        (model.folder / name).write_text("{}")
+    leave_decisions(data_root, model)
+    found = read_decisions(model.folder, MODEL.weights_sha256)
+    recorded = query(
+        data_root,
+        "select abnormality, threshold, sensitivity, specificity from current_decisions where sensitivity is not null",
+    )
+    assert query(data_root, "select count(*), any_value(unit) from current_decisions") == [(16, "volume")]
+    assert {rule.abnormality for rule in found.rules} == {name for name, *_ in recorded} - {"Calcification"}
+    assert {(rule.abnormality, rule.threshold, rule.sensitivity, rule.specificity) for rule in found.rules} <= {
+        *recorded
+    }
+    assert (found.cohort.dataset, found.cohort.split, found.cohort.protocol) == ("rad-chestct", "external", "zero-shot")
+    assert found.cohort.count_patients == found.cohort.count_fitting == 12
+    (run_id,) = query(data_root, "select distinct run_id from current_decisions")[0]
+    assert found.cohort.run_id == run_id
+    (model.folder / DECISIONS_FILE).write_text("{")
+    leave_decisions(data_root, model)
+    assert read_decisions(model.folder, MODEL.weights_sha256) == found
+    assert "there already" in leave_decisions(data_root, model)
+    assert "no evaluation" in leave_decisions(data_root, dataclasses.replace(model, weights_sha256="another"))

@@ -16,6 +16,7 @@ from support.models import make_tokenizer, write_radbert
 
 from ctclip_model.config import PRESETS, RADBERT_BASE, smoke
 from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
+from ctclip_model.evaluation.decisions import Cohort, DecisionRule, Decisions, read_decisions, write_decisions
 from ctclip_model.files import sha256_of
 from ctclip_model.labelling.labeller import load_labeller
 from ctclip_model.models.clip import CTCLIP
@@ -125,6 +126,17 @@ def test_own_model_folder_is_imported_and_one_of_this_data_root_is_not_doubled(w
     )
     assert len(rows(tmp_path / "data")) == 1
     assert load_model(tmp_path / "data" / "models" / copied.model_id).recipe == smoke().recipe
+
+
+def test_decisions_go_with_the_weights_of_an_imported_folder(weights, tmp_path):
+    first = import_model(tmp_path / "other", str(weights / "CT-CLIP_v2.pt"), SMOKE)
+    folder = tmp_path / "other" / "models" / first.model_id
+    cohort = Cohort("ct-rate", "valid", "zero-shot", "published", "run", 5, 5)
+    rules = (DecisionRule("Emphysema", 0.5, 1.0, 0.0, 0.8, 0.7, 10, 5),)
+    write_decisions(folder, Decisions(sha256_of(folder / "model.safetensors"), cohort, rules))
+    copy = tmp_path / "data" / "models" / import_model(tmp_path / "data", str(folder)).model_id
+    found = read_decisions(copy, sha256_of(copy / "model.safetensors"))
+    assert (found.cohort, found.rules) == (cohort, rules)
 
 
 def test_damaged_folder_is_made_again(weights, tmp_path):
