@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
@@ -24,10 +23,20 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from tasks.run.progress import LogReporter, format_rate
+
 PIPE_WIDTH = 2000  # columns of output into a pipe, which is never folded
-TIME_WIDTH = 7  # columns of h:mm:ss
+WIDE = 110  # columns from which on there is room for a long bar
+BAR_WIDTHS = (8, 24)
 
 console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+class CountColumn(ProgressColumn):
+    """Units done, of all."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed:.0f}/{task.total:.0f}" if task.fields["unit"] else "", justify="right")
 
 
 class RateColumn(ProgressColumn):
@@ -35,18 +44,21 @@ class RateColumn(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:.3g}/s" if speed else "")
+        return Text(format_rate(speed) if speed else "", justify="right")
 
 
 class RichReporter:
-    """Progress bar for each stage, on stderr."""
+    """Progress bars on stderr. Only the bar's width and the note give way on a narrow screen."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
+        note = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self.progress = Progress(
-            TextColumn("{task.description:>14}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"), RateColumn(), TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description:>14}", table_column=_fixed()),
+            BarColumn(BAR_WIDTHS[console.width >= WIDE], table_column=_fixed()), CountColumn(_fixed()),
+            TextColumn("{task.fields[unit]}", table_column=_fixed()), RateColumn(_fixed()),
             TimeElapsedColumn(_fixed()), TimeRemainingColumn(table_column=_fixed()),
-            console=Console(stderr=True), transient=False,
+            TextColumn("{task.fields[note]}", table_column=note), console=console, expand=True,
         )  # fmt: skip
         self.bars: dict[str, TaskID] = {}
 
@@ -57,20 +69,40 @@ class RichReporter:
         if self.bars:  # stopping without a bar prints an empty line
             self.progress.stop()
 
-    def start(self, stage: str, total: int, unit: str) -> None:
+    def open(self, stage: str) -> None:
         self.progress.start()
-        self.bars[stage] = self.progress.add_task(stage, total=total, unit=unit, note="")
+        self.bars[stage] = self.progress.add_task(stage, total=None, unit="", note="")
 
-    def update(self, stage: str, done: int, note: str) -> None:
-        self.progress.update(self.bars[stage], completed=done, note=note)
+    def start(self, work: str, total: int, unit: str) -> None:
+        bar = self.bars.pop(work, None)
+        if bar is not None:
+            self.progress.remove_task(bar)
+        self.progress.start()
+        self.bars[work] = self.progress.add_task(work, total=total, unit=unit, note="")
 
-    def end(self, stage: str) -> None:
-        self.progress.stop_task(self.bars[stage])
+    def update(self, work: str, done: int, note: str) -> None:
+        self.progress.update(self.bars[work], completed=done, note=note)
+
+    def end(self, work: str) -> None:
+        self.progress.stop_task(self.bars[work])
+
+    def close(self, stage: str) -> None:
+        (task,) = (task for task in self.progress.tasks if task.id == self.bars[stage])
+        if task.total is None:  # it counted nothing
+            self.progress.update(task.id, total=1, completed=1)
+            self.progress.stop_task(task.id)
+
+
+class PlainReporter(LogReporter):
+    """Plain lines on stderr, for a screen that is no terminal."""
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _fixed() -> Column:
-    """Column of a time, which a narrow screen must not cut."""
-    return Column(min_width=TIME_WIDTH, no_wrap=True)
+    """Column that a narrow screen must not cut."""
+    return Column(no_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
-from flows.display import RichReporter, print_json, print_summaries
+from flows.display import PlainReporter, RichReporter, print_json, print_summaries
 from tasks.run.logs import is_log_requested
 from tasks.run.progress import REPORTER
 from tasks.upkeep.own_server import ensure_server
@@ -30,11 +31,11 @@ def run_flow(name: str, as_json: bool, **parameters: Any) -> None:
 
 @contextmanager
 def showing_progress() -> Iterator[None]:
-    """Shows progress on stderr: a bar, or log lines if `CTCLIP_LOG` asks for them."""
+    """Shows progress on stderr: bars on a terminal, else plain lines, or log lines if `CTCLIP_LOG` asks for them."""
     if is_log_requested():
         yield
         return
-    with RichReporter() as reporter:
+    with RichReporter() if sys.stderr.isatty() else nullcontext(PlainReporter()) as reporter:
         token = REPORTER.set(reporter)
         try:
             yield

@@ -47,27 +47,33 @@ class ProgressArtifact:
         self.artifact: UUID | None = None
         self.last, self.total, self.unit = 0.0, 0, ""
 
-    def start(self, stage: str, total: int, unit: str) -> None:
-        self.shown.start(stage, total, unit)
+    def open(self, stage: str) -> None:
+        self.shown.open(stage)
+
+    def start(self, work: str, total: int, unit: str) -> None:
+        self.shown.start(work, total, unit)
         self.artifact, self.last, self.total, self.unit = None, time.monotonic(), total, unit
 
-    def update(self, stage: str, done: int, note: str) -> None:
-        self.shown.update(stage, done, note)
+    def update(self, work: str, done: int, note: str) -> None:
+        self.shown.update(work, done, note)
         if time.monotonic() - self.last > PROGRESS_INTERVAL_S and self.total:
-            self._show(stage, done, note)
+            self._show(work, done, note)
 
-    def end(self, stage: str) -> None:
-        self.shown.end(stage)
+    def end(self, work: str) -> None:
+        self.shown.end(work)
 
-    def _show(self, stage: str, done: int, note: str) -> None:
+    def close(self, stage: str) -> None:
+        self.shown.close(stage)
+
+    def _show(self, work: str, done: int, note: str) -> None:
         self.last = time.monotonic()
         percent = min(100.0, 100.0 * done / self.total)
         text = f"{done} of {self.total} {self.unit} {note}".rstrip()
-        with_server(self._write, stage, percent, text)
+        with_server(self._write, work, percent, text)
 
-    def _write(self, stage: str, percent: float, text: str) -> None:
+    def _write(self, work: str, percent: float, text: str) -> None:
         if self.artifact is None:
-            made = create_progress_artifact(percent, key=f"{stage}-progress", description=text)
+            made = create_progress_artifact(percent, key=f"{work}-progress", description=text)
             self.artifact = made if isinstance(made, UUID) else None
         else:
             update_progress_artifact(self.artifact, progress=percent, description=text)

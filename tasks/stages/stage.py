@@ -16,7 +16,7 @@ from prefect.utilities.annotations import opaque
 
 from ctclip_model.errors import PreemptedError, StageFailedError
 from tasks.run.logs import configure_logging, is_log_requested
-from tasks.run.progress import REPORTER, LogReporter
+from tasks.run.progress import REPORTER, LogReporter, show_stage
 from tasks.run.stage_run import StageRun, open_run
 from tasks.settings import LIMITS
 from tasks.stages.prefect_pages import ProgressArtifact, show_end, with_server
@@ -64,6 +64,7 @@ def stage_run(data_root: Path, stage: str, variant: str = "") -> Iterator[StageR
     try:
         with (
             showing_progress(),
+            show_stage(stage),
             end_in_time(stage),
             open_run(data_root, stage, variant, **flow_run) as run,
             end_in_time(stage),

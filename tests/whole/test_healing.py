@@ -31,10 +31,7 @@ def installation(few_phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -
     """With workers of two pools, and automations that wait for seconds in place of minutes."""
     folder = tmp_path_factory.mktemp("installation")
     copy_checkout(folder / "before")
-    made = Installation(
-        folder, folder / "before", PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30",
-        PREFECT_EVENTS_EXPIRED_BUCKET_BUFFER="PT1S",
-    )  # fmt: skip
+    made = Installation(folder, folder / "before", PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30")
     try:
         made.start_server()
         made.ctclip("ingest", "--source", str(few_phantoms))  # before anything rebuilds by its event

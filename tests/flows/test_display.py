@@ -1,0 +1,85 @@
+"""Progress and tables on screens of 80 columns, and where the screen is no terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from flows import display
+from flows.commands.running import showing_progress
+from flows.display import PlainReporter, RichReporter, print_rows
+from tasks.run import progress as module
+from tasks.run.progress import REPORTER, LogReporter, format_rate, show_progress, show_stage
+
+LONGEST = ("train-labeller", 50_188, "abnormalities")
+
+
+def draw(width: int, work: str, total: int, unit: str, note: str) -> list[str]:
+    """Lines of the bars of a stage that is half done, as a terminal of that width shows them last."""
+    screen = io.StringIO()
+    with RichReporter(Console(file=screen, force_terminal=True, color_system=None, width=width)) as reporter:
+        reporter.open("evaluate")
+        reporter.start(work, total, unit)
+        reporter.update(work, total // 2, note)
+    last_frame = screen.getvalue().rsplit("\x1b[2K", 1)[-1]
+    return [line for line in last_frame.splitlines() if line.strip(" \x1b[?25h")]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_count_and_times_are_never_cut(width):
+    lines = draw(width, *LONGEST, "loss 0.12345, learning rate 1.25e-05")
+    assert max(map(len, lines)) <= width
+    assert re.search(r"^train-labeller .* 25094/50188 abnormalities .*\d:\d\d:\d\d", lines[-1])
+    assert lines[0].split()[0] == "evaluate"
+
+
+def test_note_takes_the_room_that_is_left():
+    assert "…" in draw(80, *LONGEST, "loss 0.12345, learning rate 1.25e-05")[-1]
+    assert "loss 0.12345" in draw(120, *LONGEST, "loss 0.12345")[-1]
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(0.1254, "0.125/s"), (99.96, "100/s"), (1254, "1.25k/s"), (999_999, "1000k/s"), (4.2e7, "42M/s"), (0, "0/s")],
+)
+def test_rates_are_short(rate, text):
+    assert format_rate(rate) == text
+
+
+def test_without_a_terminal_each_stage_is_announced_and_counted_in_plain_lines(capsys):
+    with showing_progress(), show_stage("convert"), show_progress("convert", 3, "volumes") as progress:
+        assert isinstance(REPORTER.get(), PlainReporter)
+        progress.advance(3)
+    assert capsys.readouterr().err.splitlines() == ["convert: begins", "convert: 3 of 3 volumes in 0:00:00"]
+
+
+def test_line_every_ten_seconds_has_count_rate_and_time_left(monkeypatch):
+    lines: list[str] = []
+    reporter = LogReporter()
+    monkeypatch.setattr(reporter, "say", lines.append)
+    clock = iter((100.0, 105.0, 110.0, 112.0, 120.0))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    reporter.start("convert", 300, "volumes")
+    for done in (25, 50, 60, 100):
+        reporter.update("convert", done, "")
+    assert lines == [
+        "convert: 50 of 300 volumes, 5/s, 0:00:50 left",
+        "convert: 100 of 300 volumes, 5/s, 0:00:40 left",
+    ]
+
+
+def test_long_names_of_a_table_are_folded_and_not_cut(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(display, "console", Console(file=screen, width=80, highlight=False))
+    variant = "vocabfine-ct-clip-published-0123456789"
+    columns = ("stage", "done", "pending", "rejected", "last run", "at (UTC)", "variant")
+    rows = [("train-labeller", 50_188, 50_188, 50_188, "never run", "11-27 02:22", variant)] * 50
+    print_rows(columns, rows)
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    start = lines[0].index("variant")
+    assert "".join(line[start:].strip() for line in lines[1:]) == variant * len(rows)
