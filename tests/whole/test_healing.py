@@ -87,7 +87,7 @@ def test_lost_rebuild_and_its_lost_stage_run_again_with_their_parameters(install
     assert {run["state_type"] for run in again} == {"COMPLETED"}
     assert {run["parameters"]["force"] for run in (lost, *again)} == {True}
     stages = query(installation.data_root, "select distinct stage from runs where status = 'completed' order by 1")
-    assert stages == [("convert",), ("ingest",), ("label",)]
+    assert stages == [("convert",), ("ingest",), ("label",), ("train-labeller",)]  # the labeller `tfidf` is trained too
 
 
 def test_cancelled_run_of_a_lost_worker_ends_and_the_next_one_runs(installation):
