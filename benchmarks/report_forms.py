@@ -120,7 +120,7 @@ class Sentence:
 
 
 def read_sentences() -> Iterator[Sentence]:
-    """All sentences. Of those of one phenomenon and truth, every second in the order of their SHA-256 is seen."""
+    """All sentences. Of one phenomenon and truth, every second by SHA-256 is seen, except where `seen` decides."""
     for phenomenon, items in tomllib.loads(SENTENCES.read_text("utf-8")).items():
         alike = defaultdict(list)
         for item in items:
@@ -130,5 +130,5 @@ def read_sentences() -> Iterator[Sentence]:
             for place, item in enumerate(ordered):
                 yield Sentence(
                     phenomenon, item["text"], tuple(item.get("present", ())), tuple(item.get("absent", ())),
-                    is_seen=place % 2 == 0,
+                    is_seen=item.get("seen", place % 2 == 0),
                 )  # fmt: skip

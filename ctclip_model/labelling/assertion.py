@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
+from itertools import pairwise
 
 _TABLE = tomllib.loads(files(__package__).joinpath("assertion.toml").read_text("utf-8"))
 _CLASSES = {
@@ -21,7 +22,9 @@ _CLASSES = {
     for word in words.split()
     for letter in "sz"
 }
-_WORD = re.compile(r"-free\b|[^\W\d_]+|(?:19|20)\d\d|(?<![\d.,])0(?= [a-z]{4})|[,:;=]|(?<=[ (])[-+](?![^\W_])")
+_WORD = re.compile(
+    r"-free\b|[^\W\d_]+|(?:19|20)\d\d|(?<![\d.,])0(?= [a-z]{4})|(?<=[:=] )0(?![\d.,]*\d)|[,:;=]|(?<=[ (])[-+](?![^\W_])"
+)
 _QUERY = re.compile(r"(?<![^\s(])\?(?=[^\W\d_])")  # "?effusion" asks for it
 ADVERBS = "[aADeu]*"
 
@@ -30,12 +33,13 @@ def _compile(patterns: Sequence[str]) -> str:
     return "|".join(pattern.replace("~", ADVERBS) for pattern in patterns)
 
 
-def _read_phrases() -> dict[str, list[list[str]]]:
-    """Words of each phrase, longest phrases first, by their first word."""
-    phrases: dict[str, list[list[str]]] = {}
+def _read_phrases() -> dict[str, dict[str, list[list[str]]]]:
+    """Words of each phrase, longest phrases first, by their first word and by their second."""
+    phrases: dict[str, dict[str, list[list[str]]]] = {}
     for phrase in sorted(_CLASSES, key=len, reverse=True):
         if " " in phrase:
-            phrases.setdefault(phrase.split()[0], []).append(phrase.split())
+            first, second, *_ = words = phrase.split()
+            phrases.setdefault(first, {}).setdefault(second, []).append(words)
     return phrases
 
 
@@ -43,13 +47,16 @@ _PHRASES = _read_phrases()
 _RULES = "|".join(f"(?P<{kind}>{_compile(patterns)})" for kind, patterns in _TABLE["rules"].items())
 _MARKS = re.compile(f"(?![.d1&|])(?:{_RULES})")  # no rule begins with one of these classes
 _PAST = re.compile(_compile(_TABLE["clauses"]["past"]))
-_INSERTED = re.compile(",R[^,]*(?:,|$)")  # a relative clause: its commas join nothing
-_DENIAL = re.compile("[tngrzZxq3pyQ-]")
-_CONTENT = re.compile("[.cyolGjzZL]")
+# A relative clause, with or without its pronoun: its commas join nothing.
+_INSERTED = re.compile(",R[^,]*(?:,|$)|,(?:[tae]*[sSp]|d)[^,kKP]*,(?=[bBht])")
+_DENIAL = re.compile("[tnMHgrzZxq3pyQiAUJXI:-]|Nl|l.*N")
+_CONTENT = re.compile("[.cyolGjzZLU]")
 _SUBJECT = re.compile(f"{_CONTENT.pattern}|u")
 # The joint after which a verb has a subject of its own: "no A, the B was seen", "no A, and B ...", "no A or B, C is".
 _NEW_SUBJECT = re.compile(r"[,&](?=1)|^[^,|]*,(?=&[^,|]*$)")
 _OTHER_SUBJECT = re.compile(rf"{_NEW_SUBJECT.pattern}|\|[^,]*,(?=[^,|&]*$)")
+_BEGINS_PHRASE = re.compile("[d1]*M")
+_LISTED = re.compile(".*[&|][^,&|]*(?=,)")
 _VERBS = ("seen", "is", "after")
 _DENIALS = ("after", "before")
 
@@ -82,19 +89,17 @@ def read_words(statement: str) -> list[tuple[str, bool]]:
     return [(word, index not in denied) for index, word in enumerate(words)]
 
 
-def _join_phrases(words: Sequence[str]) -> list[str]:
-    if _PHRASES.keys().isdisjoint(words):
-        return list(words)
-    joined, place = [], 0
-    while place < len(words):
-        word, length = words[place], 1
-        for phrase in _PHRASES.get(word, ()):
-            if words[place : place + len(phrase)] == phrase:
-                word, length = " ".join(phrase), len(phrase)
+def _join_phrases(words: list[str]) -> list[str]:
+    joined, place = list[str](), 0
+    for start, (word, following) in enumerate(pairwise(words)):
+        if start < place or word not in _PHRASES:
+            continue
+        for phrase in _PHRASES[word].get(following, ()):
+            if words[start : start + len(phrase)] == phrase:
+                joined += [*words[place:start], " ".join(phrase)]
+                place = start + len(phrase)
                 break
-        joined.append(word)
-        place += length
-    return joined
+    return joined + words[place:] if place else words
 
 
 @lru_cache(2**16)
@@ -128,7 +133,8 @@ def find_denied(classes: str) -> set[int]:
         if _PAST.search(classes[clause.start : clause.end]):
             if _is_over(classes, clause, clauses):
                 denied.update(range(clause.start, clause.end))
-            continue
+            if not any(mark.kind == "after" for mark in clause.marks):
+                continue
         for index, mark in enumerate(clause.marks):
             scope = _scope(classes, clause, mark, clause.marks[index + 1 :])
             if scope is None:  # the subject is in the clause before: "was there but is gone"
@@ -154,7 +160,8 @@ def _split_clauses(classes: str, marks: Sequence[_Mark]) -> Iterator[_Clause]:
         if mark.kind == "break":
             clause.end = mark.start
             yield clause
-            clause, verb = _Clause(mark.end, len(classes), classes[mark.start] == "K"), None
+            is_phrase = classes[mark.start] in "KP" or (clause.follows_phrase and clause.start == clause.end)
+            clause, verb = _Clause(mark.end, len(classes), is_phrase), None
             continue
         if mark.kind in _VERBS:
             joint = verb and re.search("[,&]", classes[verb.end : mark.start])
@@ -199,13 +206,22 @@ def _list_end(classes: str, clause: _Clause, mark: _Mark, following: Sequence[_M
     """The end of the list that a denial opens: "no A, B or C", "no A, B was seen". Not B in "no A, B is large"."""
     verb = next((other for other in following if other.kind in _VERBS and _is_end(classes, mark, other)), None)
     covered = classes[mark.end : verb.start if verb else clause.end]
-    if clause.follows_phrase:
-        return mark.end + _length_to(covered, ",")
+    is_phrase = clause.follows_phrase and "," not in classes[clause.start : mark.start]
+    if is_phrase or (verb and _BEGINS_PHRASE.fullmatch(classes, clause.start, mark.end)):
+        listed = _LISTED.match(covered)  # to the comma after a list, or to the first one
+        return mark.end + (listed.end() if listed else _length_to(covered, ","))
     ends = _NEW_SUBJECT if verb and verb.kind == "seen" else _OTHER_SUBJECT
     if verb and (other := ends.search(covered)):
         return mark.end + other.end() - 1
-    is_list = "|" in covered or (verb.kind == "seen" if verb else "&" in covered or mark.start == clause.start)
+    is_list = "|" in covered or (verb.kind == "seen" if verb else _is_list(classes, clause, mark, covered))
     return mark.end + (len(covered) if is_list else _length_to(covered, ",&"))
+
+
+def _is_list(classes: str, clause: _Clause, mark: _Mark, covered: str) -> bool:
+    """True if a denial without a verb covers all items: "A without B, C, D", not "resolution of A, B is unchanged"."""
+    if classes[mark.start] in "rwZ":
+        return "&" in covered
+    return "&" in covered or mark.start == clause.start or (covered.count(",") > 1 and "d" not in covered)
 
 
 def _is_end(classes: str, mark: _Mark, verb: _Mark) -> bool:
@@ -216,6 +232,9 @@ def _is_end(classes: str, mark: _Mark, verb: _Mark) -> bool:
 def _list_start(classes: str, clause: _Clause, mark: _Mark) -> int:
     """The start of the list that a denial closes: "A, B and C were not seen". Not A in "A there, B was not seen"."""
     covered = classes[clause.start : mark.start]
+    if mark.kind == "before":  # with nothing to deny after it: "A is seen, B none"
+        comma = covered.rfind(",")
+        return clause.start + (0 if re.search("[&|]", covered[comma + 1 :]) else comma + 1)
     comma = covered.find(",") if clause.follows_phrase or covered[:1] in ("d", "p") else covered.rfind(",")
     is_list = not clause.follows_phrase and not re.match("[dp]", covered) and (
         "d" not in covered[:comma] or re.search("[&|]", covered[comma:])
