@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.evaluation.evidence_files import PICTURE
 from ctclip_model.evaluation.predict import EmbeddedVolume, PredictedVolume, VolumeModel
 
 FACTS = ("file", "spacing_mm", "orientation", "doubts", "evidence")
@@ -62,6 +63,20 @@ def csv_cells(row: Mapping[str, Any]) -> list[Any]:
         for is_present in (decision["is_present"],)
     )
     return [*map(printable, facts), *(value for triple in values for value in triple)]  # csv writes None as nothing
+
+
+def evidence_folder(row: Mapping[str, Any]) -> Path | None:
+    """The folder of evidence in a row of JSON or of CSV, or None."""
+    found = row.get("evidence")
+    if not found:
+        return None
+    return Path(found) if isinstance(found, str) else Path(found["picture"]).parent
+
+
+def has_evidence(row: Mapping[str, Any], folder: Path | None) -> bool:
+    """True if a row's evidence lies in `folder`, or if none is asked for (None)."""
+    found = evidence_folder(row)
+    return folder is None or (found is not None and found.parent == folder and (found / PICTURE).is_file())
 
 
 def csv_line(cells: Iterable[Any]) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from ctclip_model.config import compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.orientation import HEADER, turn_to_lps
 from ctclip_model.device import Precision
@@ -29,9 +30,11 @@ from ctclip_model.evaluation.predict import (
     VolumeModel,
     list_volumes,
     open_model,
+    path_of,
 )
 from ctclip_model.files import whole_file
 from ctclip_model.models.find_model import find_model
+from flows.commands.running import showing_progress
 from flows.display import console, print_json
 from flows.prediction_rows import (
     csv_cells,
@@ -40,9 +43,13 @@ from flows.prediction_rows import (
     describe_prediction,
     describe_rules,
     describe_volume,
+    evidence_folder,
+    has_evidence,
     printable,
     score_words,
 )
+from flows.row_file import KEY, RowFile
+from tasks.run.progress import show_progress
 
 BAR_WIDTH = 24  # columns
 FORMATS = (".parquet", ".npz")
@@ -89,6 +96,15 @@ class Session:
         )
         return Session(request, files, model)
 
+    def fingerprint(self, volume: Volume) -> str:
+        """Hash of what a row depends on: the sizes and times of its files, the model and its decisions, the options."""
+        if isinstance(volume, VolumeError):
+            return ""
+        files = [volume] if isinstance(volume, Path) else sorted({part.path for part in volume.slices})
+        stamps = [(str(file), *_stamp(file)) for file in files]
+        options = (self.request.orientation, str(self.request.dtype), self.request.show_ids)
+        return compute_fingerprint(stamps, self.model.weights_sha256, self.model.decisions, options)
+
     def record_failure(self, path: Path, error: VolumeError) -> None:
         self.failed.append({"file": str(path), "reason": error.reason, "detail": error.detail})
         print(f"ctclip: {printable(path)}: {error.detail} [{error.reason}]", file=sys.stderr, flush=True)
@@ -104,20 +120,23 @@ class Session:
         }  # fmt: skip
 
 
-def predict(request: Request, tokenizer: Path | None, evidence: Path | None = None) -> int:
+def predict(request: Request, tokenizer: Path | None, evidence: Path | None = None, output: Path | None = None) -> int:
     """Prints the abnormalities of each volume as it comes. Returns the number of failed files.
 
-    Writes evidence into the folder `evidence`, if it is given.
+    Writes evidence into the folder `evidence` and rows into the file `output`, if they are given.
     """
     if evidence is not None:
         prepare_folder(evidence)
+    if output is not None:
+        with RowFile(output) as file:
+            session = Session.start(request, with_text=True, tokenizer=tokenizer)
+            return _predict_into(file, session, evidence)
     session = Session.start(request, with_text=True, tokenizer=tokenizer)
     decisions, printed = session.model.decisions, []
     if request.as_csv:
         sys.stdout.write(csv_line(csv_columns()))
     elif not request.as_json:
-        console.print(Text(f"model  {session.describe()}"))
-        _print_cohort(session.model)
+        _print_model(session)
     for volume in session.model.predict(
         session.files, orientation=request.orientation, on_error=session.record_failure, evidence=evidence
     ):
@@ -132,6 +151,61 @@ def predict(request: Request, tokenizer: Path | None, evidence: Path | None = No
     if request.as_json:
         print_json(session.as_json(printed) | describe_rules(session.model))
     return len(session.failed)
+
+
+def _predict_into(file: RowFile, session: Session, evidence: Path | None) -> int:
+    """Adds a row for each volume that has none, or that changed since. Returns the number of failed files."""
+    request = session.request
+    if not request.as_json:
+        _print_model(session)
+    keys = {path_of(volume): session.fingerprint(volume) for volume in session.files}
+    by_name = {printable(path): key for path, key in keys.items()}
+    file.keep(
+        lambda row: row["file"] not in by_name or (by_name[row["file"]] == row[KEY] and has_evidence(row, evidence))
+    )
+    rows = file.rows
+    todo = [volume for volume in session.files if printable(path_of(volume)) not in rows]
+    folders = [evidence_folder(row) for row in rows.values()]
+    taken = {folder.name for folder in folders if folder is not None and folder.parent == evidence}
+    count_done = len(session.files) - len(todo)
+    with showing_progress(), show_progress("predict", len(session.files), "volumes") as progress:
+        progress.advance(count_done)
+        for count_new, volume in enumerate(
+            session.model.predict(
+                todo, orientation=request.orientation, on_error=session.record_failure, evidence=evidence, taken=taken
+            ),
+            start=1,
+        ):
+            file.append(describe_prediction(volume), keys[volume.path])
+            count = count_done + count_new + len(session.failed)
+            progress.advance(count - progress.done, f"{len(session.failed)} failed" if session.failed else "")
+        progress.advance(len(session.files) - progress.done)
+    _print_end(file.path, session, count_done)
+    return len(session.failed)
+
+
+def _print_end(output: Path, session: Session, count_done: int) -> None:
+    """Prints the counts of a call, and lists the files that failed."""
+    failed, counts = session.failed, {"volumes": len(session.files), "done_before": count_done}
+    if session.request.as_json:
+        print_json(session.as_json([]) | describe_rules(session.model) | counts | {"output": str(output)})
+    else:
+        new = len(session.files) - count_done - len(failed)
+        console.print(f"\n{new} rows added, {count_done} were there, {len(failed)} of {len(session.files)} failed")
+        console.print(Text(f"{printable(output)}"), soft_wrap=True)
+    if failed:
+        print(f"ctclip: {len(failed)} of {len(session.files)} volumes failed:", file=sys.stderr)
+    for failure in failed:
+        print(f"  {printable(failure['file'])}: [{failure['reason']}]", file=sys.stderr)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size and time of a file. A file that is gone is reported once it is read."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def embed_volume(request: Request, output: Path | None) -> int:
@@ -196,8 +270,10 @@ def _print_volume(volume: EmbeddedVolume) -> None:
         console.print(Text(f"note     {doubt}", style="yellow"), soft_wrap=True)
 
 
-def _print_cohort(model: VolumeModel) -> None:
-    """Prints the cohort of the decisions, or that there are none."""
+def _print_model(session: Session) -> None:
+    """Prints the model, and the cohort of its decisions, or that there are none."""
+    model = session.model
+    console.print(Text(f"model  {session.describe()}"))
     lines = [f"probabilities are {score_words(model)}", NOT_EVALUATED]
     if model.decisions is not None:
         lines = ["calibrated, with sensitivity and specificity on", *map(printable, model.decisions.cohort.lines)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -25,9 +25,9 @@ from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes, 
 from ctclip_model.evaluation.evidence import Readout, read_head, read_prompts, split_scores
 from ctclip_model.evaluation.evidence_files import VolumeEvidence, folder_name, prepare_folder, write_evidence
 from ctclip_model.evaluation.zero_shot import zero_shot
-from ctclip_model.files import sha256_of
 from ctclip_model.models.find_model import LoadedModel, load_model
 from ctclip_model.models.hub import HUB_ID, download_model
+from ctclip_model.models.weights_files import hash_weights
 
 if TYPE_CHECKING:  # reading volumes needs nibabel, which a GPU machine may lack
     from ctclip_model.data.dicom import DicomSeries
@@ -94,6 +94,11 @@ class VolumeModel:
     def recipe(self) -> Recipe:
         return self.loaded.recipe
 
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights, in hexadecimal."""
+        return hash_weights(self.loaded.weights)
+
     @property
     def device(self) -> torch.device:
         return self.loaded.model.temperature.device
@@ -122,7 +127,7 @@ class VolumeModel:
         folder = self.loaded.folder
         if folder is None or not (folder / DECISIONS_FILE).exists():
             return None
-        return read_decisions(folder, sha256_of(folder / "model.safetensors"))
+        return read_decisions(folder, self.weights_sha256)
 
     @property
     def logit_scale(self) -> float:
@@ -154,7 +159,7 @@ class VolumeModel:
         [('scan.nii.gz', (8,))]
         """
         for given, volume in _read_volumes(paths, self.recipe, orientation, on_error):
-            batch = ([_path_of(given).name], volume.to_input().unsqueeze(0))
+            batch = ([path_of(given).name], volume.to_input().unsqueeze(0))
             ((_, latents),) = embed_volumes(self.loaded.model, [batch], dtype=self.precision.autocast)
             yield self._describe(given, volume, latents[0])
 
@@ -165,6 +170,7 @@ class VolumeModel:
         orientation: str = HEADER,
         on_error: OnError | None = None,
         evidence: str | os.PathLike[str] | None = None,
+        taken: Collection[str] = (),
     ) -> Iterator[PredictedVolume]:
         """The probability of each of the 18 abnormalities in each volume, beside its latent.
 
@@ -172,7 +178,8 @@ class VolumeModel:
         Arguments and errors are those of `embed`.
 
         `evidence` is a folder. Each volume gets a folder in it: for each abnormality a NIfTI overlay of the parts that
-        the score is the sum of, and a picture. See `ctclip_model.evaluation.evidence`.
+        the score is the sum of, and a picture. See `ctclip_model.evaluation.evidence`. `taken` are names of
+        folders in it that no volume gets.
 
         >>> from ctclip_model import open_model
         >>> model = open_model("CT-CLIP_v2.pt")
@@ -184,16 +191,15 @@ class VolumeModel:
         """
         head, _ = self.head, self.decisions  # both complain before a volume is read
         if evidence is not None:
-            yield from self._predict_with_evidence(paths, orientation, on_error, Path(evidence))
+            yield from self._predict_with_evidence(paths, orientation, on_error, Path(evidence), {*taken})
             return
         for volume in self.embed(paths, orientation=orientation, on_error=on_error):
             yield self._decide(volume, head(volume.latent[None])[0])
 
     def _predict_with_evidence(
-        self, paths: Paths, orientation: str, on_error: OnError | None, folder: Path
+        self, paths: Paths, orientation: str, on_error: OnError | None, folder: Path, taken: set[str]
     ) -> Iterator[PredictedVolume]:
         prepare_folder(folder)
-        taken: set[str] = set()
         for given, volume in _read_volumes(paths, self.recipe, orientation, on_error):
             batch = volume.to_input().unsqueeze(0)
             latents, norms, tokens = embed_with_tokens(self.loaded.model, batch, dtype=self.precision.autocast)
@@ -213,7 +219,7 @@ class VolumeModel:
 
     def _describe(self, given: Source, volume: ConvertedVolume, latent: Floats) -> EmbeddedVolume:
         """A volume with its latent. Raises `CheckpointError` for a latent that is not finite."""
-        path = _path_of(given)
+        path = path_of(given)
         if not np.isfinite(latent).all():
             raise CheckpointError(f"{self.name}: its latent of {path} is not finite: the weights are damaged")
         ids = getattr(given, "ids", {})
@@ -302,7 +308,7 @@ def _read_volumes(
         except VolumeError as error:
             if on_error is None:
                 raise
-            on_error(_path_of(given), error)
+            on_error(path_of(given), error)
             continue
         assert not isinstance(given, VolumeError)
         yield given, volume
@@ -321,7 +327,8 @@ def _read_ahead(
         yield from reads
 
 
-def _path_of(volume: Volume) -> Path:
+def path_of(volume: Volume) -> Path:
+    """The path of a file, or the folder of a DICOM series with the series' name behind it."""
     if isinstance(volume, VolumeError):
         return Path(volume.item)
     return volume if isinstance(volume, Path) else volume.folder / volume.name
@@ -337,4 +344,4 @@ def _read(volume: Volume, recipe: Recipe, orientation: str) -> ConvertedVolume:
     try:
         return read_volume(volume, recipe=recipe, orientation=orientation)
     except OSError as error:  # stages try such a file again; here it is reported
-        raise fault(_path_of(volume), "unreadable_file", error.strerror or str(error)) from error
+        raise fault(path_of(volume), "unreadable_file", error.strerror or str(error)) from error

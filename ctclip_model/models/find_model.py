@@ -41,6 +41,7 @@ class LoadedModel:
     recipe: Recipe
     tokenizer: PreTrainedTokenizerFast | None  # None: loaded without text
     head: LatentClassifier | None = None  # the head of a LiPro; None: zero-shot by prompts
+    weights: Path = Path()  # its weights file, or an index of shards
     folder: Path | None = None  # its model folder; None: weights of another maker
 
 
@@ -90,12 +91,12 @@ def load_model(
         loaded = load_model_folder(path, device=device)
         own = loaded.tokenizer if with_text and isinstance(loaded.model, CTCLIP) else None
         found = _check_loaded(name or path.resolve().name, loaded.model, parse_recipe(path, loaded.info), own)
-        return replace(found, folder=path)
+        return replace(found, folder=path, weights=path / "model.safetensors")
     weights = find_weights_file(path) if path.is_dir() else path
     model = load_weights(weights)
     has_prompts = with_text and isinstance(model, CTCLIP)
     reader = read_tokenizer(_find_tokenizer(weights, tokenizer)) if has_prompts else None
-    return _check_loaded(name or path.stem, model.to(device), Recipe(), reader)
+    return replace(_check_loaded(name or path.stem, model.to(device), Recipe(), reader), weights=weights)
 
 
 def read_recipe(folder: Path) -> Recipe:

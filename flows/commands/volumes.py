@@ -42,6 +42,9 @@ def predict(
     evidence: Annotated[
         Path | None, typer.Option(help="Folder for evidence: an overlay per abnormality, and a picture per volume.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File of rows, .csv or .jsonl. A rerun adds what is missing or has changed.")
+    ] = None,
 ) -> None:
     """Predict 18 abnormalities in your own CT volumes.
 
@@ -51,10 +54,10 @@ def predict(
     """
     from flows import volumes as own
 
-    if as_json and as_csv:
-        raise ConfigurationError("--json and --csv exclude one another")
+    if as_csv and (as_json or output):
+        raise ConfigurationError("--csv prints rows: leave out --json and --output")
     request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, as_csv, orientation, show_ids)
-    raise typer.Exit(code=1 if own.predict(request, tokenizer, evidence) else 0)
+    raise typer.Exit(code=1 if own.predict(request, tokenizer, evidence, output) else 0)
 
 
 def embed_volume(
