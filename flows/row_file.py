@@ -17,8 +17,8 @@ from ctclip_model.files import is_stream, whole_file
 from flows.prediction_rows import csv_cells, csv_columns, csv_line, printable
 
 SUFFIXES = (".csv", ".jsonl")
-BEGIN = '{"file": '  # of each line of JSON
-KEY = "fingerprint"  # of a row's inputs: file, model and options
+BEGIN = '{"file": '  # start of each JSON line
+KEY = "fingerprint"  # column with the hash of a row's file, model and options
 BUSY = {errno.EAGAIN, errno.EACCES}
 Row = dict[str, Any]
 
