@@ -92,7 +92,7 @@ def test_gpu_worker_over_slurm_serves_its_pool_until_sigterm(tmp_path):
         subprocess.Popen(command, env=environment, cwd=ROOT, **piped) as worker,
     ):
         try:
-            wait_for(is_online, 240, 1)
+            wait_for(is_online, interval_s=1)
         finally:
             worker.send_signal(signal.SIGTERM)
             worker.communicate(timeout=120)  # fails where it does not end

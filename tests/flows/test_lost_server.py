@@ -82,7 +82,7 @@ def test_command_ends_as_without_prefect_and_says_so_in_one_line(tmp_path: Path,
         env=os.environ | environment,
     )  # fmt: skip
     try:
-        wait_for(lambda: answers(port), 300)
+        wait_for(lambda: answers(port))
         program.write_text(REBUILD)  # Prefect asks for the file of a flow
         with start_python(RUN, program, environment=environment, stdin=subprocess.PIPE) as command:
             assert command.stdout is not None

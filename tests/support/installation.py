@@ -58,7 +58,7 @@ class Installation:
 
     def start_server(self) -> None:
         self.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
-        wait_for(lambda: self.ask("GET", "/health"), 120)
+        wait_for(lambda: self.ask("GET", "/health"))
 
     def start_worker(self, pool: str) -> None:
         other = {"CTCLIP_DATA_ROOT": str(self.mounted)} if pool == "gpu" else {}

@@ -58,6 +58,6 @@ def start_server(shared: Path) -> str:
         own = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
         server = start_python(SERVE, shared, **own)
     SERVERS.append(server)
-    wait_for(lambda: read_address(shared) or server.poll() is not None, timeout_s=200)
+    wait_for(lambda: read_address(shared) or server.poll() is not None)
     assert read_address(shared), (shared / "prefect.log").read_text()[-2000:]
     return read_address(shared)

@@ -47,7 +47,7 @@ def kill_after(process: subprocess.Popen[str], delay_s: float) -> None:
     assert process.returncode in (0, -signal.SIGKILL)
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 60, interval_s: float = 0.01) -> None:
+def wait_for(condition: Callable[[], Any], timeout_s: float = 600, interval_s: float = 0.01) -> None:
     """Returns as soon as the condition holds. Fails where it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

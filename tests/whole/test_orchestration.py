@@ -123,7 +123,7 @@ def test_changed_data_is_rebuilt_by_its_event_and_nothing_else_is(installation, 
     shutil.rmtree(source)
     changed.rename(source)
     installation.wait(run_on_schedule(installation, "ingest"))
-    wait_for(lambda: len(installation.flow_runs("rebuild")) == len(known) + 1, 300)
+    wait_for(lambda: len(installation.flow_runs("rebuild")) == len(known) + 1)
     (triggered,) = [one for one in installation.flow_runs("rebuild") if one["id"] not in known]
     assert triggered["parameters"]["from_stage"] == "convert"
     installation.wait(triggered["id"])
@@ -167,7 +167,7 @@ def run_on_schedule(installation: Installation, deployment: str) -> str:
 
     every_minute = {"schedule": {"cron": "* * * * *", "timezone": "UTC"}, "active": True}
     installation.ask("PATCH", schedule, every_minute)
-    wait_for(started, 240)
+    wait_for(started)
     installation.ask("PATCH", schedule, as_shipped)
     return started()[0]
 
@@ -176,7 +176,7 @@ def test_worker_killed_midway_and_server_restarted_are_survived(installation):
     before = last_run(installation)
     flow_run = installation.run("convert", {"preset": "smoke", "force": True})
     known = set(installation.data_root.glob("records/shard_volumes/*"))
-    wait_for(lambda: set(installation.data_root.glob("records/shard_volumes/*")) - known, 60, interval_s=0.01)
+    wait_for(lambda: set(installation.data_root.glob("records/shard_volumes/*")) - known)
     installation.kill("cpu")
     installation.kill("server")
     installation.start_server()
@@ -209,7 +209,7 @@ def test_status_tells_the_next_run(installation):
     found = installation.ask("GET", "/deployments/name/ingest/ingest")
     schedule = found["schedules"][0]["id"]
     installation.ask("PATCH", f"/deployments/{found['id']}/schedules/{schedule}", {"active": True})
-    wait_for(lambda: "ingest at" in installation.ctclip("status"), 120)
+    wait_for(lambda: "ingest at" in installation.ctclip("status"))
 
 
 def test_second_deploy_keeps_what_is_set_and_creates_each_automation_once(installation):
