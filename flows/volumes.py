@@ -49,6 +49,7 @@ from flows.prediction_rows import (
     score_words,
 )
 from flows.row_file import KEY, RowFile
+from tasks.report.own_ct import OwnPage
 from tasks.run.progress import show_progress
 
 BAR_WIDTH = 24  # columns
@@ -120,11 +121,19 @@ class Session:
         }  # fmt: skip
 
 
-def predict(request: Request, tokenizer: Path | None, evidence: Path | None = None, output: Path | None = None) -> int:
+def predict(
+    request: Request,
+    tokenizer: Path | None,
+    evidence: Path | None = None,
+    output: Path | None = None,
+    page: Path | None = None,
+) -> int:
     """Prints the abnormalities of each volume as it comes. Returns the number of failed files.
 
-    Writes evidence into the folder `evidence` and rows into the file `output`, if they are given.
+    Writes evidence into the folder `evidence`, rows into the file `output` and a page into `page`, if they are given.
     """
+    if page is not None and (page.is_dir() or not page.parent.is_dir()):
+        raise ConfigurationError(f"--page {page}: is a folder, or its folder does not exist")
     if evidence is not None:
         prepare_folder(evidence)
     if output is not None:
@@ -133,14 +142,19 @@ def predict(request: Request, tokenizer: Path | None, evidence: Path | None = No
             return _predict_into(file, session, evidence)
     session = Session.start(request, with_text=True, tokenizer=tokenizer)
     decisions, printed = session.model.decisions, []
+    cohort = None if decisions is None else decisions.cohort
+    shown = OwnPage(f"Model {session.describe()}", score_words(session.model), cohort)
     if request.as_csv:
         sys.stdout.write(csv_line(csv_columns()))
     elif not request.as_json:
         _print_model(session)
     for volume in session.model.predict(
-        session.files, orientation=request.orientation, on_error=session.record_failure, evidence=evidence
-    ):
+        session.files, orientation=request.orientation, on_error=session.record_failure, evidence=evidence,
+        with_slices=page is not None,
+    ):  # fmt: skip
         row = describe_prediction(volume)
+        if page is not None:
+            shown.add(volume, printable(volume.path))
         if request.as_csv:
             sys.stdout.write(csv_line(csv_cells(row)))
             sys.stdout.flush()
@@ -148,6 +162,8 @@ def predict(request: Request, tokenizer: Path | None, evidence: Path | None = No
             printed.append(row)
         else:
             _print_prediction(volume, decisions, in_columns=len(session.files) > 1)
+    if page is not None:
+        shown.write(page, [(printable(one["file"]), one["detail"]) for one in session.failed])
     if request.as_json:
         print_json(session.as_json(printed) | describe_rules(session.model))
     return len(session.failed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from ctclip_model.config import Recipe
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.evaluation.decisions import Decision
 from ctclip_model.evaluation.evidence import Evidence
 
 if TYPE_CHECKING:  # reading volumes needs nibabel, and pictures pillow, which a GPU machine may lack
+    from PIL.Image import Image
+
     from ctclip_model.data.dicom import DicomSeries
     from ctclip_model.data.volume import ConvertedVolume
     from ctclip_model.evaluation.evidence_picture import Row
@@ -35,6 +38,14 @@ class StrongestPatch:
 
     part: float
     voxel: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class EvidenceSlices:
+    """Slices through the strongest patch of an abnormality, as (plane, picture), and its index in `ABNORMALITIES`."""
+
+    index: int
+    panels: list[tuple[str, Image]]
 
 
 @dataclass(frozen=True)
@@ -105,11 +116,12 @@ def write_evidence(
     recipe: Recipe,
     evidence: Evidence,
     probabilities: NDArray[np.float64],
+    decisions: Sequence[Decision] = (),
 ) -> VolumeEvidence:
     """Writes the overlays and the picture of a volume's evidence into `folder`.
 
-    `volume` holds the model's input, voxels in [-1, 1]. `probabilities` (18,) choose the rows of the picture. Raises
-    `VolumeError` for a file whose header is gone.
+    `volume` holds the model's input, voxels in [-1, 1]. `probabilities` (18,) and `decisions` choose the rows of
+    the picture. Raises `VolumeError` for a file whose header is gone.
     """
     from ctclip_model.data.overlays import make_header, place_patches, write_overlay
     from ctclip_model.evaluation.evidence_picture import draw_evidence
@@ -126,7 +138,9 @@ def write_evidence(
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(write, ABNORMALITIES, evidence.parts))
     patches = evidence.strongest(grid.inside)
-    rows = [_make_row(evidence, index, patches[index], probabilities) for index in choose_rows(probabilities)]
+    rows = [
+        _make_row(evidence, index, patches[index], probabilities) for index in choose_rows(probabilities, decisions)
+    ]
     picture = draw_evidence(volume.voxels, recipe.spacing_mm, rows, folder.name)
     with whole_file(folder / PICTURE) as file:
         picture.save(file, format="PNG", compress_level=PNG_LEVEL)
@@ -137,10 +151,41 @@ def write_evidence(
     return VolumeEvidence(evidence, folder, strongest)
 
 
-def choose_rows(probabilities: NDArray[np.float64]) -> list[int]:
-    """The abnormalities of a picture, the most probable first: at most three present ones, at least one."""
-    ranked = np.argsort(-probabilities, kind="stable")[:PICTURED].tolist()
-    return [index for index in ranked if probabilities[index] >= PRESENT] or ranked[:1]
+def draw_slices(
+    volume: ConvertedVolume,
+    recipe: Recipe,
+    evidence: Evidence,
+    probabilities: NDArray[np.float64],
+    decisions: Sequence[Decision] = (),
+) -> tuple[EvidenceSlices, ...]:
+    """The slices of the abnormalities that `write_evidence` pictures, without files. Arguments are those of it."""
+    from ctclip_model.data.overlays import place_patches
+    from ctclip_model.evaluation.evidence_picture import draw_panels
+
+    depth, height, width = evidence.parts.shape[1:]
+    patches = evidence.strongest(place_patches(volume, recipe, (depth, height, width)).inside)
+    rows = {
+        index: _make_row(evidence, index, patches[index], probabilities)
+        for index in choose_rows(probabilities, decisions)
+    }
+    return tuple(
+        EvidenceSlices(index, draw_panels(volume.voxels, recipe.spacing_mm, row)) for index, row in rows.items()
+    )
+
+
+def choose_rows(probabilities: NDArray[np.float64], decisions: Sequence[Decision] = ()) -> list[int]:
+    """The abnormalities of a picture, the most probable first: at most three present ones, at least one.
+
+    Present is what a decision says. Where no abnormality is decided, it is a probability of 0.5 or more.
+    """
+    is_decided = any(decision.is_present is not None for decision in decisions)
+    if is_decided:
+        probabilities = np.array([-1.0 if one.probability is None else one.probability for one in decisions])
+        is_shown = [bool(one.is_present) for one in decisions]
+    else:
+        is_shown = (probabilities >= PRESENT).tolist()
+    ranked: list[int] = np.argsort(-probabilities, kind="stable").tolist()
+    return [index for index in ranked if is_shown[index]][:PICTURED] or ranked[:1]
 
 
 def _make_row(evidence: Evidence, index: int, patch: NDArray[np.intp], probabilities: NDArray[np.float64]) -> Row:

@@ -54,8 +54,7 @@ def draw_evidence(
 
     `volume` (depth, height, width) is the model's input in [-1, 1], and `spacing_mm` its recipe's.
     """
-    scale = PANEL / max(size * spacing for size, spacing in zip(volume.shape, spacing_mm, strict=True))  # pixels per mm
-    sizes = [max(1, round(size * spacing * scale)) for size, spacing in zip(volume.shape, spacing_mm, strict=True)]
+    sizes = _panel_sizes(volume, spacing_mm)
     row_height = TITLE + CAPTION + max(_size_of(plane, sizes)[1] for plane in PLANES)
     width = sum(_size_of(plane, sizes)[0] for plane in PLANES) + MARGIN * (len(PLANES) + 1)
     height = MARGIN + TITLE + row_height * len(rows) + LEGEND
@@ -73,6 +72,20 @@ def draw_evidence(
             left += panel.width + MARGIN
     _draw_legend(pen, height - LEGEND + 8)
     return picture
+
+
+def draw_panels(
+    volume: NDArray[np.floating], spacing_mm: tuple[float, float, float], row: Row
+) -> list[tuple[str, Image.Image]]:
+    """The three slices of one abnormality, each with its plane's name. Arguments are those of `draw_evidence`."""
+    sizes = _panel_sizes(volume, spacing_mm)
+    return [(plane.name, _draw_panel(volume, row, plane, _size_of(plane, sizes))) for plane in PLANES]
+
+
+def _panel_sizes(volume: NDArray[np.floating], spacing_mm: tuple[float, float, float]) -> list[int]:
+    """Pixels of depth, height and width, so that lengths in mm are true."""
+    scale = PANEL / max(size * spacing for size, spacing in zip(volume.shape, spacing_mm, strict=True))  # pixels per mm
+    return [max(1, round(size * spacing * scale)) for size, spacing in zip(volume.shape, spacing_mm, strict=True)]
 
 
 def _size_of(plane: Plane, sizes: Sequence[int]) -> tuple[int, int]:

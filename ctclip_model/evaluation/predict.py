@@ -23,7 +23,14 @@ from ctclip_model.errors import CheckpointError, ConfigurationError, VolumeError
 from ctclip_model.evaluation.decisions import Decision, Decisions, decide, read_decisions
 from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes, embed_with_tokens
 from ctclip_model.evaluation.evidence import Readout, read_head, read_prompts, split_scores
-from ctclip_model.evaluation.evidence_files import VolumeEvidence, folder_name, prepare_folder, write_evidence
+from ctclip_model.evaluation.evidence_files import (
+    EvidenceSlices,
+    VolumeEvidence,
+    draw_slices,
+    folder_name,
+    prepare_folder,
+    write_evidence,
+)
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.find_model import LoadedModel, load_model
 from ctclip_model.models.hub import HUB_ID, download_model
@@ -72,6 +79,7 @@ class PredictedVolume(EmbeddedVolume):
     probabilities: NDArray[np.float64]
     decisions: tuple[Decision, ...] = field(default=(), kw_only=True)
     evidence: VolumeEvidence | None = field(default=None, kw_only=True)
+    slices: tuple[EvidenceSlices, ...] = field(default=(), kw_only=True)
 
     @property
     def by_abnormality(self) -> dict[str, float]:
@@ -171,6 +179,7 @@ class VolumeModel:
         on_error: OnError | None = None,
         evidence: str | os.PathLike[str] | None = None,
         taken: Collection[str] = (),
+        with_slices: bool = False,
     ) -> Iterator[PredictedVolume]:
         """The probability of each of the 18 abnormalities in each volume, beside its latent.
 
@@ -179,7 +188,7 @@ class VolumeModel:
 
         `evidence` is a folder. Each volume gets a folder in it: for each abnormality a NIfTI overlay of the parts that
         the score is the sum of, and a picture. See `ctclip_model.evaluation.evidence`. `taken` are names of
-        folders in it that no volume gets.
+        folders in it that no volume gets. `with_slices` draws slices of the same evidence.
 
         >>> from ctclip_model import open_model
         >>> model = open_model("CT-CLIP_v2.pt")
@@ -190,32 +199,42 @@ class VolumeModel:
         True
         """
         head, _ = self.head, self.decisions  # both complain before a volume is read
-        if evidence is not None:
-            yield from self._predict_with_evidence(paths, orientation, on_error, Path(evidence), {*taken})
+        if evidence is not None or with_slices:
+            folder = None if evidence is None else Path(evidence)
+            yield from self._predict_with_evidence(paths, orientation, on_error, folder, {*taken}, with_slices)
             return
         for volume in self.embed(paths, orientation=orientation, on_error=on_error):
-            yield self._decide(volume, head(volume.latent[None])[0])
+            scores = head(volume.latent[None])[0]
+            yield PredictedVolume(**vars(volume), probabilities=scores, decisions=decide(scores, self.decisions))
 
     def _predict_with_evidence(
-        self, paths: Paths, orientation: str, on_error: OnError | None, folder: Path, taken: set[str]
+        self,
+        paths: Paths,
+        orientation: str,
+        on_error: OnError | None,
+        folder: Path | None,
+        taken: set[str],
+        with_slices: bool,
     ) -> Iterator[PredictedVolume]:
-        prepare_folder(folder)
+        if folder is not None:
+            prepare_folder(folder)
         for given, volume in _read_volumes(paths, self.recipe, orientation, on_error):
             batch = volume.to_input().unsqueeze(0)
             latents, norms, tokens = embed_with_tokens(self.loaded.model, batch, dtype=self.precision.autocast)
             embedded = self._describe(given, volume, latents[0])
             probabilities = self.head(latents)[0]
             parts = split_scores(self.loaded.model, self.read_scores(latents[0]), tokens[0], norms[0])
-            name = folder_name(embedded.path.name, taken)
-            taken.add(name)
-            files = write_evidence(folder / name, given, volume, self.recipe, parts, probabilities)
-            yield self._decide(embedded, probabilities, files)
-
-    def _decide(
-        self, volume: EmbeddedVolume, probabilities: NDArray[np.float64], evidence: VolumeEvidence | None = None
-    ) -> PredictedVolume:
-        decisions = decide(probabilities, self.decisions)
-        return PredictedVolume(**vars(volume), probabilities=probabilities, decisions=decisions, evidence=evidence)
+            decided, files = decide(probabilities, self.decisions), None
+            slices: tuple[EvidenceSlices, ...] = ()
+            if folder is not None:
+                name = folder_name(embedded.path.name, taken)
+                taken.add(name)
+                files = write_evidence(folder / name, given, volume, self.recipe, parts, probabilities, decided)
+            if with_slices:
+                slices = draw_slices(volume, self.recipe, parts, probabilities, decided)
+            yield PredictedVolume(
+                **vars(embedded), probabilities=probabilities, decisions=decided, evidence=files, slices=slices
+            )
 
     def _describe(self, given: Source, volume: ConvertedVolume, latent: Floats) -> EmbeddedVolume:
         """A volume with its latent. Raises `CheckpointError` for a latent that is not finite."""

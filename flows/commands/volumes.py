@@ -42,6 +42,7 @@ def predict(
     evidence: Annotated[
         Path | None, typer.Option(help="Folder for evidence: an overlay per abnormality, and a picture per volume.")
     ] = None,
+    page: Annotated[Path | None, typer.Option(help="HTML page to write, with slices, evidence and decisions.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="File of rows, .csv or .jsonl. A rerun adds what is missing or has changed.")
     ] = None,
@@ -56,8 +57,10 @@ def predict(
 
     if as_csv and (as_json or output):
         raise ConfigurationError("--csv prints rows: leave out --json and --output")
+    if page and output:
+        raise ConfigurationError("--page shows the volumes of one call: leave out --output")
     request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, as_csv, orientation, show_ids)
-    raise typer.Exit(code=1 if own.predict(request, tokenizer, evidence, output) else 0)
+    raise typer.Exit(code=1 if own.predict(request, tokenizer, evidence, output, page) else 0)
 
 
 def embed_volume(

@@ -56,10 +56,7 @@ class PageFacts:
 
 def render_page(facts: PageFacts) -> str:
     """Renders a page. Every text is escaped."""
-    environment = Environment(
-        loader=PackageLoader("tasks.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+    environment = make_environment()
     environment.filters |= {"number": _number, "describe_interval": lambda method: INTERVALS.get(method, method)}
     charts = {
         name: {kind: _curve_chart(kind, name, lines[name]) for kind, lines in facts.curves.items() if name in lines}
@@ -68,6 +65,14 @@ def render_page(facts: PageFacts) -> str:
     losses = {phase: _loss_chart(phase, points) for phase, points in facts.training.items() if points}
     return environment.get_template("page.html").render(
         facts=facts, charts=charts, losses=losses, plane=scatter_chart(facts.projection, title=PLANE_TITLE)
+    )  # fmt: skip
+
+
+def make_environment() -> Environment:
+    """The templates of this room. Every text is escaped."""
+    return Environment(
+        loader=PackageLoader("tasks.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
     )  # fmt: skip
 
 
