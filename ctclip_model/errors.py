@@ -95,7 +95,7 @@ class PreemptedError(CTCLIPError):
 
 
 class StorageError(CTCLIPError):
-    """A training could not write its files, for example to a full disk. Earlier checkpoints stay."""
+    """Files could not be written, for example to a full disk. Earlier checkpoints, rows and pages stay."""
 
 
 class WorkerDiedError(CTCLIPError):

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import StorageError
 from ctclip_model.evaluation.decisions import Cohort, Decision
 from ctclip_model.evaluation.predict import PredictedVolume
 from ctclip_model.files import whole_file
@@ -49,15 +50,21 @@ class OwnPage:
         )  # fmt: skip
 
     def write(self, path: Path, failed: Sequence[tuple[str, str]]) -> None:
-        """Writes the page, complete or not at all, with the names of failed files and their reasons."""
+        """Writes the page, complete or not at all, with the names of failed files and their reasons.
+
+        Raises `StorageError`, such as for a full disk.
+        """
         count = len(self.volumes)
         title = self.volumes[0]["name"] if count == 1 and not failed else f"{count} CT volumes"
         html = make_environment().get_template("own_ct.html").render(
             title=title, model=self.model, score_words=self.score_words, volumes=self.volumes, failed=failed,
             cohort=None if self.cohort is None else self.cohort.lines,
         )  # fmt: skip
-        with whole_file(path) as file:
-            file.write(html.encode())
+        try:
+            with whole_file(path) as file:
+                file.write(html.encode())
+        except OSError as error:
+            raise StorageError(f"{path}: the page cannot be written: {error.strerror}") from error
 
     def _summarise(self, present: Sequence[str]) -> str:
         if self.cohort is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,22 @@ def test_pictures_end_at_the_bound_and_the_page_says_so(folder, monkeypatch):
     html = make_page(folder).read_text()
     assert html.count("<img ") == 0
     assert html.count("The page holds no more pictures.") == 2
+
+
+def test_a_full_disk_is_one_line_and_the_old_page_stays(folder, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        result = run_ctclip(
+            "predict", folder / "study" / "b.nii.gz", "--data-root", folder, "--model", "plain", "--page", path
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.returncode == 1
+    assert result.stderr == f"ctclip: {path}: the page cannot be written: File too large\n"
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("page.html", "old")]
 
 
 def test_a_page_has_a_place_and_no_file_of_rows(folder, tmp_path):
