@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,8 +49,10 @@ from flows.prediction_rows import (
     score_words,
 )
 from flows.row_file import KEY, RowFile
-from tasks.report.own_ct import OwnPage
 from tasks.run.progress import show_progress
+
+if TYPE_CHECKING:
+    from tasks.report.own_ct import OwnPage
 
 BAR_WIDTH = 24  # columns
 FORMATS = (".parquet", ".npz")
@@ -142,8 +144,7 @@ def predict(
             return _predict_into(file, session, evidence)
     session = Session.start(request, with_text=True, tokenizer=tokenizer)
     decisions, printed = session.model.decisions, []
-    cohort = None if decisions is None else decisions.cohort
-    shown = OwnPage(f"Model {session.describe()}", score_words(session.model), cohort)
+    shown = None if page is None else _start_page(session)
     if request.as_csv:
         sys.stdout.write(csv_line(csv_columns()))
     elif not request.as_json:
@@ -153,7 +154,7 @@ def predict(
         with_slices=page is not None,
     ):  # fmt: skip
         row = describe_prediction(volume)
-        if page is not None:
+        if shown is not None:
             shown.add(volume, printable(volume.path))
         if request.as_csv:
             sys.stdout.write(csv_line(csv_cells(row)))
@@ -162,11 +163,19 @@ def predict(
             printed.append(row)
         else:
             _print_prediction(volume, decisions, in_columns=len(session.files) > 1)
-    if page is not None:
+    if shown is not None and page is not None:
         shown.write(page, [(printable(one["file"]), one["detail"]) for one in session.failed])
     if request.as_json:
         print_json(session.as_json(printed) | describe_rules(session.model))
     return len(session.failed)
+
+
+def _start_page(session: Session) -> OwnPage:
+    from tasks.report.own_ct import OwnPage
+
+    decisions = session.model.decisions
+    cohort = None if decisions is None else decisions.cohort
+    return OwnPage(f"Model {session.describe()}", score_words(session.model), cohort)
 
 
 def _predict_into(file: RowFile, session: Session, evidence: Path | None) -> int:
