@@ -23,7 +23,7 @@ def stems(sentence):
         ("lungs without nodules.", ["lungs"]),
         ("effusion was not observed but atelectasis is present.", ["atelectasis"]),
         ("no lesion other than a cyst.", ["cyst"]),
-        ("a node that did not reach 10 mm.", ["node", "mm"]),
+        ("a node that did not reach 10 mm.", ["node", "reach"]),
     ],
 )
 def test_denied_words_and_words_of_grammar_are_no_terms(sentence, words):
