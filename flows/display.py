@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     Progress,
@@ -27,7 +27,7 @@ from tasks.run.progress import LogReporter, format_rate
 
 PIPE_WIDTH = 2000  # columns of output into a pipe, which is never folded
 WIDE = 110  # columns from which on there is room for a long bar
-BAR_WIDTHS = (8, 24)
+FOLDED = 13  # columns that a folded last column keeps at least
 
 console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
 
@@ -55,28 +55,28 @@ class RichReporter:
         note = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self.progress = Progress(
             TextColumn("{task.description:>14}", table_column=_fixed()),
-            BarColumn(BAR_WIDTHS[console.width >= WIDE], table_column=_fixed()), CountColumn(_fixed()),
+            BarColumn(24 if console.width >= WIDE else 8, table_column=_fixed()), CountColumn(_fixed()),
             TextColumn("{task.fields[unit]}", table_column=_fixed()), RateColumn(_fixed()),
             TimeElapsedColumn(_fixed()), TimeRemainingColumn(table_column=_fixed()),
             TextColumn("{task.fields[note]}", table_column=note), console=console, expand=True,
         )  # fmt: skip
-        self.bars: dict[str, TaskID] = {}
+        self.bars: dict[str, TaskID] = {}  # pieces of work
+        self.opened: dict[str, TaskID] = {}  # stages that have counted nothing yet
 
     def __enter__(self) -> RichReporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.bars:  # stopping without a bar prints an empty line
+        if self.bars or self.opened:  # stopping without a bar prints an empty line
             self.progress.stop()
 
     def open(self, stage: str) -> None:
         self.progress.start()
-        self.bars[stage] = self.progress.add_task(stage, total=None, unit="", note="")
+        self.opened[stage] = self.progress.add_task(stage, total=None, unit="", note="")
 
     def start(self, work: str, total: int, unit: str) -> None:
-        bar = self.bars.pop(work, None)
-        if bar is not None:
-            self.progress.remove_task(bar)
+        if work in self.opened:
+            self.progress.remove_task(self.opened.pop(work))
         self.progress.start()
         self.bars[work] = self.progress.add_task(work, total=total, unit=unit, note="")
 
@@ -87,10 +87,10 @@ class RichReporter:
         self.progress.stop_task(self.bars[work])
 
     def close(self, stage: str) -> None:
-        (task,) = (task for task in self.progress.tasks if task.id == self.bars[stage])
-        if task.total is None:  # it counted nothing
-            self.progress.update(task.id, total=1, completed=1)
-            self.progress.stop_task(task.id)
+        if stage in self.opened:  # it counted nothing
+            bar = self.opened.pop(stage)
+            self.progress.update(bar, total=1, completed=1)
+            self.progress.stop_task(bar)
 
 
 class PlainReporter(LogReporter):
@@ -130,21 +130,30 @@ def print_summaries(summaries: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
 
 
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool = False) -> None:
-    """Prints rows as a table, or as blocks if a table is wider than the screen."""
+def print_rows(
+    columns: Sequence[str], rows: Sequence[Sequence[Any]], as_json: bool = False, *, is_last_folded: bool = False
+) -> None:
+    """Prints rows as a table, or as blocks if a table is wider than the screen.
+
+    The last column, where `is_last_folded`, takes the room that is left, and several lines if it needs them.
+    """
     if as_json:
         names = _unique(columns)
         print_json([dict(zip(names, row, strict=True)) for row in rows])
         return
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column), default=0) for column in zip(columns, *cells, strict=True)]
+    if is_last_folded and widths:
+        widths[-1] = min(widths[-1], FOLDED)
     if sum(widths) + 2 * (len(widths) - 1) > console.width and len(rows) <= 40:
         _print_blocks(columns, cells)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         is_number = any(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+        is_fixed = is_last_folded and index < len(columns) - 1
+        justify: JustifyMethod = "right" if is_number else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=is_fixed)
     for row in cells:
         table.add_row(*map(Text, row))
     console.print(table)

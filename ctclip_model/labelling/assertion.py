@@ -33,13 +33,13 @@ def _compile(patterns: Sequence[str]) -> str:
     return "|".join(pattern.replace("~", ADVERBS) for pattern in patterns)
 
 
-def _read_phrases() -> dict[str, dict[str, list[list[str]]]]:
-    """Words of each phrase, longest phrases first, by their first word and by their second."""
-    phrases: dict[str, dict[str, list[list[str]]]] = {}
+def _read_phrases() -> dict[tuple[str, str], list[list[str]]]:
+    """Words of each phrase, longest phrases first, by their first two words."""
+    phrases: dict[tuple[str, str], list[list[str]]] = {}
     for phrase in sorted(_CLASSES, key=len, reverse=True):
         if " " in phrase:
             first, second, *_ = words = phrase.split()
-            phrases.setdefault(first, {}).setdefault(second, []).append(words)
+            phrases.setdefault((first, second), []).append(words)
     return phrases
 
 
@@ -91,10 +91,8 @@ def read_words(statement: str) -> list[tuple[str, bool]]:
 
 def _join_phrases(words: list[str]) -> list[str]:
     joined, place = list[str](), 0
-    for start, (word, following) in enumerate(pairwise(words)):
-        if start < place or word not in _PHRASES:
-            continue
-        for phrase in _PHRASES[word].get(following, ()):
+    for start, pair in enumerate(pairwise(words)):
+        for phrase in _PHRASES.get(pair, ()) if start >= place else ():
             if words[start : start + len(phrase)] == phrase:
                 joined += [*words[place:start], " ".join(phrase)]
                 place = start + len(phrase)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from itertools import product
 
@@ -20,10 +21,6 @@ class _Phrase:
     abnormality: str
     words: tuple[frozenset[str], ...]
     excluded: frozenset[str]
-    needed: frozenset[frozenset[str]] = field(init=False)  # the words as a set
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "needed", frozenset(self.words))
 
 
 def _read_phrases() -> list[_Phrase]:
@@ -56,11 +53,11 @@ def find_mentions(words: Sequence[tuple[str, bool]]) -> tuple[list[str], set[int
     """
     places: dict[frozenset[str], list[int]] = {}
     for place, (word, _) in enumerate(words):
-        for alternatives in _ALTERNATIVES_OF[word]:
+        for alternatives in _find_alternatives(word):
             places.setdefault(alternatives, []).append(place)
     asserted, denied = dict[str, None](), set[int]()
     for phrase in (phrase for first in places for phrase in PHRASES.get(first, ())):
-        named = [*_occurrences(phrase, places)] if places.keys() >= phrase.needed else []
+        named = list(_occurrences(phrase, places))
         if any(all(words[place][1] for place in occurrence) for occurrence in named):
             asserted[phrase.abnormality] = None
         else:
@@ -70,6 +67,8 @@ def find_mentions(words: Sequence[tuple[str, bool]]) -> tuple[list[str], set[int
 
 def _occurrences(phrase: _Phrase, places: Mapping[frozenset[str], Sequence[int]]) -> Iterator[tuple[int, ...]]:
     """Places of the words of a phrase, each time that a statement names it."""
+    if not all(alternatives in places for alternatives in phrase.words):
+        return
     forbidden = places.get(phrase.excluded, ())
     for occurrence in product(*(places[alternatives] for alternatives in phrase.words)):
         first = occurrence[0]
@@ -77,14 +76,8 @@ def _occurrences(phrase: _Phrase, places: Mapping[frozenset[str], Sequence[int]]
             yield occurrence
 
 
-class _AlternativesOf(dict[str, frozenset[frozenset[str]]]):
-    """The alternatives of all phrases that a word is one of, found once for each word."""
-
-    def __missing__(self, word: str) -> frozenset[frozenset[str]]:
-        forms = (word, *(f"{word[:length]}*" for length in range(1, len(word) + 1)))
-        found = frozenset(alternatives for form in forms for alternatives in ALTERNATIVES.get(form, ()))
-        self[word] = found
-        return found
-
-
-_ALTERNATIVES_OF = _AlternativesOf()
+@lru_cache(2**16)
+def _find_alternatives(word: str) -> frozenset[frozenset[str]]:
+    """The alternatives of all phrases that a word is one of."""
+    forms = (word, *(f"{word[:length]}*" for length in range(1, len(word) + 1)))
+    return frozenset(alternatives for form in forms for alternatives in ALTERNATIVES.get(form, ()))

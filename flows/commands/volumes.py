@@ -77,5 +77,7 @@ def embed_volume(
     """Compute the image latents of your own CT volumes."""
     from flows import volumes as own
 
-    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, False, orientation, show_ids)
+    request = own.Request(
+        volumes, data_root / "models", model, device, dtype, as_json, orientation=orientation, show_ids=show_ids
+    )
     raise typer.Exit(code=1 if own.embed_volume(request, output) else 0)

@@ -28,7 +28,7 @@ def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
     if as_json:
         print_rows(*read_status(data_root, "from stage_status"), as_json)
         return
-    print_rows(*read_status(data_root))
+    print_rows(*read_status(data_root), is_last_folded=True)
     notes = (list_notes, list_lost, list_stale_models, list_warnings)
     for line in (line for list_lines in notes for line in list_lines(data_root)):
         console.print(line, markup=False)

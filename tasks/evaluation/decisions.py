@@ -48,18 +48,12 @@ def find_decisions(data_root: Path, model: ModelReference) -> Decisions | None:
 
     The split valid goes before external data, then the cohort with more decided abnormalities, then with more patients.
     """
-    columns = [field.name for field in dataclasses.fields(DecisionRule)]
-    cohorts = [field.name for field in dataclasses.fields(Cohort)]
-    rows = store.query(
-        data_root,
-        f"select {', '.join([*cohorts, *columns])} from current_decisions where model_id = $model_id "
-        "and weights_sha256 = $weights and threshold is not null and sensitivity is not null "
-        "and specificity is not null and list_contains($names, abnormality)",
-        {"model_id": model.model_id, "weights": model.weights_sha256, "names": list(ABNORMALITIES)},
-    )
+    key = {"model_id": model.model_id, "weights": model.weights_sha256, "names": list(ABNORMALITIES)}
+    rows = store.query(data_root, store.load_sql(__package__, "decisions"), key)
+    count = len(dataclasses.fields(Cohort))
     by_cohort: dict[Cohort, list[DecisionRule]] = {}
     for row in rows:
-        by_cohort.setdefault(Cohort(*row[: len(cohorts)]), []).append(DecisionRule(*row[len(cohorts) :]))
+        by_cohort.setdefault(Cohort(*row[:count]), []).append(DecisionRule(*row[count:]))
     if not by_cohort:
         return None
     cohort = min(by_cohort, key=lambda one: (one.split != "valid", -len(by_cohort[one]), -one.count_patients))

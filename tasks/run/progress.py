@@ -61,7 +61,7 @@ class LogReporter:
 
 
 def format_rate(per_second: float) -> str:
-    """A rate in seven characters at most: 0.125/s, 12.5/s, 1.25k/s, 38M/s."""
+    """A rate with three digits: 0.125/s, 12.5/s, 1.25k/s, 38M/s."""
     size, suffix = next((one for one in RATE_UNITS if per_second >= one[0]), (1, ""))
     return f"{float(f'{per_second / size:.3g}'):g}{suffix}/s"
 
@@ -82,13 +82,11 @@ class Progress:
 
 @contextmanager
 def show_stage(stage: str) -> Iterator[None]:
-    """Says within the block that a stage runs."""
+    """Says that a stage runs, and that it is done if the block ends without an error."""
     reporter = REPORTER.get() or LogReporter()
     reporter.open(stage)
-    try:
-        yield
-    finally:
-        reporter.close(stage)
+    yield
+    reporter.close(stage)
 
 
 @contextmanager

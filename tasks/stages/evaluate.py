@@ -38,7 +38,7 @@ def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation)
 
 @task(cache_policy=NO_CACHE)
 def leave_with_model(run: StageRun, model: ModelReference) -> None:
-    """Leaves thresholds and calibration in the model's folder, for `ctclip predict`."""
+    """Publishes the evaluations, and leaves thresholds and calibration in the model's folder, for `ctclip predict`."""
     publish(run.data_root)
     get_run_logger().info("%s", leave_decisions(run.data_root, model))
 

@@ -77,8 +77,8 @@ def test_long_names_of_a_table_are_folded_and_not_cut(monkeypatch):
     monkeypatch.setattr(display, "console", Console(file=screen, width=80, highlight=False))
     variant = "vocabfine-ct-clip-published-0123456789"
     columns = ("stage", "done", "pending", "rejected", "last run", "at (UTC)", "variant")
-    rows = [("train-labeller", 50_188, 50_188, 50_188, "never run", "11-27 02:22", variant)] * 50
-    print_rows(columns, rows)
+    rows = [("train-labeller", 50_188, 50_188, 50_188, "never run", "11-27 02:22", variant)] * 3
+    print_rows(columns, rows, is_last_folded=True)
     lines = screen.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     start = lines[0].index("variant")

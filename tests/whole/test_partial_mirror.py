@@ -25,7 +25,7 @@ def run(data_root: Path, *arguments: str | Path) -> Finished:
 
 
 def assert_refused(result: Finished, line: str) -> None:
-    """The command ends with exit code 1 and this line alone on stderr."""
+    """The command ends with exit code 1. After the stages that began, this line is alone on stderr."""
     assert (result.returncode, result.stdout) == (1, "")
     assert line in result.stderr
     assert len([line for line in result.stderr.splitlines() if not line.endswith(": begins")]) == 1

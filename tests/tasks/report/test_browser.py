@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.browser import Browser, open_browser
+from support.browser import Browser
 
 from ctclip_model.config import Recipe
 from tasks.report.examples import Example, RankedVolume, draw_slices
 from tasks.report.render import PageFacts, render_page
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SCRIPT = "<script>document.title = 'taken over'</script>"
 SCORES = {"Emphysema": 0.9, "Atelectasis": 0.7, "Lung nodule": None, "Cardiomegaly": 0.8}
 LABEL = dict.fromkeys(("ci_low", "ci_high", "average_precision", "f1", "weighted_f1", "accuracy", "precision"), 0.5) | {
     "n_positive": 1,
     "n": 2,
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("SKIPPED LOUDLY: there is no Chromium; `make test-browser` installs it")
-    with open_browser(CHROMIUM) as running:
-        yield running
 
 
 @pytest.fixture

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import resource
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.browser import Browser, open_browser
 from support.command_line import run_ctclip
 from support.models import save_random_model
 from support.volumes import save_nifti
@@ -20,7 +17,6 @@ from ctclip_model.evaluation.decisions import Cohort, DecisionRule, Decisions, w
 from ctclip_model.files import sha256_of
 from tasks.report import own_ct
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 BAD_NAME = "<script>document.title = 1<" + "\n.nii"
 
 
@@ -90,14 +86,6 @@ def test_a_page_has_a_place_and_no_file_of_rows(folder, tmp_path):
     for options in (["--page", tmp_path], ["--page", tmp_path / "a.html", "--output", tmp_path / "a.csv"]):
         result = run_ctclip("predict", folder / "study", "--data-root", folder, "--model", "plain", *options)
         assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("SKIPPED LOUDLY: there is no Chromium; `make test-browser` installs it")
-    with open_browser(CHROMIUM) as running:
-        yield running
 
 
 @pytest.mark.browser
