@@ -48,14 +48,14 @@ class RateColumn(ProgressColumn):
 
 
 class RichReporter:
-    """Progress bars on stderr. Only the bar's width and the note give way on a narrow screen."""
+    """Progress bars on stderr. Only the note and the bar give way on a narrow screen."""
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
         note = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self.progress = Progress(
             TextColumn("{task.description:>14}", table_column=_fixed()),
-            BarColumn(24 if console.width >= WIDE else 8, table_column=_fixed()), CountColumn(_fixed()),
+            BarColumn(24 if console.width >= WIDE else 8), CountColumn(_fixed()),
             TextColumn("{task.fields[unit]}", table_column=_fixed()), RateColumn(_fixed()),
             TimeElapsedColumn(_fixed()), TimeRemainingColumn(table_column=_fixed()),
             TextColumn("{task.fields[note]}", table_column=note), console=console, expand=True,

@@ -16,7 +16,7 @@ from ctclip_model.config import DECISIONS_FILE, EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError, WarehouseError
 from ctclip_model.evaluation import zero_shot as zero_shot_module
-from ctclip_model.evaluation.decisions import read_decisions
+from ctclip_model.evaluation.decisions import DecisionRule, read_decisions
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.kinds import ModelKind
 from tasks.evaluation import score as score_module
@@ -255,15 +255,11 @@ def test_decisions_are_left_with_the_model_and_heal(data_root, monkeypatch):
         (model.folder / name).write_text("{}")
     leave_decisions(data_root, model)
     found = read_decisions(model.folder, MODEL.weights_sha256)
-    recorded = query(
-        data_root,
-        "select abnormality, threshold, sensitivity, specificity from current_decisions where sensitivity is not null",
-    )
+    columns = ", ".join(field.name for field in dataclasses.fields(DecisionRule))
+    recorded = query(data_root, f"select {columns} from current_decisions where sensitivity is not null")
     assert query(data_root, "select count(*), any_value(unit) from current_decisions") == [(16, "volume")]
     assert {rule.abnormality for rule in found.rules} == {name for name, *_ in recorded} - {"Calcification"}
-    assert {(rule.abnormality, rule.threshold, rule.sensitivity, rule.specificity) for rule in found.rules} <= {
-        *recorded
-    }
+    assert {dataclasses.astuple(rule) for rule in found.rules} <= {*recorded}
     assert (found.cohort.dataset, found.cohort.split, found.cohort.protocol) == ("rad-chestct", "external", "zero-shot")
     assert found.cohort.count_patients == found.cohort.count_fitting == 12
     (run_id,) = query(data_root, "select distinct run_id from current_decisions")[0]
