@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, JustifyMethod
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -54,10 +54,8 @@ class RichReporter:
         console = console or Console(stderr=True)
         note = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self.progress = Progress(
-            TextColumn("{task.description:>14}", table_column=_fixed()),
-            BarColumn(24 if console.width >= WIDE else 8), CountColumn(_fixed()),
-            TextColumn("{task.fields[unit]}", table_column=_fixed()), RateColumn(_fixed()),
-            TimeElapsedColumn(_fixed()), TimeRemainingColumn(table_column=_fixed()),
+            TextColumn("{task.description:>14}"), BarColumn(24 if console.width >= WIDE else 8), CountColumn(),
+            TextColumn("{task.fields[unit]}"), RateColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", table_column=note), console=console, expand=True,
         )  # fmt: skip
         self.bars: dict[str, TaskID] = {}  # pieces of work
@@ -98,11 +96,6 @@ class PlainReporter(LogReporter):
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
-
-
-def _fixed() -> Column:
-    """Column that a narrow screen must not cut."""
-    return Column(no_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -151,9 +144,7 @@ def print_rows(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         is_number = any(isinstance(row[index], int | float) for row in rows)
-        is_fixed = is_last_folded and index < len(columns) - 1
-        justify: JustifyMethod = "right" if is_number else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=is_fixed)
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
     console.print(table)
