@@ -44,7 +44,7 @@ PIPELINE = {
             "parent and kind", is_ordered=True, trains=True,
         ),
         Stage(
-            "evaluate", 4, "duckdb:metrics", ("duckdb:latents", "duckdb:labels", "file:models/ct-clip"), "model"
+            "evaluate", 5, "duckdb:metrics", ("duckdb:latents", "duckdb:labels", "file:models/ct-clip"), "model"
         ),
         Stage("report", 3, "file:reports", ("duckdb:metrics",), "model"),
         Stage("import-model", 1, is_rebuilt=False, is_planned=False),
