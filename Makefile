@@ -30,9 +30,11 @@ help:                       ## list the targets
 demo: $(INSTALLED)          ## the pipeline on phantoms, from volumes to report page, in minutes on two cores
 	$(BIN)/ctclip demo
 
+# A test in which Python itself stands still ends too, with the stack of each thread.
 test: $(INSTALLED)          ## the test suite in two processes: no network, no GPU
 	$(BIN)/python -m pytest -m "not slow and not browser and not orchestration and not gpu" \
-		--numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
+		--numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15 \
+		-o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true
 
 test-slow: $(INSTALLED)     ## tests of several minutes each: rebuilds, kills, the demo's learning over three seeds
 	$(BIN)/python -m pytest -m slow

@@ -16,6 +16,10 @@ from tasks.settings import LIMITS, Limits, count_workers
 
 logger = logging.getLogger(__name__)
 
+# Dask's profiler asks for the frames of all threads. If CPython 3.11 collects garbage meanwhile, the process stops for
+# good (python/cpython#106883, dask/distributed#8616).
+WITHOUT_PROFILER = {"distributed.worker.profile.enabled": False}
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -141,7 +145,7 @@ def _connect(address: str | None, workers: int, limits: Limits):  # type: ignore
     import dask
     from distributed import Client, LocalCluster
 
-    options = {
+    options = WITHOUT_PROFILER | {
         "distributed.scheduler.allowed-failures": limits.worker_deaths - 1,
         "distributed.worker.daemon": False,
         "distributed.deploy.lost-worker-timeout": "1 day",  # else a worker that takes 15 s to start again is given up

@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import LocalCluster
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.shards import read_volume
 from ctclip_model.data.slabs import Encoding
 from support.volumes import COARSE
+from tasks.run.dask_jobs import WITHOUT_PROFILER
 from tasks.run.lost import find_lost_volumes
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import open_run
@@ -36,7 +38,7 @@ THREADS = "threads"  # in place of a scheduler's address: a cluster of this proc
 @cache
 def start_cluster() -> str:
     """Address of a Dask cluster of this process, one for all tests: worker processes take seconds to start."""
-    with warnings.catch_warnings():
+    with dask.config.set(WITHOUT_PROFILER), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Dask's own
         cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
     atexit.register(cluster.close)

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
+
+from distributed import get_worker
 
 from tasks.run.dask_jobs import fan_out
 
@@ -46,6 +49,17 @@ def test_job_that_kills_every_worker_is_given_up_and_the_rest_goes_on():
     outcomes = dict(fan_out(kill_worker_always, ["a", "deadly", *"bcdef"], workers=1))  # all wait on the same worker
     assert isinstance(outcomes.pop("deadly"), Exception)
     assert outcomes == {job: job for job in "abcdef"}
+
+
+def list_callbacks(_: int) -> set[str]:
+    worker = get_worker()
+    return {*worker.periodic_callbacks} | {thread.name for thread in threading.enumerate()}
+
+
+def test_no_profiler_stops_the_process_of_python_3_11():
+    ((_, names),) = fan_out(list_callbacks, [1], workers=1)
+    assert "heartbeat" in names
+    assert not names & {"profile", "Profile"}
 
 
 def test_no_jobs_start_no_cluster():

@@ -11,6 +11,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import dask
 import pyarrow.parquet as pq
 import pytest
 from distributed import LocalCluster
@@ -21,6 +22,7 @@ from support.volumes import COARSE
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.data.shards import ShardReader
 from ctclip_model.errors import ConfigurationError
+from tasks.run.dask_jobs import WITHOUT_PROFILER
 from tasks.run.progress import REPORTER, LogReporter
 from tasks.volumes.jobs import check_room
 from warehouse import store
@@ -92,7 +94,10 @@ def test_conversion_killed_at_any_moment_is_whole_after_a_rerun(tmp_path, seed):
 def test_recipes_and_encodings_live_side_by_side(data_root):
     convert(data_root)
     finer = dataclasses.replace(COARSE, name="finer", spacing_mm=(20.0, 20.0, 20.0))
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+    with (
+        dask.config.set(WITHOUT_PROFILER),
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+    ):
         assert convert(data_root, finer, "raw", cluster.scheduler_address)["done"] == count_volumes(data_root)
     assert convert(data_root)["done"] == 0
     with store.read(data_root) as connection:
