@@ -22,7 +22,7 @@ import typer
 from typer.exceptions import TyperException
 
 from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
-from flows.commands import deploying, doctor, models, stages, volumes, warehouse
+from flows.commands import deploying, doctor, labels, models, stages, volumes, warehouse
 from flows.streams import replace_unshowable
 from tasks.run.logs import configure_logging, is_log_requested
 from tasks.upkeep.prefect_server import IS_LOST
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Commands in the order of the work, under the headings of `ctclip --help`.
 PANELS: dict[str, list[Callable[..., None]]] = {
-    "Set up": [doctor.doctor, models.fetch_models, models.import_model, deploying.deploy],
+    "Set up": [doctor.doctor, models.fetch_models, models.import_model, labels.findings, deploying.deploy],
     "Run": stages.list_flow_commands(),
     "Look": [warehouse.status, warehouse.plan, warehouse.sql, warehouse.export],
     "Your own CT": [volumes.predict, volumes.embed_volume],

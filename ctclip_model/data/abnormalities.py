@@ -35,7 +35,7 @@ def prompt_pair(abnormality: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class LabelSet:
+class ScoredNames:
     """The names that a data set is scored by. Each is the maximum over some of the 18 abnormalities."""
 
     names: tuple[str, ...]
@@ -50,18 +50,18 @@ class LabelSet:
 
 
 CALCIFICATION = "Calcification"
-OWN_LABELS = LabelSet(ABNORMALITIES, tuple((index,) for index in range(len(ABNORMALITIES))))
+OWN_NAMES = ScoredNames(ABNORMALITIES, tuple((index,) for index in range(len(ABNORMALITIES))))
 
 
-def label_set(dataset: str) -> LabelSet:
-    """The label set of a data set: the 18 of CT-RATE, or the 16 that RAD-ChestCT shares with it.
+def scored_names(dataset: str) -> ScoredNames:
+    """The names that a data set is scored by: the 18 of CT-RATE, or the 16 that RAD-ChestCT shares with it.
 
     RAD-ChestCT has one label for both calcifications, and none for mosaic attenuation.
     """
     if dataset != "rad-chestct":
-        return OWN_LABELS
+        return OWN_NAMES
     calcifications = [index for index, name in enumerate(ABNORMALITIES) if name.endswith("wall calcification")]
     left_out = {*calcifications, ABNORMALITIES.index("Mosaic attenuation pattern")}
     kept = [index for index in range(len(ABNORMALITIES)) if index not in left_out]
     names = (*(ABNORMALITIES[index] for index in kept), CALCIFICATION)
-    return LabelSet(names, (*((index,) for index in kept), tuple(calcifications)))
+    return ScoredNames(names, (*((index,) for index in kept), tuple(calcifications)))

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 
 from ctclip_model.config import VERSIONS, compute_fingerprint
-from ctclip_model.data.abnormalities import label_set
+from ctclip_model.data.abnormalities import scored_names
 from ctclip_model.evaluation import metrics
 from tasks.evaluation.evaluations import CONFIG, LABEL_SOURCE, PUBLISHED
 from tasks.evaluation.samples import load_labels, stack_labels
@@ -103,7 +103,7 @@ def score_comparison(data_root: Path, model: ModelReference, comparison: Compari
 def _load_scored(
     connection: duckdb.DuckDBPyConnection, comparison: Comparison, model_id: str, protocol: str
 ) -> ScoredModel:
-    labels = label_set(comparison.dataset)
+    labels = scored_names(comparison.dataset)
     names = list(labels.names)
     key = {
         "model_id": model_id, "protocol": protocol, "dataset": comparison.dataset, "split": comparison.split,

@@ -13,7 +13,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ctclip_model.data.abnormalities import LabelSet, label_set
+from ctclip_model.data.abnormalities import ScoredNames, scored_names
 from ctclip_model.evaluation import metrics, retrieval, zero_shot
 from ctclip_model.evaluation.curves import curves
 from ctclip_model.evaluation.fit_decisions import fit_rules
@@ -111,7 +111,7 @@ def _score_items(
     - Own protocol, with latents of a train split: the train split.
     - Own protocol, without: a part of the scored patients, whose decisions are then not scored.
     """
-    names = label_set(evaluation.dataset)
+    names = scored_names(evaluation.dataset)
     scored = _predict(samples, evaluation.unit, predict, labels, names)
     is_decided = None
     if evaluation.protocol == PUBLISHED:
@@ -132,7 +132,7 @@ def _score_items(
     )
 
 
-def _predict(samples: Samples, unit: str, predict: Classifier, labels: Labels, names: LabelSet) -> Predictions:
+def _predict(samples: Samples, unit: str, predict: Classifier, labels: Labels, names: ScoredNames) -> Predictions:
     """Predictions of the samples: a row per volume, or a row per scan with the mean of its volumes' probabilities."""
     items, scans, patients = samples.volumes, samples.scans, samples.patients
     probabilities = predict(samples.latents)  # (volumes, 18)
@@ -149,7 +149,7 @@ def _fit_decisions(
     """Rules for decisions on single volumes, by the model's own protocol on patients who did not train it."""
     if evaluation.protocol == PUBLISHED or evaluation.split not in HELD_OUT:
         return []
-    names = label_set(evaluation.dataset)
+    names = scored_names(evaluation.dataset)
     found = _predict(samples, "volume", predict, labels, names)
     rules = fit_rules(names.names, found.labels, found.probabilities, found.patients, CONFIG)
     common = {"model_id": model.model_id, "weights_sha256": model.weights_sha256, "label_source": LABEL_SOURCE}
