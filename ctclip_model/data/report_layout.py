@@ -22,11 +22,11 @@ MAX_CAPITALS = 0.1  # share of the characters; capital first letters of all word
 _LATE_BYTE = "[\u0080-\u00bf" + bytes(range(0x80, 0xC0)).decode("cp1252", "ignore") + "]"
 _MISREAD = re.compile(f"[\u00c2-\u00c5]{_LATE_BYTE}|[\u00e2\u00ef]{_LATE_BYTE}{{2}}")  # UTF-8 read as a Latin code page
 _QUOTED = re.compile("^(?:> ?)+", re.MULTILINE)  # the mark of a quoted line of a letter
-_LINE_END = re.compile(r"\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]")
 _LETTERS = str.maketrans(
     dict.fromkeys("'\"`\u2018\u2019\u201a\u201c\u201d\u201e\u00b4")
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
     | {"\N{LATIN SMALL LETTER DOTLESS I}": "i", "\N{IDEOGRAPHIC FULL STOP}": ". "}
+    | dict.fromkeys("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", "\n")
 )
 # A soft hyphen shows at a line end alone.
 _SHOWN_HYPHEN = re.compile("\u00ad(?=[^\\S\n]*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029])")
@@ -69,10 +69,9 @@ def _fold(text: str) -> str:
     """Letters without accents and invisible characters, and one kind of line end."""
     if not text.isascii():
         text = _SHOWN_HYPHEN.sub("-", _MISREAD.sub(_decode_again, text))
-    text = text.translate(_LETTERS)
+    text = text.replace("\r\n", "\n").translate(_LETTERS)
     if not text.isascii():
         text = _INVISIBLE.sub("", unicodedata.normalize("NFKD", text)).translate(_LETTERS)
-    text = _LINE_END.sub("\n", text)
     return _QUOTED.sub("", text) if ">" in text else text
 
 

@@ -33,13 +33,13 @@ def _compile(patterns: Sequence[str]) -> str:
     return "|".join(pattern.replace("~", ADVERBS) for pattern in patterns)
 
 
-def _read_phrases() -> dict[tuple[str, str], list[list[str]]]:
-    """Words of each phrase, longest phrases first, by their first two words."""
-    phrases: dict[tuple[str, str], list[list[str]]] = {}
+def _read_phrases() -> dict[str, dict[str, list[list[str]]]]:
+    """Words of each phrase, longest phrases first, by their first word and their second."""
+    phrases: dict[str, dict[str, list[list[str]]]] = {}
     for phrase in sorted(_CLASSES, key=len, reverse=True):
         if " " in phrase:
-            first, second, *_ = words = phrase.split()
-            phrases.setdefault((first, second), []).append(words)
+            words = phrase.split()
+            phrases.setdefault(words[0], {}).setdefault(words[1], []).append(words)
     return phrases
 
 
@@ -80,19 +80,23 @@ class _Clause:
     marks: list[_Mark] = field(default_factory=list)
 
 
-def read_words(statement: str) -> list[tuple[str, bool]]:
-    """The words of a statement in lower case, each with True if the statement asserts it. A known phrase is a word."""
+def read_words(statement: str) -> tuple[list[str], set[int]]:
+    """The words of a statement in lower case, and the numbers of those that it denies. A known phrase is a word."""
     if "?" in statement:
         statement = _QUERY.sub("query ", statement)
     words = _join_phrases(_WORD.findall(statement))
-    denied = find_denied("".join(map(_classify, words)))
-    return [(word, index not in denied) for index, word in enumerate(words)]
+    return words, find_denied("".join(map(_classify, words)))
 
 
 def _join_phrases(words: list[str]) -> list[str]:
+    begun = [
+        (start, following[second])
+        for start, (first, second) in enumerate(pairwise(words))
+        if (following := _PHRASES.get(first)) and second in following
+    ]
     joined, place = list[str](), 0
-    for start, pair in enumerate(pairwise(words)):
-        for phrase in _PHRASES.get(pair, ()) if start >= place else ():
+    for start, phrases in begun:
+        for phrase in phrases if start >= place else ():
             if words[start : start + len(phrase)] == phrase:
                 joined += [*words[place:start], " ".join(phrase)]
                 place = start + len(phrase)

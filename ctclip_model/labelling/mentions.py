@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -21,20 +21,17 @@ class _Phrase:
     abnormality: str
     words: tuple[frozenset[str], ...]
     excluded: frozenset[str]
+    distinct: frozenset[frozenset[str]]
 
 
-def _read_phrases() -> list[_Phrase]:
+def _read_phrases() -> Iterator[_Phrase]:
     table = tomllib.loads(files(__package__).joinpath("mentions.toml").read_text("utf-8"))
     assert list(table) == list(ABNORMALITIES)
-    return [
-        _Phrase(
-            name,
-            tuple(frozenset(word.replace("_", " ").split("/")) for word in phrase.split() if word[0] != "!"),
-            frozenset(word[1:] for word in phrase.split() if word[0] == "!"),
-        )
-        for name, phrases in table.items()
-        for phrase in phrases
-    ]
+    for name, phrases in table.items():
+        for phrase in phrases:
+            words = tuple(frozenset(word.replace("_", " ").split("/")) for word in phrase.split() if word[0] != "!")
+            excluded = frozenset(word[1:] for word in phrase.split() if word[0] == "!")
+            yield _Phrase(name, words, excluded, frozenset(words))
 
 
 PHRASES: dict[frozenset[str], list[_Phrase]] = {}  # phrases, keyed by their first word
@@ -46,29 +43,29 @@ for _phrase in _read_phrases():
             ALTERNATIVES.setdefault(_word, set()).add(_alternatives)
 
 
-def find_mentions(words: Sequence[tuple[str, bool]]) -> tuple[list[str], set[int]]:
-    """Abnormalities that a statement asserts, and the numbers of the words of those that it denies.
+def find_mentions(words: Sequence[str], denied: Set[int]) -> tuple[list[str], set[int]]:
+    """Abnormalities that a statement asserts, and the numbers of its denied words.
 
-    `words` are the statement's, each with True if it is asserted. A single denied word denies its whole phrase.
+    `denied` are the numbers of the words that are denied so far. One of them denies its whole phrase.
     """
     places: dict[frozenset[str], list[int]] = {}
-    for place, (word, _) in enumerate(words):
-        for alternatives in _find_alternatives(word):
+    for place, found in enumerate(map(_find_alternatives, words)):
+        for alternatives in found:
             places.setdefault(alternatives, []).append(place)
-    asserted, denied = dict[str, None](), set[int]()
-    for phrase in (phrase for first in places for phrase in PHRASES.get(first, ())):
+    asserted, all_denied = dict[str, None](), set(denied)
+    for phrase in (phrase for first in places if first in PHRASES for phrase in PHRASES[first]):
+        if not phrase.distinct <= places.keys():
+            continue
         named = list(_occurrences(phrase, places))
-        if any(all(words[place][1] for place in occurrence) for occurrence in named):
+        if any(not any(place in denied for place in occurrence) for occurrence in named):
             asserted[phrase.abnormality] = None
         else:
-            denied.update(*named)
-    return list(asserted), denied
+            all_denied.update(*named)
+    return list(asserted), all_denied
 
 
 def _occurrences(phrase: _Phrase, places: Mapping[frozenset[str], Sequence[int]]) -> Iterator[tuple[int, ...]]:
     """Places of the words of a phrase, each time that a statement names it."""
-    if not all(alternatives in places for alternatives in phrase.words):
-        return
     forbidden = places.get(phrase.excluded, ())
     for occurrence in product(*(places[alternatives] for alternatives in phrase.words)):
         first = occurrence[0]

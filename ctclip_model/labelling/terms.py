@@ -47,13 +47,10 @@ def _read_statement(statement: str, stem_letters: int) -> tuple[tuple[str, ...],
 @lru_cache(2**14)
 def _read_assertion(statement: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The abnormalities and the words with content that a statement asserts."""
-    words = read_words(statement)
-    abnormalities, denied = find_mentions(words)
-    return tuple(abnormalities), tuple(
-        word
-        for place, (word, is_asserted) in enumerate(words)
-        if is_asserted and place not in denied and has_content(word)
-    )
+    words, own = read_words(statement)
+    abnormalities, denied = find_mentions(words, own)
+    asserted = (word for place, word in enumerate(words) if place not in denied) if denied else words
+    return tuple(abnormalities), tuple(filter(has_content, asserted))
 
 
 def keep_asserted(report: str, known: Container[str] | None = None) -> str:
