@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ctclip_model.config import published
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
+from ctclip_model.data.label_sets import CT_RATE_18
 from ctclip_model.evaluation.embed import embed_prompts, embed_volumes
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.clip import CTCLIP
@@ -39,7 +40,7 @@ def main() -> None:
         results["plain"] = plain_model.zero_shot(model, volume, padded).cpu()
 
     def ours() -> None:
-        prompts = embed_prompts(model, tokenizer, ABNORMALITIES)
+        prompts = embed_prompts(model, tokenizer, CT_RATE_18)
         ((_, latents),) = embed_volumes(model, [(["volume"], volume)])
         results["ours"] = torch.from_numpy(zero_shot(latents, prompts, model.temperature.exp().item()))[0]
 

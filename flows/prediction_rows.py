@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.errors import ConfigurationError
 from ctclip_model.evaluation.evidence_files import PICTURE
 from ctclip_model.evaluation.predict import EmbeddedVolume, PredictedVolume, VolumeModel
 
@@ -46,10 +47,16 @@ def score_words(model: VolumeModel) -> str:
     return f"uncalibrated {'softmax' if model.loaded.head is None else 'sigmoid'} scores"
 
 
-def csv_columns() -> list[str]:
-    """Columns of the CSV. An abnormality has three: its probability is empty without an evaluation."""
-    plain = (name.lower().replace(" ", "_") for name in ABNORMALITIES)
-    return [*FACTS, *(name + end for name in plain for end in VALUES)]
+def csv_columns(names: Sequence[str] = ABNORMALITIES) -> list[str]:
+    """Columns of the CSV. An abnormality has three: its probability is empty without an evaluation.
+
+    Raises `ConfigurationError` for names that would give two columns of one name.
+    """
+    plain = (name.lower().replace(" ", "_") for name in names)
+    columns = [*FACTS, *(name + end for name in plain for end in VALUES)]
+    if doubled := [column for column in columns if columns.count(column) > 1]:
+        raise ConfigurationError(f"two columns of the CSV would be called {doubled[0]!r}: rename a finding")
+    return columns
 
 
 def csv_cells(row: Mapping[str, Any]) -> list[Any]:

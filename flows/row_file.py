@@ -7,11 +7,12 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import ConfigurationError, StorageError
 from ctclip_model.files import is_stream, whole_file
 from flows.prediction_rows import csv_cells, csv_columns, csv_line, printable
@@ -31,14 +32,15 @@ class RowFile:
     other content, and for one that another call writes. Raises `StorageError` for a disk that takes no more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, names: Sequence[str] = ABNORMALITIES) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise ConfigurationError(f"--output {path}: rows are written as {' or '.join(SUFFIXES)}")
         if is_stream(path) or path.is_dir() or not path.parent.is_dir():
             raise ConfigurationError(f"--output {path}: is a folder or no file, or its folder does not exist")
         self.path = path
         self.is_csv = path.suffix.lower() == ".csv"
-        self.head = csv_line([*csv_columns(), KEY]) if self.is_csv else ""
+        self.columns = [*csv_columns(names), KEY] if self.is_csv else []
+        self.head = csv_line(self.columns) if self.is_csv else ""
         self.file = self._open()
         try:
             self.lines = self._read_lines()
@@ -141,6 +143,6 @@ class RowFile:
     def _parse(self, line: str) -> Row:
         if self.is_csv:
             (cells,) = csv.reader([line])
-            return dict(zip([*csv_columns(), KEY], cells, strict=True))
+            return dict(zip(self.columns, cells, strict=True))
         row = json.loads(line)
         return {**row, "file": str(row["file"]), KEY: str(row[KEY])}

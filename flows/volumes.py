@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
 from ctclip_model.config import compute_fingerprint
-from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.data.orientation import HEADER, turn_to_lps
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, VolumeError
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 BAR_WIDTH = 24  # columns
 FORMATS = (".parquet", ".npz")
 SHOWN_VALUES = 4  # printed values of a latent
+NO_RULES_OF_SET = "uncalibrated: no evaluation decides on the findings of {name}"
 NOT_EVALUATED = "the model has no evaluation: `ctclip evaluate` leaves thresholds with it"
 RESEARCH_ONLY = "research use only: this is not a medical device"
 FEW = "* fewer than 5 counted patients have it, or lack it"
@@ -76,6 +77,7 @@ class Request:
     as_csv: bool = False
     orientation: str = HEADER
     show_ids: bool = False
+    label_set: LabelSet = CT_RATE_18
 
 
 @dataclass
@@ -95,8 +97,9 @@ class Session:
         files = list_volumes(request.volumes, with_ids=request.show_ids)
         path = find_model(request.models, request.model)
         model = open_model(
-            path, device=request.device, precision=request.dtype, with_text=with_text, tokenizer=tokenizer
-        )
+            path, device=request.device, precision=request.dtype, with_text=with_text, tokenizer=tokenizer,
+            label_set=request.label_set,
+        )  # fmt: skip
         return Session(request, files, model)
 
     def fingerprint(self, volume: Volume) -> str:
@@ -106,7 +109,9 @@ class Session:
         files = [volume] if isinstance(volume, Path) else sorted({part.path for part in volume.slices})
         stamps = [(str(file), *_stamp(file)) for file in files]
         options = (self.request.orientation, str(self.request.dtype), self.request.show_ids)
-        return compute_fingerprint(stamps, self.model.weights_sha256, self.model.decisions, options)
+        label_set = self.request.label_set
+        prompts = () if label_set.is_built_in else (label_set.fingerprint,)
+        return compute_fingerprint(stamps, self.model.weights_sha256, self.model.decisions, options, *prompts)
 
     def record_failure(self, path: Path, error: VolumeError) -> None:
         self.failed.append({"file": str(path), "reason": error.reason, "detail": error.detail})
@@ -119,7 +124,8 @@ class Session:
     def as_json(self, volumes: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "model": self.model.name, "recipe": self.model.recipe.name, "dtype": str(self.request.dtype),
-            "device": self.model.device.type, "volumes": volumes, "failed": self.failed,
+            "device": self.model.device.type, "label_set": self.model.label_set.name,
+            "volumes": volumes, "failed": self.failed,
         }  # fmt: skip
 
 
@@ -139,14 +145,14 @@ def predict(
     if evidence is not None:
         prepare_folder(evidence)
     if output is not None:
-        with RowFile(output) as file:
+        with RowFile(output, request.label_set.names) as file:
             session = Session.start(request, with_text=True, tokenizer=tokenizer)
             return _predict_into(file, session, evidence)
     session = Session.start(request, with_text=True, tokenizer=tokenizer)
     decisions, printed = session.model.decisions, []
     shown = None if page is None else _start_page(session)
     if request.as_csv:
-        sys.stdout.write(csv_line(csv_columns()))
+        sys.stdout.write(csv_line(csv_columns(session.model.label_set.names)))
     elif not request.as_json:
         _print_model(session)
     for volume in session.model.predict(
@@ -299,7 +305,8 @@ def _print_model(session: Session) -> None:
     """Prints the model, and the cohort of its decisions, or that there are none."""
     model = session.model
     console.print(Text(f"model  {session.describe()}"))
-    lines = [f"probabilities are {score_words(model)}", NOT_EVALUATED]
+    why = NOT_EVALUATED if model.label_set.is_built_in else NO_RULES_OF_SET.format(name=model.label_set.name)
+    lines = [f"probabilities are {score_words(model)}", why]
     if model.decisions is not None:
         lines = ["calibrated, with sensitivity and specificity on", *map(printable, model.decisions.cohort.lines)]
     for line in [*lines, RESEARCH_ONLY]:
@@ -309,7 +316,7 @@ def _print_model(session: Session) -> None:
 def _print_prediction(volume: PredictedVolume, decisions: Decisions | None, *, in_columns: bool) -> None:
     _print_volume(volume)
     if decisions is None:
-        _print_probabilities(volume.probabilities, in_columns=in_columns)
+        _print_probabilities(volume.by_abnormality, in_columns=in_columns)
     else:
         _print_decisions(volume)
     if volume.evidence:
@@ -337,16 +344,16 @@ def _print_decisions(volume: PredictedVolume) -> None:
         console.print(Text(note, style="dim"), soft_wrap=True)
 
 
-def _print_probabilities(probabilities: NDArray[np.float64], *, in_columns: bool) -> None:
+def _print_probabilities(probabilities: Mapping[str, float], *, in_columns: bool) -> None:
     """Prints a line with a bar for each abnormality, or two columns without bars."""
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 1))
-    cells = [(Text(name), Text(f"{value:.3f}")) for name, value in zip(ABNORMALITIES, probabilities, strict=True)]
+    cells = [(Text(name), Text(f"{value:.3f}")) for name, value in probabilities.items()]
     if in_columns:
-        half = len(cells) // 2
-        for left, right in zip(cells[:half], cells[half:], strict=True):
+        half = (len(cells) + 1) // 2
+        for left, right in zip_longest(cells[:half], cells[half:], fillvalue=()):
             table.add_row(*left, *right)
     else:
         bar = "\N{BOX DRAWINGS HEAVY HORIZONTAL}" if console.encoding.startswith("utf") else "="
-        for cell, value in zip(cells, probabilities, strict=True):
+        for cell, value in zip(cells, probabilities.values(), strict=True):
             table.add_row(*cell, Text(bar * round(value * BAR_WIDTH), style="cyan"))
     console.print(table)

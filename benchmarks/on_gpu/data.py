@@ -21,6 +21,7 @@ import torch
 
 from ctclip_model.config import LabellerConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
+from ctclip_model.data.label_sets import CT_RATE_18
 from ctclip_model.data.loader import BatchReader, VolumeDataset, count_reading_processes, iterate_batches, read_samples
 from ctclip_model.data.shards import ShardVolume, write_shard
 from ctclip_model.device import Compute, Precision
@@ -107,7 +108,7 @@ def embed(model: CTCLIP, manifest: Path, root: Path) -> None:
 def assess(model: CTCLIP) -> None:
     prompts = [prompt for name in ABNORMALITIES for prompt in prompt_pair(name)]
     tokenizer = train_tokenizer(prompts * 2, 120)
-    latents_of_prompts = embed_prompts(model, tokenizer, ABNORMALITIES, dtype=BF16)
+    latents_of_prompts = embed_prompts(model, tokenizer, CT_RATE_18, dtype=BF16)
     volume = random_hu(1).unsqueeze(1).cpu()
     volume = volume.pin_memory() if HAS_GPU else volume
 

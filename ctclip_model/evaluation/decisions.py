@@ -7,7 +7,7 @@ sensitivity and specificity were counted on the other patients.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -132,12 +132,12 @@ class Decisions:
         return {rule.abnormality: rule for rule in self.rules}
 
 
-def decide(scores: NDArray[np.floating], decisions: Decisions | None) -> tuple[Decision, ...]:
-    """Decisions on a volume's scores (18,), in the order of `ABNORMALITIES`. Without rules, all are undecided."""
+def decide(
+    scores: NDArray[np.floating], decisions: Decisions | None, names: Sequence[str] = ABNORMALITIES
+) -> tuple[Decision, ...]:
+    """Decisions on a volume's scores (names,). Without rules, all are undecided."""
     rules = {} if decisions is None else decisions.by_abnormality
-    return tuple(
-        Decision(name, float(score), rules.get(name)) for name, score in zip(ABNORMALITIES, scores, strict=True)
-    )
+    return tuple(Decision(name, float(score), rules.get(name)) for name, score in zip(names, scores, strict=True))
 
 
 def logit(scores: ArrayLike) -> NDArray[np.float64]:

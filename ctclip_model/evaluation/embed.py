@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import CTCLIPConfig
-from ctclip_model.data.abnormalities import prompt_pair
+from ctclip_model.data.label_sets import LabelSet
 from ctclip_model.device import autocast_to
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text_batches import OnCut, map_texts
@@ -98,11 +98,10 @@ def embed_texts(
 
 
 def embed_prompts(
-    model: CTCLIP, tokenizer: PreTrainedTokenizerFast, names: Sequence[str], *, dtype: torch.dtype | None = None
+    model: CTCLIP, tokenizer: PreTrainedTokenizerFast, label_set: LabelSet, *, dtype: torch.dtype | None = None
 ) -> Floats:
-    """Unit latents (L, 2, latent) of the prompts "X is present." and "X is not present." of each abnormality X."""
-    prompts = [prompt for name in names for prompt in prompt_pair(name)]
-    return embed_texts(model, tokenizer, prompts, dtype=dtype).reshape(len(names), 2, -1)
+    """Unit latents (L, 2, latent) of the prompts [present, absent] of each finding of a set."""
+    return embed_texts(model, tokenizer, label_set.prompts, dtype=dtype).reshape(len(label_set), 2, -1)
 
 
 def _encode(

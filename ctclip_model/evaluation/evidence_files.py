@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # reading volumes needs nibabel, and pictures pillow, which a
     from ctclip_model.data.volume import ConvertedVolume
     from ctclip_model.evaluation.evidence_picture import Row
 
+LONGEST_STEM = 50  # characters of an overlay's file name
 PICTURE = "evidence.png"
 THREADS = 4  # overlays written at once; one may wait for the disk
 PNG_LEVEL = 3  # a third of the time of the default, for a tenth more bytes
@@ -42,7 +43,7 @@ class StrongestPatch:
 
 @dataclass(frozen=True)
 class EvidenceSlices:
-    """Slices through the strongest patch of an abnormality, as (plane, picture), and its index in `ABNORMALITIES`."""
+    """Slices through the strongest patch of an abnormality, as (plane, picture). `index` is its index in the set."""
 
     index: int
     panels: list[tuple[str, Image]]
@@ -50,11 +51,12 @@ class EvidenceSlices:
 
 @dataclass(frozen=True)
 class VolumeEvidence:
-    """Evidence for the 18 abnormalities of a volume, in the order of `ABNORMALITIES`, and the folder of its files."""
+    """Evidence for the abnormalities of a volume, in the order of `names`, and the folder of its files."""
 
     evidence: Evidence
     folder: Path
     strongest: tuple[StrongestPatch, ...]
+    names: tuple[str, ...] = ABNORMALITIES
 
     @property
     def picture(self) -> Path:
@@ -62,7 +64,7 @@ class VolumeEvidence:
 
     def overlay(self, abnormality: str) -> Path:
         """The NIfTI overlay of an abnormality."""
-        return self.folder / overlay_name(abnormality)
+        return self.folder / overlay_names(self.names)[self.names.index(abnormality)]
 
     def as_json(self) -> dict[str, Any]:
         """Paths, and for each abnormality its score, the score's constant, and the strongest patch."""
@@ -72,18 +74,21 @@ class VolumeEvidence:
                 "score": score, "constant": constant, "strongest_part": patch.part, "voxel": list(patch.voxel),
                 "overlay": str(self.overlay(name)),
             }
-            for name, score, constant, patch in zip(ABNORMALITIES, scores, constants, self.strongest, strict=True)
+            for name, score, constant, patch in zip(self.names, scores, constants, self.strongest, strict=True)
         }  # fmt: skip
         return {"picture": str(self.picture), "abnormalities": by_abnormality}
 
 
-def overlay_name(abnormality: str) -> str:
-    """The file name of an abnormality's overlay.
+def overlay_names(names: Sequence[str]) -> list[str]:
+    """The file names of the overlays of abnormalities. Each is another.
 
-    >>> overlay_name("Lung nodule")
-    'lung_nodule.nii.gz'
+    >>> overlay_names(["Lung nodule", "Lung/nodule"])
+    ['lung_nodule.nii.gz', 'lung_nodule-2.nii.gz']
     """
-    return f"{abnormality.lower().replace(' ', '_')}.nii.gz"
+    stems: list[str] = []
+    for name in names:
+        stems.append(folder_name(name.lower()[:LONGEST_STEM], stems))
+    return [f"{stem}.nii.gz" for stem in stems]
 
 
 def prepare_folder(folder: Path) -> None:
@@ -117,11 +122,12 @@ def write_evidence(
     evidence: Evidence,
     probabilities: NDArray[np.float64],
     decisions: Sequence[Decision] = (),
+    names: Sequence[str] = ABNORMALITIES,
 ) -> VolumeEvidence:
     """Writes the overlays and the picture of a volume's evidence into `folder`.
 
-    `volume` holds the model's input, voxels in [-1, 1]. `probabilities` (18,) and `decisions` choose the rows of
-    the picture. Raises `VolumeError` for a file whose header is gone.
+    `volume` holds the model's input, voxels in [-1, 1]. `probabilities` (names,) and `decisions` choose the rows of
+    the picture. `names` are those of the abnormalities. Raises `VolumeError` for a file whose header is gone.
     """
     from ctclip_model.data.overlays import make_header, place_patches, write_overlay
     from ctclip_model.evaluation.evidence_picture import draw_evidence
@@ -132,14 +138,15 @@ def write_evidence(
     header = make_header(source, grid.shape)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def write(name: str, parts: NDArray[np.floating]) -> None:
-        write_overlay(folder / overlay_name(name), header, parts, grid, f"CT-CLIP evidence: {name}")
+    def write(name: str, file: str, parts: NDArray[np.floating]) -> None:
+        write_overlay(folder / file, header, parts, grid, f"CT-CLIP evidence: {name}")
 
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(write, ABNORMALITIES, evidence.parts))
+        list(pool.map(write, names, overlay_names(names), evidence.parts))
     patches = evidence.strongest(grid.inside)
     rows = [
-        _make_row(evidence, index, patches[index], probabilities) for index in choose_rows(probabilities, decisions)
+        _make_row(evidence, index, patches[index], probabilities[index], names[index])
+        for index in choose_rows(probabilities, decisions)
     ]
     picture = draw_evidence(volume.voxels, recipe.spacing_mm, rows, folder.name)
     with whole_file(folder / PICTURE) as file:
@@ -148,7 +155,7 @@ def write_evidence(
         StrongestPatch(float(parts[tuple(patch)]), grid.centre(patch.tolist()))
         for parts, patch in zip(evidence.parts, patches, strict=True)
     )
-    return VolumeEvidence(evidence, folder, strongest)
+    return VolumeEvidence(evidence, folder, strongest, tuple(names))
 
 
 def draw_slices(
@@ -157,6 +164,7 @@ def draw_slices(
     evidence: Evidence,
     probabilities: NDArray[np.float64],
     decisions: Sequence[Decision] = (),
+    names: Sequence[str] = ABNORMALITIES,
 ) -> tuple[EvidenceSlices, ...]:
     """The slices of the abnormalities that `write_evidence` pictures, without files. Arguments are those of it."""
     from ctclip_model.data.overlays import place_patches
@@ -165,7 +173,7 @@ def draw_slices(
     depth, height, width = evidence.parts.shape[1:]
     patches = evidence.strongest(place_patches(volume, recipe, (depth, height, width)).inside)
     rows = {
-        index: _make_row(evidence, index, patches[index], probabilities)
+        index: _make_row(evidence, index, patches[index], probabilities[index], names[index])
         for index in choose_rows(probabilities, decisions)
     }
     return tuple(
@@ -188,13 +196,13 @@ def choose_rows(probabilities: NDArray[np.float64], decisions: Sequence[Decision
     return [index for index in ranked if is_shown[index]][:PICTURED] or ranked[:1]
 
 
-def _make_row(evidence: Evidence, index: int, patch: NDArray[np.intp], probabilities: NDArray[np.float64]) -> Row:
+def _make_row(evidence: Evidence, index: int, patch: NDArray[np.intp], probability: float, name: str) -> Row:
     from ctclip_model.evaluation.evidence_picture import Row
 
     depth, height, width = (int(place) for place in patch)
     parts = evidence.parts[index]
     title = (
-        f"{ABNORMALITIES[index]}   probability {probabilities[index]:.2f}   score {evidence.scores[index]:+.2f}   "
+        f"{name}   probability {probability:.2f}   score {evidence.scores[index]:+.2f}   "
         f"strongest patch {parts[depth, height, width]:+.2g}"
     )
     return Row(title, parts, (depth, height, width))

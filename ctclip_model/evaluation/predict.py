@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ctclip_model.config import DECISIONS_FILE, Recipe
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.data.orientation import HEADER
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import CheckpointError, ConfigurationError, VolumeError
@@ -68,7 +69,7 @@ class EmbeddedVolume:
 
 @dataclass(frozen=True)
 class PredictedVolume(EmbeddedVolume):
-    """An embedded volume with the probability (18,) of each abnormality, in the order of `ABNORMALITIES`.
+    """An embedded volume with the probability (names,) of each abnormality, in the order of `names`.
 
     These are the model's own scores, without calibration. `decisions` are calibrated, and compared with thresholds,
     where an evaluation left its rules with the model.
@@ -77,6 +78,7 @@ class PredictedVolume(EmbeddedVolume):
     """
 
     probabilities: NDArray[np.float64]
+    names: tuple[str, ...] = field(default=ABNORMALITIES, kw_only=True)
     decisions: tuple[Decision, ...] = field(default=(), kw_only=True)
     evidence: VolumeEvidence | None = field(default=None, kw_only=True)
     slices: tuple[EvidenceSlices, ...] = field(default=(), kw_only=True)
@@ -84,15 +86,16 @@ class PredictedVolume(EmbeddedVolume):
     @property
     def by_abnormality(self) -> dict[str, float]:
         """Probabilities by the name of the abnormality."""
-        return dict(zip(ABNORMALITIES, self.probabilities.tolist(), strict=True))
+        return dict(zip(self.names, self.probabilities.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class VolumeModel:
-    """A model with the recipe of its volumes, made by `open_model`."""
+    """A model with the recipe of its volumes and the label set that it predicts, made by `open_model`."""
 
     loaded: LoadedModel
     precision: Precision = Precision.float32
+    label_set: LabelSet = CT_RATE_18
 
     @property
     def name(self) -> str:
@@ -120,20 +123,20 @@ class VolumeModel:
 
     @cached_property
     def prompts(self) -> Floats:
-        """Unit latents (18, 2, latent) of the prompts [present, not present]."""
+        """Unit latents (findings, 2, latent) of the prompts [present, absent]."""
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         if tokenizer is None:
             raise ConfigurationError(f"{self.name}: predict needs the prompts: open the model with its text side")
-        return embed_prompts(model, tokenizer, ABNORMALITIES, dtype=self.precision.autocast)
+        return embed_prompts(model, tokenizer, self.label_set, dtype=self.precision.autocast)
 
     @cached_property
     def decisions(self) -> Decisions | None:
-        """Thresholds and calibration that an evaluation left in the model folder, or None.
+        """Thresholds and calibration that an evaluation left in the model folder for the 18, or None.
 
         Raises `CheckpointError` for those of other weights.
         """
         folder = self.loaded.folder
-        if folder is None or not (folder / DECISIONS_FILE).exists():
+        if folder is None or not self.label_set.is_built_in or not (folder / DECISIONS_FILE).exists():
             return None
         return read_decisions(folder, self.weights_sha256)
 
@@ -181,9 +184,9 @@ class VolumeModel:
         taken: Collection[str] = (),
         with_slices: bool = False,
     ) -> Iterator[PredictedVolume]:
-        """The probability of each of the 18 abnormalities in each volume, beside its latent.
+        """The probability of each finding of the label set in each volume, beside its latent.
 
-        LiPro answers by its head, other models zero-shot by the published prompts. For research, not for diagnosis.
+        LiPro answers by its head, other models zero-shot by the prompts. For research, not for diagnosis.
         Arguments and errors are those of `embed`.
 
         `evidence` is a folder. Each volume gets a folder in it: for each abnormality a NIfTI overlay of the parts that
@@ -205,7 +208,8 @@ class VolumeModel:
             return
         for volume in self.embed(paths, orientation=orientation, on_error=on_error):
             scores = head(volume.latent[None])[0]
-            yield PredictedVolume(**vars(volume), probabilities=scores, decisions=decide(scores, self.decisions))
+            decided = decide(scores, self.decisions, self.label_set.names)
+            yield PredictedVolume(**vars(volume), probabilities=scores, names=self.label_set.names, decisions=decided)
 
     def _predict_with_evidence(
         self,
@@ -224,16 +228,22 @@ class VolumeModel:
             embedded = self._describe(given, volume, latents[0])
             probabilities = self.head(latents)[0]
             parts = split_scores(self.loaded.model, self.read_scores(latents[0]), tokens[0], norms[0])
-            decided, files = decide(probabilities, self.decisions), None
+            names = self.label_set.names
+            decided, files = decide(probabilities, self.decisions, names), None
             slices: tuple[EvidenceSlices, ...] = ()
             if folder is not None:
                 name = folder_name(embedded.path.name, taken)
                 taken.add(name)
-                files = write_evidence(folder / name, given, volume, self.recipe, parts, probabilities, decided)
+                files = write_evidence(folder / name, given, volume, self.recipe, parts, probabilities, decided, names)
             if with_slices:
-                slices = draw_slices(volume, self.recipe, parts, probabilities, decided)
+                slices = draw_slices(volume, self.recipe, parts, probabilities, decided, names)
             yield PredictedVolume(
-                **vars(embedded), probabilities=probabilities, decisions=decided, evidence=files, slices=slices
+                **vars(embedded),
+                probabilities=probabilities,
+                names=names,
+                decisions=decided,
+                evidence=files,
+                slices=slices,
             )
 
     def _describe(self, given: Source, volume: ConvertedVolume, latent: Floats) -> EmbeddedVolume:
@@ -253,6 +263,7 @@ def open_model(
     with_text: bool = True,
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
+    label_set: LabelSet = CT_RATE_18,
 ) -> VolumeModel:
     """Opens a model to `predict` and `embed` CT volumes of your own.
 
@@ -262,8 +273,10 @@ def open_model(
     A weights file has the published recipe. Its prompts need `tokenizer` (a file, or its folder), one beside the
     weights, or the published one, which is downloaded. `with_text=False` reads no tokenizer: enough to `embed`.
 
+    `label_set` has the findings and prompts to predict. A LiPro predicts those of its head alone.
+
     Raises `CheckpointError` for damaged files or another model, and `MissingInputError` for a missing tokenizer.
-    Raises `ConfigurationError` for a missing device, `ValueError` for another precision, and `HubError` for a model
+    Raises `ConfigurationError` for a missing device or a LiPro with another set, `ValueError` for another precision, and `HubError` for a model
     that the Hub does not give.
 
     >>> from ctclip_model import open_model
@@ -281,7 +294,12 @@ def open_model(
     loaded = load_model(
         path, name=name, device=chosen, with_text=with_text, tokenizer=None if tokenizer is None else Path(tokenizer)
     )
-    return VolumeModel(loaded, Precision(precision))
+    if loaded.head is not None and not label_set.is_built_in:
+        raise ConfigurationError(
+            f"{loaded.name}: is a LiPro, which predicts the findings of its head and reads no prompts: take the model "
+            "that it was made of"
+        )
+    return VolumeModel(loaded, Precision(precision), label_set)
 
 
 def list_volumes(paths: Paths, *, with_ids: bool = False) -> list[Volume]:

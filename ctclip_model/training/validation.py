@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import CT_RATE_18
 from ctclip_model.errors import MissingInputError
 from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_volumes
 from ctclip_model.evaluation.zero_shot import zero_shot
@@ -30,7 +30,7 @@ def validate(
 
     Raises `MissingInputError` where no abnormality is both present and absent.
     """
-    prompts = embed_prompts(model, tokenizer, ABNORMALITIES, dtype=dtype)
+    prompts = embed_prompts(model, tokenizer, CT_RATE_18, dtype=dtype)
     found = np.concatenate([latents for _, latents in embed_volumes(model, _batches(model, held_out), dtype=dtype)])
     probabilities = zero_shot(found, prompts, model.temperature.exp().item())
     auroc = macro_auroc(held_out.labels.numpy(), probabilities)

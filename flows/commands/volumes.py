@@ -46,20 +46,27 @@ def predict(
     output: Annotated[
         Path | None, typer.Option(help="File of rows, .csv or .jsonl. A rerun adds what is missing or has changed.")
     ] = None,
+    findings: Annotated[
+        Path | None, typer.Option(help="Label set of your own findings and prompts, as TOML. See `ctclip findings`.")
+    ] = None,
 ) -> None:
-    """Predict 18 abnormalities in your own CT volumes.
+    """Predict 18 abnormalities in your own CT volumes, or findings of your own.
 
     An evaluated model gives calibrated probabilities and decisions, with the sensitivity and specificity that they had.
     Without an evaluation, the probabilities are uncalibrated softmax scores. Research use only: this is not a medical
     device.
     """
+    from ctclip_model.data.label_sets import CT_RATE_18, read_label_set
     from flows import volumes as own
 
     if as_csv and (as_json or output):
         raise ConfigurationError("--csv prints rows: leave out --json and --output")
     if page and output:
         raise ConfigurationError("--page shows the volumes of one call: leave out --output")
-    request = own.Request(volumes, data_root / "models", model, device, dtype, as_json, as_csv, orientation, show_ids)
+    label_set = CT_RATE_18 if findings is None else read_label_set(findings)
+    request = own.Request(
+        volumes, data_root / "models", model, device, dtype, as_json, as_csv, orientation, show_ids, label_set
+    )
     raise typer.Exit(code=1 if own.predict(request, tokenizer, evidence, output, page) else 0)
 
 

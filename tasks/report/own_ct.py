@@ -11,7 +11,6 @@ from typing import Any
 
 from PIL import Image
 
-from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import StorageError
 from ctclip_model.evaluation.decisions import Cohort, Decision
 from ctclip_model.evaluation.predict import PredictedVolume
@@ -84,9 +83,9 @@ class OwnPage:
         decision = volume.decisions[index]
         kind = "score" if decision.probability is None else "probability"
         word = "" if decision.is_present is None else f": {decision.word}"
-        alt = f"slice through the strongest patch for {ABNORMALITIES[index].lower()}"
+        alt = f"slice through the strongest patch for {decision.abnormality.lower()}"
         return {
-            "title": f"{ABNORMALITIES[index]}{word}, {kind} {_value(decision)}",
+            "title": f"{decision.abnormality}{word}, {kind} {_value(decision)}",
             "panels": [(plane, encode(picture), f"{plane} {alt}, {CUTS[plane]}") for plane, picture in panels],
         }
 

@@ -130,6 +130,67 @@ def test_evidence_has_a_folder_for_each_volume(data_root, good, tmp_path):
             assert values.max() == values[tuple(facts["voxel"])]
 
 
+OWN = """
+name = "own"
+[[findings]]
+name = "Lung nodule"
+present = "Lung nodule is present."
+absent = "Lung nodule is not present."
+[[findings]]
+name = "A/B, \\"quoted\\""
+present = "Tree-in-bud pattern."
+absent = "Lungs are clear."
+[[findings]]
+name = "A B"
+present = "Lungs are clear."
+absent = "Tree-in-bud pattern."
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """Label set of three findings. The first is one of the 18, the last two contradict each other."""
+    path = tmp_path / "own.toml"
+    path.write_text(OWN)
+    return path
+
+
+def test_own_prompts_are_scored_zero_shot(evaluated, good, own):
+    arguments = ("predict", good / "a.nii.gz", "--json", "--data-root", evaluated)
+    printed = json.loads(run_ctclip(*arguments, "--findings", own).stdout)
+    (plain,) = json.loads(run_ctclip(*arguments).stdout)["volumes"]
+    (volume,) = printed["volumes"]
+    nodule, one, other = volume["probabilities"].values()
+    assert nodule == pytest.approx(plain["probabilities"]["Lung nodule"], abs=1e-6)
+    assert one + other == pytest.approx(1)
+    assert (printed["label_set"], printed["evaluation"]) == ("own", None)
+    assert {decision["is_present"] for decision in volume["decisions"].values()} == {None}
+
+
+def test_own_prompts_on_the_screen_in_rows_a_page_and_evidence(evaluated, good, own, tmp_path):
+    arguments = ("predict", good, "--data-root", evaluated, "--findings", own)
+    screen = run_ctclip(*arguments, "--page", tmp_path / "page.html", "--evidence", tmp_path / "maps")
+    assert "uncalibrated: no evaluation decides on the findings of own" in screen.stdout
+    assert screen.stdout.count('A/B, "quoted"') == 2
+    assert "A/B, &#34;quoted&#34;" in (tmp_path / "page.html").read_text()
+    assert len(list((tmp_path / "maps" / "a").glob("*.nii.gz"))) == 3
+    header, *rows = csv.reader(run_ctclip(*arguments, "--csv").stdout.splitlines())
+    assert {'a/b,_"quoted"', "a_b_score"} <= set(header)
+    assert len(rows) == 2
+    output = tmp_path / "rows.jsonl"
+    assert "2 rows added" in run_ctclip(*arguments, "--output", output).stdout
+    assert "2 were there" in run_ctclip(*arguments, "--output", output).stdout
+    own.write_text(OWN.replace("Lungs are clear.", "No airway disease."))
+    assert "2 rows added" in run_ctclip(*arguments, "--output", output).stdout
+
+
+def test_a_bad_label_set_is_refused_before_a_volume_is_read(evaluated, good, own):
+    own.write_text(OWN.replace('"A B"', '"a_b"').replace('"A/B, \\"quoted\\""', '"A B"'))
+    result = run_ctclip("predict", good, "--data-root", evaluated, "--findings", own)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "'a_b' is there twice" in result.stderr
+
+
 def test_evidence_in_the_place_of_a_file_is_refused_before_anything_is_read(data_root, good):
     result = run_ctclip("predict", good, "--evidence", good / "a.nii.gz", "--data-root", data_root)
     assert (result.returncode, result.stdout) == (1, "")

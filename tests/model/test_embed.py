@@ -7,6 +7,7 @@ from support.golden import load_golden
 from support.models import load_tiny_model
 
 from ctclip_model.config import CTCLIPConfig, tiny
+from ctclip_model.data.label_sets import Finding, LabelSet
 from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_texts, embed_volumes
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.text import tokenize, train_tokenizer
@@ -23,6 +24,12 @@ def model():
 @pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer([*TEXTS * 2, "x is present", "x is not present"], vocab_size=200)
+
+
+SCREENING = LabelSet(
+    "screening",
+    tuple(Finding(name, f"{name} is present.", f"{name} is not present.") for name in ("Nodule", "Effusion")),
+)
 
 
 def test_golden_volumes_get_the_published_latents_batch_by_batch(model):
@@ -71,7 +78,7 @@ def test_texts_are_padded_to_their_batch_and_not_to_the_longest(tokenizer):
 
 
 def test_prompts_come_in_pairs_that_make_zero_shot_probabilities(model, tokenizer):
-    prompts = embed_prompts(model, tokenizer, ["Nodule", "Effusion"])
+    prompts = embed_prompts(model, tokenizer, SCREENING)
     assert prompts.shape == (2, 2, 16)
     assert prompts[1, 1] == pytest.approx(embed_texts(model, tokenizer, ["Effusion is not present."])[0], abs=1e-5)
 

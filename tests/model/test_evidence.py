@@ -13,7 +13,7 @@ from support.models import TINY, load_tiny_model, make_tokenizer
 from support.volumes import save_nifti
 
 from ctclip_model.config import Recipe
-from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import CT_RATE_18
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.evaluation.embed import embed_prompts, embed_with_tokens
 from ctclip_model.evaluation.evidence import split_scores
@@ -62,7 +62,7 @@ def compute_scores(model: VolumeModel, latent: np.ndarray) -> np.ndarray:
     if loaded.head is not None:
         with torch.inference_mode():
             return loaded.head(torch.tensor(latent)).numpy()
-    present, absent = embed_prompts(loaded.model, loaded.tokenizer, ABNORMALITIES).transpose(1, 0, 2)
+    present, absent = embed_prompts(loaded.model, loaded.tokenizer, CT_RATE_18).transpose(1, 0, 2)
     return loaded.model.temperature.exp().item() * (present - absent) @ latent
 
 

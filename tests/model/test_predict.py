@@ -18,6 +18,7 @@ from support.volumes import save_nifti
 
 from ctclip_model.config import Recipe, tiny
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import CT_RATE_18
 from ctclip_model.data.volume import convert_volume, read_volume
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError, VolumeError
 from ctclip_model.evaluation.embed import embed_prompts, embed_volumes
@@ -66,7 +67,7 @@ def test_probabilities_are_those_of_the_pipeline(folder, tmp_path):
     loaded = load_model_folder(folder, CTCLIP)
     stored = torch.from_numpy(convert_volume(path, recipe=RECIPE).voxels)[None, None]
     ((_, latents),) = embed_volumes(loaded.model, [(["ct"], stored)])
-    prompts = embed_prompts(loaded.model, loaded.tokenizer, ABNORMALITIES)
+    prompts = embed_prompts(loaded.model, loaded.tokenizer, CT_RATE_18)
     expected = zero_shot(latents, prompts, loaded.model.temperature.exp().item())
     assert ours.latent == pytest.approx(latents[0], abs=1e-6)
     assert ours.probabilities == pytest.approx(expected[0], abs=1e-5)
