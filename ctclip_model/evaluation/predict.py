@@ -276,8 +276,8 @@ def open_model(
     `label_set` has the findings and prompts to predict. A LiPro predicts those of its head alone.
 
     Raises `CheckpointError` for damaged files or another model, and `MissingInputError` for a missing tokenizer.
-    Raises `ConfigurationError` for a missing device or a LiPro with another set, `ValueError` for another precision, and `HubError` for a model
-    that the Hub does not give.
+    Raises `ConfigurationError` for a missing device or a LiPro with another set, `ValueError` for another precision,
+    and `HubError` for a model that the Hub does not give.
 
     >>> from ctclip_model import open_model
     >>> model = open_model("CT-CLIP_v2.pt", device="cpu")

@@ -28,7 +28,10 @@ def tokenizer():
 
 SCREENING = LabelSet(
     "screening",
-    tuple(Finding(name, f"{name} is present.", f"{name} is not present.") for name in ("Nodule", "Effusion")),
+    (
+        Finding("Nodule", "Nodule is present.", "Nodule is not present."),
+        Finding("Effusion", "Effusion is present.", "Effusion is not present."),
+    ),
 )
 
 
