@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ctclip_model.config import LiProConfig, VocabFineConfig
 from ctclip_model.errors import MissingInputError
+from ctclip_model.models.held_out import HeldOut
 from ctclip_model.models.model_card import describe_data, write_card
 from ctclip_model.training.engine.curve import TrainingResult
 
@@ -35,6 +36,7 @@ def write_fine_tuned_card(
     config: VocabFineConfig | LiProConfig,
     curve: pa.Table,
     origin: Mapping[str, str],
+    held_out: HeldOut | None = None,
 ) -> str:
     """The model card of a fine-tuned model; `method` opens its description."""
     samples = curve["samples"][-1].as_py() if len(curve) else 0
@@ -49,4 +51,5 @@ def write_fine_tuned_card(
             f"seed {config.seed}, epochs: {config.epochs}.",
         },
         metrics={"loss, mean of the last steps": f"{result.loss:.4f}"},
+        held_out=held_out,
     )

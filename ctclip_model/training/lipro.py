@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from ctclip_model.config import LiProConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import CT_RATE_18
+from ctclip_model.evaluation.embed import embed_prompts
+from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
+from ctclip_model.models.held_out import HeldOut
 from ctclip_model.models.kinds import ModelKind
-from ctclip_model.models.model_folder import load_model_folder, save_model_folder
+from ctclip_model.models.model_folder import ModelFolder, load_model_folder, save_model_folder
 from ctclip_model.training.engine.checkpoints import storage_errors
 from ctclip_model.training.engine.curve import RunLog, TrainingResult, summarise_run
 from ctclip_model.training.engine.loop import Run, StepRecord, run_steps, split_decay
 from ctclip_model.training.fine_tuned import keep_facts, require_labels, write_fine_tuned_card
 from ctclip_model.training.samples import BatchOrder, first_of_each_scan
+from ctclip_model.training.validation import macro_auroc
+
+Floats = NDArray[np.floating]
+FOLDS = 10  # a tenth of the patients is held out for the score
 
 
 def train_lipro(
@@ -43,21 +55,55 @@ def train_lipro(
     require_labels(labels, manifest)
     latents = torch.from_numpy(np.stack(table["latent"].to_numpy()).astype(np.float32))
     log = RunLog(folder, on_step)
-    head = fit_head(latents, labels, table["scan_id"].to_pylist(), config, on_step=log.add)
+    scan_ids = table["scan_id"].to_pylist()
+    head = fit_head(latents, labels, scan_ids, config, on_step=log.add)
     loaded = load_model_folder(parent, CTCLIP)
+    held_out = score_held_out(latents, labels, scan_ids, config, read_zero_shot(loaded, latents))
     with torch.device("meta"):  # draws no weights: both parts are replaced
         model = LiPro(loaded.config)
     model.trained_model, model.classifier = loaded.model, head
     curve = log.curve()
     result = summarise_run(folder, model, loaded.model.temperature.exp().item(), len(curve), curve)
     info = keep_facts(loaded.info) | {"parent": parent.name, "steps": result.steps}
+    if held_out is not None:
+        info["held_out"] = asdict(held_out)
     method = "LiPro, a linear head on latents of volumes"
-    card = write_fine_tuned_card(result, method, parent, config, curve, origin or {})
+    card = write_fine_tuned_card(result, method, parent, config, curve, origin or {}, held_out)
     with storage_errors(folder):
         save_model_folder(
             folder, model.eval(), loaded.tokenizer, kind=ModelKind.lipro, extra=info, card=card, metrics=curve
         )
     return result
+
+
+def read_zero_shot(parent: ModelFolder[CTCLIP], latents: Tensor) -> Floats:
+    """Probabilities (N, 18) of unit latents (N, latent) by the parent's prompts."""
+    prompts = embed_prompts(parent.model, parent.tokenizer, CT_RATE_18)
+    return zero_shot(latents.numpy(), prompts, parent.model.temperature.exp().item())
+
+
+def score_held_out(
+    latents: Tensor, labels: Tensor, scan_ids: Sequence[str], config: LiProConfig, parent_probabilities: Floats
+) -> HeldOut | None:
+    """The macro AUROC of a head that has not seen a tenth of the patients, on these, beside zero-shot and chance.
+
+    `latents` (N, latent) are unit vectors; `labels` and `parent_probabilities` are (N, 18). The head that is
+    kept learns from all patients. None: too few patients, or no abnormality that is both present and absent.
+    """
+    patients = [scan_id.rpartition("_")[0] for scan_id in scan_ids]
+    if len(set(patients)) < FOLDS:
+        return None
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=config.seed)
+    seen, held = next(folds.split(latents, groups=patients))
+    head = fit_head(latents[seen], labels[seen], [scan_ids[row] for row in seen], config)
+    with torch.inference_mode():
+        probabilities = head(latents[held]).sigmoid().numpy()
+    score, baseline = (
+        macro_auroc(labels[held].numpy(), found) for found in (probabilities, parent_probabilities[held])
+    )
+    if math.isnan(score):
+        return None
+    return HeldOut("macro AUROC on held-out patients", score, {"zero-shot of its parent": baseline, "chance": 0.5})
 
 
 def fit_head(

@@ -13,6 +13,7 @@ from tasks.models.find import ModelReference
 from tasks.run.pending import plan_items
 from tasks.run.publish import publish
 from tasks.run.stage_run import StageRun
+from tasks.upkeep.queries import list_warnings
 
 
 @task(cache_policy=NO_CACHE)
@@ -38,9 +39,14 @@ def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation)
 
 @task(cache_policy=NO_CACHE)
 def leave_with_model(run: StageRun, model: ModelReference) -> None:
-    """Publishes the evaluations, and leaves thresholds and calibration in the model's folder, for `ctclip predict`."""
+    """Publishes the evaluations, and leaves thresholds and calibration in the model's folder, for `ctclip predict`.
+
+    Logs a warning for a model that is no better than its baselines or than chance.
+    """
     publish(run.data_root)
     get_run_logger().info("%s", leave_decisions(run.data_root, model))
+    for warning in list_warnings(run.data_root, model.model_id):
+        get_run_logger().warning("%s", warning)
 
 
 @task(cache_policy=NO_CACHE)

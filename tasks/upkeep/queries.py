@@ -55,9 +55,9 @@ def list_stale_models(data_root: Path, stage: str | None = None, variant: str | 
     return [line for (line,) in store.query(data_root, store.load_sql(__package__, "stale"), key)]
 
 
-def list_warnings(data_root: Path) -> list[str]:
-    """Describes each model whose training did not beat its baselines."""
-    return [line for (line,) in store.query(data_root, store.load_sql(__package__, "warnings"))]
+def list_warnings(data_root: Path, model_id: str | None = None) -> list[str]:
+    """Describes each model, or one, whose training beat no baseline, or whose evaluation finds no more than chance."""
+    return [line for (line,) in store.query(data_root, store.load_sql(__package__, "warnings"), {"model_id": model_id})]
 
 
 def list_notes(data_root: Path) -> list[str]:

@@ -21,12 +21,13 @@ from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LiPro
+from ctclip_model.models.held_out import read_held_out
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.models.model_folder import load_model_folder, save_model_folder
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training import worker
 from ctclip_model.training.job import Manifest, Parent, TrainingJob
-from ctclip_model.training.lipro import fit_head, lipro_loss, positive_weights, train_lipro
+from ctclip_model.training.lipro import fit_head, lipro_loss, positive_weights, score_held_out, train_lipro
 from ctclip_model.training.vocabfine import PROMPTS, train_vocabfine, vocabfine_losses
 
 INPUTS, OUTPUTS = load_golden("ctclip_tiny.finetune.inputs"), load_golden("ctclip_tiny.finetune.outputs")
@@ -195,8 +196,29 @@ def test_lipro_leaves_trunk_and_code_book_as_they_were(tmp_path: Path, parent: P
     for name, value in trunk.items():
         assert torch.equal(trained[f"trained_model.{name}"], value), name
     loaded = load_model_folder(tmp_path / "lipro", LiPro)
-    assert (loaded.kind, loaded.info) == ("lipro", {"parent": "parent", "steps": 10})
+    assert (loaded.kind, loaded.info["parent"], loaded.info["steps"]) == ("lipro", "parent", 10)
     assert result.steps == 10
+    held_out = read_held_out(tmp_path / "lipro")
+    assert held_out is not None
+    assert set(held_out.baselines) == {"zero-shot of its parent", "chance"}
+    assert held_out.metric in (tmp_path / "lipro/README.md").read_text()
+
+
+@pytest.mark.parametrize("can_be_learnt", [True, False])
+def test_lipro_is_scored_on_patients_that_the_scored_head_has_not_seen(can_be_learnt: bool) -> None:
+    """Both scans of a patient have one latent, so a split by scans would find what cannot be learnt."""
+    patients = 200
+    rng = np.random.default_rng(0)
+    latents = torch.from_numpy(rng.normal(size=(patients, 20)).astype(np.float32)).repeat_interleave(2, 0)
+    values = latents if can_be_learnt else torch.from_numpy(rng.normal(size=(patients, 20))).repeat_interleave(2, 0)
+    labels = (values[:, :18] > 0).float()
+    scan_ids = [f"train_{patient}_{scan}" for patient in range(patients) for scan in "ab"]
+    chance = np.full((2 * patients, 18), 0.5)
+    config = LiProConfig(batch_size=20, epochs=40, learning_rate=0.03)
+    held_out = score_held_out(F.normalize(latents), labels, scan_ids, config, chance)
+    assert held_out is not None
+    assert held_out.score > 0.9 if can_be_learnt else abs(held_out.score - 0.5) < 0.1
+    assert score_held_out(latents[:8], labels[:8], scan_ids[:8], LiProConfig(), chance[:8]) is None
 
 
 def test_vocabfine_trains_both_encoders_and_moves_the_code_book(tmp_path: Path, parent: Path) -> None:
