@@ -6,14 +6,14 @@ import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ctclip_model.config import VERSIONS, compute_fingerprint
+from ctclip_model.config import compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import SECTIONS, clean_report, report_sha256
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ReportError
 from ctclip_model.evaluation.metrics import require_probabilities
 from ctclip_model.models.held_out import read_held_out
-from tasks.labels.labellers import LabellerReference, read_trained_on
+from tasks.labels.labellers import LabellerReference, read_trained_on, reading_version
 from tasks.run.cut_texts import note_cut
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.pending import plan_items
@@ -32,11 +32,12 @@ def read_reports(data_root: Path) -> dict[str, str]:
 
 
 def wanted_labels(
-    texts: Mapping[str, str], labeller_id: str, dtype: Precision, trained_on: Collection[str] | None
+    texts: Mapping[str, str], labeller_id: str, dtype: Precision, trained_on: Collection[str] | None, version: int
 ) -> dict[str, Fingerprint]:
     """Fingerprint of every report's labels, by scan.
 
     `trained_on` holds the SHA-256 of the labeller's training reports: their labels have other fingerprints.
+    `version` is the labeller's `reading_version`.
     """
     trained = {scan for scan, text in texts.items() if trained_on and report_sha256(text) in trained_on}
     wanted = {}
@@ -46,9 +47,9 @@ def wanted_labels(
             "text": text,
             "precision": dtype.value,
             "training reports": scan in trained,
-            VERSION: VERSIONS["label"],
+            VERSION: version,
         }
-        wanted[scan] = Fingerprint(compute_fingerprint(labeller_id, VERSIONS["label"], text, *also), parts)
+        wanted[scan] = Fingerprint(compute_fingerprint(labeller_id, version, text, *also), parts)
     return wanted
 
 
@@ -58,7 +59,8 @@ def plan_labels(
     """Reports to label, as {scan: (text, fingerprint)}. Records an empty report as a reject."""
     texts = read_reports(run.data_root)
     run.detail = "" if texts else "there are no reports"
-    wanted = wanted_labels(texts, labeller_id, dtype, read_trained_on(run.data_root, labeller_id))
+    trained_on, version = read_trained_on(run.data_root, labeller_id), reading_version(run.data_root, labeller_id)
+    wanted = wanted_labels(texts, labeller_id, dtype, trained_on, version)
     pending = plan_items(run, labeller_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects)
     empty = [scan for scan in pending if not texts[scan]]
     if empty:

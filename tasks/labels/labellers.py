@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctclip_model.config import FOLDER_WEIGHTS, RADBERT_BASE, RADBERT_WEIGHTS
+from ctclip_model.config import FOLDER_WEIGHTS, RADBERT_BASE, RADBERT_WEIGHTS, VERSIONS
 from ctclip_model.errors import MissingInputError
 from ctclip_model.files import sha256_of
 from tasks.run.lost import is_there
@@ -13,6 +13,7 @@ from warehouse import store
 
 TRAINED_PREFIX = "labeller-"  # first letters of the identifier of every labeller with a row in `models`
 RADBERT = "radbert"  # name of the published labeller
+AS_PUBLISHED = 1  # version of the labels of labellers that were not trained here
 TFIDF = "tfidf"  # name of the newest tf-idf labeller, a kind that needs no pretrained weights
 
 
@@ -71,6 +72,16 @@ def read_trained_on(data_root: Path, labeller_id: str) -> frozenset[str] | None:
     """SHA-256 of each report that trained a labeller. None if the warehouse does not know its training."""
     rows = store.query(data_root, "select fingerprint from current_model_samples where model_id = ?", [labeller_id])
     return frozenset(fingerprint for (fingerprint,) in rows) or None
+
+
+def reading_version(data_root: Path, labeller_id: str) -> int:
+    """The version of a labeller's labels: that of the stage for one that was trained here, by whose rules it reads.
+
+    Any other reads the texts as published, whatever our rules are.
+    """
+    sql = "select count(*) from current_models where model_id = ? and source_sha256 is null"
+    ((count,),) = store.query(data_root, sql, [labeller_id])
+    return VERSIONS["label"] if count else AS_PUBLISHED
 
 
 def _labeller_id(folder: Path, data_root: Path) -> str:

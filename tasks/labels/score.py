@@ -16,7 +16,7 @@ from ctclip_model.errors import ConfigurationError
 from ctclip_model.evaluation import metrics
 from tasks.labels.hand_labels import read_hand_labels
 from tasks.labels.label import read_reports
-from tasks.labels.labellers import LabellerReference, read_trained_on
+from tasks.labels.labellers import LabellerReference, read_trained_on, reading_version
 from tasks.labels.reports import LabelledReports
 from tasks.run.pending import plan_items
 from tasks.run.publish import publish
@@ -67,8 +67,8 @@ def plan_scoring(run: StageRun, labeller_id: str, path: Path, dtype: Precision, 
     if not reports.texts:
         raise ConfigurationError(f"--hand-labels {path}: every report of the file trained {labeller_id}")
     fingerprint = compute_fingerprint(
-        labeller_id, VERSIONS["label"], VERSIONS["evaluate"], CONFIG, reports.scans, reports.texts,
-        reports.labels.tolist(), *dtype.fingerprint_parts,
+        labeller_id, reading_version(run.data_root, labeller_id), VERSIONS["evaluate"], CONFIG, reports.scans,
+        reports.texts, reports.labels.tolist(), *dtype.fingerprint_parts,
     )  # fmt: skip
     key = "/".join(SCORED.values())
     return HandScoring(reports, fingerprint) if plan_items(run, labeller_id, {key: fingerprint}, force=force) else None

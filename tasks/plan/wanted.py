@@ -88,10 +88,11 @@ def find_wanted_volumes(data_root: Path, recipe_id: str, options: StageOptions =
 def find_wanted_labels(data_root: Path, labeller_id: str) -> Wanted:
     """Reports that a labeller should have read, in the precision of its last run."""
     from tasks.labels.label import read_reports, wanted_labels
-    from tasks.labels.labellers import read_trained_on
+    from tasks.labels.labellers import read_trained_on, reading_version
 
     texts, trained_on = read_reports(data_root), read_trained_on(data_root, labeller_id)
-    by_precision = [wanted_labels(texts, labeller_id, dtype, trained_on) for dtype in Precision]
+    version = reading_version(data_root, labeller_id)
+    by_precision = [wanted_labels(texts, labeller_id, dtype, trained_on, version) for dtype in Precision]
     return _choose_declared(data_root, "label", labeller_id, by_precision)
 
 

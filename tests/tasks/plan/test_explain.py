@@ -79,15 +79,33 @@ def test_raised_version_is_named_before_any_run(data_root, monkeypatch):
     assert explain_plan(data_root, "convert", 5)["reasons"] == {"VERSION of convert raised": 3}
 
 
-def test_changed_report_text_is_pending(data_root):
-    write_run(data_root, 1, "ingest", reports=[report_row("train_1_a", "Clear."), report_row("train_2_a", "A nodule.")])
-    with open_run(data_root, "label", "labeller-1") as run:
-        fingerprints = plan_labels(run, "labeller-1", Precision.float32, Selection(), force=False, retry_rejects=False)
-        made = {"abnormality": "Lung nodule", "labeller_id": "labeller-1", "probability": 0.5, "value": 0}
+def label_reports(data_root: Path, labeller_id: str) -> None:
+    with open_run(data_root, "label", labeller_id) as run:
+        fingerprints = plan_labels(run, labeller_id, Precision.float32, Selection(), force=False, retry_rejects=False)
+        made = {"abnormality": "Lung nodule", "labeller_id": labeller_id, "probability": 0.5, "value": 0}
         run.record(
             "labels",
             [made | {"scan_id": scan, "fingerprint": fingerprint} for scan, (_, fingerprint) in fingerprints.items()],
         )
+
+
+@pytest.mark.parametrize(("source_sha256", "pending"), [(None, 1), ("a" * 64, 0)], ids=["trained here", "imported"])
+def test_new_rules_of_reading_move_only_the_labels_of_labellers_trained_here(
+    data_root, monkeypatch, source_sha256, pending
+):
+    model = {"model_id": "labeller-1", "kind": "labeller", "preset": "x", "path": "models/labeller-1"}
+    write_run(data_root, 1, "train-labeller", models=[model | {"fingerprint": "f", "source_sha256": source_sha256}])
+    write_run(data_root, 2, "ingest", reports=[report_row("train_1_a", "Clear.")])
+    publish(data_root)
+    label_reports(data_root, "labeller-1")
+    assert explain_plan(data_root, "label", 5)["pending"] == 0
+    monkeypatch.setitem(VERSIONS, "label", VERSIONS["label"] + 1)
+    assert explain_plan(data_root, "label", 5)["pending"] == pending
+
+
+def test_changed_report_text_is_pending(data_root):
+    write_run(data_root, 1, "ingest", reports=[report_row("train_1_a", "Clear."), report_row("train_2_a", "A nodule.")])
+    label_reports(data_root, "labeller-1")
     assert explain_plan(data_root, "label", 5)["pending"] == 0
     write_run(data_root, 2, "ingest", reports=[report_row("train_2_a", "A mass.")])
     publish(data_root)
