@@ -48,6 +48,7 @@ PIPELINE = {
         ),
         Stage("report", 3, "file:reports", ("duckdb:metrics",), "model"),
         Stage("import-model", 1, is_rebuilt=False, is_planned=False),
+        Stage("import-labels", 1, is_rebuilt=False, is_planned=False),
     )
 }  # fmt: skip
 # By stage. Raising a version makes everything that the stage has made pending again. The commit is recorded beside

@@ -31,7 +31,14 @@ logger = logging.getLogger(__name__)
 
 # Commands in the order of the work, under the headings of `ctclip --help`.
 PANELS: dict[str, list[Callable[..., None]]] = {
-    "Set up": [doctor.doctor, models.fetch_models, models.import_model, labels.findings, deploying.deploy],
+    "Set up": [
+        doctor.doctor,
+        models.fetch_models,
+        models.import_model,
+        labels.findings,
+        labels.import_labels,
+        deploying.deploy,
+    ],
     "Run": stages.list_flow_commands(),
     "Look": [warehouse.status, warehouse.plan, warehouse.sql, warehouse.export],
     "Your own CT": [volumes.predict, volumes.embed_volume],

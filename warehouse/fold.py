@@ -9,7 +9,7 @@ that began before a conversion which has ended) joins the history and does not r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,16 +79,17 @@ def _list_table(folder: Path, table: str) -> Iterator[RecordFile]:
 def _load_table(connection: duckdb.DuckDBPyConnection, data_root: Path, table: Table, files: list[RecordFile]) -> int:
     described = connection.execute(f"describe {table.name}").fetchall()
     columns = {row[0] for row in described}
+    defaults = {row[0]: row[4] for row in described if row[4] is not None}
     count = 0
     for start in range(0, len(files), FILES_PER_INSERT):
         batch = files[start : start + FILES_PER_INSERT]
         facts = [_inspect(data_root, file, columns) for file in batch]
         paths = [escape_pattern(data_root / file.path) for file in batch]
         try:
-            _insert(connection, table, paths)
+            _insert(connection, table, paths, defaults)
         except duckdb.Error:
             for path in paths:  # one by one, to name the faulty file
-                _try_alone(connection, table, path)
+                _try_alone(connection, table, path, defaults)
             raise
         connection.executemany("insert into record_files values (?, ?, ?, ?)", facts)
         count += sum(rows for _, _, rows, _ in facts)
@@ -116,7 +117,8 @@ def _inspect(data_root: Path, file: RecordFile, columns: set[str]) -> tuple[str,
     return file.path, file.table, metadata.num_rows, path.stat().st_size
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, table: Table, paths: list[str]) -> None:
+def _insert(connection: duckdb.DuckDBPyConnection, table: Table, paths: list[str], defaults: Mapping[str, str]) -> None:
+    """Inserts the rows of record files. A column that some of the files lack has its default in their rows."""
     source = "read_parquet(?, union_by_name = true, hive_partitioning = false, filename = 'record_path')"
     run_of_file = r"regexp_extract(record_path, '([^/\\]+)-\d+\.parquet$', 1)"
     foreign = connection.execute(
@@ -124,13 +126,16 @@ def _insert(connection: duckdb.DuckDBPyConnection, table: Table, paths: list[str
     ).fetchone()
     if foreign:
         raise WarehouseError(f"record file {foreign[0]} holds a row of another run, {foreign[1]}")
-    connection.execute(f"insert into {table.name} by name select * exclude (record_path) from {source}", [paths])
+    present = {row[0] for row in connection.execute(f"describe select * from {source}", [paths]).fetchall()}
+    filled = ", ".join(f"coalesce({name}, {value}) as {name}" for name, value in defaults.items() if name in present)
+    columns = f"* exclude (record_path) replace ({filled})" if filled else "* exclude (record_path)"
+    connection.execute(f"insert into {table.name} by name select {columns} from {source}", [paths])
 
 
-def _try_alone(connection: duckdb.DuckDBPyConnection, table: Table, path: str) -> None:
+def _try_alone(connection: duckdb.DuckDBPyConnection, table: Table, path: str, defaults: Mapping[str, str]) -> None:
     connection.begin()
     try:
-        _insert(connection, table, [path])
+        _insert(connection, table, [path], defaults)
     except duckdb.Error as error:
         raise WarehouseError(f"record file {path} cannot be loaded into {table.name}: {error}") from error
     finally:

@@ -92,7 +92,8 @@ def _labels_wide() -> str:
     return (
         f"-- scan x labeller: the {len(ABNORMALITIES)} labels side by side, null if unknown. "
         "'published' is a labeller too\n"
-        f"select scan_id, split, labeller_id, {columns} from all_labels group by scan_id, split, labeller_id"
+        f"select scan_id, split, labeller_id, {columns} from all_labels "
+        "where label_set = 'ct-rate-18' group by scan_id, split, labeller_id"
     )
 
 

@@ -40,7 +40,10 @@ TABLES: tuple[Table, ...] = (
         "scan x abnormality x labeller",
         ("scan_id", "abnormality", "labeller_id"),
         ("scan_id", "labeller_id"),
+        has_withdrawn=True,
     ),
+    Table("label_sets", "label set x finding", ("label_set", "finding"), ("label_set",), has_withdrawn=True),
+    Table("label_sources", "source of imported labels", ("label_source",), ("label_source",)),
     Table("models", "model folder", ("model_id",), ("model_id",)),
     Table("model_samples", "model x training sample", ("model_id", "sample_id"), ("model_id",)),
     Table(
@@ -53,9 +56,9 @@ TABLES: tuple[Table, ...] = (
     Table("latents", "model x kind x item", ("model_id", "kind", "item"), ("model_id", "kind", "item")),
     Table(
         "predictions",
-        "model x data set x split x protocol x unit x item x abnormality",
-        (*SCORED, "item", "abnormality"),
-        SCORED,
+        "model x data set x split x protocol x unit x item x label set x abnormality",
+        (*SCORED, "item", "label_set", "abnormality"),
+        (*SCORED, "label_set"),
     ),
     Table(
         "metrics",
@@ -77,9 +80,9 @@ TABLES: tuple[Table, ...] = (
     ),
     Table(
         "decisions",
-        "model x data set x split x abnormality",
-        ("model_id", "dataset", "split", "abnormality"),
-        ("model_id", "dataset", "split"),
+        "model x data set x split x label source x abnormality",
+        ("model_id", "dataset", "split", "label_source", "abnormality"),
+        ("model_id", "dataset", "split", "label_source"),
     ),
     Table("projections", "model x data set x split x protocol x unit x item", (*SCORED, "item"), SCORED),
     Table(

@@ -28,7 +28,7 @@ def read_hand_labels(path: Path) -> LabelledReports:
     except OSError as error:
         raise ConfigurationError(f"--hand-labels {path}: cannot be read ({error.strerror})") from error
     ids, texts, labels, known = [], [], [], set[str]()
-    for line, cells in read_rows(str(path), _decode(content), (ID, TEXT, *ABNORMALITIES)):
+    for line, cells in read_rows(str(path), decode_text(content), (ID, TEXT, *ABNORMALITIES)):
         location = f"{path}:{line}"
         if not cells:
             raise MetadataError(location, "malformed_row", "has another number of cells than the header")
@@ -45,7 +45,7 @@ def read_hand_labels(path: Path) -> LabelledReports:
     return LabelledReports(ids, texts, np.array(labels, np.int8))
 
 
-def _decode(content: bytes) -> str:
+def decode_text(content: bytes) -> str:
     """Decodes a file of unknown encoding."""
     try:
         return content.decode("utf-8-sig")

@@ -12,9 +12,12 @@ from tasks.report.charts import Points
 from tasks.report.examples import find_examples
 from tasks.report.render import PageFacts
 from tasks.run.stage_run import code_version
+from tasks.settings import PUBLISHED_LABELS
 from warehouse import store
 
 Row = dict[str, Any]
+
+_AGREEMENT = "select * from label_agreement where split = $split and other_id = $published"
 
 
 def collect_facts(
@@ -47,7 +50,7 @@ def collect_facts(
         examples=find_examples(connection, data_root, model, dataset, split) if retrieval else (),
         projection=connection.execute(_sql("projection"), key).fetchall(),
         labellers=_read_rows(connection, "select * from labeller_scores", {}),
-        agreement=_read_rows(connection, "select * from label_agreement where split = $split", {"split": split}),
+        agreement=_read_rows(connection, _AGREEMENT, {"split": split, "published": PUBLISHED_LABELS}),
         quality=_read_rows(connection, _QUALITY, {}),
         rejects=_read_rows(connection, _REJECTS, {}),
         provenance=_read_provenance(connection, key),

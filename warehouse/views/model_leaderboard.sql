@@ -1,7 +1,7 @@
--- model x data set x split x protocol x unit x label source: macro averages of our models and of published ones
+-- model x data set x split x protocol x unit x label set x label source: macro averages of our models and of published ones
 with macros as (
     select
-        model_id as model, dataset, split, protocol, unit, label_source,
+        model_id as model, dataset, split, protocol, unit, label_set, label_source,
         max(value) filter (metric = 'auroc') as auroc,
         max(ci_low) filter (metric = 'auroc') as auroc_ci_low,
         max(ci_high) filter (metric = 'auroc') as auroc_ci_high,
@@ -27,7 +27,7 @@ printed as (
 )
 select *, false as is_published from macros
 union all by name
-select *, 'published' as protocol, 'published' as label_source, true as is_published
+select *, 'published' as protocol, 'ct-rate-18' as label_set, 'published' as label_source, true as is_published
 from printed
 where auroc is not null
 order by dataset, split, protocol = 'published', auroc desc nulls last
