@@ -7,7 +7,8 @@ CTCLIPError
 │   ├── VolumeError           a volume file is unreadable, or differs from its header
 │   ├── MetadataError         a CSV or one of its rows is missing or malformed
 │   ├── DownloadError         a file's size or hash differs from the Hub's
-│   └── ReportError           a report has no text
+│   ├── ReportError           a report has no text
+│   └── AnswerError           a language model's answer about a report cannot be used
 ├── ShardError                a shard is damaged or has another recipe
 ├── CheckpointError           a weights file or model folder is missing, damaged, or another model's
 ├── MissingInputError         a stage's input does not exist yet (the message names the stage that makes it)
@@ -23,6 +24,9 @@ CTCLIPError
 │   ├── FileRefusedError      one file is refused, and the others are not
 │   ├── HubNotFoundError      there is no such repository, revision or file
 │   └── HubUnavailableError   the Hub is out of reach or answers with errors (a rerun continues from here)
+├── EndpointError             a language model's server refuses a request (the message says how to solve it)
+│   ├── RequestRefusedError   the server refuses the request for one report
+│   └── EndpointUnavailableError  the server is out of reach or answers with errors (a rerun continues from here)
 ├── PrefectError              the Prefect server cannot be started
 └── WarehouseError            the warehouse cannot be opened, migrated or published
     └── CheckFailedError      new records break an invariant, and the published warehouse stays as it was
@@ -72,6 +76,10 @@ class DownloadError(BadItemError):
 
 class ReportError(BadItemError):
     """A report has no text."""
+
+
+class AnswerError(BadItemError):
+    """A language model's answer about a report breaks its schema, or is a refusal."""
 
 
 class ShardError(CTCLIPError):
@@ -132,6 +140,18 @@ class HubNotFoundError(HubError):
 
 class HubUnavailableError(HubError):
     """The Hub is out of reach or answers with errors. A rerun continues from here."""
+
+
+class EndpointError(CTCLIPError):
+    """A language model's server refuses every request. The message says how to solve it."""
+
+
+class RequestRefusedError(EndpointError):
+    """A language model's server refuses the request for one report, for example because the report is too long."""
+
+
+class EndpointUnavailableError(EndpointError):
+    """A language model's server is out of reach or answers with errors. A rerun continues from here."""
 
 
 class PrefectError(CTCLIPError):

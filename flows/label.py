@@ -13,6 +13,7 @@ from tasks.run.selection import Selection
 from tasks.run.splits import require_split
 from tasks.settings import LIMITS
 from tasks.stages.label import (
+    choose_work,
     label_reports,
     note_training_reports,
     plan_hand_scoring,
@@ -24,7 +25,7 @@ from tasks.stages.stage import as_opaque, stage_run
 
 @flow_taking(LabelOptions, timeout_seconds=LIMITS.stage_timeout_s)
 def label(options: LabelOptions) -> dict[str, Any]:
-    data_root, device, dtype = options.data_root, options.device, options.dtype
+    data_root = options.data_root
     selection = Selection(options.split, None, options.limit)
     publish_leftovers(data_root)
     if options.split is not None:
@@ -32,14 +33,15 @@ def label(options: LabelOptions) -> dict[str, Any]:
     if options.labeller == TFIDF and find_newest_labeller(data_root, TFIDF) is None:
         train_labeller(data_root, kind=TFIDF)
     labeller = find_labeller(data_root, options.labeller)
+    work = choose_work(labeller, options)
     with stage_run(data_root, "label", labeller.labeller_id) as run:
         if options.trained_on is not None:
             note_training_reports(run, labeller, options.trained_on)
-        reports = plan_labelling(run, labeller, dtype, selection, options.force, options.retry_rejects)
-        label_reports(run, labeller, as_opaque(reports), device, dtype)
+        reports = plan_labelling(run, labeller, work.dtype, selection, options.force, options.retry_rejects)
+        label_reports(run, labeller, as_opaque(reports), work)
     if options.hand_labels is None:
         return run.summary()
     with stage_run(data_root, "evaluate", labeller.labeller_id) as evaluation:
-        scoring = plan_hand_scoring(evaluation, labeller, options.hand_labels, dtype, options.force)
-        score_on_hand_labels(evaluation, labeller, as_opaque(scoring), device, dtype)
+        scoring = plan_hand_scoring(evaluation, labeller, options.hand_labels, work.dtype, options.force)
+        score_on_hand_labels(evaluation, labeller, as_opaque(scoring), work)
     return run.summary() | {"hand_labels": evaluation.summary()}

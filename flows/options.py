@@ -27,6 +27,7 @@ from tasks.settings import (
     PRESET,
     PUBLISHED_LABELS,
     RAW_CACHE_GB,
+    REQUESTS_AT_ONCE,
     STAGES,
 )
 
@@ -58,8 +59,20 @@ DownloadThreads = Annotated[int, Option(min=1, help="Number of parallel download
 MaxMbPerS = Annotated[float | None, Option(help="Limit of the download rate in MB/s, over all downloads.")]
 
 Labeller = Annotated[
-    str, Option(help="Report labeller: radbert, tfidf (needs no weights), the id of a trained one, or a path.")
+    str,
+    Option(
+        help="Report labeller: radbert, tfidf (needs no weights), openai:MODEL (see --endpoint), the id of a trained "
+        "one, or a path."
+    ),
 ]
+EndpointUrl = Annotated[
+    str | None,
+    Option("--endpoint", help="Base URL of the server of openai:MODEL, such as http://127.0.0.1:8000/v1."),
+]
+AllowRemote = Annotated[
+    bool, Option("--allow-remote", help="Let reports leave this machine and its private network, by https.")
+]
+RequestsAtOnce = Annotated[int, Option(min=1, help="Number of parallel requests to the endpoint.")]
 LabellerKind = Annotated[str, Option(help=f"Kind of labeller: {', '.join(LABELLER_KINDS)}.")]
 Model = Annotated[str | None, Option(help="Id of a model. Default: the preset's latest CT-CLIP.")]
 HandLabels = Annotated[
@@ -98,6 +111,15 @@ class ComputeOptions:
 
     device: Device = "auto"
     dtype: Dtype = Precision.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointOptions:
+    """Options of flows that ask a language model behind an endpoint."""
+
+    endpoint: EndpointUrl = None
+    allow_remote: AllowRemote = False
+    requests_at_once: RequestsAtOnce = REQUESTS_AT_ONCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +222,11 @@ class ConvertOptions(RawFileOptions):
 
 
 @dataclass(frozen=True)
-class LabelOptions(ComputeOptions):
+class LabelOptions(EndpointOptions, ComputeOptions):
     """Label new and changed reports.
 
-    tfidf is the latest labeller of that kind. If there is none, one is trained first, in seconds.
+    tfidf is the latest labeller of that kind. If there is none, one is trained first, in seconds. openai:MODEL asks a
+    language model at --endpoint. Its key is in CTCLIP_ENDPOINT_KEY or in a Prefect Secret, ctclip-endpoint-key.
     """
 
     data_root: DataRoot = DATA_ROOT
@@ -307,7 +330,7 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
-class RebuildOptions(RawFileOptions, ComputeOptions):
+class RebuildOptions(RawFileOptions, EndpointOptions, ComputeOptions):
     """Run every stage in turn. Each does only pending work."""
 
     source: Source = None

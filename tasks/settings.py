@@ -16,6 +16,9 @@ LABELLER = "radbert"
 RAW_CACHE_GB = 20.0  # disk space for volumes that are downloaded and not yet converted
 DOWNLOAD_THREADS = 8
 HUB_TOKEN_BLOCK = "hugging-face-token"  # name of a Prefect Secret
+ENDPOINT_KEY_VARIABLE = "CTCLIP_ENDPOINT_KEY"  # holds the key of a language model's server
+ENDPOINT_KEY_BLOCK = "ctclip-endpoint-key"  # name of a Prefect Secret with that key
+REQUESTS_AT_ONCE = 8  # to a language model's server
 LABELLER_KINDS = ("roberta", "tfidf")  # kinds that can be trained here
 
 STAGES = tuple(stage.name for stage in PIPELINE.values() if stage.is_rebuilt)  # stages of a rebuild, in its order
@@ -59,6 +62,12 @@ class Limits:
     training_stop_s: float = 40.0  # time for a process to save its state: torchrun gives it 30 s
     prefect_start_s: float = 120.0  # time for a temporary Prefect server to answer
     prefect_restart_s: float = 30.0  # wait between two starts of one that was lost
+    endpoint_attempts: int = 5  # attempts of one request to a language model's server
+    endpoint_wait_s: float = 1.0  # wait before the second attempt, doubled before each further one
+    endpoint_longest_wait_s: float = 300.0  # the most that Retry-After is heeded
+    endpoint_connect_s: float = 20.0
+    endpoint_timeout_s: float = 300.0  # time for an answer: a model on a CPU takes minutes
+    endpoint_batch: int = 256  # answers of one record file
     hub_attempts: int = 8  # attempts of one request
     hub_wait_s: float = 1.0  # wait before the second attempt, doubled before each further one
     hub_longest_wait_s: float = 300.0  # the window in which the Hub counts requests

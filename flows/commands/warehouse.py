@@ -86,15 +86,26 @@ def plan(
     labeller: Annotated[str | None, typer.Option(help="Id of a labeller. Default: as in the stage's last run.")] = None,
     model: Annotated[str | None, typer.Option(help="Id of a model. Default: each model of the stage's runs.")] = None,
     limit: Annotated[int, typer.Option(help="Largest number of items to show.")] = 20,
+    input_price: Annotated[
+        float | None, typer.Option(min=0, help="Price of a million input tokens of openai:MODEL.")
+    ] = None,
+    output_price: Annotated[
+        float | None, typer.Option(min=0, help="Price of a million output tokens of openai:MODEL.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the work of a stage's next run, and the reasons.
 
-    A reason names the part of an item's fingerprint that changed.
+    A reason names the part of an item's fingerprint that changed. A labelling by a language model has an estimate of
+    its requests, tokens and time, and of its cost at the given prices.
     """
+    from tasks.labels.estimate import Prices
     from tasks.plan.explain import explain_plan
 
-    explained = explain_plan(data_root, stage, limit, {"preset": preset, "labeller": labeller, "model": model})
+    given = {"preset": preset, "labeller": labeller, "model": model}
+    has_price = input_price is not None or output_price is not None
+    prices = Prices(input_price or 0, output_price or 0) if has_price else None
+    explained = explain_plan(data_root, stage, limit, given, prices)
     print_json(explained) if as_json else print_plan(explained)
 
 

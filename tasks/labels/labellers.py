@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctclip_model.config import FOLDER_WEIGHTS, RADBERT_BASE, RADBERT_WEIGHTS, VERSIONS
-from ctclip_model.errors import MissingInputError
+from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.files import sha256_of
+from ctclip_model.labelling.questions import Questionnaire
 from tasks.run.lost import is_there
 from warehouse import store
 
 TRAINED_PREFIX = "labeller-"  # first letters of the identifier of every labeller with a row in `models`
 RADBERT = "radbert"  # name of the published labeller
 AS_PUBLISHED = 1  # version of the labels of labellers that were not trained here
+OPENAI = "openai:"  # first letters of the name of a language model behind an endpoint
 TFIDF = "tfidf"  # name of the newest tf-idf labeller, a kind that needs no pretrained weights
 
 
@@ -25,7 +27,27 @@ class LabellerReference:
     folder: Path
 
 
-def find_labeller(data_root: Path, name: str) -> LabellerReference:
+def find_labeller(data_root: Path, name: str) -> LabellerReference | Questionnaire:
+    """Finds a labeller by its name: `openai:MODEL` is a language model behind an endpoint, any other name a folder.
+
+    Raises `MissingInputError`, with the command to run, if there is no such folder.
+    """
+    return find_questionnaire(name) or find_labeller_folder(data_root, name)
+
+
+def find_questionnaire(name: str) -> Questionnaire | None:
+    """The questions to the language model of a name `openai:MODEL`. None: the name is another labeller's.
+
+    Raises `ConfigurationError` for a name without a model.
+    """
+    if not name.startswith(OPENAI):
+        return None
+    if not (model := name.removeprefix(OPENAI).strip()):
+        raise ConfigurationError(f"--labeller {name}: name the server's model, as in openai:llama3.1:8b")
+    return Questionnaire(model)
+
+
+def find_labeller_folder(data_root: Path, name: str) -> LabellerReference:
     """Finds a labeller by the name of its folder, `models/<name>` below the data root, or by the path of its folder.
 
     `tfidf` is the tf-idf labeller that was trained last. `radbert` is `models/radbert` or, without that folder, the

@@ -56,6 +56,10 @@ class LabelledReports:
         """The reports whose `report_sha256` is not in `sha256s`."""
         return self._select([index for index, text in enumerate(self.texts) if report_sha256(text) not in sha256s])
 
+    def choose(self, scans: Collection[str]) -> LabelledReports:
+        """The reports of these scans."""
+        return self._select([index for index, scan in enumerate(self.scans) if scan in scans])
+
     def _select(self, indices: list[int]) -> LabelledReports:
         return LabelledReports(
             [self.scans[index] for index in indices], [self.texts[index] for index in indices], self.labels[indices]

@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ctclip_model.config import VERSIONS, EvaluationConfig, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import EXTERNAL
 from ctclip_model.data.reports import report_sha256
 from ctclip_model.device import Precision, choose_device
-from ctclip_model.errors import ConfigurationError
+from ctclip_model.errors import ConfigurationError, EndpointUnavailableError
 from ctclip_model.evaluation import metrics
+from ctclip_model.labelling.questions import Questionnaire
+from tasks.labels.answers import THRESHOLD, read_answers
+from tasks.labels.endpoint_address import Endpoint
 from tasks.labels.hand_labels import read_hand_labels
 from tasks.labels.label import read_reports
 from tasks.labels.labellers import LabellerReference, read_trained_on, reading_version
@@ -50,12 +56,17 @@ def record_trained_on(run: StageRun, labeller_id: str, path: Path) -> None:
         publish(run.data_root)
 
 
-def plan_scoring(run: StageRun, labeller_id: str, path: Path, dtype: Precision, *, force: bool) -> HandScoring | None:
+def plan_scoring(
+    run: StageRun, labeller_id: str, path: Path, dtype: Precision, *, force: bool, is_trained_here: bool = True
+) -> HandScoring | None:
     """Plans the scoring. None: neither the labeller nor a report or label of the file has changed.
 
+    A general language model (`is_trained_here` false) is scored on every report, unless --trained-on names some.
     Raises `ConfigurationError` if the labeller's training reports are unknown, or the file holds no other report.
     """
     trained_on = read_trained_on(run.data_root, labeller_id)
+    if trained_on is None and not is_trained_here:
+        trained_on = frozenset()
     if trained_on is None:
         raise ConfigurationError(
             f"the reports that trained {labeller_id} are not recorded, and must not score it: give them as a file with "
@@ -77,21 +88,40 @@ def plan_scoring(run: StageRun, labeller_id: str, path: Path, dtype: Precision, 
 def score_labeller(
     run: StageRun, reference: LabellerReference, scoring: HandScoring, device: str, dtype: Precision
 ) -> None:
-    """Labels the reports and records the predictions and, at the labeller's own thresholds, the metrics.
-
-    For intervals a text counts as one patient, so that copies of a report stay together.
-    """
+    """Labels the reports and records the predictions and, at the labeller's own thresholds, the metrics."""
     from ctclip_model.labelling.labeller import load_labeller
 
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))
-    reports = scoring.reports
-    probabilities = labeller.label(reports.texts, dtype=dtype.autocast).astype(float)
+    probabilities = labeller.label(scoring.reports.texts, dtype=dtype.autocast).astype(float)
     metrics.require_probabilities(probabilities, reference.labeller_id)
+    _record_scores(run, reference.labeller_id, scoring, scoring.reports, probabilities, labeller.thresholds)
+
+
+def score_answers(
+    run: StageRun, questionnaire: Questionnaire, scoring: HandScoring, endpoint: Endpoint, **client_options: Any
+) -> None:
+    """The same for a language model. Reports without a valid answer are left out, and counted in the run's detail."""
+    texts = {report: (text, "") for report, text in zip(scoring.reports.scans, scoring.reports.texts, strict=True)}
+    answers = read_answers(run, questionnaire, texts, endpoint, **client_options)
+    if not answers:
+        raise EndpointUnavailableError(f"{endpoint.url} gives no valid answer to any of {len(texts)} reports")
+    reports = scoring.reports.choose(answers)
+    values = np.array([answers[report] for report in reports.scans], float)
+    thresholds = np.full(len(questionnaire.findings), THRESHOLD)
+    _record_scores(run, questionnaire.labeller_id, scoring, reports, values, thresholds)
+    run.detail = f"{len(texts) - len(answers)} reports without a valid answer" if len(answers) < len(texts) else ""
+
+
+def _record_scores(
+    run: StageRun, labeller_id: str, scoring: HandScoring, reports: LabelledReports, probabilities: NDArray[np.float64],
+    thresholds: NDArray[np.float64],
+) -> None:  # fmt: skip
+    """Records predictions and metrics. For intervals a text counts as one patient: copies of a report stay together."""
     scored = metrics.Scored(
-        ABNORMALITIES, reports.labels.astype(float), probabilities, labeller.thresholds, "the labeller's own",
+        ABNORMALITIES, reports.labels.astype(float), probabilities, thresholds, "the labeller's own",
         [report_sha256(text) for text in reports.texts],
     )  # fmt: skip
-    stamp: dict[str, Any] = {"model_id": reference.labeller_id, "fingerprint": scoring.fingerprint} | SCORED
+    stamp: dict[str, Any] = {"model_id": labeller_id, "fingerprint": scoring.fingerprint} | SCORED
     run.record(
         "predictions",
         [

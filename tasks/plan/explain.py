@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.stages import PIPELINE
+from tasks.labels.estimate import Estimate, Prices, estimate_labelling
+from tasks.labels.label import read_reports
+from tasks.labels.labellers import find_questionnaire
 from tasks.plan.wanted import StageOptions, Wanted, find_wanted, name_variant
 from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, get_parts
 from tasks.run.lost import find_lost_volumes, is_there
@@ -56,12 +59,17 @@ class History:
 
 
 def explain_plan(
-    data_root: Path, stage: str, limit: int, given: Mapping[str, str | None] | None = None
+    data_root: Path,
+    stage: str,
+    limit: int,
+    given: Mapping[str, str | None] | None = None,
+    prices: Prices | None = None,
 ) -> dict[str, Any]:
     """Plans a rerun of a stage with the options of its last run, or with the `given` preset, labeller or model.
 
     Returns the counts of wanted and pending items, a count for each reason, the downloads, notes, and the first `limit`
-    pending items. Work that waits for an earlier stage is not counted. Raises `ConfigurationError`.
+    pending items. A labelling by a language model has an estimate too, with its cost at the `prices`. Work that waits
+    for an earlier stage is not counted. Raises `ConfigurationError`.
     """
     if stage not in STAGES:
         raise ConfigurationError(f"there is no stage {stage!r}; there are {', '.join(STAGES)}")
@@ -83,9 +91,12 @@ def explain_plan(
         if PIPELINE[stage].trains:
             notes.extend(list_stale_models(data_root, stage, variant))
     downloads = _list_downloads(data_root, [row["item"] for row in items]) if stage == "convert" else {}
+    estimate = _estimate(data_root, options.labeller, items, prices) if stage == "label" else None
     return {
         "stage": stage, "wanted": count, "pending": len(items), "reasons": dict(reasons.most_common()),
-        "downloads": {"files": len(downloads), "bytes": sum(downloads.values())}, "notes": notes,
+        "downloads": {"files": len(downloads), "bytes": sum(downloads.values())},
+        "estimate": None if estimate is None else asdict(estimate),
+        "notes": [*notes, *([str(estimate)] if estimate is not None else [])],
         "items": items[:limit],
     }  # fmt: skip
 
@@ -218,6 +229,17 @@ def _read_newest_config(data_root: Path, stage: str, variant: str) -> Parts | No
     key = {"stage": stage, "variant": variant}
     rows = store.query(data_root, store.load_sql(__package__, "newest_model"), key)
     return Fingerprint("", flatten(json.loads(rows[0][0]))).parts if rows else None
+
+
+def _estimate(
+    data_root: Path, labeller: str, items: Sequence[Mapping[str, str]], prices: Prices | None
+) -> Estimate | None:
+    """Estimate of the pending reports of a language model. None: the labeller is none."""
+    if (questionnaire := find_questionnaire(labeller)) is None:
+        return None
+    texts = read_reports(data_root)
+    asked = [row["item"] for row in items if row["variant"] == questionnaire.labeller_id]
+    return estimate_labelling(data_root, questionnaire, [texts[scan] for scan in asked if texts[scan]], prices=prices)
 
 
 def _describe_ingest(data_root: Path) -> str:

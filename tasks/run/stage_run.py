@@ -109,13 +109,17 @@ class StageRun:
         """
         key = {"stage": self.stage, "variant": self.variant}
         ((rejected, done),) = store.query(self.data_root, store.load_sql(__package__, "item_counts"), key)
-        for bad, good in ((self.count_rejected, self.count_done), (rejected, done)):
-            if bad > max(self.limits.rejects_tolerated, self.limits.reject_share * (bad + good)):
-                raise StageFailedError(
-                    f"{self.stage}: {bad} of {bad + good} items are rejected, more than "
-                    f'{self.limits.reject_share:.0%}; see: ctclip sql "select * from open_rejects where '
-                    f"stage = '{self.stage}'\""
-                )
+        self.check_counts(self.count_rejected, self.count_done)
+        self.check_counts(rejected, done)
+
+    def check_counts(self, bad: int, good: int) -> None:
+        """Raises `StageFailedError` if so many of these items are rejected that the stage must be at fault."""
+        if bad > max(self.limits.rejects_tolerated, self.limits.reject_share * (bad + good)):
+            raise StageFailedError(
+                f"{self.stage}: {bad} of {bad + good} items are rejected, more than "
+                f'{self.limits.reject_share:.0%}; see: ctclip sql "select * from open_rejects where '
+                f"stage = '{self.stage}'\""
+            )
 
     def summary(self) -> dict[str, Any]:
         """Result of the run, by name: identity, counts, detail and duration."""
