@@ -202,7 +202,10 @@ def _ask_all(
 def map_in_threads(
     function: Callable[[str], list[bool]], items: Sequence[str], count_threads: int
 ) -> Iterator[tuple[str, Answer | BaseException]]:
-    """Yields (item, result or error) of each item as it comes. The caller may stop at any item."""
+    """Yields (item, result or error) of each item as it comes. The caller may stop at any item.
+
+    It has to stop at an error that is not about one item: no further item is begun then.
+    """
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     ended: queue.SimpleQueue[tuple[str, Answer | BaseException]] = queue.SimpleQueue()
     is_stopped = threading.Event()
@@ -218,6 +221,8 @@ def map_in_threads(
             try:
                 ended.put((item, function(item)))
             except BaseException as error:  # noqa: BLE001  handed to the caller
+                if not isinstance(error, (AnswerError, *FAILED_REQUEST)):
+                    is_stopped.set()  # at once: every other request would fail too
                 ended.put((item, error))
 
     for _ in range(min(count_threads, len(items))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -40,6 +41,7 @@ from tasks.labels.endpoint_address import Endpoint, find_addresses, is_local, pa
 from tasks.labels.endpoint_client import EndpointClient
 from tasks.labels.label import plan_labels
 from tasks.plan.explain import explain_plan
+from tasks.run.publish import publish
 from tasks.run.selection import Selection
 from tasks.run.stage_run import open_run
 from tasks.settings import Limits
@@ -48,7 +50,8 @@ from warehouse.store import query
 TEXTS, LABELS = write_reports(30, seed=0)
 SCANS = [f"train_{number}_a" for number in range(1, 31)]
 QUESTIONS = Questionnaire(MODEL)
-LIMITS = Limits(endpoint_timeout_s=0.3, endpoint_batch=4, rejects_tolerated=5)
+LIMITS = Limits(endpoint_batch=4, rejects_tolerated=5)
+IMPATIENT = dataclasses.replace(LIMITS, endpoint_timeout_s=1.0)  # meets the stalls that the server plays
 BODY = QUESTIONS.make_request("No pleural effusion.")
 
 
@@ -66,10 +69,12 @@ def data_root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def label(data_root: Path, model: LanguageModel, *, retry_rejects: bool = False, **options: Any) -> dict[str, Any]:
+def label(
+    data_root: Path, model: LanguageModel, *, retry_rejects: bool = False, limits: Limits = LIMITS, **options: Any
+) -> dict[str, Any]:
     """Labels what is pending, and returns the run's summary."""
     endpoint = Endpoint(model.url, **options)
-    with open_run(data_root, "label", QUESTIONS.labeller_id, limits=LIMITS) as run:
+    with open_run(data_root, "label", QUESTIONS.labeller_id, limits=limits) as run:
         reports = plan_labels(
             run, QUESTIONS.labeller_id, Precision.float32, Selection(), force=False, retry_rejects=retry_rejects
         )
@@ -178,12 +183,20 @@ def test_json_in_a_code_fence_is_read(data_root, model):
     assert read_labels(data_root) == TRUTH
 
 
-@pytest.mark.parametrize("fault", [error(500), error(503), error(429), close, cut, stall, trickle, error(408)])
+@pytest.mark.parametrize("fault", [error(500), error(503), error(429), close, cut, error(408)])
 def test_passing_fault_is_asked_again(data_root, model, fault):
     model.plays.extend([fault] * 3)
     assert label(data_root, model, requests_at_once=2)["done"] == 30
     assert read_labels(data_root) == TRUTH
     assert len(model.requests) == 33
+
+
+@pytest.mark.parametrize("fault", [stall, trickle])
+def test_stall_is_given_up_and_asked_again(data_root, model, fault):
+    model.plays.append(fault)
+    assert label(data_root, model, limits=IMPATIENT)["done"] == 30
+    assert read_labels(data_root) == TRUTH
+    assert len(model.requests) >= 31
 
 
 def test_retry_after_is_heeded_in_seconds_and_as_a_date(model):
@@ -228,7 +241,7 @@ def test_report_is_quoted_nowhere(data_root, model, caplog):
 def test_server_that_answers_nobody_stops_the_run_and_rejects_nothing(data_root, model, fault):
     model.always = fault
     with pytest.raises(EndpointUnavailableError, match="goes on from here"):
-        label(data_root, model, requests_at_once=2)
+        label(data_root, model, requests_at_once=2, limits=IMPATIENT)
     assert query(data_root, "select count(*) from rejects") == [(0,)]
     assert len(model.requests) < 30
     model.always = None
@@ -465,6 +478,7 @@ def test_answer_about_another_text_is_not_taken_from_the_journal(data_root):
 def test_plan_estimates_requests_tokens_time_and_cost(data_root, model):
     from tasks.labels.estimate import Prices
 
+    publish(data_root)
     given = {"labeller": f"openai:{MODEL}"}
     plan = explain_plan(data_root, "label", 5, given, Prices(input=2.0, output=10.0))
     estimate = plan["estimate"]
