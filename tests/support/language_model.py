@@ -29,7 +29,7 @@ class LanguageModel:
         self.paths: list[str] = []
         self.plays: deque[Reply] = deque()
         self.always: Reply | None = None
-        self.by_report: dict[str, Reply] = {}  # by a part of the report
+        self.by_report: dict[str, Reply] = {}  # replies, each by a part of the report that gets it
         self.delay_s = 0.0
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -99,7 +99,7 @@ def send_json(handler: Handler, content: object, status: int = 200, **headers: s
 
 
 def answer(handler: Handler, body: dict[str, Any]) -> None:
-    """What a good model answers: the findings that the rules of `labelling.terms` read in the report."""
+    """The answer of a good model: the findings that the rules of `labelling.terms` read in the report."""
     if body["model"] != MODEL:
         return error(404, f"The model `{body['model']}` does not exist.")(handler, body)
     return say(json.dumps(read_truth(body)))(handler, body)
