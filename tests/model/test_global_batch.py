@@ -155,6 +155,7 @@ def learn_as_one_of_two(rank: int, folder: Path, names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.save({name: (USUAL | OTHERS)[name](folder) for name in names}, folder / f"{rank}.pt")
+    dist.barrier()  # as the worker does: a process that leaves while the other still talks to it may be aborted
     dist.destroy_process_group()
 
 
