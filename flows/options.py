@@ -58,6 +58,7 @@ KeepRaw = Annotated[bool, Option("--keep-raw", help="Keep downloaded volumes. --
 DownloadThreads = Annotated[int, Option(min=1, help="Number of parallel downloads.")]
 MaxMbPerS = Annotated[float | None, Option(help="Limit of the download rate in MB/s, over all downloads.")]
 
+Labels = Annotated[str, Option("--labels", help="Labels: `published`, the id of a labeller, or the name of an import.")]
 Labeller = Annotated[
     str,
     Option(
@@ -291,7 +292,7 @@ class FinetuneOptions(TrainingOptions):
     preset: Preset = PRESET
     kind: FinetuneKind = FINETUNE[0]
     model: Annotated[str | None, Option(help="Id of the parent. Default: the preset's latest CT-CLIP.")] = None
-    labels_of: Annotated[str, Option("--labels", help="`published`, or the id of a labeller.")] = PUBLISHED_LABELS
+    labels_of: Labels = PUBLISHED_LABELS
 
 
 @dataclass(frozen=True)
@@ -317,6 +318,7 @@ class EvaluateOptions:
         Literal["scan", "volume"], Option(help="Unit of a prediction. scan: the mean of its reconstructions.")
     ] = "scan"
     force: Force = False
+    labels_of: Labels = PUBLISHED_LABELS
 
 
 @dataclass(frozen=True)

@@ -4,5 +4,5 @@ select
     abnormality, threshold, slope, intercept, sensitivity, specificity, n, n_positive,
     sensitivity_low, sensitivity_high, specificity_low, specificity_high, brier_score, brier_calibrated, has_few_patients
 from current_decisions
-where model_id = $model_id and weights_sha256 = $weights and list_contains($names, abnormality)
+where label_source = 'published' and model_id = $model_id and weights_sha256 = $weights and list_contains($names, abnormality)
     and threshold is not null and sensitivity is not null and specificity is not null

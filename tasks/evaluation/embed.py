@@ -12,11 +12,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ctclip_model.config import VERSIONS, compute_fingerprint
-from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
+from ctclip_model.data.label_sets import LabelSet
 from ctclip_model.data.reports import clean_report, reading_order
 from ctclip_model.device import Precision
 from ctclip_model.errors import BadItemError
 from ctclip_model.models.held_out import read_info
+from tasks.labels.label_sources import read_recorded_sets
 from tasks.models.find import ModelReference
 from tasks.run.cut_texts import note_cut
 from tasks.run.fingerprints import VERSION, Fingerprint
@@ -66,15 +67,21 @@ def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> Embed
 
 
 def _read_texts(data_root: Path, model: ModelReference) -> dict[str, str]:
-    """Texts of the reports that are not empty, in the model's reading order, and both prompts of every abnormality."""
+    """Texts of the reports that are not empty, in the model's reading order, and both prompts of every finding."""
     sections = reading_order(read_info(model.folder).get("report_sections"))
     reports = store.query(data_root, "select scan_id, findings, impression from current_reports order by scan_id")
     cleaned = {scan: clean_report(findings, impression, sections) for scan, findings, impression in reports}
     texts = {f"report:{scan}": text for scan, text in cleaned.items() if text}
-    for name in ABNORMALITIES:
-        present, absent = prompt_pair(name)
-        texts |= {f"prompt:present:{name}": present, f"prompt:absent:{name}": absent}
+    for label_set in read_recorded_sets(data_root).values():
+        items = [f"prompt:{key}" for pair in prompt_keys(label_set) for key in pair]
+        texts |= dict(zip(items, label_set.prompts, strict=True))
     return texts
+
+
+def prompt_keys(label_set: LabelSet) -> list[tuple[str, str]]:
+    """Items of the latents of a set's prompts, (present, absent) for each finding."""
+    folder = "" if label_set.is_built_in else f"{label_set.name}/"
+    return [(f"present:{folder}{name}", f"absent:{folder}{name}") for name in label_set.names]
 
 
 def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ctclip_model.config import VERSIONS, EvaluationConfig, compute_fingerprint
-from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import EXTERNAL
 from ctclip_model.errors import MissingInputError
+from tasks.evaluation.embed import prompt_keys
+from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
 from tasks.models.find import ModelReference
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.splits import require_split
@@ -25,24 +26,26 @@ CONFIG = EvaluationConfig()
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One split of a data set, scored by one protocol."""
+    """One split of a data set, scored by one protocol against the labels of one source."""
 
     dataset: str
     split: str
     fingerprint: str
     protocol: str
     unit: str  # scan (mean over its reconstructions) or volume
+    source: LabelSource = DEFAULT_SOURCE
 
     @property
     def key(self) -> str:
-        return f"{self.dataset}/{self.split}/{self.protocol}/{self.unit}"
+        end = "" if self.source.is_default else f" by {self.source.name}"
+        return f"{self.dataset}/{self.split}/{self.protocol}/{self.unit}{end}"
 
     @property
     def columns(self) -> dict[str, str]:
         """Columns that every row of the evaluation has."""
         return {
             "dataset": self.dataset, "split": self.split, "protocol": self.protocol, "unit": self.unit,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.fingerprint, "label_set": self.source.label_set.name,
         }  # fmt: skip
 
 
@@ -59,41 +62,55 @@ class SplitInputs:
 
 
 def list_evaluations(
-    data_root: Path, model: ModelReference, split: str | None = None, unit: str = "scan"
+    data_root: Path,
+    model: ModelReference,
+    split: str | None = None,
+    unit: str = "scan",
+    source: LabelSource = DEFAULT_SOURCE,
 ) -> dict[str, Evaluation]:
     """Lists the evaluations that a model can have now, by key.
 
     Each data set with latents of the split has two: by the model's own protocol in the given unit, and by the published
-    protocol. The default is every held-out split. Raises `MissingInputError` if the model has no such latents.
+    protocol. `source` has the labels. The default is every held-out split. Raises `MissingInputError` if the model has
+    no such latents.
     """
     key = {"model_id": model.encoder_id}
-    inputs = [SplitInputs(*row) for row in store.query(data_root, store.load_sql(__package__, "inputs"), key)]
+    labelled = key | {"label_source": source.name}
+    inputs = [SplitInputs(*row) for row in store.query(data_root, store.load_sql(__package__, "inputs"), labelled)]
     splits = HELD_OUT if split is None else (split,)
     scored = [row for row in inputs if row.split in splits]
     if not scored:
         require_split(data_root, *splits)
         wanted = " or ".join(map(repr, splits))
         raise MissingInputError(f"{model.encoder_id} has no latents of split {wanted} yet: run `ctclip embed`")
-    texts = store.query(data_root, store.load_sql(__package__, "texts"), key)
+    prompts = [prompt for pair in prompt_keys(source.label_set) for prompt in pair]
+    texts = store.query(data_root, store.load_sql(__package__, "texts"), key | {"prompts": prompts})
     train = [(row.dataset, row.kept) for row in inputs if row.split == THRESHOLD_SPLIT]
     protocol = model.kind.facts.protocol
     assert protocol is not None, "a model that embeds volumes has a protocol"
     evaluations = []
     for row in scored:
         own_parts = row.kept_parts | {"train split": train}
-        own = _fingerprint(model, texts, protocol, unit, [row.kept, train], own_parts)
-        published = _fingerprint(model, texts, PUBLISHED, "volume", row.all, row.all_parts)
-        evaluations.append(Evaluation(row.dataset, row.split, own, protocol, unit))
-        evaluations.append(Evaluation(row.dataset, row.split, published, PUBLISHED, "volume"))
+        own = _fingerprint(model, source, texts, protocol, unit, [row.kept, train], own_parts)
+        published = _fingerprint(model, source, texts, PUBLISHED, "volume", row.all, row.all_parts)
+        evaluations.append(Evaluation(row.dataset, row.split, own, protocol, unit, source))
+        evaluations.append(Evaluation(row.dataset, row.split, published, PUBLISHED, "volume", source))
     return {evaluation.key: evaluation for evaluation in evaluations}
 
 
 def _fingerprint(
-    model: ModelReference, texts: Sequence[Any], protocol: str, unit: str, content: Any, parts: Mapping[str, Any]
+    model: ModelReference,
+    source: LabelSource,
+    texts: Sequence[Any],
+    protocol: str,
+    unit: str,
+    content: Any,
+    parts: Mapping[str, Any],
 ) -> Fingerprint:
     """Hashes everything that an evaluation depends on. `content` stands for its latents and labels."""
     head = [model.weights_sha256] if model.kind.facts.has_head else []  # the latents may be another model's
-    settings = (CONFIG, LABEL_SOURCE, ABNORMALITIES)
+    label_set = source.label_set
+    settings = (CONFIG, source.name, label_set.names, *(() if label_set.is_built_in else (label_set.fingerprint,)))
     common_parts = {
         "reports and prompts": texts, "head": head, "settings": compute_fingerprint(*settings),
         VERSION: VERSIONS["evaluate"],

@@ -1,5 +1,9 @@
--- data set x split that has latents of a model: hashes of its latents and labels, without and with the excluded volumes
-with labelled as (select distinct scan_id, fingerprint from current_published_labels)
+-- data set x split that has latents of a model: hashes of its latents and of the labels of a source, without and with the excluded volumes
+with labelled as (
+    select distinct scan_id, fingerprint from current_published_labels where $label_source = 'published'
+    union all
+    select distinct scan_id, fingerprint from current_labels where labeller_id = $label_source
+)
 select
     dataset, split,
     coalesce(md5(string_agg(concat_ws('|', volume_name, samples.fingerprint, labelled.fingerprint), ','

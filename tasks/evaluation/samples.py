@@ -9,14 +9,16 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.data.reports import SECTIONS, clean_report
 from ctclip_model.errors import MissingInputError
+from tasks.evaluation.embed import prompt_keys
 from tasks.evaluation.evaluations import PUBLISHED, THRESHOLD_SPLIT, Evaluation
+from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
 from tasks.models.find import ModelReference
 from warehouse import store
 
-Labels = dict[str, NDArray[np.float64]]  # {scan: (18,) in {0, 1}, nan for an unknown label}
+Labels = dict[str, NDArray[np.float64]]  # {scan: (findings,) in {0, 1}, nan for an unknown label}
 Latents = dict[str, NDArray[np.float32]]  # {item: (latent,)}
 
 
@@ -86,30 +88,36 @@ def load_texts(connection: duckdb.DuckDBPyConnection, scans: Collection[str]) ->
     return {scan: "".join(filter(str.isalnum, texts.get(scan, "").casefold())) or scan for scan in scans}
 
 
-def load_prompts(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> NDArray[np.float32]:
-    """Loads the latents of the prompts as (18, 2, latent): present, absent.
+def load_prompts(
+    connection: duckdb.DuckDBPyConnection, model: ModelReference, label_set: LabelSet = CT_RATE_18
+) -> NDArray[np.float32]:
+    """Loads the latents of a set's prompts as (findings, 2, latent): present, absent.
 
     Raises `MissingInputError` if any is missing.
     """
     latents = load_latents(connection, model, "prompt")
-    keys = [[f"present:{name}", f"absent:{name}"] for name in ABNORMALITIES]
+    keys = prompt_keys(label_set)
     if any(key not in latents for pair in keys for key in pair):
-        raise MissingInputError(f"{model.model_id} has no latents of the prompts yet: run `ctclip embed`")
+        raise MissingInputError(
+            f"{model.model_id} has no latents of the prompts of {label_set.name} yet: run `ctclip embed`"
+        )
     return np.stack([np.stack([latents[key] for key in pair]) for pair in keys])
 
 
-def load_labels(connection: duckdb.DuckDBPyConnection) -> Labels:
-    """Loads the published labels of every scan that has any."""
+def load_labels(connection: duckdb.DuckDBPyConnection, source: LabelSource = DEFAULT_SOURCE) -> Labels:
+    """Loads the labels of a source, for every scan that has any."""
     rows = connection.execute(
-        "select scan_id, map(list(abnormality), list(value)) from current_published_labels group by scan_id"
+        "select scan_id, map(list(abnormality), list(value)) from all_labels where labeller_id = ? group by scan_id",
+        [source.name],
     ).fetchall()
+    names = source.label_set.names
     return {
-        scan: np.array([np.nan if (value := by_name.get(name)) is None else value for name in ABNORMALITIES], float)
+        scan: np.array([np.nan if (value := by_name.get(name)) is None else value for name in names], float)
         for scan, by_name in rows
     }
 
 
-def stack_labels(labels: Labels, scans: Sequence[str]) -> NDArray[np.float64]:
-    """Labels of the scans as (scans, 18), with nan for a scan without labels."""
-    unknown = np.full(len(ABNORMALITIES), np.nan)
+def stack_labels(labels: Labels, scans: Sequence[str], count: int = len(CT_RATE_18)) -> NDArray[np.float64]:
+    """Labels of the scans as (scans, count), with nan for a scan without labels."""
+    unknown = np.full(count, np.nan)
     return np.stack([labels.get(scan, unknown) for scan in scans])

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctclip_model.data.abnormalities import ScoredNames, scored_names
+from ctclip_model.errors import ConfigurationError
 from ctclip_model.evaluation import metrics, retrieval, zero_shot
 from ctclip_model.evaluation.curves import curves
 from ctclip_model.evaluation.fit_decisions import fit_rules
-from tasks.evaluation.evaluations import CONFIG, HELD_OUT, LABEL_SOURCE, PUBLISHED, THRESHOLD_SPLIT, Evaluation
+from tasks.evaluation.evaluations import CONFIG, HELD_OUT, PUBLISHED, THRESHOLD_SPLIT, Evaluation
 from tasks.evaluation.samples import (
     Labels,
     Latents,
@@ -30,6 +31,7 @@ from tasks.evaluation.samples import (
     load_threshold_samples,
     stack_labels,
 )
+from tasks.labels.label_sources import LabelSource
 from tasks.models.find import ModelReference
 from warehouse import store
 
@@ -55,15 +57,17 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
     """Scores an evaluation and returns all of its rows, as {table: rows}."""
     with store.read(data_root) as connection:
         samples = load_samples(connection, model, evaluation)
-        predict = _load_classifier(connection, model)
-        labels = load_labels(connection)
-        reports = {} if model.kind.facts.has_head else load_latents(connection, model, "report")
+        predict = _load_classifier(connection, model, evaluation.source)
+        labels = load_labels(connection, evaluation.source)
+        is_default = evaluation.source.is_default
+        reports = {} if model.kind.facts.has_head or not is_default else load_latents(connection, model, "report")
         texts = load_texts(connection, reports)
         train = load_threshold_samples(connection, model, evaluation)
     items, scored = _score_items(evaluation, samples, predict, labels, train)
-    is_projected = evaluation.protocol != PUBLISHED and not model.kind.facts.has_head  # once for the same latents
+    is_projected = is_default and evaluation.protocol != PUBLISHED and not model.kind.facts.has_head  # once a latent
     common = {"model_id": model.model_id} | evaluation.columns
-    labelled = common | {"label_source": LABEL_SOURCE}
+    unlabelled = {name: value for name, value in common.items() if name != "label_set"}
+    labelled = common | {"label_source": evaluation.source.name}
     return {
         "predictions": [
             common | {"item": item, "abnormality": name, "probability": float(scored.probabilities[row, column])}
@@ -72,24 +76,31 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
         ],
         "metrics": _make_rows(labelled, metrics.score(scored, CONFIG)),
         "curves": _make_rows(labelled, curves(scored.labels, scored.probabilities, scored.names)),
-        "retrieval": _make_rows(common, _score_retrieval(evaluation, samples, reports, texts, labels)),
-        "projections": _project_scans(common, samples) if is_projected else [],
+        "retrieval": _make_rows(unlabelled, _score_retrieval(evaluation, samples, reports, texts, labels)),
+        "projections": _project_scans(unlabelled, samples) if is_projected else [],
         "decisions": _fit_decisions(model, evaluation, samples, predict, labels),
     }
 
 
-def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> Classifier:
+def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReference, source: LabelSource) -> Classifier:
     """Classifier of a model's latents: a LiPro's trained head, or the prompts of any other model.
 
     It raises `CheckpointError` for probabilities that are not numbers.
     """
     if model.kind.facts.has_head:
+        if not source.label_set.is_built_in:
+            raise ConfigurationError(
+                f"{model.model_id} is a LiPro of the 18 abnormalities: score {source.label_set.name} with the model "
+                "that it was made of"
+            )
         from ctclip_model.models.model_folder import load_head
 
         answer: Classifier = load_head(model.folder).probabilities
     else:
         answer = partial(
-            zero_shot.zero_shot, prompt_latents=load_prompts(connection, model), logit_scale=model.logit_scale
+            zero_shot.zero_shot,
+            prompt_latents=load_prompts(connection, model, source.label_set),
+            logit_scale=model.logit_scale,
         )
 
     def classify(latents: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -111,7 +122,7 @@ def _score_items(
     - Own protocol, with latents of a train split: the train split.
     - Own protocol, without: a part of the scored patients, whose decisions are then not scored.
     """
-    names = scored_names(evaluation.dataset)
+    names = _choose_names(evaluation)
     scored = _predict(samples, evaluation.unit, predict, labels, names)
     is_decided = None
     if evaluation.protocol == PUBLISHED:
@@ -132,6 +143,14 @@ def _score_items(
     )
 
 
+def _choose_names(evaluation: Evaluation) -> ScoredNames:
+    """Names that an evaluation scores: those of its data set for the built-in findings, or the set's own."""
+    label_set = evaluation.source.label_set
+    if label_set.is_built_in:
+        return scored_names(evaluation.dataset)
+    return ScoredNames(label_set.names, tuple((index,) for index in range(len(label_set))))
+
+
 def _predict(samples: Samples, unit: str, predict: Classifier, labels: Labels, names: ScoredNames) -> Predictions:
     """Predictions of the samples: a row per volume, or a row per scan with the mean of its volumes' probabilities."""
     items, scans, patients = samples.volumes, samples.scans, samples.patients
@@ -140,7 +159,9 @@ def _predict(samples: Samples, unit: str, predict: Classifier, labels: Labels, n
         items, probabilities = zero_shot.by_scan(samples.volumes, samples.scans, probabilities)
         patient_of_scan = dict(zip(samples.scans, samples.patients, strict=True))
         scans, patients = items, [patient_of_scan[scan] for scan in items]
-    return Predictions(items, patients, names.merge(stack_labels(labels, scans)), names.merge(probabilities))
+    return Predictions(
+        items, patients, names.merge(stack_labels(labels, scans, probabilities.shape[1])), names.merge(probabilities)
+    )
 
 
 def _fit_decisions(
@@ -149,10 +170,14 @@ def _fit_decisions(
     """Rules for decisions on single volumes, by the model's own protocol on patients who did not train it."""
     if evaluation.protocol == PUBLISHED or evaluation.split not in HELD_OUT:
         return []
-    names = scored_names(evaluation.dataset)
+    names = _choose_names(evaluation)
     found = _predict(samples, "volume", predict, labels, names)
     rules = fit_rules(names.names, found.labels, found.probabilities, found.patients, CONFIG)
-    common = {"model_id": model.model_id, "weights_sha256": model.weights_sha256, "label_source": LABEL_SOURCE}
+    common = {
+        "model_id": model.model_id,
+        "weights_sha256": model.weights_sha256,
+        "label_source": evaluation.source.name,
+    }
     return _make_rows(common | evaluation.columns | {"unit": "volume"}, rules)
 
 

@@ -52,6 +52,8 @@ def list_label_sources(data_root: Path) -> dict[str, str]:
 
 def read_recorded_sets(data_root: Path) -> dict[str, LabelSet]:
     """Label sets of the data root by name: the built-in one, and those of imports."""
+    if not store.query(data_root, "select 1 from duckdb_views() where view_name = 'current_label_sets'"):
+        return {BUILT_IN: CT_RATE_18}  # a warehouse of an earlier version, until its next publish
     rows = store.query(
         data_root,
         "select label_set, finding, prompt_present, prompt_absent from current_label_sets order by label_set, position",

@@ -110,15 +110,18 @@ def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wante
     """Default evaluations, those of a `--split` or `--unit` of an earlier run, and comparisons."""
     from tasks.evaluation.compare import list_comparisons
     from tasks.evaluation.evaluations import list_evaluations
+    from tasks.labels.label_sources import find_label_source
     from tasks.models.find import find_model
 
     model = find_model(data_root, options.preset, model_id)
     scores = list_evaluations(data_root, model)
     for key in _read_declared(data_root, "evaluate", model_id):
-        is_comparison = " " in key
+        is_comparison = " against " in key
         if not is_comparison and key not in scores:
-            _, split, _, unit = key.split("/")
-            scores |= list_evaluations(data_root, model, split, unit)
+            scored, _, labels = key.partition(" by ")
+            _, split, _, unit = scored.split("/")
+            source = find_label_source(data_root, labels or PUBLISHED_LABELS)
+            scores |= list_evaluations(data_root, model, split, unit, source)
     wanted = {key: evaluation.fingerprint for key, evaluation in scores.items()}
     comparisons = list_comparisons(data_root, model)
     return wanted | {key: comparison.fingerprint for key, comparison in comparisons.items()}

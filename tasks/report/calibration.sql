@@ -4,6 +4,6 @@ from current_predictions as predictions
 join current_published_labels as labels
     on labels.scan_id = predictions.item and labels.abnormality = predictions.abnormality
 where model_id = $model_id and dataset = $dataset and predictions.split = $split and protocol <> 'published'
-    and unit = 'scan' and value is not null
+    and unit = 'scan' and value is not null and label_set = 'ct-rate-18'
 group by predictions.abnormality, least(floor(probability * 10), 9)
 order by predictions.abnormality, predicted

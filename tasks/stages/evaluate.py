@@ -9,6 +9,7 @@ from tasks.evaluation.compare import Comparison, list_comparisons, score_compari
 from tasks.evaluation.decisions import leave_decisions
 from tasks.evaluation.evaluations import Evaluation, list_evaluations
 from tasks.evaluation.score import score_evaluation
+from tasks.labels.label_sources import LabelSource
 from tasks.models.find import ModelReference
 from tasks.run.pending import plan_items
 from tasks.run.publish import publish
@@ -18,10 +19,10 @@ from tasks.upkeep.queries import list_warnings
 
 @task(cache_policy=NO_CACHE)
 def plan_evaluation(
-    run: StageRun, model: ModelReference, split: str | None, unit: str, force: bool
+    run: StageRun, model: ModelReference, split: str | None, unit: str, force: bool, source: LabelSource
 ) -> list[Evaluation]:
     """Evaluations with new latents, labels or protocol."""
-    evaluations = list_evaluations(run.data_root, model, split, unit)
+    evaluations = list_evaluations(run.data_root, model, split, unit, source)
     wanted = {key: one.fingerprint for key, one in evaluations.items()}
     pending = plan_items(run, model.model_id, wanted, force=force, is_complete=False)  # other splits stay wanted
     return [evaluations[key] for key in pending]

@@ -2,18 +2,18 @@
 -- Metrics of decisions may count fewer items, since patients that the threshold was chosen on are left out.
 with counted as (
     select
-        model_id, dataset, split, protocol, unit, label_source, abnormality, threshold_source,
+        model_id, dataset, split, protocol, unit, label_source, label_set, abnormality, threshold_source,
         min(n) as n_least, max(n) as n_most, count(distinct n_positive) as count_n_positive
     from current_metrics
     where abnormality not in ('macro', 'micro')
-    group by model_id, dataset, split, protocol, unit, label_source, abnormality, threshold_source
+    group by model_id, dataset, split, protocol, unit, label_source, label_set, abnormality, threshold_source
 ),
 predicted as (
-    select model_id, dataset, split, protocol, unit, abnormality, count(*) as n_predicted
+    select model_id, dataset, split, protocol, unit, label_set, abnormality, count(*) as n_predicted
     from current_predictions
     group by all
 )
 select counted.*, n_predicted
 from counted
-left join predicted using (model_id, dataset, split, protocol, unit, abnormality)
+left join predicted using (model_id, dataset, split, protocol, unit, label_set, abnormality)
 where n_least < n_most or count_n_positive > 1 or n_most > n_predicted

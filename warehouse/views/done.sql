@@ -11,7 +11,12 @@ where stage in (select stage from stages where trains)
 union all
 select distinct 'embed', model_id, kind || ':' || item, fingerprint from current_latents
 union all
-select distinct 'evaluate', model_id, concat_ws('/', dataset, split, protocol, unit), fingerprint from current_metrics
+select distinct
+    'evaluate', model_id,
+    concat_ws('/', dataset, split, protocol, unit)
+    || if(label_source in ('published', 'hand'), '', ' by ' || label_source),
+    fingerprint
+from current_metrics
 union all
 select distinct
     'evaluate', model_id,

@@ -14,7 +14,8 @@ from support.records import write_run
 
 from ctclip_model.config import DECISIONS_FILE, EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.errors import CheckpointError, WarehouseError
+from ctclip_model.data.label_sets import CT_RATE_18, Finding, LabelSet
+from ctclip_model.errors import CheckpointError, MissingInputError, WarehouseError
 from ctclip_model.evaluation import zero_shot as zero_shot_module
 from ctclip_model.evaluation.decisions import DecisionRule, read_decisions
 from ctclip_model.evaluation.zero_shot import zero_shot
@@ -23,6 +24,8 @@ from tasks.evaluation import score as score_module
 from tasks.evaluation.decisions import leave_decisions
 from tasks.evaluation.evaluations import list_evaluations
 from tasks.evaluation.score import score_evaluation
+from tasks.labels.import_labels import import_labels
+from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource, find_label_source
 from tasks.models.find import ModelReference
 from tasks.run.lost import MODEL_FILES
 from tasks.run.stage_run import open_run
@@ -90,10 +93,10 @@ def data_root(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return Path(shutil.copytree(embedded, tmp_path / "data"))
 
 
-def evaluate(data_root: Path, model: ModelReference = MODEL) -> None:
+def evaluate(data_root: Path, model: ModelReference = MODEL, source: LabelSource = DEFAULT_SOURCE) -> None:
     """Scores and publishes every evaluation, so that the warehouse's checks run on the rows."""
     with open_run(data_root, "evaluate", model.model_id) as run:
-        for evaluation in list_evaluations(data_root, model).values():
+        for evaluation in list_evaluations(data_root, model, source=source).values():
             for table, rows in score_evaluation(data_root, model, evaluation).items():
                 run.record(table, rows)
 
@@ -269,3 +272,84 @@ def test_decisions_are_left_with_the_model_and_heal(data_root, monkeypatch):
     assert read_decisions(model.folder, MODEL.weights_sha256) == found
     assert "there already" in leave_decisions(data_root, model)
     assert "no evaluation" in leave_decisions(data_root, dataclasses.replace(model, weights_sha256="another"))
+
+
+OWN = LabelSet("own", (Finding("Stent", "A stent.", "No stent."), Finding("Emphysema", "Holes.", "No holes.")))
+
+
+def import_own(data_root: Path, tmp_path: Path, labels: np.ndarray, label_set: LabelSet = OWN) -> LabelSource:
+    """Imports labels (scans, findings) of a set as the source `refined`."""
+    path = tmp_path / "refined.csv"
+    lines = [",".join(["scan_id", *label_set.names])]
+    lines += [",".join([scan, *map(str, row)]) for scan, row in zip(SCANS, labels.tolist(), strict=True)]
+    path.write_text("\n".join(lines))
+    import_labels(data_root, path, "refined", label_set)
+    return find_label_source(data_root, "refined")
+
+
+def embed_own_prompts(data_root: Path) -> None:
+    """Records latents of the prompts of `OWN`: those of the first two abnormalities."""
+    items = {
+        f"{side}:own/{name}": PROMPTS[row, column]
+        for row, name in enumerate(OWN.names) for column, side in enumerate(("present", "absent"))
+    }  # fmt: skip
+    write_run(
+        data_root, 5, "embed",
+        latents=[
+            {"model_id": "m", "kind": "prompt", "item": item, "fingerprint": "l", "latent": latent.tolist()}
+            for item, latent in items.items()
+        ],
+        wanted=[{"stage": "embed", "variant": "m", "item": f"prompt:{item}", "fingerprint": "l"} for item in items],
+    )  # fmt: skip
+    store.publish(data_root)
+
+
+def test_other_findings_are_scored_zero_shot_beside_the_18(data_root, tmp_path):
+    before = {key: one.fingerprint for key, one in list_evaluations(data_root, MODEL).items()}
+    evaluate(data_root)
+    scores = "select * exclude (run_id) from current_metrics where label_source = 'published' order by all"
+    plain = query(data_root, scores)
+    source = import_own(data_root, tmp_path, LABELS[:, :2])
+    embed_own_prompts(data_root)
+    evaluate(data_root, source=source)
+    assert {key: one.fingerprint for key, one in list_evaluations(data_root, MODEL).items()} == before
+    assert query(data_root, scores) == plain
+    probabilities = zero_shot(LATENTS, PROMPTS, MODEL.logit_scale)
+    rows = read_pairs(
+        data_root,
+        "select abnormality, value from current_metrics where label_source = 'refined' and label_set = 'own' "
+        "and metric = 'auroc' and protocol <> 'published' and abnormality in ('Stent', 'Emphysema')",
+    )
+    expected = [roc_auc_score(LABELS[:, column], probabilities[:, column]) for column in (0, 1)]
+    assert [rows["Stent"], rows["Emphysema"]] == pytest.approx(expected)
+    counts = "select label_set, count(distinct abnormality) from current_predictions group by all order by all"
+    assert query(data_root, counts) == [("ct-rate-18", 16), ("own", 2)]
+
+
+def test_another_source_of_the_18_has_scores_of_its_own(data_root, tmp_path):
+    evaluate(data_root)
+    evaluate(data_root, source=import_own(data_root, tmp_path, 1 - LABELS, CT_RATE_18))
+    rows = query(
+        data_root,
+        "select abnormality, sum(value) from current_metrics where metric = 'auroc' and protocol <> 'published' and "
+        "abnormality not in ('macro', 'micro', 'Calcification') group by all",
+    )
+    assert [total for _, total in rows] == pytest.approx([1] * 15)
+
+
+def test_changed_labels_of_a_source_change_the_fingerprints_of_its_evaluations_alone(data_root, tmp_path):
+    source = import_own(data_root, tmp_path, LABELS[:, :2])
+    embed_own_prompts(data_root)
+    default, own = list_evaluations(data_root, MODEL), list_evaluations(data_root, MODEL, source=source)
+    assert not default.keys() & own.keys()
+    changed = LABELS[:, :2].copy()
+    changed[0] = 1 - changed[0]
+    now = list_evaluations(data_root, MODEL, source=import_own(data_root, tmp_path, changed))
+    assert all(now[key].fingerprint != own[key].fingerprint for key in own)
+    assert list_evaluations(data_root, MODEL) == default
+
+
+def test_prompts_that_are_not_embedded_ask_for_it(data_root, tmp_path):
+    source = import_own(data_root, tmp_path, LABELS[:, :2])
+    with pytest.raises(MissingInputError, match="prompts of own yet: run `ctclip embed`"):
+        evaluate(data_root, source=source)
