@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -294,7 +295,7 @@ def test_leaderboard_puts_our_macro_averages_beside_the_published(tmp_path):
     rows = query(tmp_path, f"select {columns} from model_leaderboard where dataset = 'ct-rate' and split = 'valid'")
     assert rows[0] == ("m", False, 0.99, None, 0.7, 1564)
     assert ("CT-CLIP zero-shot", True, 0.731, 0.707, 0.668, 1564) in rows
-    assert len(rows) == 11
+    assert len(rows) == 18
 
 
 def test_published_results_hold_both_data_sets_and_the_recall(tmp_path):
@@ -304,7 +305,7 @@ def test_published_results_hold_both_data_sets_and_the_recall(tmp_path):
     }
     assert rows["EXACT fine-tuned", "rad-chestct", "weighted_f1"] == (0.737, 3630)
     assert rows["SPECTRE", "ct-rate-valid", "report_to_volume_recall_at_10"] == (0.255, None)
-    assert len(rows) == 68
+    assert len(rows) == 83
 
 
 def test_data_quality_lists_what_conversion_found(tmp_path):
@@ -397,3 +398,59 @@ def test_texts_beyond_a_models_limit_are_a_row_of_data_quality_by_model(tmp_path
     assert [(item, [int(word) for word in detail.split() if word.isdigit()]) for item, detail in rows] == [
         ("l", [2, 3, 5]), ("m", [1, 2, 7]), ("n", [4])
     ]  # fmt: skip
+
+
+def test_leaderboard_has_the_challenges_score_over_all_findings(tmp_path):
+    scored = {"model_id": "m", "dataset": "ct-rate", "split": "valid", "protocol": "zero-shot", "unit": "scan"}
+    scored |= {"label_source": "published"}
+    metrics = [scored | {"abnormality": "macro", "metric": "f1", "value": 0.8, "n": 4}]
+    for name, recall, specificity, n_positive in (("Emphysema", 1.0, 1.0, 1), ("Atelectasis", 0.5, 0.5, 2)):
+        row = scored | {"abnormality": name, "n": 4, "n_positive": n_positive}
+        metrics += [row | {"metric": "recall", "value": recall}, row | {"metric": "specificity", "value": specificity}]
+    write_run(tmp_path, 0, "evaluate", metrics=metrics)
+    store.publish(tmp_path)
+    negatives, positives, hits, misses, false_alarms = 5, 3, 2, 1, 1
+    weight = negatives / (2 * positives)
+    score = weight * hits - weight * misses - false_alarms
+    expected = (negatives / 2) / (negatives - score)  # arXiv 2505.17167
+    rows = query(tmp_path, "select crg, f1, cohort from model_leaderboard where not is_published")
+    assert rows == [(pytest.approx(expected), 0.8, "scans-4")]
+
+
+def test_equals_stand_together_in_the_leaderboard(tmp_path):
+    store.publish(tmp_path)
+    rows = query(tmp_path, "select dataset, split, cohort from model_leaderboard")
+    groups = [key for number, key in enumerate(rows) if number == 0 or rows[number - 1] != key]
+    assert len(groups) == len(set(groups))
+    assert ("ct-rate", "valid", "volumes-3002") in groups
+
+
+PROTOCOLS = "select protocol, count(*), count(distinct item) from protocol_volumes group by all order by all"
+
+
+def test_named_protocols_choose_their_volumes(tmp_path):
+    names = ["valid_1_a_1", "valid_1_a_2", "valid_1_a_10", "valid_2_a_1", "valid_3_a_1", "valid_4_a_2", "train_1_a_1"]
+    reports = {"valid_1_a": "A nodule.", "valid_2_a": " A nodule. ", "valid_3_a": "No nodule.", "valid_4_a": "Clear."}
+    write_run(
+        tmp_path, 0, "ingest",
+        volumes=[volume_row(name) for name in names],
+        reports=[report_row(scan, text) for scan, text in reports.items()],
+        exclusions=[{"volume_name": name, "reason": "no_chest"} for name in ("valid_1_a_1", "valid_3_a_1")],
+    )  # fmt: skip
+    store.publish(tmp_path)
+    assert query(tmp_path, PROTOCOLS) == [
+        ("pairs-1493", 2, 2), ("published", 6, 6), ("scans-1551", 4, 3), ("scans-1564", 6, 4), ("volumes-3002", 4, 4),
+    ]  # fmt: skip
+    pairs = query(tmp_path, "select volume_name from protocol_volumes where protocol = 'pairs-1493' order by all")
+    assert pairs == [("valid_1_a_2",), ("valid_4_a_2",)]
+
+
+def test_named_protocols_have_their_counts_on_the_real_metadata(shared_data, tmp_path):
+    path = shared_data / "data/ct_rate/validation_metadata.csv"
+    with path.open(newline="") as file:
+        names = [row["VolumeName"].removesuffix(".nii.gz") for row in csv.DictReader(file)]
+    write_run(tmp_path, 0, "ingest", volumes=[volume_row(name) for name in names])
+    store.publish(tmp_path)
+    counts = {protocol: (volumes, items) for protocol, volumes, items in query(tmp_path, PROTOCOLS)}
+    assert counts["published"] == (3039, 3039)
+    assert counts["scans-1564"] == (3039, 1564)

@@ -23,7 +23,7 @@ LABEL = {
 BOARD = {
     "model": "x", "dataset": "d", "protocol": "p", "unit": "scan", "auroc": 0.5, "auroc_ci_low": 0.4,
     "auroc_ci_high": None, "weighted_f1": None, "accuracy": None, "n": 3,
-}  # fmt: skip
+} | {"f1": 0.5, "crg": 0.4, "cohort": "scans-9"}  # fmt: skip
 VOLUME = RankedVolume("v", 1, 0.5, True, [("axial", "data:,")])
 
 
@@ -106,7 +106,7 @@ def test_published_results_stand_beside_the_published_protocol_alone(tmp_path):
         (row["model"], row["protocol"], row["is_published"]) for row in facts.published
     }
     assert {row["protocol"] for row in facts.published} == {"published"}
-    assert len(facts.published) == 1 + 10
+    assert len(facts.published) == 1 + 17
 
 
 def test_comparison_shows_the_difference_and_how_many_labels_differ():
