@@ -11,6 +11,7 @@ from ctclip_model.models.kinds import FINE_TUNED, find_kind
 from flows.embed import embed
 from flows.flow_taking import flow_taking
 from flows.options import FinetuneOptions
+from tasks.labels.label_sources import require_built_in
 from tasks.models.find import find_model
 from tasks.models.presets import choose_compute, find_preset
 from tasks.run.publish import publish_leftovers
@@ -25,6 +26,7 @@ from tasks.training.records import find_trained
 def finetune(options: FinetuneOptions) -> list[dict[str, Any]] | State[Any]:
     data_root, device, dtype = options.data_root, options.device, options.dtype
     publish_leftovers(data_root)
+    require_built_in(data_root, options.labels_of)
     parent = find_model(data_root, options.preset, options.model)
     preset = find_preset(parent.preset, seed=options.seed)
     finetuning = Finetuning(find_kind(options.kind, FINE_TUNED), parent, preset, options.labels_of)
