@@ -283,6 +283,49 @@ def test_agreement_with_the_published_labels_is_cohens_kappa(tmp_path):
     ]  # fmt: skip
 
 
+def test_agreement_counts_scans_that_both_sources_know(tmp_path):
+    """More scans than a block of the view holds, three splits, unknown labels and scans of a labeller's training."""
+    rng = np.random.default_rng(0)
+    scans = [f"train_{n}_a" for n in range(4200)] + [f"valid_{n}_a" for n in range(50)] + [f"trn{n}" for n in range(9)]
+    values = {name: rng.integers(0, 2, len(scans)).tolist() for name in ("a", "b", "published")}
+    for name in ("a", "b"):
+        for row in rng.choice(len(scans), 400, replace=False):
+            values[name][row] = None
+    trained = {scan for scan in scans[:100] if rng.random() < 0.5}
+    columns = {"abnormality": "Emphysema"}
+    write_run(
+        tmp_path, 0,
+        published_labels=[
+            columns | {"scan_id": scan, "value": value} for scan, value in zip(scans, values["published"], strict=True)
+        ],
+        labels=[
+            columns
+            | {"scan_id": scan, "labeller_id": name, "value": value, "is_training": name == "a" and scan in trained}
+            for name in ("a", "b") for scan, value in zip(scans, values[name], strict=True)
+        ],
+    )  # fmt: skip
+    store.publish(tmp_path)
+    rows = query(tmp_path, "select labeller_id, other_id, split, n, kappa, n_only_labeller from label_agreement")
+    expected = {}
+    for ours, theirs in (("a", "b"), ("b", "a"), ("a", "published"), ("b", "published")):
+        for split in ("train", "valid", "external"):
+            pairs = [
+                pair for scan, *pair in zip(scans, values[ours], values[theirs], strict=True)
+                if None not in pair and split == (scan.split("_")[0] if "_" in scan else "external")
+                and not ("a" in (ours, theirs) and scan in trained)
+            ]  # fmt: skip
+            kappa = cohen_kappa_score(*zip(*pairs, strict=True))
+            expected[ours, theirs, split] = len(pairs), pytest.approx(kappa), sum(one > two for one, two in pairs)
+    assert {tuple(row[:3]): tuple(row[3:]) for row in rows} == expected
+
+
+def test_sources_without_a_common_scan_have_no_agreement(tmp_path):
+    rows = [{"scan_id": f"train_{n}_a", "abnormality": "Emphysema", "value": 1} for n in (1, 2)]
+    write_run(tmp_path, 0, published_labels=rows[:1], labels=[rows[1] | {"labeller_id": "x"}])
+    store.publish(tmp_path)
+    assert query(tmp_path, "from label_agreement") == []
+
+
 def test_leaderboard_puts_our_macro_averages_beside_the_published(tmp_path):
     scored = {"model_id": "m", "dataset": "ct-rate", "split": "valid", "protocol": "zero_shot", "unit": "scan"}
     metrics = [

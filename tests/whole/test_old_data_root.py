@@ -86,6 +86,7 @@ def test_plan_has_nothing_to_do_except_for_raised_versions(data_root, stage):
 
 def test_publish_from_scratch_gives_the_same_rows(data_root):
     old = read_tables(data_root)
+    del old["published_results"]  # migrations fill it, and later ones add rows
     store.publish(data_root)  # adds the columns of later migrations
     before = read_tables(data_root)
     assert all(row.removesuffix(")") in new for name in old for row, new in zip(old[name], before[name], strict=True))
