@@ -40,8 +40,10 @@ def line_chart(
         svg_y = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * _share(y, y_low, y_high)
         return f"{svg_x:.1f},{svg_y:.1f}"
 
+    edges = (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM, x_low, x_high, y_low, y_high)
+    frame = " ".join(f"{edge:g}" for edge in edges)  # the page's script reads values from it
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" data-frame="{frame}">',
         f'<path class="axis" d="M{LEFT},{TOP} V{HEIGHT - BOTTOM} H{WIDTH - RIGHT}"/>',
         f'<text x="{LEFT}" y="{HEIGHT - BOTTOM + 16}">{_tick(x_low)}</text>',
         f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM + 16}" text-anchor="end">{_tick(x_high)}</text>',

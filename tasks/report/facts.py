@@ -6,16 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 
+from ctclip_model.data.phantom import VISIBLE_ABNORMALITIES
+from ctclip_model.models.kinds import ModelKind
 from tasks.models.find import ModelReference
 from tasks.report.charts import Points
 from tasks.report.examples import find_examples
-from tasks.report.render import PageFacts
+from tasks.report.render import OperatingPoints, PageFacts
+from tasks.report.subgroups import score_subgroups
 from tasks.run.stage_run import code_version
 from tasks.settings import PUBLISHED_LABELS
 from warehouse import store
 
 Row = dict[str, Any]
+
+KIND_NAMES = {
+    ModelKind.ct_clip: "CT-CLIP", ModelKind.vocabfine: "VocabFine", ModelKind.lipro: "LiPro",
+}  # fmt: skip
+PUBLISHED_MODEL = "CT-CLIP zero-shot"  # its macro AUROC is a line beside ours on the same data set
+TASKS = {
+    "report_to_volume_recall": "report to volume, recall at K",
+    "volume_to_report_recall": "volume to report, recall at K",
+    "volume_to_volume_map": "volume to volume, MAP at K",
+    "volume_to_volume_jaccard": "volume to volume, Jaccard index at K",
+}
+PHANTOM = "phantom"  # data set of the demonstration
+MEDIAN_RANK = "_median_rank"  # last letters of a task without a K
+MOST_POINTS = 60  # a slider has this many thresholds at most
 
 _AGREEMENT = "select * from label_agreement where split = $split and other_id = $published"
 
@@ -29,11 +47,19 @@ def collect_facts(
     macro = [row for row in scores if row["abnormality"] == "macro"]
     comparisons = _read_rows(connection, _sql("comparisons"), key)
     retrieval = _read_rows(connection, _sql("retrieval"), key)
+    board = _read_rows(connection, _sql("leaderboard"), key)
+    printed = [row for row in board if row["is_published"]]
+    shared = {row["cohort"] for row in board if not row["is_published"]} & {row["cohort"] for row in printed} - {None}
     return PageFacts(
-        title=f"{model.model_id} on {dataset}, {split}",
-        headline=[*_headline(macro), (str(max((row["n"] for row in scores), default=0)), "scans scored")],
-        leaderboard=_read_rows(connection, _sql("leaderboard"), key | {"protocols": "own"}),
-        published=_read_rows(connection, _sql("leaderboard"), key | {"protocols": "published"}),
+        title=f"{KIND_NAMES[model.kind]} {model.model_id} on {dataset}, {split}",
+        origin=_describe_origin(connection, model),
+        headline=[*_headline(macro), *_phantom_headline(scores, dataset), *_count_scans(scores)],
+        leaderboard=[row for row in board if not row["is_published"] and row["protocol"] != "published"],
+        published=[row for row in board if row["cohort"] in shared],
+        published_elsewhere=[row for row in printed if row["cohort"] not in shared],
+        published_macro=next((row["auroc"] for row in printed if row["model"] == PUBLISHED_MODEL), None),
+        subgroups=score_subgroups(connection, key),
+        operating_points=_read_operating_points(connection, key),
         comparisons=comparisons,
         labels=[row for row in scores if row["abnormality"] != "macro"],
         few_patients=[row["abnormality"] for row in scores if row["has_few_patients"]],
@@ -46,7 +72,7 @@ def collect_facts(
             "calibration": _read_series(connection, _sql("calibration"), key),
         },
         training=_read_series(connection, _sql("loss"), {"model_id": model.model_id}),
-        retrieval=retrieval,
+        retrieval=arrange_retrieval(retrieval),
         examples=find_examples(connection, data_root, model, dataset, split) if retrieval else (),
         projection=connection.execute(_sql("projection"), key).fetchall(),
         labellers=_read_rows(connection, "select * from labeller_scores", {}),
@@ -64,6 +90,58 @@ def _sql(name: str) -> str:
 def _list_methods(rows: list[Row]) -> list[str]:
     """Methods of the rows' intervals, each once."""
     return list(dict.fromkeys(row["ci_method"] for row in rows if row["ci_method"] is not None))
+
+
+def arrange_retrieval(rows: list[Row]) -> list[Row]:
+    """A row for each task, with a column for each K, the median rank, and the number of queries."""
+    arranged: dict[str, Row] = {}
+    columns = dict.fromkeys(row["k"] for row in rows if not row["task"].endswith(MEDIAN_RANK))
+    ranks = {row["task"].removesuffix(MEDIAN_RANK): row["value"] for row in rows if row["task"].endswith(MEDIAN_RANK)}
+    for row in rows:
+        if row["task"].endswith(MEDIAN_RANK):
+            continue
+        name = TASKS.get(row["task"], row["task"])
+        task = arranged.setdefault(row["task"], {"task": name, "n": row["n"]} | columns)
+        task["median_rank"] = ranks.get(row["task"].removesuffix("_recall"))
+        task[row["k"]] = row["value"]
+    return list(arranged.values())
+
+
+def _describe_origin(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> str:
+    """A sentence about what the model was made from."""
+    (row,) = _read_rows(connection, _sql("model"), {"model_id": model.model_id})
+    parent = f"Made from {row['parent_model_id']}. " if row["parent_model_id"] else ""
+    if row["count_samples"] is None:
+        return f"{parent}Preset {row['preset']}, from imported weights."
+    revision = f", revision {row['revision']}" if row["revision"] else ""
+    source = row["source"] or "this data root"
+    return f"{parent}Preset {row['preset']}, trained on {row['count_samples']:,} samples of {source}{revision}."
+
+
+def _phantom_headline(scores: list[Row], dataset: str) -> list[tuple[str, str]]:
+    """The mean AUROC of the abnormalities that phantoms show, as the demonstration prints it. The others are chance."""
+    seen = [row["auroc"] for row in scores if row["abnormality"] in VISIBLE_ABNORMALITIES and row["auroc"] is not None]
+    if dataset != PHANTOM or not seen:
+        return []
+    return [(f"{sum(seen) / len(seen):.3f}", f"macro AUROC of the {len(seen)} abnormalities that phantoms show")]
+
+
+def _count_scans(scores: list[Row]) -> list[tuple[str, str]]:
+    return [(str(max((row["n"] for row in scores), default=0)), "scans scored")]
+
+
+def _read_operating_points(connection: duckdb.DuckDBPyConnection, key: Row) -> dict[str, OperatingPoints]:
+    """Thresholds of each abnormality with the sensitivity and specificity that they have, `MOST_POINTS` at most."""
+    rows: dict[str, list[Row]] = {}
+    for row in _read_rows(connection, _sql("operating_points"), key):
+        rows.setdefault(row["abnormality"], []).append(row)
+    found = {}
+    for name, points in rows.items():
+        numbers = sorted({round(number) for number in np.linspace(0, len(points) - 1, MOST_POINTS)})
+        shown = [(points[number]["threshold"], points[number]["sensitivity"], points[number]["specificity"])
+                 for number in numbers]  # fmt: skip
+        found[name] = OperatingPoints(shown, points[0]["chosen"], points[0]["n_positive"], points[0]["n"])
+    return found
 
 
 def _headline(macro: list[Row]) -> list[tuple[str, str]]:

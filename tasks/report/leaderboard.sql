@@ -1,4 +1,4 @@
--- model x protocol on a data set, beside the published results on CT-RATE
+-- model x protocol on a data set and split, with the published results on the same ones
 select *
 from model_leaderboard
-where dataset in ($dataset, 'ct-rate') and (protocol = 'published') = ($protocols = 'published')
+where dataset = $dataset and split = $split

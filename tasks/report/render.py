@@ -25,7 +25,39 @@ INTERVALS = {
     "paired-t": "Student's test with the jackknife's correlation",
     "percentile": "bootstrap percentiles of an earlier version",
 }
+CHANCE = 0.5  # AUROC of guesses
 PLANE_TITLE = "t-SNE of the scans' latents; scans with more abnormalities have stronger dots"
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """A value with its interval: as numbers, and as percent of the width."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    place: float
+    interval: tuple[float, float] | None  # left end and length
+    row: Row
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Values below each other with their intervals, and vertical lines (meaning, number, percent of the width)."""
+
+    rows: Sequence[ForestRow]
+    lines: Sequence[tuple[str, float, float]]
+
+
+@dataclass(frozen=True)
+class OperatingPoints:
+    """Thresholds of an abnormality, and what they would decide."""
+
+    points: Sequence[tuple[float, float, float]]  # (threshold, sensitivity, specificity), thresholds increasing
+    chosen: float | None  # the threshold of the model's decisions
+    count_positive: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -34,8 +66,13 @@ class PageFacts:
 
     title: str
     headline: Sequence[tuple[str, str]]  # (figure, its meaning)
+    origin: str = ""  # a sentence about what the model was made from
+    published_macro: float | None = None  # macro AUROC of the published CT-CLIP on the same data set
+    subgroups: Sequence[Row] = ()  # a row per kind and group
+    operating_points: Mapping[str, OperatingPoints] = field(default_factory=dict)  # {abnormality: thresholds}
     leaderboard: Sequence[Row] = ()  # models of the data root, each by its own protocol
-    published: Sequence[Row] = ()  # published results, and models of the data root by the published protocol
+    published: Sequence[Row] = ()  # published results, and models of the data root on their cohorts
+    published_elsewhere: Sequence[Row] = ()  # published results on other cohorts of the data set
     comparisons: Sequence[Row] = ()  # a row per other model
     labels: Sequence[Row] = ()  # a row per abnormality
     few_patients: Sequence[str] = ()  # abnormalities that few patients have, or lack
@@ -44,7 +81,7 @@ class PageFacts:
     comparison_methods: Sequence[str] = ()
     curves: Mapping[str, Mapping[str, Points]] = field(default_factory=dict)  # {key of AXES: {abnormality: points}}
     training: Mapping[str, Points] = field(default_factory=dict)  # {phase: (samples, loss)}
-    retrieval: Sequence[Row] = ()
+    retrieval: Sequence[Row] = ()  # a row per task, with a value for each K, an integer key
     examples: Sequence[Example] = ()
     projection: Sequence[tuple[float, float, float]] = ()  # (x, y, number of abnormalities)
     labellers: Sequence[Row] = ()  # a row per abnormality and labeller, against hand labels
@@ -63,8 +100,13 @@ def render_page(facts: PageFacts) -> str:
         for name in facts.curves.get("ROC", {})  # an abnormality of one class has no curves
     }
     losses = {phase: _loss_chart(phase, points) for phase, points in facts.training.items() if points}
+    columns = sorted({key for row in facts.retrieval for key in row if isinstance(key, int)})
     return environment.get_template("page.html").render(
-        facts=facts, charts=charts, losses=losses, plane=scatter_chart(facts.projection, title=PLANE_TITLE)
+        facts=facts, charts=charts, losses=losses, plane=scatter_chart(facts.projection, title=PLANE_TITLE),
+        forest=make_forest(facts.labels, {"chance": CHANCE} | _published_line(facts)),
+        differences=make_forest(facts.comparisons, {"no difference": 0.0}, name="other_model_id", value="difference"),
+        subgroups=make_forest(facts.subgroups, {"chance": CHANCE}, name="group"),
+        retrieval_columns=[(k, f"K = {k}") for k in columns],
     )  # fmt: skip
 
 
@@ -74,6 +116,37 @@ def make_environment() -> Environment:
         loader=PackageLoader("tasks.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+
+
+def make_forest(
+    rows: Sequence[Row], lines: Mapping[str, float], *, name: str = "abnormality", value: str = "auroc"
+) -> Forest:
+    """Places of the rows' values, intervals and of vertical lines, in percent of the common width.
+
+    Rows without a value are left out.
+    """
+    known = [row for row in rows if row[value] is not None]
+    ends = [end for row in known for end in (row[value], row["ci_low"], row["ci_high"]) if end is not None]
+    low, high = min([*ends, *lines.values()]), max([*ends, *lines.values()])
+    margin = 0.03 * ((high - low) or 1)
+
+    def place(number: float) -> float:
+        return round(100 * (number - low + margin) / (high - low + 2 * margin), 2)
+
+    def interval(row: Row) -> tuple[float, float] | None:
+        if row["ci_low"] is None or row["ci_high"] is None:
+            return None
+        return place(row["ci_low"]), round(place(row["ci_high"]) - place(row["ci_low"]), 2)
+
+    drawn = [
+        ForestRow(str(row[name]), row[value], row["ci_low"], row["ci_high"], place(row[value]), interval(row), row)
+        for row in known
+    ]
+    return Forest(drawn, [(label, number, place(number)) for label, number in lines.items()])
+
+
+def _published_line(facts: PageFacts) -> dict[str, float]:
+    return {} if facts.published_macro is None else {"published CT-CLIP, macro": facts.published_macro}
 
 
 def _curve_chart(kind: str, name: str, points: Points) -> Markup:

@@ -10,7 +10,7 @@ from support.browser import Browser
 
 from ctclip_model.config import Recipe
 from tasks.report.examples import Example, RankedVolume, draw_slices
-from tasks.report.render import PageFacts, render_page
+from tasks.report.render import OperatingPoints, PageFacts, render_page
 
 pytestmark = pytest.mark.browser
 SCRIPT = "<script>document.title = 'taken over'</script>"
@@ -19,6 +19,8 @@ LABEL = dict.fromkeys(("ci_low", "ci_high", "average_precision", "f1", "weighted
     "n_positive": 1,
     "n": 2,
 }
+
+POINTS = [(0.1, 1.0, 0.2), (0.5, 0.7, 0.8), (0.9, 0.4, 1.0)]  # (threshold, sensitivity, specificity)
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def page(browser: Browser, tmp_path: Path) -> Browser:
     facts = PageFacts(
         "a model", [("0.9", "macro AUROC")],
         labels=[LABEL | {"abnormality": name, "auroc": score} for name, score in SCORES.items()],
+        operating_points={"Emphysema": OperatingPoints(POINTS, chosen=0.45, count_positive=10, count=40)},
         curves={"ROC": line, "precision and recall": line, "calibration": line},
         training={"text": [(1, 2.0), (2, 1.0)]},
         examples=[Example("valid_1_a", SCRIPT, 1, 2, [RankedVolume("valid_1_a_1", 1, 0.5, True, pictures)])],
@@ -65,15 +68,47 @@ def test_heading_sorts_the_table_both_ways_with_missing_values_last(page):
     assert first_column(page) == ["Emphysema", "Cardiomegaly", "Atelectasis", "Lung nodule"]
     page.evaluate("document.querySelectorAll('th button')[1].click()")
     assert first_column(page) == ["Atelectasis", "Cardiomegaly", "Emphysema", "Lung nodule"]
-    assert page.evaluate("document.querySelectorAll('th')[1].getAttribute('aria-sort')") == "ascending"
+    assert page.evaluate("document.querySelectorAll('table.sortable th')[1].getAttribute('aria-sort')") == "ascending"
 
 
 def test_table_is_sorted_by_the_keyboard_alone(page):
-    for _ in range(3):  # the table's own region, the first heading, the second
-        page.press("Tab", 9)
+    page.evaluate("document.querySelector('table.sortable th button').focus()")
+    page.press("Tab", 9)
     assert page.evaluate("document.activeElement.textContent") == "AUROC"
     page.press("Enter", 13, "\r")
     assert first_column(page)[0] == "Emphysema"
+
+
+def test_contents_lead_to_sections_that_fold(page):
+    page.evaluate("document.querySelector('nav a[href$=by-abnormality]').click()")
+    assert page.evaluate("location.hash") == "#by-abnormality"
+    names = "[...document.querySelectorAll('nav a')].map(link => link.textContent)"
+    heads = "[...document.querySelectorAll('.section > summary')].map(summary => summary.textContent.trim())"
+    assert page.evaluate(names) == page.evaluate(heads)
+    page.evaluate("document.querySelector('#by-abnormality > summary').focus()")
+    page.press("Enter", 13, "\r")
+    assert page.evaluate("document.querySelector('#by-abnormality').open") is False
+
+
+def test_slider_moves_sensitivity_specificity_and_the_counts(page):
+    text = "document.querySelector('.threshold output').textContent"
+    assert page.evaluate(text).startswith("0.500: sensitivity 0.700, specificity 0.800; true positives 7, false neg")
+    page.evaluate("document.querySelector('.threshold input').focus()")
+    page.press("ArrowRight", 39)
+    assert page.evaluate(text) == (
+        "0.900: sensitivity 0.400, specificity 1.000; true positives 4, false negatives 6, false positives 0, "
+        "true negatives 30"
+    )
+    mark = "[...document.querySelectorAll('svg .mark')].map(mark => +mark.getAttribute('cx'))"
+    assert page.evaluate(mark) == [52]  # a false positive rate of 0 is the left end of the ROC curve
+
+
+def test_chart_names_the_value_under_the_pointer(page):
+    place = "(r => [r.left + r.width * 0.98, r.top])(document.querySelector('svg[data-frame]').getBoundingClientRect())"
+    x, y = page.evaluate(place)
+    event = f"new PointerEvent('pointermove', {{clientX: {x}, clientY: {y}}})"
+    page.evaluate(f"document.querySelector('svg[data-frame]').dispatchEvent({event})")
+    assert page.evaluate("document.querySelector('svg[data-frame]').nextElementSibling.textContent") == "1.00, 1.00"
 
 
 @pytest.mark.parametrize("width", [360, 1200])

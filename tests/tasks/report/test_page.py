@@ -1,10 +1,12 @@
 """The report page: self-contained, escaped, and valid with few facts."""
 
 import base64
+import dataclasses
 import io
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 from support.records import write_run
 
@@ -12,8 +14,8 @@ from ctclip_model.config import Recipe
 from ctclip_model.models.kinds import ModelKind
 from tasks.models.find import ModelReference
 from tasks.report.examples import Example, RankedVolume, draw_slices
-from tasks.report.facts import collect_facts
-from tasks.report.render import AXES, PageFacts, render_page
+from tasks.report.facts import arrange_retrieval, collect_facts
+from tasks.report.render import AXES, PageFacts, make_forest, render_page
 from warehouse import store
 
 LABEL = {
@@ -31,7 +33,7 @@ def test_page_makes_no_outside_request():
     html = render_page(
         PageFacts("t", [("0.9", "AUROC")], labels=[LABEL], curves={"ROC": {"Emphysema": [(0, 0), (1, 1)]}})
     )
-    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:)[^"'>\s]+""", html)
+    assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?!data:|#)[^"'>\s]+""", html)
     assert "http:" not in html
     assert "https:" not in html
 
@@ -90,23 +92,110 @@ def test_own_rows_stand_out_from_published_results():
     assert re.findall(r'<tr class="ours">\s*<td>(\w+)', html) == ["ours"]
 
 
-def test_published_results_stand_beside_the_published_protocol_alone(tmp_path):
-    scored = {"model_id": "m", "dataset": "ct-rate", "split": "valid", "label_source": "published", "metric": "auroc"}
-    scored |= {"abnormality": "macro", "value": 0.7}
-    write_run(
-        tmp_path, 0, "evaluate", models=[{"model_id": "m"}],
-        metrics=[scored | {"protocol": protocol, "unit": "scan"} for protocol in ("zero-shot", "published")],
-    )  # fmt: skip
-    store.publish(tmp_path)
-    model = ModelReference("m", ModelKind.ct_clip, "tiny", tmp_path, "r", 1.0, "f", "w", "m")
-    with store.read(tmp_path) as connection:
-        facts = collect_facts(connection, tmp_path, model, "ct-rate", "valid")
+SCORED = {
+    "model_id": "m", "split": "valid", "label_source": "published", "metric": "auroc", "abnormality": "macro",
+    "value": 0.7, "unit": "scan", "protocol": "zero-shot", "label_set": "ct-rate-18",
+}  # fmt: skip
+
+
+def collect(data_root, dataset="ct-rate", **tables):
+    write_run(data_root, 0, "evaluate", models=[{"model_id": "m", "preset": "tiny"}], **tables)
+    store.publish(data_root)
+    model = ModelReference("m", ModelKind.ct_clip, "tiny", data_root, "r", 1.0, "f", "w", "m")
+    with store.read(data_root) as connection:
+        return collect_facts(connection, data_root, model, dataset, "valid")
+
+
+@pytest.mark.parametrize(("count", "shared"), [(1564, "scans-1564"), (77, None)])
+def test_published_results_stand_beside_the_same_cohort_alone(tmp_path, count, shared):
+    protocols = ("zero-shot", "published")
+    rows = [SCORED | {"dataset": "ct-rate", "protocol": protocol, "n": count} for protocol in protocols]
+    facts = collect(tmp_path, metrics=rows)
     assert [(row["model"], row["protocol"]) for row in facts.leaderboard] == [("m", "zero-shot")]
-    assert ("m", "published", False) in {
-        (row["model"], row["protocol"], row["is_published"]) for row in facts.published
-    }
-    assert {row["protocol"] for row in facts.published} == {"published"}
-    assert len(facts.published) == 1 + 17
+    assert {row["cohort"] for row in facts.published} == ({shared} if shared else set())
+    assert {row["is_published"] for row in facts.published} == ({True, False} if shared else set())
+    assert ("scans-1564" in {row["cohort"] for row in facts.published_elsewhere}) == (shared is None)
+    assert {row["is_published"] for row in facts.published_elsewhere} == {True}
+    html = render_page(facts)
+    assert ("No model of this data root is scored on a cohort of the literature" in html) == (shared is None)
+    assert "dotted: published CT-CLIP, macro, 0.731" in render_page(dataclasses.replace(facts, labels=[LABEL]))
+
+
+def test_phantoms_have_no_published_results_and_the_mean_that_the_demonstration_prints(tmp_path):
+    names = ("Pleural effusion", "Consolidation", "Mosaic attenuation pattern")
+    rows = [
+        SCORED | {"dataset": "phantom", "abnormality": name, "value": value, "n": 40}
+        for name, value in zip((*names, "macro"), (0.9, 0.8, 0.1, 0.6), strict=True)
+    ]
+    facts = collect(tmp_path, "phantom", metrics=rows)
+    assert ("0.850", "macro AUROC of the 2 abnormalities that phantoms show") in facts.headline
+    assert (facts.published, facts.published_elsewhere, facts.published_macro) == ([], [], None)
+
+
+def test_retrieval_is_a_row_a_task_with_a_column_a_k():
+    recall = {"task": "report_to_volume_recall", "n": 9}
+    rows = [recall | {"k": 5, "value": 0.4}, recall | {"k": 10, "value": 0.6}]
+    rows += [{"task": "report_to_volume_median_rank", "k": 0, "value": 8.0, "n": 9}]
+    rows += [{"task": "volume_to_volume_map", "k": 5, "value": 0.9, "n": 7}]
+    found = arrange_retrieval(rows)
+    assert found == [
+        {"task": "report to volume, recall at K", "n": 9, "median_rank": 8.0, 5: 0.4, 10: 0.6},
+        {"task": "volume to volume, MAP at K", "n": 7, "median_rank": None, 5: 0.9, 10: None},
+    ]
+    html = render_page(PageFacts("t", [], retrieval=found))
+    assert re.findall(r'scope="col">([^<]+)<', html) == ["task", "K = 5", "K = 10", "median rank", "queries"]
+
+
+def test_forest_places_intervals_and_lines_on_one_scale():
+    rows = [
+        LABEL | {"abnormality": "a", "auroc": 0.9, "ci_low": 0.8, "ci_high": 1.0},
+        LABEL | {"abnormality": "b", "auroc": 0.5, "ci_low": None},
+        LABEL | {"abnormality": "c", "auroc": None},
+    ]
+    forest = make_forest(rows, {"chance": 0.5})
+    scale = (forest.rows[0].place - forest.rows[1].place) / 0.4
+    left, length = forest.rows[0].interval
+    assert [row.name for row in forest.rows] == ["a", "b"]
+    assert forest.rows[1].interval is None
+    assert forest.lines == [("chance", 0.5, forest.rows[1].place)]
+    assert (left, left + length) == pytest.approx(
+        (forest.rows[0].place - 0.1 * scale, forest.rows[0].place + 0.1 * scale), abs=0.02
+    )
+    assert all(0 <= row.place <= 100 for row in forest.rows)
+
+
+def test_subgroups_are_scored_from_their_own_patients(tmp_path):
+    """Women's scans are ranked right, men's wrongly; a group of few patients and a kind of one group are left out."""
+    scans = [f"valid_{number}_a" for number in range(62)]
+    sexes = ["F", "M"] * 30 + ["O"] * 2
+    labels = [number // 2 % 2 for number in range(62)]
+    write_run(
+        tmp_path, 1, "ingest",
+        volumes=[
+            {"volume_name": f"{scan}_1", "scan_id": scan, "patient_id": scan[:-2], "split": "valid",
+             "patient_sex": sex, "patient_age_years": 50, "manufacturer": None}
+            for scan, sex in zip(scans, sexes, strict=True)
+        ],
+        published_labels=[
+            {"scan_id": scan, "abnormality": "Emphysema", "value": value, "fingerprint": "f"}
+            for scan, value in zip(scans, labels, strict=True)
+        ],
+    )  # fmt: skip
+    predictions = [
+        {key: SCORED[key] for key in ("model_id", "split", "unit", "protocol", "label_set")}
+        | {
+            "dataset": "d",
+            "abnormality": "Emphysema",
+            "item": scan,
+            "probability": (value if sex == "F" else 1 - value),
+        }
+        for scan, sex, value in zip(scans, sexes, labels, strict=True)
+    ]
+    facts = collect(tmp_path, "d", predictions=predictions)
+    assert [(row["kind"], row["group"], row["auroc"], row["n"]) for row in facts.subgroups] == [
+        ("sex", "F", 1.0, 30), ("sex", "M", 0.0, 30),
+    ]  # fmt: skip
+    assert facts.subgroups[0]["ci_low"] > 0.5 > facts.subgroups[1]["ci_high"]
 
 
 def test_comparison_shows_the_difference_and_how_many_labels_differ():
