@@ -1,4 +1,4 @@
-"""A warehouse of all of CT-RATE: loading its records, publishing into it, every view, and `ctclip status`.
+"""A warehouse of all of CT-RATE: loading and publishing its records, each view, `ctclip status`, and the index page.
 
 Usage: python benchmarks/bench_warehouse.py [CSV of labels ...]
 The CSVs are CT-RATE's own, with VolumeName and a column per abnormality. Without them the same number of names and
@@ -24,6 +24,7 @@ from bench_planning import RECIPE, made_up_names, volume_row
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import VolumeName, parse_volume_name
+from tasks.report.index import write_index
 from tasks.run.records import RecordWriter, new_run_id
 from warehouse import schema, store
 
@@ -31,7 +32,7 @@ MODELS = tuple(f"model-{number}" for number in range(5))
 LATENT = 512
 ROWS_PER_FILE = 20_000
 RUNS = 3
-LIMITS_S = {"load": 60.0, "publish": 5.0, "view": 1.0, "status": 2.0}
+LIMITS_S = {"load": 60.0, "publish": 5.0, "view": 1.0, "status": 2.0, "index": 2.0}
 ROOT = Path(__file__).parent.parent
 
 Result = TypeVar("Result")
@@ -49,6 +50,7 @@ def main() -> None:
         report("publish of one more run", statistics.median(publish_more(data_root)), LIMITS_S["publish"])
         report("publish of nothing", timed(lambda: store.publish(data_root))[1], LIMITS_S["publish"])
         report("`ctclip status`", statistics.median(run_status(data_root)), LIMITS_S["status"])
+        report("index page", timed(lambda: write_index(data_root))[1], LIMITS_S["index"])
         measure_views(data_root)
 
 
@@ -66,7 +68,7 @@ def made_up_labels() -> tuple[list[VolumeName], np.ndarray]:
 
 def write_records(data_root: Path, names: list[VolumeName], labels: np.ndarray) -> None:
     """Writes records as ingest, convert, embed and evaluate leave them, in files of the same size."""
-    writer = RecordWriter(data_root, new_run_id())
+    writer = RecordWriter(data_root, new_run_id(data_root))
     writer.write("runs", [{"run_id": writer.run_id, "status": "running", "stage": "ingest", "variant": ""}])
     first = {name.scan_id: row for row, name in reversed(list(enumerate(names)))}
     scans = sorted(first)
@@ -144,7 +146,7 @@ def publish_more(data_root: Path) -> list[float]:
     """Seconds of publishes that each find one small new run, as between two pieces of a stage."""
     durations = []
     for _ in range(RUNS):
-        writer = RecordWriter(data_root, new_run_id())
+        writer = RecordWriter(data_root, new_run_id(data_root))
         writer.write("runs", [{"run_id": writer.run_id, "status": "running", "stage": "convert", "variant": ""}])
         writer.write("exclusions", [{"volume_name": "train_1_a_1", "reason": "no_chest", "is_withdrawn": True}])
         durations.append(timed(lambda: store.publish(data_root))[1])

@@ -323,12 +323,15 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write the HTML page of an evaluation."""
+    """Write the HTML page of an evaluation, and the index page."""
 
     data_root: DataRoot = DATA_ROOT
     preset: Preset = PRESET
     model: Model = None
     force: Force = False
+    index: Annotated[
+        bool, Option("--index", help="Write the index page alone, reports/index.html. It needs no model.")
+    ] = False
 
 
 @dataclass(frozen=True)

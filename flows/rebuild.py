@@ -28,6 +28,7 @@ from tasks.run.splits import require_split
 from tasks.settings import DATA_ROOT, STAGES
 from tasks.stages.announce import forget, read_untold
 from tasks.stages.deployed import run_deployed
+from tasks.stages.report import refreshed_index
 from tasks.training.fine_tune import find_finetuned
 from tasks.training.manifest import config_fingerprint
 from tasks.training.records import find_trained
@@ -45,12 +46,13 @@ def rebuild(options: RebuildOptions) -> list[dict[str, Any]]:
     publish_leftovers(options.data_root)
     if options.model is not None:
         find_model(options.data_root, options.preset, options.model)  # fails now, and not after hours of conversion
-    summaries = run_stage("ingest", options) if stages[0] == "ingest" else []
-    changes = read_untold(options.data_root)
-    if "convert" in stages and "train" in stages:
-        require_training_data(options)  # fails now, and not after hours of conversion
-    summaries += [summary for stage in stages if stage != "ingest" for summary in run_stage(stage, options)]
-    forget(options.data_root, changes)
+    with refreshed_index(options.data_root):
+        summaries = run_stage("ingest", options) if stages[0] == "ingest" else []
+        changes = read_untold(options.data_root)
+        if "convert" in stages and "train" in stages:
+            require_training_data(options)  # fails now, and not after hours of conversion
+        summaries += [summary for stage in stages if stage != "ingest" for summary in run_stage(stage, options)]
+        forget(options.data_root, changes)
     return summaries
 
 

@@ -31,6 +31,8 @@ def show_results(folder: Path) -> None:
     print_rows(("abnormality", *map(str, PROTOCOLS), "n_positive", "n"), [*rows, ("macro", *macros, None, None)])
     for (path,) in store.query(data_root, store.load_sql(__package__, "newest_page")):
         console.print(f"\nOpen  {data_root / path}")
+    if (index := data_root / "reports" / "index.html").exists():
+        console.print(f"Index {index}", soft_wrap=True)
     console.print(f'Try   ctclip sql --data-root {data_root} "select * from model_leaderboard"', soft_wrap=True)
     console.print(f'      ctclip sql --data-root {data_root} "select * from label_prevalence"', soft_wrap=True)
     console.print(f"      ctclip status --data-root {data_root}", soft_wrap=True)

@@ -4,7 +4,7 @@ stages      Prefect's edge: one thin module per stage, and the run around a flow
 plan        answers to `ctclip plan`: the items that a rerun would make, and why
 training    trainings: manifests, processes, GPU orders, records of steps and models
 evaluation  latents, predictions, metrics, comparisons
-report      the HTML page of an evaluation
+report      the HTML page of an evaluation, and the index page
 models      models of a data root: presets, recipes, finding and importing
 upkeep      garbage collection, `doctor`, `verify`, backups, queries
 labels      labellers of a data root, and the reports that they read

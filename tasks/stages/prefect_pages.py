@@ -111,9 +111,9 @@ def show_end(run: StageRun) -> None:
         _materialize(run, stage)
 
 
-def show_page(path: Path) -> None:
-    """Shows a link to a report page."""
-    with_server(create_link_artifact, path.as_uri(), link_text=path.name, key="report-page")
+def show_page(path: Path, key: str = "report-page") -> None:
+    """Shows a link to a page below `reports/`."""
+    with_server(create_link_artifact, path.resolve().as_uri(), link_text=path.name, key=key)
 
 
 def _describe(run: StageRun) -> str:

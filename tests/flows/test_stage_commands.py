@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
 from support.command_line import run_ctclip
 
 from flows.options import OPTIONS
@@ -68,6 +69,44 @@ def test_rebuild_of_finished_stages_has_nothing_to_do(data_root, summaries):
     assert [(summary["stage"], summary["done"]) for summary in done] == [
         ("convert", 0), ("label", 0), ("train", 0), ("embed", 0),
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("summaries")
+def test_report_and_rebuild_write_the_index_and_link_to_it(data_root):
+    index = data_root / "reports" / "index.html"
+    pages = [page.name for page in index.parent.glob("*.html") if page != index]
+    assert pages
+    assert all(f'href="{page}"' in index.read_text() for page in pages)
+    for arguments in (("report", *SMOKE), ("rebuild", *SMOKE, "--from", "convert", "--to", "convert")):
+        index.unlink()
+        run(data_root, *arguments)
+        assert index.is_file()
+    with get_client(sync_client=True) as client:
+        found = client.request(
+            "POST", "/artifacts/latest/filter", json={"artifacts": {"key": {"any_": ["index-page"]}}}
+        )
+    assert index.resolve().as_uri() in found.json()[0]["data"]
+
+
+@pytest.mark.usefixtures("summaries")
+def test_an_index_that_cannot_be_written_is_one_warning_except_where_it_is_asked_for(data_root):
+    index = data_root / "reports" / "index.html"
+    index.unlink(missing_ok=True)
+    index.mkdir()
+    for arguments in (("report", *SMOKE), ("rebuild", *SMOKE, "--from", "convert", "--to", "convert")):
+        done = run_ctclip(*arguments, "--json", "--data-root", data_root)
+        assert done.returncode == 0
+        assert done.stderr.count("the index page was not written: ") == 1
+    done = run_ctclip("report", "--index", "--data-root", data_root)
+    assert done.returncode == 1
+    assert "the index page cannot be written" in done.stderr
+    index.rmdir()
+
+
+def test_index_of_an_empty_data_root_needs_no_model_and_records_nothing(tmp_path):
+    summary = run(tmp_path, "report", "--index")
+    assert (summary["stage"], summary["done"]) == ("report", 1)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["reports", "reports/index.html"]
 
 
 @pytest.mark.usefixtures("summaries")
