@@ -47,7 +47,7 @@ def import_labels(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Import labels of scans from a file, beside the published ones.
+    """Import labels of scans from a file.
 
     The file is wide (a column for each finding) or long (columns finding and value). A value is 0, 1, a probability, or
     -1 or blank for unknown. Unknown names, findings and values are rejects. Importing a name again replaces its labels.

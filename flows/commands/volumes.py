@@ -50,7 +50,7 @@ def predict(
         Path | None, typer.Option(help="Label set of your own findings and prompts, as TOML. See `ctclip findings`.")
     ] = None,
 ) -> None:
-    """Predict 18 abnormalities in your own CT volumes, or findings of your own.
+    """Predict 18 abnormalities, or your findings, in your own CTs.
 
     An evaluated model gives calibrated probabilities and decisions, with the sensitivity and specificity that they had.
     Without an evaluation, the probabilities are uncalibrated softmax scores. Research use only: this is not a medical

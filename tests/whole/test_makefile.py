@@ -15,7 +15,8 @@ from support.paths import ROOT
 STAND_IN = """#!/bin/sh
 case "$1 $2" in
 "-c "*) exec {real} -c "import sys, sysconfig; sys.version_info = {version}
-sysconfig.get_config_var = lambda name: {is_free_threaded}
+known = sysconfig.get_config_var
+sysconfig.get_config_var = lambda name: {is_free_threaded} if name == 'Py_GIL_DISABLED' else known(name)
 $2" ;;
 "-m venv") rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
 "-m pip")
