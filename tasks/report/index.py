@@ -250,6 +250,8 @@ def _duration(seconds: float | None) -> str:
     """A duration in its two largest units."""
     if seconds is None:
         return MISSING
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

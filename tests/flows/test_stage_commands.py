@@ -89,6 +89,16 @@ def test_report_and_rebuild_write_the_index_and_link_to_it(data_root):
 
 
 @pytest.mark.usefixtures("summaries")
+def test_rebuild_that_fails_writes_the_index_and_one_that_cannot_begin_does_not(data_root, tmp_path):
+    index = data_root / "reports" / "index.html"
+    for arguments, is_written in ((("--from", "nowhere"), False), (("--source", tmp_path / "nowhere"), True)):
+        index.unlink(missing_ok=True)
+        done = run_ctclip("rebuild", *SMOKE, "--data-root", data_root, *arguments)
+        assert done.returncode == 1
+        assert index.exists() == is_written
+
+
+@pytest.mark.usefixtures("summaries")
 def test_an_index_that_cannot_be_written_is_one_warning_except_where_it_is_asked_for(data_root):
     index = data_root / "reports" / "index.html"
     index.unlink(missing_ok=True)

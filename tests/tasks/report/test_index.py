@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from support.old_data_root import extract_old_data_root
 from support.records import label_rows, report_row, volume_row, wanted_rows, write_run
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -198,6 +199,14 @@ def test_empty_root_and_root_without_models_have_a_page(tmp_path):
         assert line in html
 
 
+def test_data_root_of_an_earlier_version_has_a_page_with_links(tmp_path):
+    old = extract_old_data_root(tmp_path)
+    store.publish(old)
+    models = find_section(write_index(old).read_text(), "models")
+    pages = sorted(page.name for page in (old / "reports").glob("*.html") if page.name != "index.html")
+    assert pages == sorted(re.findall(r'<a href="([^"]+)"', models))
+
+
 def test_page_grows_by_facts_and_not_by_volumes(tmp_path):
     volumes = [volume_row(f"train_{n}_a_1", manufacturer=f"maker {n}") for n in range(500)]
     rejects = [
@@ -211,6 +220,20 @@ def test_page_grows_by_facts_and_not_by_volumes(tmp_path):
     assert "and 480 more" in html  # manufacturers
     assert len(set(re.findall(r"train_\d+_a_1", html))) < 10
     assert len(html) < 60_000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0088, "8.8 ms"),
+        (31.46, "31.5 s"),
+        (168.9, "2 min 49 s"),
+        (3600, "1 h 00 min"),
+        (1e6, "277 h 46 min"),
+    ],
+)
+def test_durations_have_two_units(seconds, shown):
+    assert index_module._duration(seconds) == shown
 
 
 def test_run_whose_process_died_is_not_running(tmp_path):
