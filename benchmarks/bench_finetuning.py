@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ctclip_model.config import LiProConfig, tiny
+from ctclip_model.data.label_sets import CT_RATE_18
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.training.lipro import fit_head
-from ctclip_model.training.vocabfine import PROMPTS, vocabfine_losses
+from ctclip_model.training.vocabfine import vocabfine_losses
 
 RUNS = 5
 SCANS, LATENT = 47_149, 512  # volumes of CT-RATE's train split, and the published width of a latent
@@ -31,7 +32,7 @@ def main() -> None:
     model = CTCLIP(preset.model).eval()
     volumes = torch.rand(4, 1, *preset.recipe.shape) * 2 - 1
     labels = (torch.rand(len(volumes), 18) < 0.3).float()
-    ids = torch.randint(5, preset.model.text.vocab_size, (len(PROMPTS), 8))
+    ids = torch.randint(5, preset.model.text.vocab_size, (len(CT_RATE_18.prompts), 8))
 
     def once() -> None:
         prompts = model.encode_text(ids, torch.ones_like(ids))

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.flow_taking import flow_taking
 from flows.options import EvaluateOptions
-from tasks.labels.label_sources import find_label_source
+from tasks.evaluation.evaluations import choose_source
 from tasks.models.find import find_model
 from tasks.run.publish import publish_leftovers
 from tasks.settings import LIMITS
@@ -20,8 +20,8 @@ from tasks.stages.stage import stage_run
 @flow_taking(EvaluateOptions, timeout_seconds=LIMITS.stage_timeout_s)
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     publish_leftovers(options.data_root)
-    source = find_label_source(options.data_root, options.labels_of)
     model = find_model(options.data_root, options.preset, options.model)
+    source = choose_source(options.data_root, model, options.labels_of)
     with stage_run(options.data_root, "evaluate", model.model_id) as run:
         for evaluation in plan_evaluation(run, model, options.split, options.unit, options.force, source):
             evaluate_model(run, model, evaluation)

@@ -11,7 +11,7 @@ from ctclip_model.models.kinds import FINE_TUNED, find_kind
 from flows.embed import embed
 from flows.flow_taking import flow_taking
 from flows.options import FinetuneOptions
-from tasks.labels.label_sources import require_built_in
+from tasks.labels.label_sources import find_label_source
 from tasks.models.find import find_model
 from tasks.models.presets import choose_compute, find_preset
 from tasks.run.publish import publish_leftovers
@@ -26,10 +26,10 @@ from tasks.training.records import find_trained
 def finetune(options: FinetuneOptions) -> list[dict[str, Any]] | State[Any]:
     data_root, device, dtype = options.data_root, options.device, options.dtype
     publish_leftovers(data_root)
-    require_built_in(data_root, options.labels_of)
+    source = find_label_source(data_root, options.labels_of)
     parent = find_model(data_root, options.preset, options.model)
     preset = find_preset(parent.preset, seed=options.seed)
-    finetuning = Finetuning(find_kind(options.kind, FINE_TUNED), parent, preset, options.labels_of)
+    finetuning = Finetuning(find_kind(options.kind, FINE_TUNED), parent, preset, source)
     compute = choose_compute(preset, device, dtype, options.recompute, encoded_at_once=options.encoded_at_once)
     try:
         with stage_run(data_root, "finetune", finetuning.variant) as run:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ctclip_model.config import compute_fingerprint
-from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
+from ctclip_model.data.label_sets import LabelSet
 from ctclip_model.data.orientation import HEADER, turn_to_lps
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, VolumeError
@@ -77,7 +77,7 @@ class Request:
     as_csv: bool = False
     orientation: str = HEADER
     show_ids: bool = False
-    label_set: LabelSet = CT_RATE_18
+    label_set: LabelSet | None = None  # None: the findings that the model learned
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Session:
         files = [volume] if isinstance(volume, Path) else sorted({part.path for part in volume.slices})
         stamps = [(str(file), *_stamp(file)) for file in files]
         options = (self.request.orientation, str(self.request.dtype), self.request.show_ids)
-        label_set = self.request.label_set
+        label_set = self.model.label_set
         prompts = () if label_set.is_built_in else (label_set.fingerprint,)
         return compute_fingerprint(stamps, self.model.weights_sha256, self.model.decisions, options, *prompts)
 
@@ -145,8 +145,8 @@ def predict(
     if evidence is not None:
         prepare_folder(evidence)
     if output is not None:
-        with RowFile(output, request.label_set.names) as file:
-            session = Session.start(request, with_text=True, tokenizer=tokenizer)
+        session = Session.start(request, with_text=True, tokenizer=tokenizer)
+        with RowFile(output, session.model.label_set.names) as file:
             return _predict_into(file, session, evidence)
     session = Session.start(request, with_text=True, tokenizer=tokenizer)
     decisions, printed = session.model.decisions, []

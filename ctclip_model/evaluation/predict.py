@@ -47,7 +47,7 @@ Paths = Iterable["str | os.PathLike[str] | Volume"]
 OnError = Callable[[Path, VolumeError], object]  # called with a file that cannot be used
 Source: TypeAlias = "Path | DicomSeries"
 Volume: TypeAlias = "Source | VolumeError"  # a file, a series, or a series that is refused
-Head = Callable[[Floats], NDArray[np.float64]]  # unit latents (N, latent) to probabilities (N, 18)
+Head = Callable[[Floats], NDArray[np.float64]]  # unit latents (N, latent) to probabilities (N, findings)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def open_model(
     with_text: bool = True,
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
-    label_set: LabelSet = CT_RATE_18,
+    label_set: LabelSet | None = None,
 ) -> VolumeModel:
     """Opens a model to `predict` and `embed` CT volumes of your own.
 
@@ -273,7 +273,8 @@ def open_model(
     A weights file has the published recipe. Its prompts need `tokenizer` (a file, or its folder), one beside the
     weights, or the published one, which is downloaded. `with_text=False` reads no tokenizer: enough to `embed`.
 
-    `label_set` has the findings and prompts to predict. A LiPro predicts those of its head alone.
+    `label_set` has the findings and prompts to predict, by default those that the model learned. A LiPro predicts those
+    of its head alone.
 
     Raises `CheckpointError` for damaged files or another model, and `MissingInputError` for a missing tokenizer.
     Raises `ConfigurationError` for a missing device or a LiPro with another set, `ValueError` for another precision,
@@ -294,12 +295,13 @@ def open_model(
     loaded = load_model(
         path, name=name, device=chosen, with_text=with_text, tokenizer=None if tokenizer is None else Path(tokenizer)
     )
-    if loaded.head is not None and not label_set.is_built_in:
+    chosen_set = label_set or loaded.label_set
+    if loaded.head is not None and chosen_set != loaded.label_set:
         raise ConfigurationError(
             f"{loaded.name}: is a LiPro, which predicts the findings of its head and reads no prompts: take the model "
             "that it was made of"
         )
-    return VolumeModel(loaded, Precision(precision), label_set)
+    return VolumeModel(loaded, Precision(precision), chosen_set)
 
 
 def list_volumes(paths: Paths, *, with_ids: bool = False) -> list[Volume]:

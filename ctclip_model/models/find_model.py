@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import FOLDER_WEIGHTS, PRESETS, CTCLIPConfig, Recipe
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
 from ctclip_model.json_config import parse_config
 from ctclip_model.lock_files import bounded_hub_locks
@@ -43,6 +44,7 @@ class LoadedModel:
     head: LatentClassifier | None = None  # the head of a LiPro; None: zero-shot by prompts
     weights: Path = Path()  # its weights file, or an index of shards
     folder: Path | None = None  # its model folder; None: weights of another maker
+    label_set: LabelSet = CT_RATE_18  # the findings that it learned
 
 
 def list_models(models: Path) -> list[Path]:
@@ -91,7 +93,7 @@ def load_model(
         loaded = load_model_folder(path, device=device)
         own = loaded.tokenizer if with_text and isinstance(loaded.model, CTCLIP) else None
         found = _check_loaded(name or path.resolve().name, loaded.model, parse_recipe(path, loaded.info), own)
-        return replace(found, folder=path, weights=path / "model.safetensors")
+        return replace(found, folder=path, weights=path / "model.safetensors", label_set=loaded.label_set)
     weights = find_weights_file(path) if path.is_dir() else path
     model = load_weights(weights)
     has_prompts = with_text and isinstance(model, CTCLIP)

@@ -1,4 +1,4 @@
-"""Heads on CT-CLIP's image latents: LiPro, a linear classifier of the 18 abnormalities."""
+"""Heads on CT-CLIP's image latents: LiPro, a linear classifier of the findings of a label set."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ctclip_model.config import CTCLIPConfig
-from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import CT_RATE_18
 from ctclip_model.models.clip import CTCLIP
 
 
 class LatentClassifier(nn.Linear):
-    """ReLU, dropout in training, and a linear layer: unit image latents (B, latent) to logits (B, 18)."""
+    """ReLU, dropout in training, and a linear layer: unit image latents (B, latent) to logits (B, findings)."""
 
-    def __init__(self, latent_dim: int, dropout: float = 0.0) -> None:
-        super().__init__(latent_dim, len(ABNORMALITIES))
+    def __init__(self, latent_dim: int, dropout: float = 0.0, *, findings: int = len(CT_RATE_18)) -> None:
+        super().__init__(latent_dim, findings)
         self.dropout = dropout
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ class LatentClassifier(nn.Linear):
 
     @torch.inference_mode()
     def probabilities(self, latents: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The probability (N, 18) of each abnormality, in the order of `ABNORMALITIES`, from unit latents (N, latent).
+        """The probability (N, findings) of each finding, in the order of its label set, from unit latents (N, latent).
 
         The head must be in evaluation mode: in training mode dropout changes the result.
         """
@@ -38,16 +38,16 @@ class LiPro(nn.Module):
     """CT-CLIP and a linear head on its image latents. The keys of `state_dict` are those of the published file.
 
     The head fits the latents of its own trunk. The published file's trunk differs from the published CT-CLIP, because
-    the code book drifted while the head was trained.
+    the code book drifted while the head was trained. `findings` is the size of the head's label set.
     """
 
-    def __init__(self, config: CTCLIPConfig) -> None:
+    def __init__(self, config: CTCLIPConfig, *, findings: int = len(CT_RATE_18)) -> None:
         super().__init__()
         self.config = config
         self.trained_model = CTCLIP(config)
-        self.classifier = LatentClassifier(config.latent_dim)
+        self.classifier = LatentClassifier(config.latent_dim, findings=findings)
 
     def forward(self, volume: Tensor) -> Tensor:
-        """Logits (B, 18) of volumes (B, 1, depth, height, width) in [-1, 1]."""
+        """Logits (B, findings) of volumes (B, 1, depth, height, width) in [-1, 1]."""
         logits: Tensor = self.classifier(self.trained_model.encode_image(volume))
         return logits

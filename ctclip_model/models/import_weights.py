@@ -10,10 +10,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import PRESETS, VERSIONS, Preset, Recipe, compute_fingerprint
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.find_model import check_model, parse_recipe
 from ctclip_model.models.kinds import ModelKind, kinds_of_type
-from ctclip_model.models.model_folder import is_model_folder, load_model_folder, save_model_folder, tokenizer_json
+from ctclip_model.models.model_folder import (
+    describe_label_set,
+    is_model_folder,
+    load_model_folder,
+    save_model_folder,
+    tokenizer_json,
+)
 from ctclip_model.models.report_labeller import ReportLabeller, read_labeller_tokenizer
 from ctclip_model.models.text import check_vocabulary, read_tokenizer
 from ctclip_model.models.weights import AnyModel, load_weights
@@ -46,6 +53,7 @@ class Candidate:
     recipe: Recipe | None  # None for a labeller, which reads no volumes
     weights: Path  # file, or index of shards, whose SHA-256 identifies the model
     tokenizer: PreTrainedTokenizerFast | None  # None: not found yet, or not needed
+    label_set: LabelSet = CT_RATE_18  # the findings that the model learned
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -56,7 +64,10 @@ class Candidate:
         """Fingerprint of the model folder: SHA-256 of the weights file, and all settings that change results."""
         recipe = asdict(self.recipe) if self.recipe else None
         words = tokenizer_json(self.tokenizer) if self.tokenizer else None
-        return compute_fingerprint(sha256, self.kind, self.model.config, recipe, words, VERSIONS["import-model"])
+        learned = describe_label_set(self.label_set).values()
+        return compute_fingerprint(
+            sha256, self.kind, self.model.config, recipe, words, VERSIONS["import-model"], *learned
+        )
 
 
 def open_candidate(path: Path, *, kind: ModelKind | None = None, preset: Preset | None = None) -> Candidate:
@@ -88,7 +99,7 @@ def write_candidate(candidate: Candidate, folder: Path, provenance: Mapping[str,
     Raises `CheckpointError` for a recipe or tokenizer that is not the model's.
     """
     model, recipe, tokenizer = candidate.model, candidate.recipe, candidate.tokenizer
-    info: dict[str, Any] = {"preset": candidate.preset}
+    info: dict[str, Any] = {"preset": candidate.preset} | describe_label_set(candidate.label_set)
     if isinstance(model, ReportLabeller):
         check_vocabulary(folder.name, model.config.vocab_size, tokenizer)
     else:
@@ -107,7 +118,7 @@ def _open_folder(folder: Path, kind: ModelKind | None) -> Candidate:
     if isinstance(model, ReportLabeller):
         return Candidate(model, found, info.get("preset", CUSTOM), None, weights, tokenizer)
     recipe = parse_recipe(folder, info)
-    return Candidate(model, found, _preset_name(model, recipe), recipe, weights, tokenizer)
+    return Candidate(model, found, _preset_name(model, recipe), recipe, weights, tokenizer, loaded.label_set)
 
 
 def _choose_kind(model: AnyModel, asked: ModelKind | None, path: Path, hint: str) -> ModelKind:

@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import CTCLIPConfig, LabellerConfig
-from ctclip_model.errors import CheckpointError, MissingInputError
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
+from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
 from ctclip_model.files import replace_folder
 from ctclip_model.json_config import parse_config
 from ctclip_model.models.clip import CTCLIP
@@ -38,7 +39,10 @@ MODEL_TYPES: dict[str, type[CTCLIP] | type[LiPro] | type[ReportLabeller]] = {
 
 @dataclass(frozen=True)
 class ModelFolder(Generic[M]):
-    """The content of a model folder. `info` holds facts of its maker, such as the parent or the recipe."""
+    """The content of a model folder. `info` holds facts of its maker, such as the parent or the recipe.
+
+    `label_set` has the findings that the model learned. A LiPro's head has an output for each of them.
+    """
 
     folder: Path
     kind: ModelKind
@@ -46,6 +50,7 @@ class ModelFolder(Generic[M]):
     config: Any
     info: dict[str, Any]
     special_tokens: dict[str, str]
+    label_set: LabelSet = CT_RATE_18
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -122,6 +127,26 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def describe_label_set(label_set: LabelSet) -> dict[str, Any]:
+    """The fact of a model folder's `info` that names its findings. The built-in set is no fact."""
+    return {} if label_set.is_built_in else {"label_set": dataclasses.asdict(label_set)}
+
+
+def read_label_set_of(folder: Path) -> LabelSet:
+    """The label set that the model of a folder learned, without loading the model. Raises `CheckpointError`."""
+    return parse_label_set(folder, read_description(folder).get("info", {}))
+
+
+def parse_label_set(folder: Path, info: Mapping[str, Any]) -> LabelSet:
+    """The label set in the `info` of a model folder's config.json. Raises `CheckpointError`."""
+    if "label_set" not in info:
+        return CT_RATE_18
+    try:
+        return parse_config(LabelSet, info["label_set"], "label_set")
+    except ConfigurationError as error:
+        raise CheckpointError(f"{folder}: its config.json holds no usable label set ({error})") from error
+
+
 def is_model_folder(folder: Path) -> bool:
     """True for a folder that this project wrote, and not for weights in a folder of Hugging Face or without a config.
 
@@ -153,8 +178,10 @@ def load_model_folder(
     if model_type is not None and found is not model_type:
         raise CheckpointError(f"{folder}: holds a {found.__name__}, not a {model_type.__name__}")
     path = folder / "model.safetensors"
-    model = fill_model(found, config, read_weights(path), path)
-    return ModelFolder(folder, kind, model.to(device), config, info, tokens)
+    label_set = parse_label_set(folder, info)
+    settings = {"findings": len(label_set)} if found is LiPro else {}
+    model = fill_model(found, config, read_weights(path), path, **settings)
+    return ModelFolder(folder, kind, model.to(device), config, info, tokens, label_set)
 
 
 def load_encoders(folder: Path | str, *, device: str = "cpu") -> ModelFolder[CTCLIP]:
@@ -173,7 +200,7 @@ def load_head(folder: Path | str) -> LatentClassifier:
     try:
         with safe_open(path, "pt") as file:
             weights = {name: file.get_tensor(f"{HEAD}{name}") for name in ("weight", "bias")}
-        head = LatentClassifier(weights["weight"].shape[1])
+        head = LatentClassifier(weights["weight"].shape[1], findings=len(read_label_set_of(path.parent)))
         head.load_state_dict(weights)
         if not all(is_finite(values) for values in weights.values()):
             raise ValueError("NaN or infinite weights")

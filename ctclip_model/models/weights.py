@@ -131,14 +131,14 @@ class _WithoutRandomWeights(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def fill_model(model_type: type[Any], config: Any, weights: dict[str, Tensor], path: AnyPath) -> Any:
-    """Makes a model in evaluation mode with the given weights.
+def fill_model(model_type: type[Any], config: Any, weights: dict[str, Tensor], path: AnyPath, **settings: Any) -> Any:
+    """Makes a model in evaluation mode with the given weights. `settings` are further arguments of its class.
 
     Raises `CheckpointError` for missing, unexpected, misshapen, NaN or infinite weights, all of them named. Raises it
     also for a temperature whose exp is 0 or infinite in float32: similarities would be lost.
     """
     with _WithoutRandomWeights():
-        model = model_type(config)
+        model = model_type(config, **settings)
     expected = model.state_dict()
     empty = {key: value for key, value in expected.items() if value.numel() == 0}
     weights = empty | weights  # a file may lack tensors without elements

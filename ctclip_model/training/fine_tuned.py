@@ -10,12 +10,17 @@ import pyarrow as pa
 from torch import Tensor
 
 from ctclip_model.config import LiProConfig, VocabFineConfig
+from ctclip_model.data.label_sets import LabelSet
 from ctclip_model.errors import MissingInputError
 from ctclip_model.models.held_out import HeldOut
 from ctclip_model.models.model_card import describe_data, write_card
 from ctclip_model.training.engine.curve import TrainingResult
 
-OF_TRAINING = ("held_out", "count_cut_texts")  # facts of one training, which a model made of it does not inherit
+OF_TRAINING = (
+    "held_out",
+    "count_cut_texts",
+    "label_set",
+)  # facts of one training, which a model made of it does not inherit
 
 
 def require_labels(labels: Tensor, manifest: Path) -> None:
@@ -36,9 +41,11 @@ def write_fine_tuned_card(
     config: VocabFineConfig | LiProConfig,
     curve: pa.Table,
     origin: Mapping[str, str],
+    label_set: LabelSet,
     held_out: HeldOut | None = None,
 ) -> str:
     """The model card of a fine-tuned model; `method` opens its description."""
+    findings = {} if label_set.is_built_in else {"Findings": f"{label_set.name}: {', '.join(label_set.names)}."}
     samples = curve["samples"][-1].as_py() if len(curve) else 0
     return write_card(
         result.folder.name,
@@ -46,6 +53,7 @@ def write_fine_tuned_card(
         description=f"{method}, of the CT-CLIP `{parent.name}` (arXiv 2403.17834).",
         facts={
             "Data": describe_data(origin, "labelled volumes of the train split"),
+            **findings,
             "Model": f"{result.count_parameters:,} parameters.",
             "Training": f"{result.steps:,} steps on {samples:,} samples, AdamW at {config.learning_rate:g}, "
             f"seed {config.seed}, epochs: {config.epochs}.",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ctclip_model.config import LabellerConfig, LiProConfig, Preset, VocabFineConfig
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.device import Compute
 from ctclip_model.files import whole_file
 from ctclip_model.models.kinds import ModelKind
@@ -58,7 +59,8 @@ class TrainingJob:
     preset: Preset
     compute: Compute
     parent: Parent | None = None  # None: trained from random weights
-    labels_of: str | None = None  # labeller whose labels a fine-tuned model learns
+    labels_of: str | None = None  # source of the labels that a fine-tuned model learns
+    label_set: LabelSet = CT_RATE_18  # findings of these labels
 
     @property
     def config(self) -> Preset | LiProConfig | VocabFineConfig | LabellerConfig:

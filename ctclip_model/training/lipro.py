@@ -16,15 +16,14 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from ctclip_model.config import LiProConfig
-from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.data.label_sets import CT_RATE_18
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.evaluation.embed import embed_prompts
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.held_out import HeldOut
 from ctclip_model.models.kinds import ModelKind
-from ctclip_model.models.model_folder import ModelFolder, load_model_folder, save_model_folder
+from ctclip_model.models.model_folder import ModelFolder, describe_label_set, load_model_folder, save_model_folder
 from ctclip_model.training.engine.checkpoints import storage_errors
 from ctclip_model.training.engine.curve import RunLog, TrainingResult, summarise_run
 from ctclip_model.training.engine.loop import Run, StepRecord, run_steps, split_decay
@@ -42,33 +41,35 @@ def train_lipro(
     config: LiProConfig,
     folder: Path,
     *,
+    label_set: LabelSet = CT_RATE_18,
     origin: Mapping[str, str] | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> TrainingResult:
     """Trains a linear head on the manifest's latents of the CT-CLIP of the folder `parent`; writes a LiPro folder.
 
+    The head has an output for each finding of `label_set`. The manifest has the labels in the order of these findings.
     No encoder runs, so trunk and code book stay the parent's, bit by bit. Raises `MissingInputError` where no label is
     known.
     """
     table = pq.read_table(manifest, columns=["scan_id", "latent", "labels"], filters=[("split", "==", "train")])
-    labels = torch.tensor(np.array(table["labels"].to_pylist(), np.float32).reshape(-1, len(ABNORMALITIES)))
+    labels = torch.tensor(np.array(table["labels"].to_pylist(), np.float32).reshape(-1, len(label_set)))
     require_labels(labels, manifest)
     latents = torch.from_numpy(np.stack(table["latent"].to_numpy()).astype(np.float32))
     log = RunLog(folder, on_step)
     scan_ids = table["scan_id"].to_pylist()
     head = fit_head(latents, labels, scan_ids, config, on_step=log.add)
     loaded = load_model_folder(parent, CTCLIP)
-    held_out = score_held_out(latents, labels, scan_ids, config, read_zero_shot(loaded, latents))
+    held_out = score_held_out(latents, labels, scan_ids, config, read_zero_shot(loaded, latents, label_set))
     with torch.device("meta"):  # draws no weights: both parts are replaced
-        model = LiPro(loaded.config)
+        model = LiPro(loaded.config, findings=len(label_set))
     model.trained_model, model.classifier = loaded.model, head
     curve = log.curve()
     result = summarise_run(folder, model, loaded.model.temperature.exp().item(), len(curve), curve)
-    info = keep_facts(loaded.info) | {"parent": parent.name, "steps": result.steps}
+    info = keep_facts(loaded.info) | describe_label_set(label_set) | {"parent": parent.name, "steps": result.steps}
     if held_out is not None:
         info["held_out"] = asdict(held_out)
     method = "LiPro, a linear head on latents of volumes"
-    card = write_fine_tuned_card(result, method, parent, config, curve, origin or {}, held_out)
+    card = write_fine_tuned_card(result, method, parent, config, curve, origin or {}, label_set, held_out)
     with storage_errors(folder):
         save_model_folder(
             folder, model.eval(), loaded.tokenizer, kind=ModelKind.lipro, extra=info, card=card, metrics=curve
@@ -76,9 +77,9 @@ def train_lipro(
     return result
 
 
-def read_zero_shot(parent: ModelFolder[CTCLIP], latents: Tensor) -> Floats:
-    """Probabilities (N, 18) of unit latents (N, latent) by the parent's prompts."""
-    prompts = embed_prompts(parent.model, parent.tokenizer, CT_RATE_18)
+def read_zero_shot(parent: ModelFolder[CTCLIP], latents: Tensor, label_set: LabelSet = CT_RATE_18) -> Floats:
+    """Probabilities (N, findings) of unit latents (N, latent) by the parent's latents of the prompts."""
+    prompts = embed_prompts(parent.model, parent.tokenizer, label_set)
     return zero_shot(latents.numpy(), prompts, parent.model.temperature.exp().item())
 
 
@@ -87,7 +88,7 @@ def score_held_out(
 ) -> HeldOut | None:
     """The macro AUROC of a head that has not seen a tenth of the patients, on these, beside zero-shot and chance.
 
-    `latents` (N, latent) are unit vectors; `labels` and `parent_probabilities` are (N, 18). The head that is
+    `latents` (N, latent) are unit vectors; `labels` and `parent_probabilities` are (N, findings). The head that is
     kept learns from all patients. None: too few patients, or no abnormality that is both present and absent.
     """
     patients = [scan_id.rpartition("_")[0] for scan_id in scan_ids]
@@ -114,12 +115,12 @@ def fit_head(
     *,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> LatentClassifier:
-    """Trains a head on unit latents (N, latent) and labels (N, 18), NaN where unknown. Returns it in evaluation mode.
+    """Trains a head on unit latents (N, latent) and labels (N, findings). Returns it in evaluation mode.
 
-    An epoch has each scan once, by one of its reconstructions, since they share their labels.
+    An unknown label is NaN. An epoch has each scan once, by one of its reconstructions, since they share their labels.
     """
     torch.manual_seed(config.seed)
-    head = LatentClassifier(latents.shape[1], config.dropout)
+    head = LatentClassifier(latents.shape[1], config.dropout, findings=labels.shape[1])
     order = BatchOrder(scan_ids, config.batch_size, config.seed)
     weights = positive_weights(labels[first_of_each_scan(scan_ids)])
 
@@ -144,9 +145,9 @@ def fit_head(
 
 
 def lipro_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor) -> Tensor:
-    """Mean binary cross-entropy of logits and labels (B, 18) over the labels that are not NaN.
+    """Mean binary cross-entropy of logits and labels (B, findings) over the labels that are not NaN.
 
-    A positive label counts `positive_weight` (18,) times.
+    A positive label counts `positive_weight` (findings,) times.
     """
     known = ~labels.isnan()
     entropies = F.binary_cross_entropy_with_logits(
@@ -156,6 +157,6 @@ def lipro_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor) -> Tenso
 
 
 def positive_weights(labels: Tensor) -> Tensor:
-    """Negatives for each positive, (18,), among the known labels (N, 18). 1 where all are of one class."""
+    """Negatives for each positive, (findings,), among the known labels (N, findings). 1 where all are of one class."""
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
     return torch.where((positives > 0) & (negatives > 0), negatives / positives.clamp(min=1), 1.0)

@@ -44,7 +44,7 @@ class TrainingData:
     volumes: Callable[[Sequence[int]], Tensor]
     scan_ids: list[str]
     reports: list[list[list[str]]]  # sentences, by sample and section
-    labels: Tensor  # (samples, 18), NaN where unknown
+    labels: Tensor  # (samples, findings), NaN where unknown
     names: list[str] = field(default_factory=list)
     patient_ids: list[str] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ def read_training_data(manifest: Path, data_root: Path, sections: Sequence[str])
         raise MissingInputError(f"{manifest}: holds no sample of the train split: run convert")
     samples = read_samples(manifest)
     dataset = VolumeDataset([samples[index] for index, _ in rows], data_root)
-    unknown = [None] * len(ABNORMALITIES)
+    unknown = [None] * max([len(row["labels"]) for _, row in rows if row["labels"]], default=len(ABNORMALITIES))
     labels = [[np.nan if label is None else label for label in row["labels"] or unknown] for _, row in rows]
     has_gpu = torch.cuda.is_available()
     processes = count_reading_processes() if has_gpu else 0

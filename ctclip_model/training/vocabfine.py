@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import TrainingConfig, VocabFineConfig
-from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.data.loader import copy_ahead
 from ctclip_model.device import Compute, autocast_to
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.kinds import ModelKind
-from ctclip_model.models.model_folder import load_model_folder, save_model_folder
+from ctclip_model.models.model_folder import describe_label_set, load_model_folder, save_model_folder
 from ctclip_model.models.text import tokenize
 from ctclip_model.training.contrastive import prepare_model
 from ctclip_model.training.contrastive_steps import move_codebook
@@ -37,8 +38,7 @@ from ctclip_model.training.samples import (
     read_volumes,
 )
 
-PROMPTS = [prompt for name in ABNORMALITIES for prompt in prompt_pair(name)]
-GROUP = 6  # abnormalities that share a loss
+GROUP = 6  # abnormalities that share a loss, at most
 
 
 def train_vocabfine(
@@ -48,11 +48,14 @@ def train_vocabfine(
     config: VocabFineConfig,
     folder: Path,
     *,
+    label_set: LabelSet = CT_RATE_18,
     compute: Compute = Compute(),
     origin: Mapping[str, str] | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> TrainingResult:
     """Fine-tunes the CT-CLIP of the folder `parent` on the manifest's train samples and writes a model folder.
+
+    The prompts are those of `label_set`, in whose order the manifest has the labels.
 
     A killed run continues from `state_folder(folder)`, which stays until `discard_state`. With several processes,
     each holds the whole model, and the first one writes. Raises `MissingInputError` where no label is known, and
@@ -67,14 +70,21 @@ def train_vocabfine(
     log = RunLog(folder, on_step)
     checkpoints = Checkpoints(state_folder(folder) / "checkpoints", compute.checkpoints_kept)
     steps = teach_prompts(
-        model, loaded.tokenizer, data, config, compute=compute, checkpoints=checkpoints, on_step=log.add
+        model,
+        loaded.tokenizer,
+        data,
+        config,
+        label_set=label_set,
+        compute=compute,
+        checkpoints=checkpoints,
+        on_step=log.add,
     )
     curve = log.curve()
     result = summarise_run(folder, model, model.temperature.exp().item(), steps, curve)
     if rank() == 0:
-        info = keep_facts(loaded.info) | {"parent": parent.name, "steps": steps}
+        info = keep_facts(loaded.info) | describe_label_set(label_set) | {"parent": parent.name, "steps": steps}
         method = "VocabFine, both encoders trained by pairs of prompts"
-        card = write_fine_tuned_card(result, method, parent, config, curve, origin or {})
+        card = write_fine_tuned_card(result, method, parent, config, curve, origin or {}, label_set)
         with storage_errors(folder):
             save_model_folder(
                 folder, model.eval(), loaded.tokenizer, kind=ModelKind.vocabfine, extra=info, card=card, metrics=curve
@@ -88,12 +98,13 @@ def teach_prompts(
     data: TrainingData,
     config: VocabFineConfig,
     *,
+    label_set: LabelSet = CT_RATE_18,
     compute: Compute = Compute(),
     checkpoints: Checkpoints | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> int:
     """Trains both encoders to prefer the right one of each pair of prompts. Returns the number of steps."""
-    batches = PromptSteps(model, tokenizer, data, config, compute)
+    batches = PromptSteps(model, tokenizer, data, config, label_set, compute)
     order = batches.order
     steps = config.epochs * order.batches
     torch.manual_seed(config.seed)
@@ -130,7 +141,7 @@ class LabelledBatch:
     """Volumes of this process's share, and labels of the whole batch."""
 
     volumes: Tensor  # int16 HU (B, depth, height, width)
-    labels: Tensor  # (samples, 18), NaN where unknown
+    labels: Tensor  # (samples, findings), NaN where unknown
 
 
 class PromptSteps:
@@ -142,14 +153,14 @@ class PromptSteps:
 
     def __init__(
         self, model: CTCLIP, tokenizer: PreTrainedTokenizerFast, data: TrainingData, config: VocabFineConfig,
-        compute: Compute,
+        label_set: LabelSet, compute: Compute,
     ) -> None:  # fmt: skip
         self.model, self.data, self.config = model, data, config
         self.device, self.dtype = model.temperature.device, compute.precision.autocast
         self.order = BatchOrder(data.scan_ids, config.batch_size, config.seed)
         self.rows = share(self.order.batch_size)
         self.at_once = compute.encoded_at_once or self.order.batch_size
-        tokens = tokenize(tokenizer, PROMPTS, model.config.text.max_length)
+        tokens = tokenize(tokenizer, label_set.prompts, model.config.text.max_length)
         self.ids, self.mask = (tokens[name].to(self.device) for name in ("input_ids", "attention_mask"))
 
     def make_batch(self, step: int) -> LabelledBatch:
@@ -191,18 +202,21 @@ def vocabfine_losses(
     *,
     known_in: Tensor | None = None,
 ) -> Tensor:
-    """The published loss of each group of six abnormalities, (3,).
+    """The published loss of each group of six abnormalities, (groups,): three for the 18.
 
     With p the softmax over an abnormality's (right, wrong) prompts, the loss is the mean squared error between p and
-    (1, 0). `image_latents` (B, latent). `prompt_latents` (36, latent), "present" and "not present" in turn. `labels`
-    (B, 18) decide the right prompt; NaN counts for nothing. The mean is over the known labels of these samples, or of
-    the batch `known_in` (N, 18) that contains them.
+    (1, 0). `image_latents` (B, latent). `prompt_latents` (2 findings, latent), "present" and "not present" in turn.
+    `labels` (B, findings) decide the right prompt; NaN counts for nothing. The mean is over the known labels of these
+    samples, or of the batch `known_in` (N, findings) that contains them. Other numbers of findings have groups of six
+    at most, of nearly equal size.
     """
-    scores = similarity(image_latents, prompt_latents, logit_scale).unflatten(1, (-1, 2))  # (B, 18, 2)
+    scores = similarity(image_latents, prompt_latents, logit_scale).unflatten(1, (-1, 2))  # (B, findings, 2)
     known = ~labels.isnan()
     is_present = labels == 1
-    wrong = torch.where(is_present[..., None], scores, scores.flip(-1)).softmax(-1)[..., 1]  # (B, 18)
+    wrong = torch.where(is_present[..., None], scores, scores.flip(-1)).softmax(-1)[..., 1]  # (B, findings)
     # (p_right - 1)² = p_wrong², so that the mean of both squares is p_wrong².
-    errors = wrong.square().where(known, 0.0).unflatten(1, (-1, GROUP))  # (B, 3, 6)
+    errors = wrong.square().where(known, 0.0)
     counted = known if known_in is None else ~known_in.isnan()
-    return errors.sum((0, 2)) / counted.unflatten(1, (-1, GROUP)).sum((0, 2)).clamp(min=1)
+    groups = math.ceil(labels.shape[1] / GROUP)
+    parts = zip(errors.tensor_split(groups, 1), counted.tensor_split(groups, 1), strict=True)
+    return torch.stack([part.sum() / count.sum().clamp(min=1) for part, count in parts])

@@ -77,9 +77,16 @@ def train(job: TrainingJob, data_root: Path, on_step: Callable[[StepRecord], Non
             return train_contrastive(manifest.path, data_root, preset, folder, compute=job.compute, **common)
         assert parent is not None, "a fine-tuned kind has a parent"
         if job.kind is ModelKind.lipro:
-            return train_lipro(manifest.path, parent.folder, preset.lipro, folder, **common)
+            return train_lipro(manifest.path, parent.folder, preset.lipro, folder, label_set=job.label_set, **common)
         return train_vocabfine(
-            manifest.path, data_root, parent.folder, preset.vocabfine, folder, compute=job.compute, **common
+            manifest.path,
+            data_root,
+            parent.folder,
+            preset.vocabfine,
+            folder,
+            label_set=job.label_set,
+            compute=job.compute,
+            **common,
         )
 
 

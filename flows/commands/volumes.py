@@ -52,18 +52,20 @@ def predict(
 ) -> None:
     """Predict 18 abnormalities, or your findings, in your own CTs.
 
+    A model that learned other findings predicts these.
+
     An evaluated model gives calibrated probabilities and decisions, with the sensitivity and specificity that they had.
     Without an evaluation, the probabilities are uncalibrated softmax scores. Research use only: this is not a medical
     device.
     """
-    from ctclip_model.data.label_sets import CT_RATE_18, read_label_set
+    from ctclip_model.data.label_sets import read_label_set
     from flows import volumes as own
 
     if as_csv and (as_json or output):
         raise ConfigurationError("--csv prints rows: leave out --json and --output")
     if page and output:
         raise ConfigurationError("--page shows the volumes of one call: leave out --output")
-    label_set = CT_RATE_18 if findings is None else read_label_set(findings)
+    label_set = None if findings is None else read_label_set(findings)
     request = own.Request(
         volumes, data_root / "models", model, device, dtype, as_json, as_csv, orientation, show_ids, label_set
     )

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ctclip_model.config import VERSIONS, EvaluationConfig, compute_fingerprint
+from ctclip_model.data.label_sets import BUILT_IN
 from ctclip_model.data.names import EXTERNAL
 from ctclip_model.errors import MissingInputError
 from tasks.evaluation.embed import prompt_keys
-from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
+from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource, find_label_source
 from tasks.models.find import ModelReference
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.splits import require_split
@@ -96,6 +97,18 @@ def list_evaluations(
         evaluations.append(Evaluation(row.dataset, row.split, own, protocol, unit, source))
         evaluations.append(Evaluation(row.dataset, row.split, published, PUBLISHED, "volume", source))
     return {evaluation.key: evaluation for evaluation in evaluations}
+
+
+def choose_source(data_root: Path, model: ModelReference, name: str) -> LabelSource:
+    """Source of labels by its name. A LiPro of other findings than the 18 has the labels that it learned by default.
+
+    Raises `MissingInputError` for an unknown name.
+    """
+    if name == LABEL_SOURCE and model.kind.facts.has_head:
+        sql = "select config ->> '$.labels_of' from current_models where model_id = ? and config ->> '$.label_set' <> ?"
+        for (learned,) in store.query(data_root, sql, [model.model_id, BUILT_IN]):
+            name = learned
+    return find_label_source(data_root, name)
 
 
 def _fingerprint(

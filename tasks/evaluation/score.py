@@ -88,12 +88,14 @@ def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReferenc
     It raises `CheckpointError` for probabilities that are not numbers.
     """
     if model.kind.facts.has_head:
-        if not source.label_set.is_built_in:
+        from ctclip_model.models.model_folder import load_head, read_label_set_of
+
+        learned = read_label_set_of(model.folder)
+        if source.label_set != learned:
             raise ConfigurationError(
-                f"{model.model_id} is a LiPro of the 18 abnormalities: score {source.label_set.name} with the model "
-                "that it was made of"
+                f"{model.model_id} is a LiPro of {learned.name} as it was learned: score {source.label_set.name} of "
+                f"{source.name!r} with the model that it was made of"
             )
-        from ctclip_model.models.model_folder import load_head
 
         answer: Classifier = load_head(model.folder).probabilities
     else:

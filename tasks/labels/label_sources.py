@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctclip_model.data.label_sets import BUILT_IN, CT_RATE_18, Finding, LabelSet
-from ctclip_model.errors import ConfigurationError, MissingInputError
+from ctclip_model.errors import MissingInputError
 from tasks.settings import PUBLISHED_LABELS
 from warehouse import store
 
@@ -48,13 +48,6 @@ def list_label_sources(data_root: Path) -> dict[str, str]:
         [BUILT_IN],
     )
     return {PUBLISHED_LABELS: BUILT_IN} | dict(rows)
-
-
-def require_built_in(data_root: Path, name: str) -> None:
-    """Raises `ConfigurationError` for a source of other findings than the 18, which no fine-tuning can learn yet."""
-    label_set = list_label_sources(data_root).get(name, BUILT_IN)
-    if label_set != BUILT_IN:
-        raise ConfigurationError(f"--labels {name}: are of {label_set}, and fine-tuning learns {BUILT_IN} alone")
 
 
 def read_recorded_sets(data_root: Path) -> dict[str, LabelSet]:

@@ -40,6 +40,7 @@ def name_variant(data_root: Path, stage: str, options: StageOptions) -> str:
     from tasks.labels.labellers import find_labeller
     from tasks.models.find import find_encoder, find_model
     from tasks.models.recipes import find_recipe
+    from tasks.training.fine_tune import name_variant as name_finetuning
 
     if stage == "convert":
         return find_recipe(options.preset, options.recipe).recipe_id
@@ -50,7 +51,7 @@ def name_variant(data_root: Path, stage: str, options: StageOptions) -> str:
     if stage == "embed":
         return find_encoder(data_root, options.preset, options.model).model_id
     model = find_model(data_root, options.preset, options.model).model_id
-    return f"{model}/{options.kind}" if stage == "finetune" else model
+    return name_finetuning(model, options.kind, options.labels_of) if stage == "finetune" else model
 
 
 def find_wanted(data_root: Path, stage: str, variant: str, options: StageOptions) -> Wanted:
@@ -109,12 +110,12 @@ def _find_latents(data_root: Path, model_id: str, options: StageOptions) -> Want
 def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
     """Default evaluations, those of a `--split` or `--unit` of an earlier run, and comparisons."""
     from tasks.evaluation.compare import list_comparisons
-    from tasks.evaluation.evaluations import list_evaluations
+    from tasks.evaluation.evaluations import choose_source, list_evaluations
     from tasks.labels.label_sources import find_label_source
     from tasks.models.find import find_model
 
     model = find_model(data_root, options.preset, model_id)
-    scores = list_evaluations(data_root, model)
+    scores = list_evaluations(data_root, model, source=choose_source(data_root, model, PUBLISHED_LABELS))
     for key in _read_declared(data_root, "evaluate", model_id):
         is_comparison = " against " in key
         if not is_comparison and key not in scores:
@@ -148,16 +149,19 @@ def _find_training(preset: str, options: StageOptions) -> Wanted:
 
 
 def _find_finetuning(data_root: Path, variant: str, options: StageOptions) -> Wanted:
+    from tasks.labels.label_sources import find_label_source
     from tasks.models.find import find_model
     from tasks.models.presets import find_preset
-    from tasks.training.fine_tune import Finetuning
+    from tasks.training.fine_tune import Finetuning, parse_variant
 
-    model_id, _, kind = variant.rpartition("/")
+    model_id, kind, labels_of = parse_variant(variant)
     parent = find_model(data_root, options.preset, model_id)
     preset = find_preset(parent.preset, seed=options.seed)
-    finetuning = Finetuning(find_kind(kind, FINE_TUNED), parent, preset, options.labels_of)
+    source = find_label_source(data_root, labels_of)
+    finetuning = Finetuning(find_kind(kind, FINE_TUNED), parent, preset, source)
     fingerprint, config = finetuning.fingerprint, flatten(asdict(finetuning.config))
-    inputs = {"labels_of": options.labels_of, "parent_weights_sha256": parent.weights_sha256}
+    inputs = {"labels_of": source.name, "parent_weights_sha256": parent.weights_sha256}
+    inputs |= {} if source.label_set.is_built_in else {"label_set": source.label_set.fingerprint}
     return {fingerprint: Fingerprint(fingerprint, config | inputs)}
 
 

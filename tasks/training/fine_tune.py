@@ -9,12 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from ctclip_model.config import VERSIONS, LiProConfig, Preset, VocabFineConfig, compute_fingerprint
-from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.kinds import FINE_TUNED, ModelKind, find_kind
 from ctclip_model.training.job import Manifest, Parent, TrainingJob
 from tasks.evaluation.embed import plan_work
+from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
 from tasks.models.find import ModelReference, require_folder
 from tasks.run.splits import require_split
 from tasks.run.stage_run import StageRun
@@ -26,12 +26,12 @@ from warehouse import store
 
 @dataclass(frozen=True)
 class Finetuning:
-    """A kind of fine-tuning of one model, on the labels of one labeller."""
+    """A kind of fine-tuning of one model, on the labels of one source."""
 
     kind: ModelKind
     parent: ModelReference
     preset: Preset
-    labels_of: str  # a labeller's identifier, or 'published'
+    source: LabelSource = DEFAULT_SOURCE
 
     def __post_init__(self) -> None:
         find_kind(self.kind, FINE_TUNED)
@@ -44,24 +44,38 @@ class Finetuning:
 
     @property
     def variant(self) -> str:
-        return f"{self.parent.model_id}/{self.kind}"
+        return name_variant(self.parent.model_id, self.kind, self.source.name)
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of parent and configuration. The samples are no part of it: a model may be stale."""
+        label_set = self.source.label_set
         return compute_fingerprint(
-            self.kind, self.parent.weights_sha256, self.config, self.labels_of, VERSIONS["finetune"]
-        )
+            self.kind, self.parent.weights_sha256, self.config, self.source.name, VERSIONS["finetune"],
+            *(() if label_set.is_built_in else (label_set.fingerprint,)),
+        )  # fmt: skip
 
     def make_job(self, manifest: Manifest, compute: Compute) -> TrainingJob:
         parent = self.parent
         origin = Parent(parent.model_id, parent.folder, parent.weights_sha256, parent.recipe_id)
-        return TrainingJob(self.kind, manifest, self.preset, compute, origin, self.labels_of)
+        return TrainingJob(self.kind, manifest, self.preset, compute, origin, self.source.name, self.source.label_set)
+
+
+def name_variant(model_id: str, kind: str, labels_of: str) -> str:
+    """Variant of the fine-tunings of a model: their kind and, except for the published labels, their source."""
+    return f"{model_id}/{kind}" + ("" if labels_of == PUBLISHED_LABELS else f" by {labels_of}")
+
+
+def parse_variant(variant: str) -> tuple[str, str, str]:
+    """Model, kind and source of labels of a variant that `name_variant` has made."""
+    model_id, _, rest = variant.rpartition("/")
+    kind, _, labels_of = rest.partition(" by ")
+    return model_id, kind, labels_of or PUBLISHED_LABELS
 
 
 def find_finetuned(data_root: Path, parent: ModelReference, preset: Preset, kinds: Sequence[ModelKind]) -> list[str]:
     """The newest model of each kind, of this parent and configuration, on the published labels."""
-    fingerprints = [Finetuning(kind, parent, preset, PUBLISHED_LABELS).fingerprint for kind in kinds]
+    fingerprints = [Finetuning(kind, parent, preset).fingerprint for kind in kinds]
     found = [find_trained(data_root, fingerprint) for fingerprint in fingerprints]
     return [model_id for model_id in found if model_id is not None]
 
@@ -75,8 +89,9 @@ def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
     parent, has_head = finetuning.parent, finetuning.kind.facts.has_head
     require_folder(parent)
     query = store.load_sql(__package__, "labelled_latents" if has_head else "labelled_volumes")
+    source = finetuning.source
     parameters = {
-        "names": list(ABNORMALITIES), "labels_of": finetuning.labels_of, "recipe_id": parent.recipe_id,
+        "names": list(source.label_set.names), "labels_of": source.name, "recipe_id": parent.recipe_id,
     }  # fmt: skip
     if has_head:
         parameters["encoder_id"] = parent.encoder_id
@@ -91,7 +106,7 @@ def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
         if has_head:
             missing, stage = f"a latent of {parent.model_id}", "embed"
         raise MissingInputError(
-            f"no volume of the train split has {missing}, a report and labels of {finetuning.labels_of!r}: "
+            f"no volume of the train split has {missing}, a report and labels of {source.name!r}: "
             f"run `ctclip {stage}` and `ctclip label`"
         )
     return write_manifest(run.data_root, table, f"{finetuning.preset.name}-{finetuning.kind}", finetuning.fingerprint)

@@ -96,6 +96,7 @@ def _describe_model(job: TrainingJob, result: Result, duration_s: float) -> Mode
     config: dict[str, Any] = asdict(job.config) | {"compute": asdict(job.compute)}
     if parent is not None:
         config |= {"labels_of": job.labels_of, "parent_weights_sha256": parent.weights_sha256}
+        config |= {} if job.label_set.is_built_in else {"label_set": job.label_set.name}
     row = partial(
         ModelRow, model_id=manifest.model_id, kind=job.kind, fingerprint=manifest.config_fingerprint,
         preset=job.preset.name, config=config, count_parameters=result.count_parameters, duration_s=duration_s,

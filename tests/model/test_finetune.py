@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +18,20 @@ from support.training_runs import write_job, write_samples
 
 from ctclip_model.config import PRESETS, LiProConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import CT_RATE_18, Finding, LabelSet
 from ctclip_model.device import Compute
-from ctclip_model.errors import ConfigurationError, MissingInputError
+from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
+from ctclip_model.evaluation.predict import open_model
 from ctclip_model.models.clip import CTCLIP, similarity
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.held_out import read_held_out
 from ctclip_model.models.kinds import ModelKind
-from ctclip_model.models.model_folder import load_model_folder, save_model_folder
+from ctclip_model.models.model_folder import load_head, load_model_folder, save_model_folder
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training import worker
 from ctclip_model.training.job import Manifest, Parent, TrainingJob
 from ctclip_model.training.lipro import fit_head, lipro_loss, positive_weights, score_held_out, train_lipro
-from ctclip_model.training.vocabfine import PROMPTS, train_vocabfine, vocabfine_losses
+from ctclip_model.training.vocabfine import train_vocabfine, vocabfine_losses
 
 INPUTS, OUTPUTS = load_golden("ctclip_tiny.finetune.inputs"), load_golden("ctclip_tiny.finetune.outputs")
 VOLUME = load_golden("ctclip_tiny.inputs")["volume"][:1]
@@ -177,8 +180,8 @@ def write_latents(path: Path, parent: CTCLIP, labels: list[list[float | None]]) 
 def parent(tmp_path: Path) -> Path:
     """A model folder of the smoke preset's CT-CLIP, not trained."""
     torch.manual_seed(5)
-    tokenizer = train_tokenizer(PROMPTS * 2, vocab_size=PRESETS["smoke"]().model.text.vocab_size)
-    save_model_folder(tmp_path / "parent", CTCLIP(PRESETS["smoke"]().model), tokenizer)
+    tokenizer = train_tokenizer(CT_RATE_18.prompts * 2, vocab_size=PRESETS["smoke"]().model.text.vocab_size)
+    save_model_folder(tmp_path / "parent", CTCLIP(PRESETS["smoke"]().model), tokenizer, extra={"preset": "smoke"})
     return tmp_path / "parent"
 
 
@@ -221,6 +224,75 @@ def test_lipro_is_scored_on_patients_that_the_scored_head_has_not_seen(can_be_le
     assert score_held_out(latents[:8], labels[:8], scan_ids[:8], LiProConfig(), chance[:8]) is None
 
 
+OWN = LabelSet("own", tuple(Finding(f"Finding {n}", f"Finding {n} is seen.", f"No finding {n}.") for n in range(7)))
+
+
+@pytest.mark.parametrize("label_set", [OWN, LabelSet("one", OWN.findings[:1])])
+def test_lipro_learns_the_findings_of_any_set(tmp_path: Path, parent: Path, label_set: LabelSet) -> None:
+    labels = [[row % 2] * (len(label_set) - 1) + [(row + 1) % 2] for row in range(20)]
+    manifest = write_latents(tmp_path / "manifest.parquet", load_model_folder(parent, CTCLIP).model, labels)
+    config = LiProConfig(batch_size=4, epochs=2)
+    train_lipro(manifest, parent, config, tmp_path / "lipro", label_set=label_set)
+    loaded = load_model_folder(tmp_path / "lipro", LiPro)
+    assert (loaded.label_set, loaded.model.classifier.out_features) == (label_set, len(label_set))
+    assert open_model(tmp_path / "lipro").label_set == label_set
+    latents = np.array(pq.read_table(manifest)["latent"].to_pylist(), np.float32)
+    head = load_head(tmp_path / "lipro")
+    assert np.array_equal(head.probabilities(latents), loaded.model.classifier.probabilities(latents))
+    assert "held_out" in loaded.info
+    assert label_set.names[-1] in (tmp_path / "lipro/README.md").read_text()
+    with pytest.raises(ConfigurationError, match="predicts the findings of its head"):
+        open_model(tmp_path / "lipro", label_set=CT_RATE_18)
+
+
+def test_a_head_with_another_number_of_findings_than_its_set_is_damaged(tmp_path: Path, parent: Path) -> None:
+    labels = [[row % 2] * 7 for row in range(20)]
+    manifest = write_latents(tmp_path / "manifest.parquet", load_model_folder(parent, CTCLIP).model, labels)
+    train_lipro(manifest, parent, LiProConfig(batch_size=4, epochs=1), tmp_path / "lipro", label_set=OWN)
+    config = tmp_path / "lipro/config.json"
+    description = json.loads(config.read_text())
+    description["info"]["label_set"]["findings"].pop()
+    config.write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="classifier"):
+        load_model_folder(tmp_path / "lipro")
+    with pytest.raises(CheckpointError, match="holds no head"):
+        load_head(tmp_path / "lipro")
+    description["info"]["label_set"]["findings"] = []
+    config.write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="no usable label set"):
+        load_model_folder(tmp_path / "lipro")
+
+
+def test_vocabfine_learns_the_prompts_of_any_set(tmp_path: Path, parent: Path) -> None:
+    manifest = write_samples(tmp_path, PRESETS["smoke"]().recipe, scans=SCANS)
+    table = pq.read_table(manifest)
+    labels = [[row % 2] * 6 + [None] for row in range(table.num_rows)]
+    pq.write_table(table.set_column(table.column_names.index("labels"), "labels", pa.array(labels)), manifest)
+    train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "fine", label_set=OWN)
+    assert load_model_folder(tmp_path / "fine").label_set == OWN
+    model = open_model(tmp_path / "fine")
+    assert (model.label_set, model.prompts.shape[:2]) == (OWN, (7, 2))
+    assert open_model(tmp_path / "fine", label_set=CT_RATE_18).prompts.shape[:2] == (18, 2)
+    # A model made of it on the 18 does not inherit its findings.
+    latents = write_latents(tmp_path / "latents.parquet", load_model_folder(parent, CTCLIP).model, [[0] * 18, [1] * 18])
+    train_lipro(latents, tmp_path / "fine", LiProConfig(batch_size=2, epochs=1), tmp_path / "lipro")
+    assert load_model_folder(tmp_path / "lipro").label_set == CT_RATE_18
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (6, [6]), (7, [4, 3]), (18, [6, 6, 6]), (20, [5, 5, 5, 5])])
+def test_groups_of_vocabfine_are_nearly_equal(count: int, sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    images, prompts = F.normalize(torch.randn(4, 8), dim=-1), F.normalize(torch.randn(2 * count, 8), dim=-1)
+    labels = (torch.rand(4, count) < 0.5).float()
+    scale = torch.tensor(1.0)
+    alone = [
+        vocabfine_losses(images, prompts[2 * one : 2 * one + 2], labels[:, one : one + 1], scale)[0]
+        for one in range(count)
+    ]
+    expected = torch.stack([part.mean() for part in torch.stack(alone).split(sizes)])
+    torch.testing.assert_close(vocabfine_losses(images, prompts, labels, scale), expected)
+
+
 def test_vocabfine_trains_both_encoders_and_moves_the_code_book(tmp_path: Path, parent: Path) -> None:
     manifest = write_samples(tmp_path, PRESETS["smoke"]().recipe, SCANS)
     records = []
@@ -229,7 +301,7 @@ def test_vocabfine_trains_both_encoders_and_moves_the_code_book(tmp_path: Path, 
     steps = VOCABFINE.epochs * SCANS // VOCABFINE.batch_size
     assert [record.step for record in records] == list(range(1, steps + 1))
     loaded = load_model_folder(tmp_path / "fine", CTCLIP)
-    assert (loaded.kind, loaded.info) == ("vocabfine", {"parent": "parent", "steps": steps})
+    assert (loaded.kind, loaded.info) == ("vocabfine", {"preset": "smoke", "parent": "parent", "steps": steps})
     for name in (
         "to_visual_latent.weight",
         "to_text_latent.weight",

@@ -14,7 +14,7 @@ union all
 select distinct
     'evaluate', model_id,
     concat_ws('/', dataset, split, protocol, unit)
-    || if(label_source in ('published', 'hand'), '', ' by ' || label_source),
+    || if(label_source not in ('published', 'hand'), ' by ' || label_source, ''),
     fingerprint
 from current_metrics
 union all

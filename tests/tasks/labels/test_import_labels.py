@@ -12,7 +12,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.label_sets import CT_RATE_18, Finding, LabelSet
 from ctclip_model.errors import ConfigurationError, MissingInputError, StageFailedError
 from tasks.labels.import_labels import import_labels
-from tasks.labels.label_sources import find_label_source, list_label_sources, require_built_in
+from tasks.labels.label_sources import find_label_source, list_label_sources
 from tasks.run.stage_run import StageRun
 from warehouse import store
 from warehouse.store import query
@@ -218,13 +218,6 @@ def test_a_source_is_found_by_name_with_its_set(data_root, take):
     assert find_label_source(data_root, "published").label_set == CT_RATE_18
     with pytest.raises(MissingInputError, match="There are: published, own"):
         find_label_source(data_root, "mine")
-
-
-def test_fine_tuning_takes_sources_of_the_18_alone(data_root, take):
-    take(WIDE)
-    with pytest.raises(ConfigurationError, match="--labels own: are of pair"):
-        require_built_in(data_root, "own")
-    require_built_in(data_root, "published")
 
 
 def test_scores_without_a_label_set_are_of_the_built_in_one(tmp_path):
