@@ -34,10 +34,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def own_files(folder: Path, source: Path) -> Path:
-    """Files that how-to pages name: a scan, and weights with their tokenizer."""
+    """Files that how-to pages name: a scan, weights with their tokenizer, and a label set as a page has it."""
     shutil.copy(next(source.rglob("valid_*.nii.gz")), folder / "scan.nii.gz")
     torch.save(make_model(SLIM).state_dict(), folder / "CT-CLIP_v2.pt")
     make_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (label_set,) = (block for block in read_blocks(DOCS / "how-to/predict.md") if block.language == "toml")
+    (folder / "FINDINGS.toml").write_text(label_set.code)
     return folder
 
 
