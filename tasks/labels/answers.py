@@ -62,7 +62,7 @@ class AnswerJournal:
         if not self.path.exists():
             return {}
         found: dict[str, Answer] = {}
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text("utf-8").splitlines():
             try:
                 scan, fingerprint, values, reason, detail = json.loads(line)
             except ValueError:

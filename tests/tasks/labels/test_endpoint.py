@@ -164,7 +164,12 @@ BAD_ANSWERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BAD_ANSWERS)
+QUICK = ("refusal", "cut JSON", "a key too many")  # one of each kind; the others run in `make test-slow`
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BAD_ANSWERS]
+)
 def test_answer_that_breaks_the_schema_is_a_reject_until_retried(data_root, model, name):
     bad, reason = BAD_ANSWERS[name]
     model.plays.append(bad)
@@ -237,7 +242,7 @@ def test_report_is_quoted_nowhere(data_root, model, caplog):
     assert not [text for text in TEXTS[3:5] if text[:30] in caplog.text + details]
 
 
-@pytest.mark.parametrize("fault", [error(500), close, stall])
+@pytest.mark.parametrize("fault", [error(500), close, pytest.param(stall, marks=pytest.mark.slow)])
 def test_server_that_answers_nobody_stops_the_run_and_rejects_nothing(data_root, model, fault):
     model.always = fault
     with pytest.raises(EndpointUnavailableError, match="goes on from here"):
