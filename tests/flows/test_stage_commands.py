@@ -98,6 +98,7 @@ def test_rebuild_that_fails_writes_the_index_and_one_that_cannot_begin_does_not(
         assert index.exists() == is_written
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("summaries")
 def test_an_index_that_cannot_be_written_is_one_warning_except_where_it_is_asked_for(data_root):
     index = data_root / "reports" / "index.html"

@@ -30,6 +30,7 @@ def test_same_data_at_another_place_is_recorded_and_nothing_is_made_again(data_r
     assert set(count_done(rebuild_all(data_root, source))) == {"ingest"}
 
 
+@pytest.mark.slow
 def test_changed_volume_redoes_what_depends_on_it_and_leaves_the_model_stale(data_root, phantoms, source):
     from flows.ingest import ingest
     from tasks.plan.explain import explain_plan
