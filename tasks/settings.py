@@ -24,6 +24,7 @@ LABELLER_KINDS = ("roberta", "tfidf")  # kinds that can be trained here
 STAGES = tuple(stage.name for stage in PIPELINE.values() if stage.is_rebuilt)  # stages of a rebuild, in its order
 FINETUNE = tuple(kind.value for kind in FINE_TUNED)  # kinds of fine-tuning, in a rebuild's order
 HAND = "hand"  # label source: people
+PHANTOM = "phantom"  # kind and data set of the demonstration, which never pass for CT-RATE
 PUBLISHED_LABELS = "published"  # id of CT-RATE's own labels, in place of a labeller's
 
 CT_RATE = "ibrahimhamamci/CT-RATE"  # repository on the Hub of the data set and of the published models

@@ -64,7 +64,9 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
         texts = load_texts(connection, reports)
         train = load_threshold_samples(connection, model, evaluation)
     items, scored = _score_items(evaluation, samples, predict, labels, train)
-    is_projected = is_default and evaluation.protocol != PUBLISHED and not model.kind.facts.has_head  # once a latent
+    is_projected = (
+        is_default and evaluation.protocol != PUBLISHED and not model.kind.facts.has_head
+    )  # labels change nothing
     common = {"model_id": model.model_id} | evaluation.columns
     unlabelled = {name: value for name, value in common.items() if name != "label_set"}
     labelled = common | {"label_source": evaluation.source.name}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctclip_model.labelling.questions import Questionnaire
+from tasks.run.progress import describe_duration
 from tasks.settings import REQUESTS_AT_ONCE
 from warehouse import store
 
@@ -40,7 +41,7 @@ class Estimate:
         cost = "" if self.cost is None else f", cost {self.cost:,.2f}"
         return (
             f"{self.requests:,} requests, about {self.input_tokens:,} input and {self.output_tokens:,} output tokens, "
-            f"about {_describe_duration(self.duration_s)} {basis}{cost}"
+            f"about {describe_duration(self.duration_s)} {basis}{cost}"
         )
 
 
@@ -70,9 +71,3 @@ def _read_s_a_report(data_root: Path, labeller_id: str) -> float | None:
     """
     ((report_s,),) = store.query(data_root, sql, [labeller_id])
     return report_s
-
-
-def _describe_duration(duration_s: float) -> str:
-    if duration_s < 120:
-        return f"{duration_s:.0f} s"
-    return f"{duration_s / 60:.0f} min" if duration_s < 7200 else f"{duration_s / 3600:.1f} h"

@@ -12,7 +12,6 @@ from typing import Any
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.stages import PIPELINE
 from tasks.labels.estimate import Estimate, Prices, estimate_labelling
-from tasks.labels.label import read_reports
 from tasks.labels.labellers import find_questionnaire
 from tasks.plan.wanted import StageOptions, Wanted, find_wanted, name_variant
 from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, get_parts
@@ -237,6 +236,8 @@ def _estimate(
     """Estimate of the pending reports of a language model. None: the labeller is none."""
     if (questionnaire := find_questionnaire(labeller)) is None:
         return None
+    from tasks.labels.label import read_reports  # imports what scores labels, which no other plan needs
+
     texts = read_reports(data_root)
     asked = [row["item"] for row in items if row["variant"] == questionnaire.labeller_id]
     return estimate_labelling(data_root, questionnaire, [texts[scan] for scan in asked if texts[scan]], prices=prices)

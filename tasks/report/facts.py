@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -14,12 +13,11 @@ from tasks.models.find import ModelReference
 from tasks.report.charts import Points
 from tasks.report.examples import find_examples
 from tasks.report.render import OperatingPoints, PageFacts
+from tasks.report.rows import Row, read_rows
 from tasks.report.subgroups import score_subgroups
 from tasks.run.stage_run import code_version
-from tasks.settings import PUBLISHED_LABELS
+from tasks.settings import PHANTOM, PUBLISHED_LABELS
 from warehouse import store
-
-Row = dict[str, Any]
 
 KIND_NAMES = {
     ModelKind.ct_clip: "CT-CLIP", ModelKind.vocabfine: "VocabFine", ModelKind.lipro: "LiPro",
@@ -31,7 +29,6 @@ TASKS = {
     "volume_to_volume_map": "volume to volume, MAP at K",
     "volume_to_volume_jaccard": "volume to volume, Jaccard index at K",
 }
-PHANTOM = "phantom"  # data set of the demonstration
 MEDIAN_RANK = "_median_rank"  # last letters of a task without a K
 MOST_POINTS = 60  # a slider has this many thresholds at most
 
@@ -43,11 +40,11 @@ def collect_facts(
 ) -> PageFacts:
     """Collects everything that a page shows."""
     key = {"model_id": model.model_id, "dataset": dataset, "split": split}
-    scores = _read_rows(connection, _sql("labels"), key)
+    scores = read_rows(connection, _sql("labels"), key)
     macro = [row for row in scores if row["abnormality"] == "macro"]
-    comparisons = _read_rows(connection, _sql("comparisons"), key)
-    retrieval = _read_rows(connection, _sql("retrieval"), key)
-    board = _read_rows(connection, _sql("leaderboard"), key)
+    comparisons = read_rows(connection, _sql("comparisons"), key)
+    retrieval = read_rows(connection, _sql("retrieval"), key)
+    board = read_rows(connection, _sql("leaderboard"), key)
     printed = [row for row in board if row["is_published"]]
     shared = {row["cohort"] for row in board if not row["is_published"]} & {row["cohort"] for row in printed} - {None}
     return PageFacts(
@@ -75,10 +72,10 @@ def collect_facts(
         retrieval=arrange_retrieval(retrieval),
         examples=find_examples(connection, data_root, model, dataset, split) if retrieval else (),
         projection=connection.execute(_sql("projection"), key).fetchall(),
-        labellers=_read_rows(connection, "select * from labeller_scores", {}),
-        agreement=_read_rows(connection, _AGREEMENT, {"split": split, "published": PUBLISHED_LABELS}),
-        quality=_read_rows(connection, _QUALITY, {}),
-        rejects=_read_rows(connection, _REJECTS, {}),
+        labellers=read_rows(connection, "select * from labeller_scores", {}),
+        agreement=read_rows(connection, _AGREEMENT, {"split": split, "published": PUBLISHED_LABELS}),
+        quality=read_rows(connection, _QUALITY, {}),
+        rejects=read_rows(connection, _REJECTS, {}),
         provenance=_read_provenance(connection, key),
     )
 
@@ -109,7 +106,7 @@ def arrange_retrieval(rows: list[Row]) -> list[Row]:
 
 def _describe_origin(connection: duckdb.DuckDBPyConnection, model: ModelReference) -> str:
     """A sentence about what the model was made from."""
-    (row,) = _read_rows(connection, _sql("model"), {"model_id": model.model_id})
+    (row,) = read_rows(connection, _sql("model"), {"model_id": model.model_id})
     parent = f"Made from {row['parent_model_id']}. " if row["parent_model_id"] else ""
     if row["count_samples"] is None:
         return f"{parent}Preset {row['preset']}, from imported weights."
@@ -133,7 +130,7 @@ def _count_scans(scores: list[Row]) -> list[tuple[str, str]]:
 def _read_operating_points(connection: duckdb.DuckDBPyConnection, key: Row) -> dict[str, OperatingPoints]:
     """Thresholds of each abnormality with the sensitivity and specificity that they have, `MOST_POINTS` at most."""
     rows: dict[str, list[Row]] = {}
-    for row in _read_rows(connection, _sql("operating_points"), key):
+    for row in read_rows(connection, _sql("operating_points"), key):
         rows.setdefault(row["abnormality"], []).append(row)
     found = {}
     for name, points in rows.items():
@@ -156,18 +153,11 @@ def _headline(macro: list[Row]) -> list[tuple[str, str]]:
 
 
 def _read_provenance(connection: duckdb.DuckDBPyConnection, key: Row) -> list[tuple[str, str]]:
-    (model,) = _read_rows(connection, _sql("model"), key)
-    runs = _read_rows(connection, _sql("runs"), key)
+    (model,) = read_rows(connection, _sql("model"), key)
+    runs = read_rows(connection, _sql("runs"), key)
     facts = [(name.replace("_", " "), str(value)) for name, value in model.items() if value is not None]
     facts += [(f"evaluation run {run['run_id']}", f"flow run {run['flow_run_id']}") for run in runs]
     return [*facts, ("page written by", f"code {code_version()}")]
-
-
-def _read_rows(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Row) -> list[Row]:
-    used = {name: value for name, value in parameters.items() if f"${name}" in sql}
-    answer = connection.execute(sql, used)
-    columns = [column[0] for column in answer.description or ()]
-    return [dict(zip(columns, row, strict=True)) for row in answer.fetchall()]
 
 
 def _read_series(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Row) -> dict[str, Points]:

@@ -15,14 +15,14 @@ import duckdb
 from ctclip_model.errors import MissingInputError
 from ctclip_model.files import whole_file
 from tasks.report.render import MISSING, make_environment
+from tasks.report.rows import Row, read_rows
 from tasks.run.deadline import run_with_deadline
 from tasks.run.lost import list_lost
+from tasks.run.progress import describe_duration
 from tasks.settings import STAGES
 from tasks.upkeep.prefect_server import find_api_url, list_next_runs
 from tasks.upkeep.queries import list_notes, list_warnings, read_status
 from warehouse import store
-
-Row = dict[str, Any]
 
 FOLDER = "reports"  # folder of all pages, below the data root
 FILE = "index.html"
@@ -94,7 +94,7 @@ def render_index(index: Index) -> str:
     """Renders the page. Every text is escaped."""
     environment = make_environment()
     environment.filters |= {
-        "count": _count, "score": _score, "percent": _percent, "duration": _duration, "moment": _moment,
+        "count": _count, "percent": _percent, "duration": _duration, "moment": _moment,
     }  # fmt: skip
     return environment.get_template("index.html").render(index=index)
 
@@ -107,12 +107,12 @@ def collect_index(data_root: Path) -> Index:
             facts = _read_facts(connection, data_root)
     except MissingInputError:
         return Index(title, datetime.now(UTC), notice=store.describe_missing(data_root))
-    stages = _read_rows(data_root, "from stage_status")
+    stages = _read_status(data_root, "from stage_status")
     next_runs, schedule_note = read_schedule()
     return Index(
         title, datetime.now(UTC), stages=_gather_stages(stages), next_runs=next_runs, schedule_note=schedule_note,
         attention=_list_attention(data_root, stages),
-        runs=_read_rows(data_root, _sql("index_runs")), **facts,
+        runs=_read_status(data_root, _sql("index_runs")), **facts,
     )  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def read_schedule() -> tuple[list[tuple[str, datetime]], str]:
 
 def _read_facts(connection: duckdb.DuckDBPyConnection, data_root: Path) -> dict[str, Any]:
     def read(name: str) -> list[Row]:
-        return _fetch(connection, _sql(name))
+        return read_rows(connection, _sql(name))
 
     (counts,) = read("index_counts")
     prevalence = list(_draw_prevalence(read("index_prevalence")))
@@ -140,7 +140,7 @@ def _read_facts(connection: duckdb.DuckDBPyConnection, data_root: Path) -> dict[
         "prevalence": prevalence[:LARGEST_CHART_COUNT],
         "count_prevalence_left_out": max(0, len(prevalence) - LARGEST_CHART_COUNT),
         "rejects": read("index_rejects")[:LARGEST_LIST], "quality": read("index_quality"),
-        "costs": _fetch(connection, store.load_query("run_costs"))[:LARGEST_LIST],
+        "costs": read_rows(connection, store.load_query("run_costs"))[:LARGEST_LIST],
     }  # fmt: skip
 
 
@@ -148,13 +148,7 @@ def _sql(name: str) -> str:
     return store.load_sql(__package__, name)
 
 
-def _fetch(connection: duckdb.DuckDBPyConnection, sql: str) -> list[Row]:
-    answer = connection.execute(sql)
-    names = [column[0] for column in answer.description or ()]
-    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
-
-
-def _read_rows(data_root: Path, sql: str) -> list[Row]:
+def _read_status(data_root: Path, sql: str) -> list[Row]:
     """Rows with the last status of runs. A run whose process died is `died`."""
     names, rows = read_status(data_root, sql)
     return [dict(zip(names, row, strict=True)) for row in rows]
@@ -238,25 +232,12 @@ def _count(value: int | None) -> str:
     return MISSING if value is None else f"{value:,}"
 
 
-def _score(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
-
-
 def _percent(share: float) -> str:
     return "< 0.1 %" if 0 < share < 0.001 else f"{share:.1%}".replace("%", " %")
 
 
 def _duration(seconds: float | None) -> str:
-    """A duration in its two largest units."""
-    if seconds is None:
-        return MISSING
-    if seconds < 0.1:
-        return f"{1000 * seconds:.2g} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    return MISSING if seconds is None else describe_duration(seconds)
 
 
 def _moment(at: datetime | None) -> str:

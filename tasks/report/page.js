@@ -28,8 +28,8 @@ const readFrame = svg => {
     place: ([x, y]) => [left + (x - x0) / (x1 - x0) * (right - left), bottom - (y - y0) / (y1 - y0) * (bottom - top)],
   };
 };
-const markPoint = (svg, [cx, cy]) => {
-  const mark = svg.querySelector(".mark") || svgElement("circle", {class: "mark", r: 7}, svg);
+const markPoint = (svg, name, [cx, cy]) => {
+  const mark = svg.querySelector(`.${name}`) || svgElement("circle", {class: `mark ${name}`, r: 7}, svg);
   mark.setAttribute("cx", cx);
   mark.setAttribute("cy", cy);
 };
@@ -42,11 +42,14 @@ for (const svg of document.querySelectorAll("svg[data-frame]")) {
     const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
     const distance = ([x, y]) => Math.hypot(x - at.x, y - at.y);
     const nearest = points.reduce((best, point) => distance(point) < distance(best) ? point : best);
-    markPoint(svg, nearest);
+    markPoint(svg, "pointed", nearest);
     const [x, y] = frame.values(nearest);
     caption.textContent = `${x.toPrecision(3)}, ${y.toPrecision(3)}`;
   });
-  svg.addEventListener("pointerleave", () => caption.textContent = name);
+  svg.addEventListener("pointerleave", () => {
+    caption.textContent = name;
+    svg.querySelector(".pointed")?.remove();
+  });
 }
 for (const box of document.querySelectorAll(".threshold")) {
   const points = JSON.parse(box.dataset.points), input = box.querySelector("input"), output = box.querySelector("output");
@@ -57,7 +60,7 @@ for (const box of document.querySelectorAll(".threshold")) {
     const found = Math.round(sensitivity * positive), absent = Math.round(specificity * (count - positive));
     output.textContent = `${threshold.toPrecision(3)}: sensitivity ${sensitivity.toFixed(3)}, specificity ${specificity.toFixed(3)}; `
       + `true positives ${found}, false negatives ${positive - found}, false positives ${count - positive - absent}, true negatives ${absent}`;
-    markPoint(roc, readFrame(roc).place([1 - specificity, sensitivity]));
+    markPoint(roc, "chosen", readFrame(roc).place([1 - specificity, sensitivity]));
   };
   const gap = number => Math.abs(points[number][0] - chosen);
   input.value = chosen ? points.map((_, number) => number).reduce((a, b) => gap(b) < gap(a) ? b : a) : 0;

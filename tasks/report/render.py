@@ -94,7 +94,7 @@ class PageFacts:
 def render_page(facts: PageFacts) -> str:
     """Renders a page. Every text is escaped."""
     environment = make_environment()
-    environment.filters |= {"number": _number, "describe_interval": lambda method: INTERVALS.get(method, method)}
+    environment.filters["describe_interval"] = lambda method: INTERVALS.get(method, method)
     charts = {
         name: {kind: _curve_chart(kind, name, lines[name]) for kind, lines in facts.curves.items() if name in lines}
         for name in facts.curves.get("ROC", {})  # an abnormality of one class has no curves
@@ -112,10 +112,12 @@ def render_page(facts: PageFacts) -> str:
 
 def make_environment() -> Environment:
     """The templates of this room. Every text is escaped."""
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("tasks.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
+    environment.filters["number"] = _number
+    return environment
 
 
 def make_forest(

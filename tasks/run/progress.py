@@ -98,3 +98,18 @@ def show_progress(work: str, total: int, unit: str) -> Iterator[Progress]:
         yield Progress(reporter, work)
     finally:
         reporter.end(work)
+
+
+def describe_duration(seconds: float) -> str:
+    """A duration in its two largest units.
+
+    >>> describe_duration(3725)
+    '1 h 02 min'
+    """
+    if seconds < 0.1:
+        return f"{1000 * seconds:.2g} ms"
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

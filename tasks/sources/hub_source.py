@@ -9,7 +9,7 @@ from ctclip_model.data.names import Storage, VolumeName
 from ctclip_model.data.phantom import MARKER
 from tasks.hub.files import HubFile, fetch, list_files, resolve
 from tasks.hub.requests import Repository
-from tasks.settings import LIMITS, Limits
+from tasks.settings import LIMITS, PHANTOM, Limits
 from tasks.sources.address import Address
 from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
 from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
@@ -40,7 +40,7 @@ class HubSource:
         paths = [path for group in (METADATA, REPORTS, LABELS, NO_CHEST) for path in group.values()]
         tables = list_files(self.repository, [*paths, MARKER], self.limits)
         if MARKER in tables:
-            self.kind = "phantom"  # phantoms never pass for CT-RATE
+            self.kind = PHANTOM
         contents = {path: self._content(tables.get(path)) for path in paths}
         catalogue = build_catalogue(contents, self._facts, self.storage)
         if self.is_storage_open and not catalogue.count_files()[0]:

@@ -13,6 +13,7 @@ from ctclip_model.data.names import Storage, VolumeName, parse_volume_name
 from ctclip_model.data.orientation import STORED
 from ctclip_model.data.phantom import MARKER
 from ctclip_model.errors import ConfigurationError
+from tasks.settings import PHANTOM
 from tasks.sources.address import FOLDER
 from tasks.sources.catalogue import SPLITS, Catalogue, build_catalogue
 from tasks.sources.folder_source import FolderSource
@@ -62,7 +63,7 @@ class LocalSource(FolderSource[VolumeName]):
     @property
     def kind(self) -> str:
         """Name of the data set in the warehouse. Phantoms never pass for CT-RATE."""
-        return "phantom" if MARKER.lower() in self.listing.tables else "ct-rate"
+        return PHANTOM if MARKER.lower() in self.listing.tables else "ct-rate"
 
     @property
     def storage(self) -> str:

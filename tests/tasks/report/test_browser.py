@@ -109,6 +109,10 @@ def test_chart_names_the_value_under_the_pointer(page):
     event = f"new PointerEvent('pointermove', {{clientX: {x}, clientY: {y}}})"
     page.evaluate(f"document.querySelector('svg[data-frame]').dispatchEvent({event})")
     assert page.evaluate("document.querySelector('svg[data-frame]').nextElementSibling.textContent") == "1.00, 1.00"
+    marks = "document.querySelectorAll('svg[data-frame]')[0].querySelectorAll('.mark').length"
+    assert page.evaluate(marks) == 2  # the pointer leaves the slider's mark where it is
+    page.evaluate("document.querySelector('svg[data-frame]').dispatchEvent(new PointerEvent('pointerleave'))")
+    assert page.evaluate(marks) == 1
 
 
 @pytest.mark.parametrize("width", [360, 1200])

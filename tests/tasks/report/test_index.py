@@ -222,20 +222,6 @@ def test_page_grows_by_facts_and_not_by_volumes(tmp_path):
     assert len(html) < 60_000
 
 
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [
-        (0.0088, "8.8 ms"),
-        (31.46, "31.5 s"),
-        (168.9, "2 min 49 s"),
-        (3600, "1 h 00 min"),
-        (1e6, "277 h 46 min"),
-    ],
-)
-def test_durations_have_two_units(seconds, shown):
-    assert index_module._duration(seconds) == shown
-
-
 def test_run_whose_process_died_is_not_running(tmp_path):
     write_run(tmp_path, 0, "convert", status=None, variant="recipe")
     store.publish(tmp_path)
