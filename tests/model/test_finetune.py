@@ -209,11 +209,11 @@ def test_lipro_leaves_trunk_and_code_book_as_they_were(tmp_path: Path, parent: P
 
 @pytest.mark.parametrize("can_be_learnt", [True, False])
 def test_lipro_is_scored_on_patients_that_the_scored_head_has_not_seen(can_be_learnt: bool) -> None:
-    """Both scans of a patient have one latent, so a split by scans would find what cannot be learnt."""
-    patients = 200
+    """Both scans of a patient have one latent, so that a head of many weights would know it again by the other scan."""
+    patients, width = 200, 20 if can_be_learnt else 1000
     rng = np.random.default_rng(0)
-    latents = torch.from_numpy(rng.normal(size=(patients, 20)).astype(np.float32)).repeat_interleave(2, 0)
-    values = latents if can_be_learnt else torch.from_numpy(rng.normal(size=(patients, 20))).repeat_interleave(2, 0)
+    latents = torch.from_numpy(rng.normal(size=(patients, width)).astype(np.float32)).repeat_interleave(2, 0)
+    values = latents if can_be_learnt else torch.from_numpy(rng.normal(size=(patients, width))).repeat_interleave(2, 0)
     labels = (values[:, :18] > 0).float()
     scan_ids = [f"train_{patient}_{scan}" for patient in range(patients) for scan in "ab"]
     chance = np.full((2 * patients, 18), 0.5)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 from support.records import write_run
 
+from ctclip_model.models.kinds import ModelKind
+from tasks.models.find import ModelReference
+from tasks.run.stage_run import open_run
+from tasks.stages import evaluate
 from tasks.upkeep.queries import list_warnings
 from warehouse import store
 
@@ -46,3 +51,16 @@ def test_evaluation_with_a_better_result_takes_the_warning_back(tmp_path: Path) 
     )
     store.publish(tmp_path)
     assert list_warnings(tmp_path) == []
+
+
+def test_evaluation_logs_the_warnings_of_its_own_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    poor = SCORED | {"value": 0.52, "ci_low": 0.5, "ci_high": 0.54}
+    write_run(tmp_path, 0, "evaluate", metrics=[poor | {"model_id": "m"}, poor | {"model_id": "other"}])
+    monkeypatch.setattr(evaluate, "get_run_logger", logging.getLogger)
+    model = ModelReference("m", ModelKind.ct_clip, "tiny", tmp_path, "r", 1.0, "f", "w", "m")
+    with open_run(tmp_path, "evaluate", "m") as run:
+        evaluate.leave_with_model.fn(run, model)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text.split(" is ")[0] for text in warnings if "chance" in text] == ["m"]
