@@ -15,6 +15,7 @@ from support.hub import LoopbackHub
 from support.models import make_tokenizer, write_radbert
 
 from ctclip_model.config import PRESETS, RADBERT_BASE, smoke
+from ctclip_model.data.label_sets import Finding, LabelSet
 from ctclip_model.errors import CheckpointError, ConfigurationError, HubAccessError, MissingInputError
 from ctclip_model.evaluation.decisions import Cohort, DecisionRule, Decisions, read_decisions, write_decisions
 from ctclip_model.files import sha256_of
@@ -23,7 +24,7 @@ from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.find_model import find_model, load_model
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.kinds import PUBLISHED, ModelKind
-from ctclip_model.models.model_folder import load_model_folder
+from ctclip_model.models.model_folder import describe_label_set, load_model_folder
 from ctclip_model.models.report_labeller import read_labeller_tokenizer
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER
 from tasks.labels.labellers import find_labeller
@@ -126,6 +127,21 @@ def test_own_model_folder_is_imported_and_one_of_this_data_root_is_not_doubled(w
     )
     assert len(rows(tmp_path / "data")) == 1
     assert load_model(tmp_path / "data" / "models" / copied.model_id).recipe == smoke().recipe
+
+
+def test_findings_that_a_folder_learned_are_part_of_the_imported_model(weights, tmp_path):
+    """The same weights with other prompts are another model."""
+    first = import_model(tmp_path / "other", str(weights / "CT_VocabFine_v2.pt"), SMOKE)
+    folder = tmp_path / "other" / "models" / first.model_id
+    description = json.loads((folder / "config.json").read_text())
+    found = []
+    for prompt in ("A mass is seen.", "A mass."):
+        label_set = LabelSet("own", (Finding("Mass", prompt, "No mass."),))
+        description["info"] |= describe_label_set(label_set)
+        (folder / "config.json").write_text(json.dumps(description))
+        found.append(import_model(tmp_path / "data", str(folder)).model_id)
+        assert load_model(tmp_path / "data" / "models" / found[-1]).label_set == label_set
+    assert found[0] != found[1]
 
 
 def test_decisions_go_with_the_weights_of_an_imported_folder(weights, tmp_path):
