@@ -97,6 +97,7 @@ def test_changed_label_leaves_the_fine_tuned_models_stale_and_the_others_not(dat
     assert sorted(stale) == [("lipro",), ("vocabfine",)]
 
 
+@pytest.mark.slow
 def test_changed_report_redoes_what_depends_on_it(data_root, source):
     from flows.ingest import ingest
     from tasks.plan.explain import explain_plan

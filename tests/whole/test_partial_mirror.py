@@ -64,6 +64,7 @@ def test_mirror_of_valid_is_labelled_embedded_and_evaluated(evaluated):
     assert query(data_root, "select count(*) > 0 from current_metrics where metric = 'auroc' and n > 0") == [(True,)]
 
 
+@pytest.mark.slow
 def test_missing_split_is_named_by_everything_that_needs_it(evaluated):
     data_root, _ = evaluated
     ((volumes, scans),) = query(data_root, "select count(*), count(distinct scan_id) from current_volumes")
@@ -98,6 +99,7 @@ def test_volumes_that_are_not_there_are_an_error_of_every_command(evaluated, tmp
         assert line in run(data_root, *command.split(), "--volumes", volumes, *output).stderr
 
 
+@pytest.mark.slow
 def test_source_without_volumes_fails_and_its_reports_can_be_labelled(built, mirror, tmp_path):
     for path in mirror.rglob("*"):
         if path.is_file() and not path.name.endswith(".nii.gz"):
