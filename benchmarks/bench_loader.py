@@ -27,6 +27,7 @@ from volumes import write_volume
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.loader import BatchReader, SampleRef, VolumeDataset
+from ctclip_model.data.reading_processes import count_reading_processes
 from ctclip_model.data.shards import ShardReader, ShardVolume, write_shard
 from ctclip_model.data.volume import convert_volume
 from ctclip_model.training.engine.loop import read_ahead
@@ -59,10 +60,12 @@ def main() -> None:
                 list(pool.map(every, range(READING_THREADS)))
 
         decoding_s: list[float] = []
-        feeding_s: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+        feeding_s: dict[tuple[int, int], list[float]] = {
+            (batch, processes): [] for batch in BATCHES for processes in (0, count_reading_processes())
+        }
         for run in range(RUNS + 1):
-            for size, times in feeding_s.items():
-                times.append(feed(dataset, size))
+            for (size, processes), times in feeding_s.items():
+                times.append(feed(dataset, size, processes))
             decoding_s.append(seconds(decode) / EPOCHS / VOLUMES)
             if run == 0:
                 for times in (decoding_s, *feeding_s.values()):
@@ -72,17 +75,18 @@ def main() -> None:
         print(f"volumes of {' x '.join(map(str, RECIPE.shape))}, {machine()}, medians of {RUNS}")
         print(f"  shards, decoded and dropped       {1 / decode_s:7.2f} volumes/s")
         print(f"  NIfTI decoded in the loop         {1 / nifti_s:7.2f} volumes/s")
-        for size, times in feeding_s.items():
+        for (size, processes), times in feeding_s.items():
             feed_s = statistics.median(times)
+            way = f"batches of {size}, {processes or READING_THREADS} {'processes' if processes else 'threads'}"
             print(
-                f"  training batches of {size}             {1 / feed_s:7.2f} volumes/s, {decode_s / feed_s:.0%} of "
-                f"decoding, {nifti_s / feed_s:.1f} x NIfTI"
+                f"  {way:33} {1 / feed_s:7.2f} volumes/s, {decode_s / feed_s:.0%} of decoding, "
+                f"{nifti_s / feed_s:.1f} x NIfTI"
             )
 
 
-def feed(dataset: VolumeDataset, size: int) -> float:
-    """Seconds per volume in batches of `size` volumes."""
-    read = BatchReader(dataset, threads=READING_THREADS)
+def feed(dataset: VolumeDataset, size: int, processes: int) -> float:
+    """Seconds per volume in batches of `size` volumes, decoded by threads, or by processes as beside a GPU."""
+    read = BatchReader(dataset, threads=READING_THREADS, processes=processes)
     order = BatchOrder([sample.scan_id for sample in dataset.samples], size, seed=0)
     steps = read_ahead(lambda step: read(order.batch(step)), 0, 2 + EPOCHS * order.batches)
     for _ in range(2):

@@ -27,9 +27,9 @@ SECTIONS: dict[str, tuple[Callable[[], None], int]] = {  # with the time limit i
     "peaks": (parity.peaks, 20),
     "kernels": (parity.compare_kernels, 25),
     "parity": (parity.parity, 35),
-    "steps": (steps.steps, 115),
-    "train": (data.train, 80),
-    "use": (data.use, 35),
+    "steps": (steps.steps, 125),
+    "train": (data.train, 120),
+    "use": (data.use, 60),
     "restart": (data.restart, 45),
     "profile": (steps.profile, 40),
     "parts": (steps.parts, 25),
@@ -61,7 +61,15 @@ def main() -> None:
 
 def run_section(name: str) -> list[dict[str, Any]]:
     """Runs a section in a process of its own, prints its results as they come, and returns them."""
-    command = ["timeout", str(SECTIONS[name][1] * LIMIT_FACTOR), sys.executable, __file__, "--here", name]
+    command = [
+        "timeout",
+        "--kill-after=5",
+        str(SECTIONS[name][1] * LIMIT_FACTOR),
+        sys.executable,
+        __file__,
+        "--here",
+        name,
+    ]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     results = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:

@@ -22,10 +22,12 @@ import torch
 from ctclip_model.config import LabellerConfig, VocabFineConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
 from ctclip_model.data.label_sets import CT_RATE_18
-from ctclip_model.data.loader import BatchReader, VolumeDataset, count_reading_processes, iterate_batches, read_samples
+from ctclip_model.data.loader import BatchReader, VolumeDataset, iterate_batches, read_samples
+from ctclip_model.data.reading_processes import count_reading_processes
 from ctclip_model.data.shards import ShardVolume, write_shard
 from ctclip_model.device import Compute, Precision
-from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_volumes
+from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_volumes, embed_with_tokens
+from ctclip_model.evaluation.evidence import read_prompts, split_scores
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.labelling.transformer import TransformerLabeller
 from ctclip_model.models.clip import CTCLIP
@@ -99,10 +101,13 @@ def embed(model: CTCLIP, manifest: Path, root: Path) -> None:
         counted += len(names)
     report("use", f"embedding from shards, {size} at once", volumes_per_s=counted / (time.perf_counter() - started))
     volumes = random_hu(size).unsqueeze(1)
-    report_speed(
-        "use", f"embedding volumes on the device, {size} at once", size,
-        lambda: list(embed_volumes(model, [(["a"], volumes)], dtype=BF16)),
-    )  # fmt: skip
+    way = lambda: list(embed_volumes(model, [(["a"], volumes)], dtype=BF16))  # noqa: E731
+    report_speed("use", f"embedding volumes on the device, {size} at once", size, way)
+    if HAS_GPU:
+        compiled = CTCLIP(PRESET.model).to(DEVICE).eval()
+        compiled.compile_layers()
+        way = lambda: list(embed_volumes(compiled, [(["a"], volumes)], dtype=BF16))  # noqa: E731
+        report_speed("use", f"embedding volumes on the device, compiled, {size} at once", size, way)
 
 
 def assess(model: CTCLIP) -> None:
@@ -117,13 +122,22 @@ def assess(model: CTCLIP) -> None:
         zero_shot(latents, latents_of_prompts, 10.0)
 
     report("use", "zero-shot of one volume in memory, 18 abnormalities", seconds=median_s(way))
+    readout = read_prompts(latents_of_prompts, 10.0)
+
+    def way_with_evidence() -> None:
+        _, norms, tokens = embed_with_tokens(model, volume.to(DEVICE), dtype=BF16)
+        split_scores(model, readout, tokens[0], norms[0])
+
+    report("use", "the same with evidence", seconds=median_s(way_with_evidence))
 
 
 def fine_tune(model: CTCLIP, manifest: Path, root: Path) -> None:
     """Seconds of a VocabFine step of one volume, and of LiPro on 24,128 scans' latents."""
     data = read_training_data(manifest, root, ["findings"])
     tokenizer = train_tokenizer([prompt for name in ABNORMALITIES for prompt in prompt_pair(name)] * 2, 120)
-    steps = PromptSteps(model.train(), tokenizer, data, VocabFineConfig(), Compute(precision=Precision.bfloat16))
+    steps = PromptSteps(
+        model.train(), tokenizer, data, VocabFineConfig(), CT_RATE_18, Compute(precision=Precision.bfloat16)
+    )
     batch = steps.make_batch(0)
     report("use", "VocabFine, forward and backward of one volume", seconds=median_s(lambda: steps.compute_loss(batch)))
     scans = 24_128 if HAS_GPU else 500

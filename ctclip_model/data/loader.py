@@ -5,8 +5,6 @@ int16 takes half the memory of float32 between disk and device, and loses nothin
 
 from __future__ import annotations
 
-import math
-import os
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,12 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ctclip_model.config import HU_PER_UNIT
-from ctclip_model.data.shards import OPEN_SHARDS, ShardReader, read_into
+from ctclip_model.data.reading_processes import count_reading_processes, read_in_processes, share_memory
+from ctclip_model.data.shards import OPEN_SHARDS, ShardReader
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -101,13 +99,13 @@ class VolumeDataset(Dataset[Tensor]):
                 pass  # iterating raises the errors of the threads
         return torch.from_numpy(batch) if out is None else out
 
-    def read_in_processes(self, indices: Sequence[int], out: np.ndarray, processes: int) -> None:
-        """Reads volumes into `out` of `share_memory`, int16 (B, depth, height, width), each in one of the processes."""
-        jobs = [
-            delayed(read_into)(self.data_root / sample.shard_path, sample.row_index, sample.name, volume, self.verify)
-            for sample, volume in zip((self.samples[index] for index in indices), out, strict=True)
-        ]
-        Parallel(n_jobs=processes, mmap_mode="r+")(jobs)
+    def read_in_processes(self, indices: Sequence[int], memory: np.memmap, processes: int) -> None:
+        """Reads volumes into the first places of `share_memory`. Where they are few, processes divide each."""
+        samples = [self.samples[index] for index in indices]
+        rows = [(self.data_root / sample.shard_path, sample.row_index, sample.name) for sample in samples]
+        a_volume = max(1, processes // len(rows))
+        parts = [None] if self.verify or a_volume == 1 else self._reader(samples[0].shard_path).split(a_volume)
+        read_in_processes(rows, parts, memory, processes=processes, verify=self.verify)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -170,7 +168,7 @@ class BatchReader:
         del buffers[:-2]
         out = buffers[-1][: len(indices)]
         if self.processes:
-            self.dataset.read_in_processes(indices, out, self.processes)
+            self.dataset.read_in_processes(indices, buffers[-1], self.processes)
         else:
             self.dataset.read_batch(indices, threads=self.threads, out=torch.from_numpy(out))
         return torch.from_numpy(out)
@@ -183,21 +181,6 @@ class BatchReader:
         if self.pinned:
             pin(memory)
         return memory
-
-
-def count_reading_processes() -> int:
-    """Processes that decode volumes for one GPU: its share of the machine's cores, sixteen at most."""
-    gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(16, len(os.sched_getaffinity(0)) // gpus))
-
-
-def share_memory(shape: tuple[int, ...]) -> np.memmap:
-    """An int16 array that joblib's processes map by its path, in memory that `/dev/shm` does not limit."""
-    descriptor = os.memfd_create("ctclip-batch")
-    os.ftruncate(descriptor, math.prod(shape) * 2)
-    memory = np.memmap(f"/proc/{os.getpid()}/fd/{descriptor}", np.int16, "r+", shape=shape)
-    weakref.finalize(memory, os.close, descriptor)
-    return memory
 
 
 def pin(memory: np.ndarray) -> None:

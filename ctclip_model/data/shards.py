@@ -132,10 +132,18 @@ def read_volume(path: Path, row_index: int, *, verify: bool = False) -> np.ndarr
         return reader.read(row_index)
 
 
-def read_into(path: Path, row_index: int, name: str, out: np.ndarray, verify: bool = False) -> None:
-    """Reads one volume of a shard that stays open, into `out`. Raises `ShardError` where it is not the named one."""
+def read_into(
+    path: Path, row_index: int, name: str, out: np.ndarray, planes: tuple[int, int] | None = None, verify: bool = False
+) -> None:
+    """Reads one volume of a shard that stays open, or some planes of `split`, into their places in `out`.
+
+    Raises `ShardError` where the volume is not the named one.
+    """
     reader = _open_shard(path, verify)
-    reader.read(row_index, out)
+    if planes is None:
+        reader.read(row_index, out)
+    else:
+        reader.read_slab(row_index, *planes, out[slice(*planes)])
     reader.check_name(row_index, name)
 
 

@@ -33,6 +33,7 @@ SEARCH_ELEMENTS = 2**22  # similarities of tokens and codes in memory at a time
 CODEBOOK_DECAY = 0.8
 # Tokens that a layer takes at a time: those that fit a CPU's caches, or eight published volumes on a GPU.
 TOKENS_AT_ONCE = {"cpu": 2**12 + 2**9, "cuda": 8 * 24**3}
+KERNEL_HEADS = (16, 32, 64, 128)  # widths of a head that the GPU's kernel for attention takes
 ALIGNMENT = 32  # columns; matrix products with multiples of it are 1.5 times as fast
 
 
@@ -181,7 +182,7 @@ class Attention(nn.Module):
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
     """Mixed values (groups, tokens, heads, dim_head) of `Attention.project`, with a bias (1, heads, tokens, tokens)."""
-    if has_kernels(values) and values.dtype == torch.bfloat16:
+    if has_kernels(values) and values.dtype == torch.bfloat16 and values.shape[-1] in KERNEL_HEADS:
         queries, keys, values = (part.to(values.dtype).contiguous() for part in (queries, keys, values))
         bias = None if bias is None else bias[0].to(values.dtype)
         return gpu_attention.attend(queries, keys, values, bias, ATTENTION_SCALE)[0]

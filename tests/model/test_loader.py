@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor, process_executor
 from support.volumes import RECIPE, make_shard_volume
 from torch.utils.data import DataLoader
 
 from ctclip_model.config import Recipe
-from ctclip_model.data import loader, shards
+from ctclip_model.data import loader, reading_processes, shards
 from ctclip_model.data.loader import (
     BatchReader,
     SampleRef,
@@ -187,10 +190,31 @@ def test_memory_of_processes_is_given_back(tmp_path, samples):
     assert torch.equal(first, VolumeDataset(samples, tmp_path).read_batch([0, 1]))
 
 
+def test_processes_stay_and_keep_their_map(tmp_path, samples):
+    """On a GPU machine each was replaced after 300 MB, and mapped its memory anew for each volume."""
+    read = BatchReader(VolumeDataset(samples, tmp_path), processes=1)
+    read(range(12)), read(range(12))  # the two batches in turn
+    process, uses_psutil, before = look_at_process()
+    assert not uses_psutil
+    read(range(12)), read(range(12))
+    again, _, after = look_at_process()
+    assert (again, after.misses, after.hits) == (process, before.misses, before.hits + 24)
+
+
+def look_at_process() -> tuple[int, bool, Any]:
+    pool = get_reusable_executor(1, timeout=reading_processes.IDLE_S, initializer=reading_processes._allow_growth)
+    found: tuple[int, bool, Any] = pool.submit(describe_process).result()
+    return found
+
+
+def describe_process() -> tuple[int, bool, Any]:
+    return os.getpid(), process_executor._USE_PSUTIL, reading_processes._map.cache_info()
+
+
 def test_processes_read_the_same_as_threads(tmp_path, samples):
     dataset = VolumeDataset(samples, tmp_path)
     read = BatchReader(dataset, processes=2)
-    for rows in ([5, 0, 5], [1, 2], range(12)):
+    for rows in ([5, 0, 5], [1, 2], [4], range(12)):
         assert torch.equal(read(rows), dataset.read_batch(rows))
     samples[3] = SampleRef("train_99_a_1", samples[3].shard_path, samples[3].row_index)
     with pytest.raises(ShardError, match="train_99_a_1"):
