@@ -91,6 +91,7 @@ FOLDER_WEIGHTS = (
     "pytorch_model.bin.index.json",
 )  # fmt: skip
 DECISIONS_FILE = "decisions.json"  # file of a model folder that an evaluation leaves
+CARD_FILE = "README.md"  # model card in a model folder, as the Hub shows it
 RADBERT_BASE = "zzxslp/RadBERT-RoBERTa-4m"  # Hub repository with the published labeller's tokenizer
 
 

@@ -22,7 +22,7 @@ import typer
 from typer.exceptions import TyperException
 
 from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
-from flows.commands import deploying, doctor, labels, models, stages, volumes, warehouse
+from flows.commands import deploying, doctor, labels, models, sharing, stages, volumes, warehouse
 from flows.streams import replace_unshowable
 from tasks.run.logs import configure_logging, is_log_requested
 from tasks.upkeep.prefect_server import IS_LOST
@@ -42,6 +42,7 @@ PANELS: dict[str, list[Callable[..., None]]] = {
     "Run": stages.list_flow_commands(),
     "Look": [warehouse.status, warehouse.plan, warehouse.sql, warehouse.export],
     "Your own CT": [volumes.predict, volumes.embed_volume],
+    "Share": [sharing.push],
     "Upkeep": [warehouse.publish, warehouse.gc, warehouse.verify, warehouse.backup, warehouse.restore],
 }
 app = typer.Typer(

@@ -34,6 +34,7 @@ from ctclip_model.evaluation.predict import (
 )
 from ctclip_model.files import whole_file
 from ctclip_model.models.find_model import find_model
+from ctclip_model.models.hub import HUB_SCHEME
 from flows.commands.running import showing_progress
 from flows.display import console, print_json
 from flows.prediction_rows import (
@@ -95,9 +96,11 @@ class Session:
         if request.orientation != HEADER:
             turn_to_lps(request.orientation)  # refuses what is no code before anything is read
         files = list_volumes(request.volumes, with_ids=request.show_ids)
-        path = find_model(request.models, request.model)
+        is_on_hub = request.model is not None and request.model.startswith(HUB_SCHEME)
+        source = request.model if is_on_hub else find_model(request.models, request.model)
+        assert source is not None
         model = open_model(
-            path, device=request.device, precision=request.dtype, with_text=with_text, tokenizer=tokenizer,
+            source, device=request.device, precision=request.dtype, with_text=with_text, tokenizer=tokenizer,
             label_set=request.label_set,
         )  # fmt: skip
         return Session(request, files, model)

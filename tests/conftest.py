@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-# The Hub's client reads these when it is imported: nobody is logged in, and a connection that stalls is soon given up.
-os.environ |= {"HF_TOKEN_PATH": "/nonexistent", "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+# The Hub's client reads these when it is imported: nobody is logged in, a connection that stalls is soon given up, and
+# files are sent as they are, since the hub on loopback has no storage of chunks.
+os.environ |= {"HF_TOKEN_PATH": "/nonexistent", "HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_DISABLE_XET": "1"}
 # PyTorch reads this, in workers too: models this small wait for a second thread longer than it works for them, and sums
 # of two threads come in another order, so that a code of the code book may flip.
 os.environ["OMP_NUM_THREADS"] = "1"

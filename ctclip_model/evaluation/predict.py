@@ -34,7 +34,7 @@ from ctclip_model.evaluation.evidence_files import (
 )
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.find_model import LoadedModel, load_model
-from ctclip_model.models.hub import HUB_ID, download_model
+from ctclip_model.models.hub import download_model, parse_hub_address
 from ctclip_model.models.weights_files import hash_weights
 
 if TYPE_CHECKING:  # reading volumes needs nibabel, which a GPU machine may lack
@@ -267,8 +267,9 @@ def open_model(
 ) -> VolumeModel:
     """Opens a model to `predict` and `embed` CT volumes of your own.
 
-    `source` is a model folder, a weights file such as `CT-CLIP_v2.pt` or `CT_LiPro_v2.pt`, or the Hub's id of a model
-    folder, `owner/name`, at `revision`. `device` is auto, cpu or cuda, `precision` float32 or bfloat16.
+    `source` is a model folder, a weights file such as `CT-CLIP_v2.pt` or `CT_LiPro_v2.pt`, or a model folder on the
+    Hub, `owner/name` or `hf://owner/name`, at `revision`. `device` is auto, cpu or cuda, and `precision` is float32 or
+    bfloat16.
 
     A weights file has the published recipe. Its prompts need `tokenizer` (a file, or its folder), one beside the
     weights, or the published one, which is downloaded. `with_text=False` reads no tokenizer: enough to `embed`.
@@ -289,9 +290,11 @@ def open_model(
     scan.nii.gz 18
     """
     chosen = str(choose_device(device))
-    path, name = Path(source), None
-    if not path.exists() and isinstance(source, str) and HUB_ID.fullmatch(source):
-        path, name = download_model(source, revision), source
+    path, name = Path(source), None  # a name on the Hub is the model's name
+    address = parse_hub_address(source) if isinstance(source, str) and not path.exists() else None
+    if address is not None:
+        name, own_revision = address
+        path = download_model(name, revision or own_revision)
     loaded = load_model(
         path, name=name, device=chosen, with_text=with_text, tokenizer=None if tokenizer is None else Path(tokenizer)
     )

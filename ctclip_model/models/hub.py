@@ -8,11 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from filelock import Timeout
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, parse_hf_uri, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HfUriError,
     HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -22,10 +23,37 @@ from huggingface_hub.errors import (
 )
 
 from ctclip_model.config import DECISIONS_FILE
-from ctclip_model.errors import HubAccessError, HubError, HubNotFoundError, HubUnavailableError
+from ctclip_model.errors import (
+    ConfigurationError,
+    HubAccessError,
+    HubError,
+    HubNotFoundError,
+    HubUnavailableError,
+)
 from ctclip_model.lock_files import bounded_hub_locks
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # owner/name
+
+HUB_SCHEME = "hf://"
+
+
+def parse_hub_address(source: str) -> tuple[str, str | None] | None:
+    """The `owner/name` and the revision of a model on the Hub, or None for anything else.
+
+    Takes `owner/name`, `hf://owner/name` and `hf://owner/name@revision`. Raises `ConfigurationError` for another
+    address that begins with `hf://`.
+    """
+    if HUB_ID.fullmatch(source):
+        return source, None
+    if not source.startswith(HUB_SCHEME):
+        return None
+    try:
+        address = parse_hf_uri(source)
+    except HfUriError as error:
+        raise ConfigurationError(f"{source} is no address on the Hub: write hf://OWNER/NAME") from error
+    if address.type != "model" or address.path_in_repo:
+        raise ConfigurationError(f"{source} is no model repository: write hf://OWNER/NAME or hf://OWNER/NAME@REVISION")
+    return address.id, address.revision
 
 
 def download_model(hub_id: str, revision: str | None = None) -> Path:

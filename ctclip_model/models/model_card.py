@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from ctclip_model.models.held_out import HeldOut
@@ -49,6 +50,22 @@ def write_card(
             "",
         ]
     )
+
+
+def set_section(card: str, title: str, text: str) -> str:
+    """The card with `text` below the heading `## title`. It replaces that section, or comes last."""
+    section = f"## {title}\n\n{text.strip()}\n"
+    found = re.compile(rf"^## {re.escape(title)}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL).search(card)
+    if found is None:
+        return f"{card.rstrip()}\n\n{section}"
+    rest = card[found.end() :]
+    return card[: found.start()] + section + (f"\n{rest}" if rest else "")
+
+
+def split_card(card: str) -> tuple[str, str]:
+    """A card's front matter in YAML, without its rules, and the text behind it."""
+    found = re.match(r"---\n(.*?)^---\n", card, re.MULTILINE | re.DOTALL)
+    return (found[1], card[found.end() :]) if found else ("", card)
 
 
 def describe_data(origin: Mapping[str, str], samples: str) -> str:

@@ -17,7 +17,10 @@ OwnVolumes = Annotated[
     list[Path], typer.Argument(metavar="VOLUME", help="CT volumes: NIfTI files, DICOM series, or folders of them.")
 ]
 OwnModel = Annotated[
-    str | None, typer.Option(help="Id, folder or weights file of a model. Default: the only model of the data root.")
+    str | None,
+    typer.Option(
+        help="Id, folder, weights file or hf://OWNER/NAME of a model. Default: the only one of the data root."
+    ),
 ]
 
 Orientation = Annotated[

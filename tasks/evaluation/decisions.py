@@ -16,6 +16,7 @@ from ctclip_model.evaluation.decisions import (
     read_decisions,
     write_decisions,
 )
+from ctclip_model.evaluation.decisions_card import write_thresholds
 from tasks.models.find import ModelReference
 from tasks.run.lost import is_there
 from warehouse import store
@@ -33,10 +34,12 @@ def leave_decisions(data_root: Path, model: ModelReference) -> str:
         return f"{model.model_id}: no evaluation has thresholds with sensitivity and specificity"
     if not is_there(model.folder):
         return f"{model.model_id}: its folder is lost, so decisions stay in the warehouse alone"
-    if _read(model) == found:
-        return f"{model.model_id}: decisions are there already"
     try:
+        if _read(model) == found:
+            write_thresholds(model.folder, found)
+            return f"{model.model_id}: decisions are there already"
         write_decisions(model.folder, found)
+        write_thresholds(model.folder, found)
     except OSError as error:  # the rows are recorded, and the next evaluation tries again
         logger.warning("%s: decisions stay in the warehouse alone: %s", model.model_id, error)
         return f"{model.model_id}: decisions could not be written"

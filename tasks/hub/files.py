@@ -51,6 +51,12 @@ class HubFile:
             content = path.read_bytes()
         except FileNotFoundError:
             return False
+        return self.holds(content)
+
+    def holds(self, content: bytes) -> bool:
+        """True if this file has that content."""
+        if self.sha256 is not None:
+            return hashlib.sha256(content).hexdigest() == self.sha256
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == self.blob_id
 
 

@@ -23,7 +23,7 @@ from support.paths import ROOT
 import ctclip_model
 from ctclip_model.config import LabellerConfig, Recipe, TfidfConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES, prompt_pair
-from ctclip_model.errors import HubAccessError, HubNotFoundError, HubUnavailableError
+from ctclip_model.errors import ConfigurationError, HubAccessError, HubNotFoundError, HubUnavailableError
 from ctclip_model.evaluation.predict import VolumeModel
 from ctclip_model.labelling.tfidf import TfidfLabeller
 from ctclip_model.labelling.transformer import TransformerLabeller
@@ -111,6 +111,20 @@ def test_model_opens_by_its_hub_id_and_from_the_cache_afterwards(hub, published,
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     (again,) = ctclip_model.open_model("someone/tiny-ct-clip").predict([folder / "scan.nii.gz"])
     assert np.array_equal(first.probabilities, again.probabilities)
+
+
+def test_address_on_the_hub_opens_the_same_model_at_its_revision(hub, published):
+    commit = hub.repositories["models", "someone/tiny-ct-clip"].branches["main"]
+    for address in ("hf://someone/tiny-ct-clip", f"hf://someone/tiny-ct-clip@{commit}"):
+        assert ctclip_model.open_model(address).name == "someone/tiny-ct-clip"
+    with pytest.raises(HubNotFoundError, match="no revision v9"):
+        ctclip_model.open_model("hf://someone/tiny-ct-clip@v9")
+
+
+@pytest.mark.parametrize("address", ["hf://", "hf://tiny", "hf://datasets/a/b", "hf://a/b/model.safetensors"])
+def test_other_address_is_refused_with_the_form_of_a_right_one(address):
+    with pytest.raises(ConfigurationError, match="hf://OWNER/NAME"):
+        ctclip_model.open_model(address)
 
 
 def test_lipro_needs_no_tokenizer_from_the_hub_nor_from_the_cache(hub, published, folder, tmp_path, monkeypatch):

@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LFS_SUFFIXES = (".gz", ".pt", ".pth", ".bin", ".safetensors")  # all else is kept in git, as the Hub's default is
+LFS_SUFFIXES = (
+    ".gz",
+    ".pt",
+    ".pth",
+    ".bin",
+    ".safetensors",
+    ".parquet",
+)  # all else is kept in git
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class HubRepository:
     repo_id: str
     store: Path
     is_gated: bool = False
+    is_private: bool = False
     is_xet: bool = False  # large files stand in Xet's chunks, which a bridge makes files of for plain HTTP
     commits: dict[str, Mapping[str, Blob]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -56,6 +64,18 @@ class HubRepository:
         self.branches[branch] = sha
         return sha
 
+    def keep_bytes(self, path: str, content: bytes) -> Blob:
+        """The blob of a file in git that somebody pushed."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        (self.store / sha256).write_bytes(content)
+        return Blob(len(content), sha256, hash_git(content), is_lfs=False)
+
+    def keep_uploaded(self, sha256: str, size: int) -> Blob | None:
+        """The blob of a large file that was uploaded before its commit, or None if it was not."""
+        if not (self.store / sha256).exists():
+            return None
+        return Blob(size, sha256, hash_git(make_pointer(sha256, size)), is_lfs=True)
+
     def find_commit(self, revision: str) -> str | None:
         return self.branches.get(revision) or (revision if revision in self.commits else None)
 
@@ -65,6 +85,15 @@ class HubRepository:
         if not (self.store / sha256).exists():
             shutil.copyfile(path, self.store / sha256)
         is_lfs = path.name.endswith(LFS_SUFFIXES)
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(content)}\n".encode()
-        in_git = pointer if is_lfs else content
-        return Blob(len(content), sha256, hashlib.sha1(b"blob %d\0" % len(in_git) + in_git).hexdigest(), is_lfs)
+        in_git = make_pointer(sha256, len(content)) if is_lfs else content
+        return Blob(len(content), sha256, hash_git(in_git), is_lfs)
+
+
+def make_pointer(sha256: str, size: int) -> bytes:
+    """Git's content of a large file."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
+def hash_git(content: bytes) -> str:
+    """Git's SHA-1 of a file."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

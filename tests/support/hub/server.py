@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
+from support.hub.commits import CommitRoutes
 from support.hub.faults import Faults
 from support.hub.repositories import Blob, HubRepository
 
@@ -38,8 +39,10 @@ class LoopbackHub:
         self.chunk_bytes = CHUNK_BYTES
         self.chunk_delay_s = 0.0
         self.endpoint = self.content_origin = ""
+        self.commits = CommitRoutes(self)
         self.router = Router(
             [
+                *self.commits.routes,
                 Route("/api/{kind}/{owner}/{name}", self.repo_info),
                 Route("/api/{kind}/{owner}/{name}/revision/{revision:path}", self.repo_info),
                 Route("/api/{kind}/{owner}/{name}/paths-info/{revision:path}", self.paths_info, methods=["POST"]),
@@ -74,17 +77,18 @@ class LoopbackHub:
             await self.router(scope, receive, send)
 
     async def repo_info(self, request: Request) -> Response:
-        repository = self._find(request)
+        repository = self.find(request)
         if isinstance(repository, Response):
             return repository
         revision = unquote(request.path_params.get("revision", "main"))
         commit = repository.find_commit(revision)
         if commit is None:
             return refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return JSONResponse({"id": repository.repo_id, "sha": commit, "gated": repository.is_gated})
+        facts = {"gated": repository.is_gated, "private": repository.is_private}
+        return JSONResponse({"id": repository.repo_id, "sha": commit} | facts)
 
     async def paths_info(self, request: Request) -> Response:
-        repository = self._find(request)
+        repository = self.find(request)
         if isinstance(repository, Response):
             return repository
         commit = repository.find_commit(unquote(request.path_params["revision"]))
@@ -100,7 +104,7 @@ class LoopbackHub:
         return JSONResponse(found)
 
     async def resolve(self, request: Request) -> Response:
-        repository = self._find(request)
+        repository = self.find(request)
         if isinstance(repository, Response):
             return repository
         if repository.is_gated and (refusal := self._gate(request, repository)):
@@ -135,7 +139,7 @@ class LoopbackHub:
         size = (self.store / sha256).stat().st_size
         return BodyResponse(self, Blob(size, sha256, "", is_lfs=True), {"ETag": f'"{sha256}"'})
 
-    def _find(self, request: Request) -> HubRepository | Response:
+    def find(self, request: Request) -> HubRepository | Response:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         if token and token not in (ACCEPTED, NOT_ACCEPTED):
             return refuse(401, "", "Invalid credentials in Authorization header")
@@ -144,9 +148,18 @@ class LoopbackHub:
         )
         repo_id = f"{request.path_params['owner']}/{request.path_params['name']}"
         found = self.repositories.get((kind, repo_id))
-        if found is None:
+        if found is None or (found.is_private and token != ACCEPTED):
             return refuse(404 if token else 401, "RepoNotFound", "Repository not found")
         return found
+
+    def refuse_write(self, request: Request) -> Response | None:
+        """The answer to somebody who may not write. The account that accepted all terms may."""
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if token == ACCEPTED:
+            return None
+        if token == NOT_ACCEPTED:
+            return refuse(403, "", "You don't have the rights to create or change a repo under this namespace")
+        return refuse(401, "", "Invalid credentials in Authorization header")
 
     def _gate(self, request: Request, repository: HubRepository) -> Response | None:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -11,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.command_line import run_ctclip
-from support.records import wanted_rows, write_run
+from support.hub import LoopbackHub
+from support.records import report_row, wanted_rows, write_run
 from support.volumes import make_shard_volume
 
 from ctclip_model.config import smoke
@@ -29,6 +33,7 @@ from ctclip_model.models.text import train_tokenizer
 from tasks.evaluation.embed import _record, plan_work
 from tasks.evaluation.embed import embed_volumes as embed_converted
 from tasks.evaluation.export import export_latents, export_tokens
+from tasks.hub.origins import hide_folders
 from tasks.models.find import find_model
 from tasks.run.pending import plan_items
 from tasks.run.selection import Selection
@@ -193,3 +198,93 @@ def test_nothing_to_export_is_said_and_leaves_no_file(data_root, tmp_path):
         with pytest.raises(error, match=line):
             export_tokens(data_root, MODEL, selection, path, "cpu", Precision.float32)
     assert list(tmp_path.iterdir()) == []
+
+
+def push_latents(data_root: Path, *arguments: str):
+    return run_ctclip(
+        "push", "latents", "--model", MODEL, "--to", "someone/latents", "--data-root", data_root, *arguments
+    )
+
+
+def pushed_files(hub: LoopbackHub) -> dict[str, bytes]:
+    repository = hub.repositories["datasets", "someone/latents"]
+    commit = repository.commits[repository.branches["main"]]
+    return {path: (hub.store / blob.sha256).read_bytes() for path, blob in commit.items()}
+
+
+def test_pushed_latents_are_a_private_data_set_without_reports(data_root, hub, tmp_path):
+    result = push_latents(data_root)
+    assert result.returncode == 0, result.stderr
+    assert f"{hub.endpoint}/datasets/someone/latents (private)" in result.stdout
+    files = pushed_files(hub)
+    assert set(files) - {".gitattributes"} == {
+        "README.md", "croissant.json", "latents/train.parquet", "latents/valid.parquet",
+    }  # fmt: skip
+    export_latents(data_root, MODEL, Selection(), tmp_path / "all.parquet")
+    pushed = [pq.read_table(pa.BufferReader(files[f"latents/{split}.parquet"])) for split in ("train", "valid")]
+    assert pa.concat_tables(pushed).equals(pq.read_table(tmp_path / "all.parquet"))
+    assert "is up to date: no new commit" in push_latents(data_root).stdout
+
+
+def test_croissant_names_each_file_with_its_hash_and_each_column(data_root, hub):
+    push_latents(data_root)
+    files = pushed_files(hub)
+    found = json.loads(files["croissant.json"])
+    assert found["conformsTo"] == "http://mlcommons.org/croissant/1.0"
+    assert found["license"].endswith("CC-BY-NC-SA-4.0.html")
+    for one in found["distribution"]:
+        assert one["sha256"] == hashlib.sha256(files[one["@id"]]).hexdigest()
+    (train, _) = found["recordSet"]
+    assert [field["name"] for field in train["field"]] == ["volume_name", "model_id", "latent"]
+    assert train["field"][2]["repeated"] is True
+
+
+def test_card_of_latents_names_model_rows_splits_and_licence(data_root, hub):
+    push_latents(data_root)
+    _, head, text = pushed_files(hub)["README.md"].decode().split("---\n", 2)
+    facts = yaml.safe_load(head)
+    assert facts["license"] == "cc-by-nc-sa-4.0"
+    assert facts["configs"][0]["data_files"][1] == {"split": "valid", "path": "latents/valid.parquet"}
+    assert "| `latents/train.parquet` | 3 |" in text
+    assert f"{MODEL}, kind ct-clip, SHA-256 of the weights w." in text
+    assert "16 numbers of float32" in text
+    assert "Reports: not part of this data set." in text
+
+
+def test_reports_go_along_only_if_asked_for_and_are_taken_off_again(data_root, hub, tmp_path):
+    root = Path(shutil.copytree(data_root, tmp_path / "copy"))
+    reports = [report_row("train_1_a", "A nodule."), report_row("train_99_a", "Not embedded.")]
+    write_run(root, 2, "ingest", reports=reports)
+    store.publish(root)
+    assert push_latents(root, "--with-reports").returncode == 0
+    table = pq.read_table(pa.BufferReader(pushed_files(hub)["reports.parquet"]))
+    assert (table["scan_id"].to_pylist(), table["findings"].to_pylist()) == (["train_1_a"], ["A nodule."])
+    assert push_latents(root).returncode == 0
+    assert not any(b"A nodule." in content for content in pushed_files(hub).values())
+    assert "reports.parquet" not in pushed_files(hub)
+
+
+def test_latents_of_no_model_and_of_a_model_without_any_are_one_line(data_root, hub):
+    for arguments, line in (
+        (["latents", "--to", "a/b"], "name it with --model"),
+        (["latents", "--model", "absent", "--to", "a/b"], "there is no model 'absent'"),
+        ([MODEL, "--model", MODEL, "--to", "a/b"], "are for `ctclip push latents`"),
+    ):
+        result = run_ctclip("push", *arguments, "--data-root", data_root)
+        assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+        assert line in result.stderr
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ct-rate:/home/me/my ct, revision 12", "ct-rate, a local folder, revision 12"),
+        ("| source | file:///home/me/x.pt |", "| source | a local file |"),
+        ("- Data: ct-rate:/home/me/x; 7 volumes", "- Data: ct-rate, a local folder; 7 volumes"),
+        ("hf://datasets/a/b, revision 12", "hf://datasets/a/b, revision 12"),
+        ("see https://huggingface.co/a/b; arXiv:2403.17834", "see https://huggingface.co/a/b; arXiv:2403.17834"),
+    ],
+)
+def test_folder_of_this_machine_is_not_told(text, shown):
+    assert hide_folders(text) == shown

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from support.records import write_run
 
-from ctclip_model.config import DECISIONS_FILE, EvaluationConfig
+from ctclip_model.config import CARD_FILE, DECISIONS_FILE, EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.label_sets import CT_RATE_18, Finding, LabelSet
 from ctclip_model.errors import CheckpointError, MissingInputError, WarehouseError
@@ -268,9 +268,13 @@ def test_decisions_are_left_with_the_model_and_heal(data_root, monkeypatch):
     (run_id,) = query(data_root, "select distinct run_id from current_decisions")[0]
     assert found.cohort.run_id == run_id
     (model.folder / DECISIONS_FILE).write_text("{")
+    (model.folder / CARD_FILE).write_text("# m\n\n## Licence\n\nof the data\n")
     leave_decisions(data_root, model)
     assert read_decisions(model.folder, MODEL.weights_sha256) == found
     assert "there already" in leave_decisions(data_root, model)
+    card = (model.folder / CARD_FILE).read_text()
+    assert card.startswith("# m\n\n## Licence\n\nof the data\n\n## Thresholds\n")
+    assert all(f"| {rule.abnormality}" in card and f"| {rule.threshold:.3f} |" in card for rule in found.rules)
     assert "no evaluation" in leave_decisions(data_root, dataclasses.replace(model, weights_sha256="another"))
 
 
