@@ -1,6 +1,7 @@
 """Evaluate a model from its latents: predictions, metrics, retrieval, curves and comparisons with earlier models.
 
-The published protocol is scored beside the model's own. Thresholds and calibration stay in the model's folder.
+The published protocol is scored beside the model's own, and other named ones on request. Thresholds and calibration
+stay in the model's folder.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     model = find_model(options.data_root, options.preset, options.model)
     source = choose_source(options.data_root, model, options.labels_of)
     with stage_run(options.data_root, "evaluate", model.model_id) as run:
-        for evaluation in plan_evaluation(run, model, options.split, options.unit, options.force, source):
+        pending = plan_evaluation(run, model, options.split, options.unit, options.force, source, options.protocols)
+        for evaluation in pending:
             evaluate_model(run, model, evaluation)
         leave_with_model(run, model)
         for comparison in plan_comparisons(run, model, options.force):

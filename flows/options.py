@@ -16,6 +16,7 @@ from ctclip_model.config import PRESETS
 from ctclip_model.data.names import Storage as StorageName
 from ctclip_model.data.reports import SECTIONS
 from ctclip_model.device import Precision
+from ctclip_model.evaluation.protocols import ON_REQUEST
 from ctclip_model.seeds import check_seed
 from tasks.settings import (
     DATA_ROOT,
@@ -86,6 +87,10 @@ ReportSections = Annotated[
 ]
 FinetuneKinds = Annotated[
     tuple[str, ...], Option("--finetune", help="Kinds of fine-tuning. On the command line: with commas, or none.")
+]
+Protocols = Annotated[
+    tuple[str, ...],
+    Option("--protocols", help=f"More protocols on the split valid, with commas: {', '.join(ON_REQUEST)}."),
 ]
 
 Seed = Annotated[int, Option(help="Seed of the training: 0 or more.")]
@@ -319,6 +324,7 @@ class EvaluateOptions:
     ] = "scan"
     force: Force = False
     labels_of: Labels = PUBLISHED_LABELS
+    protocols: Protocols = ()
 
 
 @dataclass(frozen=True)
@@ -349,6 +355,7 @@ class RebuildOptions(RawFileOptions, EndpointOptions, ComputeOptions):
     to_stage: Annotated[str, Option("--to", help="Last stage.")] = STAGES[-1]
     finetune_kinds: FinetuneKinds = FINETUNE
     report_sections: ReportSections = SECTIONS
+    protocols: Protocols = ()
     seed: Seed = 0
     retrain: Retrain = False
     force: Force = False

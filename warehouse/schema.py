@@ -11,6 +11,7 @@ import duckdb
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckFailedError, WarehouseError
+from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS
 from ctclip_model.stages import PIPELINE
 from warehouse.comments import COLUMNS_FILE, LABEL_COLUMNS, comment_columns, quoted
 from warehouse.tables import TABLES
@@ -55,7 +56,8 @@ def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
     """Names and queries of all views, in an order in which they can be created.
 
     A file in `views/` is a view of the file's name. Its first line is a comment that states the grain. Generated here:
-    `current_<table>` (rows that no run has superseded or withdrawn), `pending_<stage>`, `stages` and `labels_wide`.
+    `current_<table>` (rows that no run has superseded or withdrawn), `pending_<stage>`, `stages`, `named_protocols` and
+    `labels_wide`.
     """
     views = {path.stem: path.read_text("utf-8") for path in folder.glob("*.sql")}
     for table in TABLES:
@@ -73,6 +75,10 @@ def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
             )
     rows = ", ".join(f"('{stage.name}', {index}, {stage.trains})" for index, stage in enumerate(PIPELINE.values(), 1))
     views["stages"] = f"-- stage\nselect * from (values {rows}) as stages(stage, position, trains)"
+    named = ", ".join(f"('{name}', '{one.unit}', {one.is_retrieval})" for name, one in NAMED_PROTOCOLS.items())
+    views["named_protocols"] = (
+        f"-- named protocol of the literature\nselect * from (values {named}) as named(protocol, unit, is_retrieval)"
+    )
     views["labels_wide"] = _labels_wide()
     words = {name: set(re.findall(r"\w+", re.sub(r"--.*", "", text))) for name, text in views.items()}
     try:

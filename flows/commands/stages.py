@@ -39,9 +39,12 @@ def make_command(name: str, options: type) -> Callable[..., None]:
     return command
 
 
+NO_WORDS = "none"
+
+
 def split_words(text: str) -> tuple[str, ...]:
     """Words of a list on the command line: with commas, or `none`."""
-    return () if text == "none" else tuple(text.split(","))
+    return () if text == NO_WORDS else tuple(text.split(","))
 
 
 def _is_list(parameter: Parameter) -> bool:
@@ -51,4 +54,4 @@ def _is_list(parameter: Parameter) -> bool:
 def _as_words(parameter: Parameter) -> Parameter:
     """The option of a list, which a shell gives as one text."""
     _, option = get_args(parameter.annotation)
-    return parameter.replace(annotation=Annotated[str, option], default=",".join(parameter.default))
+    return parameter.replace(annotation=Annotated[str, option], default=",".join(parameter.default) or NO_WORDS)

@@ -12,7 +12,7 @@ import numpy as np
 from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import scored_names
 from ctclip_model.evaluation import metrics
-from tasks.evaluation.evaluations import CONFIG, LABEL_SOURCE, PUBLISHED
+from tasks.evaluation.evaluations import CONFIG, LABEL_SOURCE
 from tasks.evaluation.samples import load_labels, stack_labels
 from tasks.evaluation.score import UNDECIDED, Rows
 from tasks.models.find import ModelReference
@@ -78,8 +78,7 @@ def list_comparisons(data_root: Path, model: ModelReference) -> dict[str, Compar
 
     Each pair is compared once, by the younger model. A rebuild scores models from old to new, so both are scored then.
     """
-    pairs = {"model_id": model.model_id, "published": PUBLISHED}
-    rows = store.query(data_root, store.load_sql(__package__, "comparison_pairs"), pairs)
+    rows = store.query(data_root, store.load_sql(__package__, "comparison_pairs"), {"model_id": model.model_id})
     comparisons = [Comparison(*row) for row in rows]
     return {comparison.key: comparison for comparison in comparisons}
 

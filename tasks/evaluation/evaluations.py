@@ -10,7 +10,8 @@ from typing import Any
 from ctclip_model.config import VERSIONS, EvaluationConfig, compute_fingerprint
 from ctclip_model.data.label_sets import BUILT_IN
 from ctclip_model.data.names import EXTERNAL
-from ctclip_model.errors import MissingInputError
+from ctclip_model.errors import ConfigurationError, MissingInputError
+from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS, NAMED_SPLIT, ON_REQUEST, PUBLISHED
 from tasks.evaluation.embed import prompt_keys
 from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource, find_label_source
 from tasks.models.find import ModelReference
@@ -18,7 +19,6 @@ from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.splits import require_split
 from warehouse import store
 
-PUBLISHED = "published"  # protocol: a row per reconstruction, excluded ones too; thresholds from the scored labels
 LABEL_SOURCE = "published"
 THRESHOLD_SPLIT = "train"
 HELD_OUT = ("valid", EXTERNAL)
@@ -40,6 +40,16 @@ class Evaluation:
     def key(self) -> str:
         end = "" if self.source.is_default else f" by {self.source.name}"
         return f"{self.dataset}/{self.split}/{self.protocol}/{self.unit}{end}"
+
+    @property
+    def is_own(self) -> bool:
+        """Is it scored by the model's own protocol?"""
+        return self.protocol not in NAMED_PROTOCOLS
+
+    @property
+    def is_retrieval(self) -> bool:
+        """Is only retrieval scored?"""
+        return not self.is_own and NAMED_PROTOCOLS[self.protocol].is_retrieval
 
     @property
     def columns(self) -> dict[str, str]:
@@ -68,12 +78,13 @@ def list_evaluations(
     split: str | None = None,
     unit: str = "scan",
     source: LabelSource = DEFAULT_SOURCE,
+    protocols: Sequence[str] = (),
 ) -> dict[str, Evaluation]:
     """Lists the evaluations that a model can have now, by key.
 
     Each data set with latents of the split has two: by the model's own protocol in the given unit, and by the published
-    protocol. `source` has the labels. The default is every held-out split. Raises `MissingInputError` if the model has
-    no such latents.
+    protocol. Other named `protocols` are added on the split that they choose from. `source` has the labels. The default
+    is every held-out split. Raises `MissingInputError` if the model has no such latents, and as `choose_protocols`.
     """
     key = {"model_id": model.encoder_id}
     labelled = key | {"label_source": source.name}
@@ -96,7 +107,33 @@ def list_evaluations(
         published = _fingerprint(model, source, texts, PUBLISHED, "volume", row.all, row.all_parts)
         evaluations.append(Evaluation(row.dataset, row.split, own, protocol, unit, source))
         evaluations.append(Evaluation(row.dataset, row.split, published, PUBLISHED, "volume", source))
+    named = [name for name in choose_protocols(model, source, protocols) if name != PUBLISHED]
+    if named:
+        sql = store.load_sql(__package__, "protocol_inputs")
+        for dataset, name, content, parts in store.query(data_root, sql, labelled | {"protocols": named}):
+            unit_of_item = NAMED_PROTOCOLS[name].unit
+            fingerprint = _fingerprint(
+                model, source, texts, name, unit_of_item, [content, train], parts | {"train split": train}
+            )
+            evaluations.append(Evaluation(dataset, NAMED_SPLIT, fingerprint, name, unit_of_item, source))
     return {evaluation.key: evaluation for evaluation in evaluations}
+
+
+def list_asked_protocols(data_root: Path, model: ModelReference) -> list[str]:
+    """Named protocols that an earlier run asked for, by the published labels."""
+    sql = store.load_sql(__package__, "asked_protocols")
+    return [name for (name,) in store.query(data_root, sql, {"model_id": model.model_id, "known": ON_REQUEST})]
+
+
+def choose_protocols(model: ModelReference, source: LabelSource, protocols: Sequence[str]) -> list[str]:
+    """The given protocols that a model can be scored by: without reports or by other labels, no retrieval of reports.
+
+    Raises `ConfigurationError` for an unknown one.
+    """
+    if unknown := sorted({*protocols} - NAMED_PROTOCOLS.keys()):
+        raise ConfigurationError(f"there is no protocol {unknown[0]!r}: choose from {', '.join(NAMED_PROTOCOLS)}")
+    reads_reports = source.is_default and not model.kind.facts.has_head
+    return sorted(name for name in {*protocols} if reads_reports or not NAMED_PROTOCOLS[name].is_retrieval)
 
 
 def choose_source(data_root: Path, model: ModelReference, name: str) -> LabelSource:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.data.reports import SECTIONS, clean_report
 from ctclip_model.errors import MissingInputError
+from ctclip_model.evaluation.protocols import PUBLISHED
 from tasks.evaluation.embed import prompt_keys
-from tasks.evaluation.evaluations import PUBLISHED, THRESHOLD_SPLIT, Evaluation
+from tasks.evaluation.evaluations import THRESHOLD_SPLIT, Evaluation
 from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
 from tasks.models.find import ModelReference
 from warehouse import store
@@ -36,8 +37,13 @@ class Samples:
 
 
 def load_samples(connection: duckdb.DuckDBPyConnection, model: ModelReference, evaluation: Evaluation) -> Samples:
-    """Loads the volumes of an evaluation's split. Only the published protocol includes excluded volumes."""
-    view = "embedded_samples" if evaluation.protocol == PUBLISHED else "evaluation_samples"
+    """Loads the volumes of an evaluation: those that its protocol names, or of its split all that are not excluded."""
+    view = "evaluation_samples"
+    if evaluation.protocol == PUBLISHED:
+        view = "embedded_samples"
+    elif not evaluation.is_own:
+        chosen = f"from protocol_volumes where protocol = '{evaluation.protocol}'"
+        view = f"(from embedded_samples where volume_name in (select volume_name {chosen}))"
     return _load_split(connection, view, model.encoder_id, evaluation.dataset, evaluation.split)
 
 

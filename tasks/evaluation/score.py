@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctclip_model.data.abnormalities import ScoredNames, scored_names
-from ctclip_model.errors import ConfigurationError
+from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation import metrics, retrieval, zero_shot
 from ctclip_model.evaluation.curves import curves
 from ctclip_model.evaluation.fit_decisions import fit_rules
-from tasks.evaluation.evaluations import CONFIG, HELD_OUT, PUBLISHED, THRESHOLD_SPLIT, Evaluation
+from ctclip_model.evaluation.protocols import PUBLISHED
+from tasks.evaluation.evaluations import CONFIG, HELD_OUT, THRESHOLD_SPLIT, Evaluation
 from tasks.evaluation.samples import (
     Labels,
     Latents,
@@ -63,13 +64,16 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
         reports = {} if model.kind.facts.has_head or not is_default else load_latents(connection, model, "report")
         texts = load_texts(connection, reports)
         train = load_threshold_samples(connection, model, evaluation)
-    items, scored = _score_items(evaluation, samples, predict, labels, train)
-    is_projected = (
-        is_default and evaluation.protocol != PUBLISHED and not model.kind.facts.has_head
-    )  # labels change nothing
+    is_projected = is_default and evaluation.is_own and not model.kind.facts.has_head  # labels change nothing
     common = {"model_id": model.model_id} | evaluation.columns
     unlabelled = {name: value for name, value in common.items() if name != "label_set"}
     labelled = common | {"label_source": evaluation.source.name}
+    found = _score_retrieval(evaluation, samples, reports, texts, labels)
+    if evaluation.is_retrieval:
+        if not found:
+            raise MissingInputError(f"{model.model_id} has no latents of reports yet: run `ctclip embed`")
+        return {"retrieval": _make_rows(unlabelled, found)}
+    items, scored = _score_items(evaluation, samples, predict, labels, train)
     return {
         "predictions": [
             common | {"item": item, "abnormality": name, "probability": float(scored.probabilities[row, column])}
@@ -78,7 +82,7 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
         ],
         "metrics": _make_rows(labelled, metrics.score(scored, CONFIG)),
         "curves": _make_rows(labelled, curves(scored.labels, scored.probabilities, scored.names)),
-        "retrieval": _make_rows(unlabelled, _score_retrieval(evaluation, samples, reports, texts, labels)),
+        "retrieval": _make_rows(unlabelled, found),
         "projections": _project_scans(unlabelled, samples) if is_projected else [],
         "decisions": _fit_decisions(model, evaluation, samples, predict, labels),
     }
@@ -123,8 +127,8 @@ def _score_items(
     Thresholds come from one of three sources:
 
     - Published protocol: the labels that are scored.
-    - Own protocol, with latents of a train split: the train split.
-    - Own protocol, without: a part of the scored patients, whose decisions are then not scored.
+    - Any other, with latents of a train split: the train split.
+    - Any other, without: a part of the scored patients, whose decisions are then not scored.
     """
     names = _choose_names(evaluation)
     scored = _predict(samples, evaluation.unit, predict, labels, names)
@@ -172,7 +176,7 @@ def _fit_decisions(
     model: ModelReference, evaluation: Evaluation, samples: Samples, predict: Classifier, labels: Labels
 ) -> Rows:
     """Rules for decisions on single volumes, by the model's own protocol on patients who did not train it."""
-    if evaluation.protocol == PUBLISHED or evaluation.split not in HELD_OUT:
+    if not evaluation.is_own or evaluation.split not in HELD_OUT:
         return []
     names = _choose_names(evaluation)
     found = _predict(samples, "volume", predict, labels, names)

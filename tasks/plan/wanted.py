@@ -108,7 +108,8 @@ def _find_latents(data_root: Path, model_id: str, options: StageOptions) -> Want
 
 
 def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
-    """Default evaluations, those of a `--split` or `--unit` of an earlier run, and comparisons."""
+    """Default evaluations, those that an earlier run asked for by its options, and comparisons."""
+    from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS
     from tasks.evaluation.compare import list_comparisons
     from tasks.evaluation.evaluations import choose_source, list_evaluations
     from tasks.labels.label_sources import find_label_source
@@ -120,9 +121,11 @@ def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wante
         is_comparison = " against " in key
         if not is_comparison and key not in scores:
             scored, _, labels = key.partition(" by ")
-            _, split, _, unit = scored.split("/")
+            _, split, protocol, unit = scored.split("/")
             source = find_label_source(data_root, labels or PUBLISHED_LABELS)
-            scores |= list_evaluations(data_root, model, split, unit, source)
+            named = [protocol] if protocol in NAMED_PROTOCOLS else []
+            found = list_evaluations(data_root, model, split, unit, source, named)
+            scores |= {other: one for other, one in found.items() if other == key}
     wanted = {key: evaluation.fingerprint for key, evaluation in scores.items()}
     comparisons = list_comparisons(data_root, model)
     return wanted | {key: comparison.fingerprint for key, comparison in comparisons.items()}

@@ -3,7 +3,7 @@ select predictions.abnormality, avg(probability) as predicted, avg(value) as obs
 from current_predictions as predictions
 join current_published_labels as labels
     on labels.scan_id = predictions.item and labels.abnormality = predictions.abnormality
-where model_id = $model_id and dataset = $dataset and predictions.split = $split and protocol <> 'published'
+where model_id = $model_id and dataset = $dataset and predictions.split = $split and protocol not in (select protocol from named_protocols)
     and unit = 'scan' and value is not null and label_set = 'ct-rate-18'
 group by predictions.abnormality, least(floor(probability * 10), 9)
 order by predictions.abnormality, predicted

@@ -8,6 +8,7 @@ import duckdb
 import numpy as np
 
 from ctclip_model.data.phantom import VISIBLE_ABNORMALITIES
+from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS
 from ctclip_model.models.kinds import ModelKind
 from tasks.models.find import ModelReference
 from tasks.report.charts import Points
@@ -51,7 +52,7 @@ def collect_facts(
         title=f"{KIND_NAMES[model.kind]} {model.model_id} on {dataset}, {split}",
         origin=_describe_origin(connection, model),
         headline=[*_headline(macro), *_phantom_headline(scores, dataset), *_count_scans(scores)],
-        leaderboard=[row for row in board if not row["is_published"] and row["protocol"] != "published"],
+        leaderboard=[row for row in board if not row["is_published"] and row["protocol"] not in NAMED_PROTOCOLS],
         published=[row for row in board if row["cohort"] in shared],
         published_elsewhere=[row for row in printed if row["cohort"] not in shared],
         published_macro=next((row["auroc"] for row in printed if row["model"] == PUBLISHED_MODEL), None),

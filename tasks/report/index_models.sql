@@ -2,7 +2,7 @@
 with scores as (
     select model as model_id, dataset, split, auroc, auroc_ci_low as ci_low, auroc_ci_high as ci_high, n
     from model_leaderboard
-    where not is_published and protocol <> 'published' and unit = 'scan' and label_source = 'published'
+    where not is_published and protocol not in (select protocol from named_protocols) and unit = 'scan' and label_source = 'published'
         and label_set = 'ct-rate-18'
 ),
 pages as (

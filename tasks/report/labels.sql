@@ -9,7 +9,7 @@ pivot (
         bool_or(has_few_patients) filter (metric = 'auroc') over label as has_few_patients
     from current_metrics
     where model_id = $model_id and dataset = $dataset and split = $split and label_source = 'published'
-        and abnormality <> 'micro' and protocol <> 'published' and unit = 'scan'
+        and abnormality <> 'micro' and protocol not in (select protocol from named_protocols) and unit = 'scan'
     window label as (partition by abnormality)
 )
 on metric in ('auroc', 'average_precision', 'f1', 'weighted_f1', 'accuracy', 'precision')

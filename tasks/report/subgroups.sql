@@ -14,6 +14,6 @@ from current_predictions as predictions
 join current_published_labels as labels
     on labels.scan_id = predictions.item and labels.abnormality = predictions.abnormality
 join groups on groups.scan_id = predictions.item
-where model_id = $model_id and dataset = $dataset and predictions.split = $split and protocol <> 'published'
+where model_id = $model_id and dataset = $dataset and predictions.split = $split and protocol not in (select protocol from named_protocols)
     and unit = 'scan' and value is not null and label_set = 'ct-rate-18'
 order by item, predictions.abnormality

@@ -7,7 +7,12 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.evaluation.compare import Comparison, list_comparisons, score_comparison
 from tasks.evaluation.decisions import leave_decisions
-from tasks.evaluation.evaluations import Evaluation, list_evaluations
+from tasks.evaluation.evaluations import (
+    Evaluation,
+    choose_protocols,
+    list_asked_protocols,
+    list_evaluations,
+)
 from tasks.evaluation.score import score_evaluation
 from tasks.labels.label_sources import LabelSource
 from tasks.models.find import ModelReference
@@ -19,10 +24,15 @@ from tasks.upkeep.queries import list_warnings
 
 @task(cache_policy=NO_CACHE)
 def plan_evaluation(
-    run: StageRun, model: ModelReference, split: str | None, unit: str, force: bool, source: LabelSource
-) -> list[Evaluation]:
-    """Evaluations with new latents, labels or protocol."""
-    evaluations = list_evaluations(run.data_root, model, split, unit, source)
+    run: StageRun, model: ModelReference, split: str | None, unit: str, force: bool, source: LabelSource,
+    protocols: tuple[str, ...],
+) -> list[Evaluation]:  # fmt: skip
+    """Evaluations with new latents, labels or protocol. Protocols that an earlier run asked for are kept up."""
+    if source.is_default and split is None:
+        protocols = (*protocols, *list_asked_protocols(run.data_root, model))
+    if left_out := {*protocols} - {*choose_protocols(model, source, protocols)}:
+        get_run_logger().warning("%s reads no reports: %s is left out", model.model_id, ", ".join(left_out))
+    evaluations = list_evaluations(run.data_root, model, split, unit, source, protocols)
     wanted = {key: one.fingerprint for key, one in evaluations.items()}
     pending = plan_items(run, model.model_id, wanted, force=force, is_complete=False)  # other splits stay wanted
     return [evaluations[key] for key in pending]

@@ -15,6 +15,7 @@ from support.paths import ROOT
 
 from ctclip_model.stages import PIPELINE
 from flows.cli import PANELS, app
+from flows.commands.stages import split_words
 from flows.options import OPTIONS
 
 DESCRIPTIONS = {
@@ -39,7 +40,7 @@ def test_flow_form_and_command_are_alike(name):
         assert field["description"] == shown.help
         default = shown.default
         if field.get("type") == "array":
-            default = tuple(default.split(","))
+            default = split_words(default)
         assert json.loads(json.dumps(field["default"])) == json.loads(json.dumps(default, default=str))
     assert load_flow(name).description == command.help
     assert DESCRIPTIONS.get(name) is None  # so that a deployment has its flow's

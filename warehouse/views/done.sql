@@ -18,6 +18,10 @@ select distinct
     fingerprint
 from current_metrics
 union all
+select distinct 'evaluate', model_id, concat_ws('/', dataset, split, protocol, unit), fingerprint
+from current_retrieval
+where protocol in (select protocol from named_protocols where is_retrieval)
+union all
 select distinct
     'evaluate', model_id,
     concat_ws('/', dataset, split, protocol, unit) || ' against ' || concat_ws('/', other_model_id, other_protocol),
