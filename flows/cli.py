@@ -29,6 +29,12 @@ from tasks.upkeep.prefect_server import IS_LOST
 
 logger = logging.getLogger(__name__)
 
+# What the extra `pipeline` installs, by the names that Python imports. `predict` and `embed-volume` need none of it.
+PIPELINE_PACKAGES = (
+    "prefect", "dotenv", "httpx", "dask", "distributed", "packaging", "psutil", "tenacity", "httpcore2", "duckdb",
+    "pytz",
+)  # fmt: skip
+INSTALL_PIPELINE = "pip install 'ctclip-rebuild[pipeline]'"
 # Commands in the order of the work, under the headings of `ctclip --help`.
 PANELS: dict[str, list[Callable[..., None]]] = {
     "Set up": [
@@ -55,7 +61,7 @@ for heading, commands in PANELS.items():
 
 def _print_version(is_given: bool) -> None:
     if is_given:
-        from tasks.run.stage_run import code_version
+        from tasks.run.code_version import code_version
 
         typer.echo(f"ctclip {metadata.version('ctclip-rebuild')}, commit {code_version()}")
         raise typer.Exit()
@@ -101,6 +107,8 @@ def run() -> int:
         return _report(error)
     except TyperException as error:
         return _report(ConfigurationError(getattr(error, "message", "") or "see ctclip --help"))
+    except ModuleNotFoundError as error:
+        return _report(*_explain_missing(error))
     except BrokenPipeError:
         return 1
     except (KeyboardInterrupt, typer.Abort):
@@ -115,6 +123,15 @@ def _refuse_free_threads() -> None:
         raise ConfigurationError(
             f"{sys.executable} is a free-threaded build of Python, on which nobody has tried this: take an ordinary one"
         )
+
+
+def _explain_missing(error: ModuleNotFoundError) -> tuple[Exception, str]:
+    """The error to report for a package that is missing, and its prefix. The core is installed without the pipeline."""
+    name = (error.name or "").partition(".")[0]
+    if name not in PIPELINE_PACKAGES:
+        return error, f"{type(error).__name__}: "
+    line = f"{name} is missing, which comes with the pipeline: {INSTALL_PIPELINE}"
+    return ConfigurationError(line), ""
 
 
 def _report(error: Exception, prefix: str = "", code: int = 1) -> int:

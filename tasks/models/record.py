@@ -12,8 +12,9 @@ from typing import Any
 from ctclip_model.files import sha256_of
 from ctclip_model.models.held_out import read_count_cut, read_held_out
 from ctclip_model.models.kinds import ModelKind
+from tasks.run.code_version import code_version
 from tasks.run.cut_texts import note_cut
-from tasks.run.stage_run import StageRun, code_version
+from tasks.run.stage_run import StageRun
 
 logger = logging.getLogger(__name__)
 

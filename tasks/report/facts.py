@@ -16,7 +16,7 @@ from tasks.report.examples import find_examples
 from tasks.report.render import OperatingPoints, PageFacts
 from tasks.report.rows import Row, read_rows
 from tasks.report.subgroups import score_subgroups
-from tasks.run.stage_run import code_version
+from tasks.run.code_version import code_version
 from tasks.settings import PHANTOM, PUBLISHED_LABELS
 from warehouse import store
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tasks.report.charts import Points, line_chart, scatter_chart
-from tasks.report.examples import Example
+
+if TYPE_CHECKING:  # examples need DuckDB, and the page of one's own CT does not
+    from tasks.report.examples import Example
 
 Row = Mapping[str, Any]
 MISSING = "\N{EN DASH}"

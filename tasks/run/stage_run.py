@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from ctclip_model.errors import BadItemError, ConfigurationError, LeaseLostError, StageFailedError
+from tasks.run.code_version import code_version
 from tasks.run.lease import Lease, hold_lease
 from tasks.run.logs import log_context
 from tasks.run.publish import PeriodicPublisher, publish
@@ -222,16 +220,3 @@ def _close_run(data_root: Path, run_id: str, **facts: str | None) -> None:
         partial.unlink()
     for order in (data_root / ORDERS).glob(f"{run_id}.*"):
         order.unlink()  # its worker then stops
-
-
-@functools.cache
-def code_version() -> str:
-    """Commit of the checkout, or version of the installed package."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return metadata.version("ctclip-rebuild")
-    return described.stdout.strip()

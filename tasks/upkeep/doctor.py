@@ -17,6 +17,7 @@ from tasks.upkeep.prefect_server import find_address_fault, find_api_url, find_o
 from tasks.upkeep.protocols import measure_round_trip
 
 PACKAGE = "ctclip-rebuild"
+PIPELINE = "pipeline"  # extra with the packages of all stages
 POOLS = ("cpu", "gpu", "rebuild")  # work pools of prefect.yaml
 
 
@@ -34,7 +35,7 @@ def check_versions() -> Iterator[CheckResult]:
     wrong = []
     for text in metadata.requires(PACKAGE) or ():
         requirement = Requirement(text)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+        if requirement.marker and not requirement.marker.evaluate({"extra": PIPELINE}):
             continue
         try:
             version = metadata.version(requirement.name)

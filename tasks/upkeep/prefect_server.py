@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
-
 from tasks.run.deadline import run_with_deadline
 from tasks.upkeep.prefect_home import expand, find_database_fault, find_home, find_home_fault
 from tasks.upkeep.protocols import LONGEST_READ, describe_page, identify
@@ -86,6 +84,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 def _read_dotenv() -> dict[str, str]:
     """Settings of `.env` in the working folder, by Prefect's own reader of it."""
+    from dotenv import dotenv_values  # a package of the pipeline, and every command imports this module
+
     try:
         return {name: value for name, value in dotenv_values(".env").items() if value}
     except (OSError, ValueError):

@@ -15,8 +15,9 @@ from ctclip_model.data.npz import ORIENTATION
 from ctclip_model.data.shards import ShardRow
 from ctclip_model.data.slabs import Encoding
 from ctclip_model.errors import BadItemError, ConfigurationError, MissingInputError
+from tasks.run.code_version import code_version
 from tasks.run.fingerprints import VERSION, Fingerprint
-from tasks.run.stage_run import StageRun, code_version
+from tasks.run.stage_run import StageRun
 from tasks.settings import LIMITS, count_workers
 from tasks.sources.address import parse_address
 from warehouse import store
