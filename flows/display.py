@@ -59,6 +59,7 @@ class RichReporter:
             TextColumn("{task.fields[note]}", table_column=note), console=console, expand=True,
         )  # fmt: skip
         self.bars: dict[str, TaskID] = {}  # pieces of work
+        self.totals: dict[str, int] = {}
         self.opened: dict[str, TaskID] = {}  # stages that have counted nothing yet
 
     def __enter__(self) -> RichReporter:
@@ -76,10 +77,12 @@ class RichReporter:
         if work in self.opened:
             self.progress.remove_task(self.opened.pop(work))
         self.progress.start()
+        self.totals[work] = total
         self.bars[work] = self.progress.add_task(work, total=total, unit=unit, note="")
 
     def update(self, work: str, done: int, note: str) -> None:
-        self.progress.update(self.bars[work], completed=done, note=note)
+        self.totals[work] = max(self.totals[work], done)  # a total may be an estimate
+        self.progress.update(self.bars[work], completed=done, total=self.totals[work], note=note)
 
     def end(self, work: str) -> None:
         self.progress.stop_task(self.bars[work])

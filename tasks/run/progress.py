@@ -45,6 +45,7 @@ class LogReporter:
 
     def update(self, work: str, done: int, note: str) -> None:
         self.done, now = done, time.monotonic()
+        self.total = max(self.total, done)  # a total may be an estimate
         if now - self.last < self.interval_s:
             return
         self.last = now

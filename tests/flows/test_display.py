@@ -97,6 +97,16 @@ def test_without_a_terminal_each_stage_is_announced_and_counted_in_plain_lines(c
     assert capsys.readouterr().err.splitlines() == ["convert: begins", "convert: 3 of 3 volumes in 0:00:00"]
 
 
+def test_more_than_was_estimated_raises_the_total(capsys):
+    with showing_progress(), show_progress("train", 3, "samples") as progress:
+        progress.advance(4)
+    assert capsys.readouterr().err.splitlines() == ["train: 4 of 4 samples in 0:00:00"]
+    with RichReporter() as reporter:
+        reporter.start("train", 3, "samples")
+        reporter.update("train", 4, "")
+    assert "4/4" in capsys.readouterr().err
+
+
 def test_line_every_ten_seconds_has_count_rate_and_time_left(monkeypatch):
     lines: list[str] = []
     reporter = LogReporter()
