@@ -17,7 +17,8 @@ from tasks.settings import DATA_ROOT, STAGES
 if TYPE_CHECKING:
     from tasks.run.selection import Selection
 
-Format = Literal["parquet", "csv"]
+Format = Literal["parquet", "csv", "safetensors", "ct-chat"]
+IMAGE_ENCODER = "image-encoder"  # export of a model's weights
 
 
 def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
@@ -128,15 +129,19 @@ def sql(
 
 
 def export(
-    table: Annotated[str, typer.Argument(help="Name of a table or view.")],
+    table: Annotated[
+        str, typer.Argument(help="Name of a table or view, or `latents`, `tokens` or `image-encoder` of a model.")
+    ],
     data_root: DataRoot = DATA_ROOT,
-    file_format: Annotated[Format, typer.Option("--format", help="Format of the file.")] = "parquet",
+    file_format: Annotated[
+        Format | None, typer.Option("--format", help="Format. Default: parquet, or safetensors for tokens.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="File to write, or - for standard output. Default: ./TABLE.FORMAT.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Id of the model of the latents. Default: all models.")] = None,
+    model: Annotated[str | None, typer.Option(help="Id of the model. Latents: default all models.")] = None,
     encoded_tokens: Annotated[
-        bool, typer.Option("--encoded-tokens", help="Write the image encoder's tokens instead of latents.")
+        bool, typer.Option("--encoded-tokens", help="With latents: the same as `ctclip export tokens`.")
     ] = False,
     split: Split = None,
     volumes: Volumes = None,
@@ -144,52 +149,79 @@ def export(
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
 ) -> None:
-    """Write a table or view of the warehouse to a file.
+    """Write a table, a view or a model's output to a file.
 
-    `latents` are the current ones of volumes, with the columns name, model and vector. --encoded-tokens computes the
-    tokens before pooling, into one safetensors file for each volume in the folder --output. A rerun goes on from there.
+    `latents` are the current ones of volumes, with the columns name, model and vector. `tokens` computes the image
+    encoder's tokens before pooling, into one file for each volume in the folder --output. A rerun goes on from there.
+    `image-encoder` writes the encoder's state dict. With --format ct-chat, CT-CHAT's training reads the tokens.
     """
     from tasks.run.selection import Selection
     from tasks.upkeep.queries import export_table
 
     selection = Selection(split, volumes, limit)
-    if table == "latents":
-        _export_latents(data_root, model, selection, output, encoded_tokens, file_format, device, dtype)
+    if table == "tokens" or (table == "latents" and encoded_tokens):
+        _export_tokens(data_root, model, selection, output, file_format, device, dtype)
         return
-    if model or encoded_tokens or selection != Selection():
+    if table == "latents":
+        _export_latents(data_root, model, selection, output, file_format)
+        return
+    if encoded_tokens or selection != Selection() or (model and table != IMAGE_ENCODER):
         raise ConfigurationError(
-            "--model, --encoded-tokens, --split, --volumes and --limit are for `ctclip export latents`"
+            "--model, --encoded-tokens, --split, --volumes and --limit are for `ctclip export latents` and `tokens`"
         )
-    path = output or Path(f"{table}.{file_format}")
-    count = export_table(data_root, table, path, file_format)
+    if table == IMAGE_ENCODER:
+        _export_image_encoder(data_root, model, output, file_format)
+        return
+    if file_format not in (None, "parquet", "csv"):
+        raise ConfigurationError(f"a table is written as parquet or csv, not as {file_format}")
+    path = output or Path(f"{table}.{file_format or 'parquet'}")
+    count = export_table(data_root, table, path, file_format or "parquet")
     _say_written(count, path)
 
 
 def _export_latents(
+    data_root: Path, model: str | None, selection: Selection, output: Path | None, file_format: Format | None
+) -> None:
+    from tasks.evaluation.export import export_latents
+
+    if file_format not in (None, "parquet"):
+        raise ConfigurationError("latents are written as Parquet, and tokens as safetensors or for CT-CHAT")
+    path = output or Path("latents.parquet")
+    _say_written(export_latents(data_root, model, selection, path), path)
+
+
+def _export_tokens(
     data_root: Path,
     model: str | None,
     selection: Selection,
     output: Path | None,
-    encoded_tokens: bool,
-    file_format: Format,
+    file_format: Format | None,
     device: str,
     dtype: Precision,
 ) -> None:
     from flows.commands.running import showing_progress
-    from tasks.evaluation.export import export_latents, export_tokens
+    from tasks.evaluation.export import export_tokens
+    from tasks.evaluation.token_files import TOKEN_FILES
 
-    if file_format != "parquet":
-        raise ConfigurationError("latents are written as Parquet, and tokens as safetensors")
-    if not encoded_tokens:
-        path = output or Path("latents.parquet")
-        _say_written(export_latents(data_root, model, selection, path), path)
-        return
+    file_type = TOKEN_FILES.get(file_format or "safetensors")
+    if file_type is None:
+        raise ConfigurationError(f"tokens are written as {' or '.join(TOKEN_FILES)}, not as {file_format}")
     if model is None:
-        raise ConfigurationError("--encoded-tokens needs a model: name it with --model")
+        raise ConfigurationError("tokens need a model: name it with --model")
     folder = output or Path("encoded-tokens")
     with showing_progress():
-        made, kept = export_tokens(data_root, model, selection, folder, device, dtype)
+        made, kept = export_tokens(data_root, model, selection, folder, device, dtype, file_type)
     console.print(f"{made} files written in {folder}, {kept} were there")
+
+
+def _export_image_encoder(data_root: Path, model: str | None, output: Path | None, file_format: Format | None) -> None:
+    from tasks.evaluation.export import export_image_encoder
+
+    if file_format not in (None, "ct-chat"):
+        raise ConfigurationError("an image encoder is written as CT-CHAT loads it: leave --format out")
+    path = output or Path("clip_visual_encoder.pth")
+    name = export_image_encoder(data_root / "models", model, path)
+    typer.echo(f"image encoder of {name} in {path}", err=is_stream(path))
 
 
 def _say_written(count_rows: int, path: Path) -> None:

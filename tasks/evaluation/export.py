@@ -1,9 +1,8 @@
-"""Exports of a model: latents as Parquet, or the image encoder's tokens as safetensors."""
+"""Exports of a model: latents as Parquet, the image encoder's tokens in a file for each volume, or its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,35 +11,14 @@ from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.device import Precision
 from ctclip_model.errors import MissingInputError
 from ctclip_model.files import whole_file
+from tasks.evaluation.token_files import SafetensorsFile, TokenFile
 from tasks.models.find import ModelReference, find_encoder
 from tasks.run.progress import show_progress
 from tasks.run.selection import Selection
 from tasks.settings import PRESET
 from warehouse import store
 
-TOKENS = "tokens"  # name of the tensor in its file
 ROWS_PER_GROUP = 8192  # latents in one row group of the Parquet file
-
-
-@dataclass(frozen=True)
-class TokenFile:
-    """File with the tokens of one volume."""
-
-    volume_name: str
-    shard_path: str  # shard with the voxels, relative to the data root
-    row_index: int
-    path: Path
-    metadata: dict[str, str]  # volume, model and fingerprint
-
-    def is_current(self) -> bool:
-        """Tells that the file exists and holds the tokens of this volume, model and precision."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, "pt") as file:
-                return bool(file.metadata() == self.metadata)
-        except (OSError, SafetensorError):
-            return False
 
 
 def export_latents(data_root: Path, model_id: str | None, selection: Selection, path: Path) -> int:
@@ -68,17 +46,22 @@ def export_latents(data_root: Path, model_id: str | None, selection: Selection, 
 
 
 def export_tokens(
-    data_root: Path, model_id: str, selection: Selection, folder: Path, device: str, dtype: Precision
+    data_root: Path,
+    model_id: str,
+    selection: Selection,
+    folder: Path,
+    device: str,
+    dtype: Precision,
+    file_type: type[TokenFile] = SafetensorsFile,
 ) -> tuple[int, int]:
-    """Writes the image encoder's tokens before pooling, one file per volume.
+    """Writes the image encoder's tokens before pooling, one file per volume: 28 MB in float32 for the published model.
 
-    `FOLDER/<volume_name>.safetensors` holds the tensor `tokens`, (depth, height, width, dim) of the patch grid, in
-    `dtype`: 28 MB in float32 for the published model. Files of the same volume, model and precision are kept. Returns
-    the numbers of written and of kept files. Raises `MissingInputError` if no selected volume is converted.
+    Files of the same volume, model and precision are kept. Returns the numbers of written and of kept files. Raises
+    `MissingInputError` if no selected volume is converted.
     """
     model = find_encoder(data_root, PRESET, model_id)
     selection.check(data_root)
-    files = list(_plan_tokens(data_root, model, selection, folder, dtype))
+    files = list(_plan_tokens(data_root, model, selection, folder, dtype, file_type))
     if not files:
         raise MissingInputError(f"no such volume is converted for {model_id}: run `ctclip convert`")
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +72,12 @@ def export_tokens(
 
 
 def _plan_tokens(
-    data_root: Path, model: ModelReference, selection: Selection, folder: Path, dtype: Precision
+    data_root: Path,
+    model: ModelReference,
+    selection: Selection,
+    folder: Path,
+    dtype: Precision,
+    file_type: type[TokenFile],
 ) -> Iterator[TokenFile]:
     """Files of the selected volumes, in the order of their shards."""
     rows = store.query(data_root, store.load_sql(__package__, "converted"), [model.recipe_id])
@@ -100,14 +88,12 @@ def _plan_tokens(
                 model.weights_sha256, VERSIONS["embed"], content, *dtype.fingerprint_parts
             )
             metadata = {"volume_name": name, "model_id": model.model_id, "fingerprint": fingerprint}
-            yield TokenFile(name, shard_path, row_index, folder / f"{name}.safetensors", metadata)
+            yield file_type(name, shard_path, row_index, folder / f"{name}{file_type.suffix}", metadata)
 
 
 def _write_tokens(
     data_root: Path, model: ModelReference, files: list[TokenFile], device: str, dtype: Precision
 ) -> None:
-    from safetensors.torch import save
-
     from ctclip_model.data.loader import SampleRef, iterate_batches
     from ctclip_model.device import choose_device, limit_cpu_threads
     from ctclip_model.evaluation import embed
@@ -122,7 +108,21 @@ def _write_tokens(
     with show_progress("encode volumes", len(files), "volumes") as progress, limit_cpu_threads(model.cpu_threads):
         for _, tokens in embed.encode_tokens(loaded.model, batches, dtype=dtype.autocast):
             for volume in tokens:  # (depth, height, width, dim)
-                file = next(remaining)
-                with whole_file(file.path) as opened:
-                    opened.write(save({TOKENS: volume.contiguous()}, metadata=file.metadata))
+                next(remaining).write(volume)
             progress.advance(len(tokens))
+
+
+def export_image_encoder(models: Path, name: str | None, path: Path) -> str:
+    """Writes the image encoder's state dict, as CT-CHAT and the published code load it, with `torch.save`.
+
+    `name` is a model folder of `models`, or a path. Returns the model's name. Raises as `find_model` of the core, and
+    `CheckpointError` for a damaged folder.
+    """
+    import torch
+
+    from ctclip_model.models.find_model import find_model, load_model
+
+    loaded = load_model(find_model(models, name), with_text=False)
+    with whole_file(path) as file:
+        torch.save(dict(loaded.model.visual_transformer.state_dict()), file)
+    return loaded.name

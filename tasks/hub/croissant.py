@@ -13,6 +13,7 @@ from ctclip_model.errors import ConfigurationError
 from ctclip_model.files import sha256_of
 from tasks.hub.requests import Repository
 
+CITATION = "Hamamci et al., arXiv:2403.17834"
 CONTEXT = {
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -71,6 +72,7 @@ def describe_parquet(
         "name": repository.repo_id.split("/")[1],
         "description": description,
         "url": repository.page,
+        "citeAs": CITATION,
         "license": f"https://spdx.org/licenses/{licence.upper()}.html",
         "keywords": list(keywords),
         "distribution": [_describe_file(repository, path, file) for path, file in files.items()],

@@ -17,7 +17,9 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.command_line import run_ctclip
+from support.golden import load_tiny_weights
 from support.hub import LoopbackHub
+from support.models import TINY, load_tiny_model
 from support.records import report_row, wanted_rows, write_run
 from support.volumes import make_shard_volume
 
@@ -30,6 +32,7 @@ from ctclip_model.evaluation.embed import embed_volumes
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.model_folder import save_model_folder
 from ctclip_model.models.text import train_tokenizer
+from ctclip_model.models.vision import CTViT
 from tasks.evaluation.embed import _record, plan_work
 from tasks.evaluation.embed import embed_volumes as embed_converted
 from tasks.evaluation.export import export_latents, export_tokens
@@ -288,3 +291,59 @@ def test_latents_of_no_model_and_of_a_model_without_any_are_one_line(data_root, 
 )
 def test_folder_of_this_machine_is_not_told(text, shown):
     assert hide_folders(text) == shown
+
+
+def read_as_ct_chat(folder: Path, image: str) -> torch.Tensor:
+    """Tokens of an entry `image` of CT-CHAT's instructions, as its training reads them: `LazySupervisedDataset`."""
+    return torch.tensor(np.load(folder / image.replace(".nii.gz", ".npz"))["arr"][0])
+
+
+def test_ct_chat_reads_the_tokens_and_a_rerun_keeps_them(data_root, model, tmp_path):
+    command = ("export", "tokens", "--format", "ct-chat", "--model", MODEL, "--output", tmp_path / "npz")
+    result = run_ctclip(*command, "--data-root", data_root)
+    assert result.returncode == 0, result.stderr
+    for name in shards(data_root):
+        with np.load(tmp_path / f"npz/{name}.npz") as file:
+            assert file.files == ["arr"]
+            assert (file["arr"].dtype, file["arr"].ndim, len(file["arr"])) == (np.float32, 5, 1)
+        with torch.inference_mode():
+            expected = model.image_tokens(volume(data_root, name).float() / 1000)[0]
+        assert torch.equal(read_as_ct_chat(tmp_path / "npz", f"{name}.nii.gz"), expected)
+    first, *_, last = sorted((tmp_path / "npz").iterdir())
+    first.write_bytes(first.read_bytes()[:-10])
+    untouched = last.stat().st_mtime_ns
+    result = run_ctclip(*command, "--data-root", data_root)
+    assert f"1 files written in {tmp_path / 'npz'}, {len(NAMES) - 1} were there" in " ".join(result.stdout.split())
+    assert last.stat().st_mtime_ns == untouched
+    assert read_as_ct_chat(tmp_path / "npz", first.name).ndim == 4
+
+
+def test_image_encoder_is_the_state_dict_that_ct_chat_loads(tmp_path):
+    info = {"recipe": {"name": "tiny", "shape": (30, 40, 40), "spacing_mm": (8.0, 8.0, 8.0)}}
+    save_model_folder(tmp_path / "data/models/tiny", load_tiny_model(), None, extra=info)
+    path = tmp_path / "clip_visual_encoder.pth"
+    result = run_ctclip("export", "image-encoder", "--output", path, "--data-root", tmp_path / "data")
+    assert result.returncode == 0, result.stderr
+    prefix = "visual_transformer."
+    published = {name.removeprefix(prefix): value for name, value in load_tiny_weights().items() if prefix in name}
+    found = torch.load(path)
+    assert set(found) == set(published)
+    assert all(torch.equal(found[name], value) for name, value in published.items())
+    CTViT(TINY.vision).load_state_dict(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["tokens", "--model", MODEL, "--format", "csv"], "written as safetensors or ct-chat, not as csv"),
+        (["tokens", "--format", "ct-chat"], "name it with --model"),
+        (["current_latents", "--format", "ct-chat"], "written as parquet or csv"),
+        (["image-encoder", "--model", "absent"], "there is no model 'absent'"),
+        (["image-encoder", "--split", "valid"], "are for `ctclip export latents` and `tokens`"),
+    ],
+)
+def test_wrong_export_of_a_model_is_one_line(data_root, tmp_path, arguments, line):
+    result = run_ctclip("export", *arguments, "--output", tmp_path / "output", "--data-root", data_root)
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert line in result.stderr
+    assert list(tmp_path.iterdir()) == []
