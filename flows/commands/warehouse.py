@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Format = Literal["parquet", "csv", "safetensors", "ct-chat"]
 IMAGE_ENCODER = "image-encoder"  # export of a model's weights
+LINEAGE = "lineage"  # export of a run's events
 
 
 def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
@@ -130,8 +131,11 @@ def sql(
 
 def export(
     table: Annotated[
-        str, typer.Argument(help="Name of a table or view, or `latents`, `tokens` or `image-encoder` of a model.")
+        str, typer.Argument(help="Table, view, `latents`, `tokens`, `image-encoder`, or `lineage` of a run.")
     ],
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="With lineage: id of a run, or a stage for its latest.")
+    ] = None,
     data_root: DataRoot = DATA_ROOT,
     file_format: Annotated[
         Format | None, typer.Option("--format", help="Format. Default: parquet, or safetensors for tokens.")
@@ -154,11 +158,17 @@ def export(
     `latents` are the current ones of volumes, with the columns name, model and vector. `tokens` computes the image
     encoder's tokens before pooling, into one file for each volume in the folder --output. A rerun goes on from there.
     `image-encoder` writes the encoder's state dict. With --format ct-chat, CT-CHAT's training reads the tokens.
+    `lineage` writes the OpenLineage events of a run.
     """
     from tasks.run.selection import Selection
     from tasks.upkeep.queries import export_table
 
     selection = Selection(split, volumes, limit)
+    if (run is None) == (table == LINEAGE):
+        raise ConfigurationError("`ctclip export lineage RUN` takes a run or a stage, and no other export does")
+    if run is not None:
+        _export_lineage(data_root, run, output, file_format)
+        return
     if table == "tokens" or (table == "latents" and encoded_tokens):
         _export_tokens(data_root, model, selection, output, file_format, device, dtype)
         return
@@ -212,6 +222,16 @@ def _export_tokens(
     with showing_progress():
         made, kept = export_tokens(data_root, model, selection, folder, device, dtype, file_type)
     console.print(f"{made} files written in {folder}, {kept} were there")
+
+
+def _export_lineage(data_root: Path, run: str, output: Path | None, file_format: Format | None) -> None:
+    from tasks.upkeep.lineage import export_lineage
+
+    if file_format is not None:
+        raise ConfigurationError("lineage is written as lines of JSON: leave --format out")
+    path = output or Path("lineage.jsonl")
+    count = export_lineage(data_root, run, path)
+    typer.echo(f"{count} events in {path}", err=is_stream(path))
 
 
 def _export_image_encoder(data_root: Path, model: str | None, output: Path | None, file_format: Format | None) -> None:
