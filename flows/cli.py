@@ -15,7 +15,6 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import metadata
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -61,6 +60,8 @@ for heading, commands in PANELS.items():
 
 def _print_version(is_given: bool) -> None:
     if is_given:
+        from importlib import metadata
+
         from tasks.run.code_version import code_version
 
         typer.echo(f"ctclip {metadata.version('ctclip-rebuild')}, commit {code_version()}")

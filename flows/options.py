@@ -16,7 +16,7 @@ from ctclip_model.config import PRESETS
 from ctclip_model.data.names import Storage as StorageName
 from ctclip_model.data.reports import SECTIONS
 from ctclip_model.device import Precision
-from ctclip_model.evaluation.protocols import ON_REQUEST
+from ctclip_model.evaluation.protocols import ON_REQUEST, check_protocols
 from ctclip_model.seeds import check_seed
 from tasks.settings import (
     DATA_ROOT,
@@ -326,6 +326,9 @@ class EvaluateOptions:
     labels_of: Labels = PUBLISHED_LABELS
     protocols: Protocols = ()
 
+    def __post_init__(self) -> None:
+        check_protocols(self.protocols)
+
 
 @dataclass(frozen=True)
 class ReportOptions:
@@ -367,6 +370,7 @@ class RebuildOptions(RawFileOptions, EndpointOptions, ComputeOptions):
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        check_protocols(self.protocols)
 
 
 # Options by the name of the flow and its command, in the order of the work.

@@ -18,7 +18,8 @@ from rich.text import Text
 
 from ctclip_model.config import compute_fingerprint
 from ctclip_model.data.label_sets import LabelSet
-from ctclip_model.data.orientation import HEADER, turn_to_lps
+from ctclip_model.data.names import HEADER
+from ctclip_model.data.orientation import turn_to_lps
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, VolumeError
 from ctclip_model.evaluation.decisions import Decisions

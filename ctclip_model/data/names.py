@@ -9,6 +9,10 @@ from typing import Literal
 
 from ctclip_model.errors import BadNameError
 
+# Orientations of a CT's array beside codes of three letters: as a header's affine says, or as the array lies.
+HEADER = "header"
+STORED = "stored"
+
 Storage = Literal["v2", "v1"]
 
 SUFFIX = ".nii.gz"

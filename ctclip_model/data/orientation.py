@@ -14,11 +14,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ctclip_model.data.names import STORED
 from ctclip_model.errors import ConfigurationError
 
 LPS = "LPS"
-STORED = "stored"  # takes arrays as they lie
-HEADER = "header"  # believes a header's affine
 OPPOSITE = {"L": "R", "R": "L", "P": "A", "A": "P", "S": "I", "I": "S"}
 T = TypeVar("T")
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from ctclip_model.config import Recipe
 from ctclip_model.data.accelerators import crc32, deflate
 from ctclip_model.data.dicom import DicomSeries
+from ctclip_model.data.names import STORED
 from ctclip_model.data.nifti import NiftiStream
-from ctclip_model.data.orientation import STORED, turn_to_lps
+from ctclip_model.data.orientation import turn_to_lps
 from ctclip_model.data.resampling import locate_voxels
 from ctclip_model.data.volume import ConvertedVolume
 from ctclip_model.files import whole_file

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ctclip_model.config import DECISIONS_FILE, Recipe
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
-from ctclip_model.data.orientation import HEADER
+from ctclip_model.data.names import HEADER
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import CheckpointError, ConfigurationError, VolumeError
 from ctclip_model.evaluation.decisions import Decision, Decisions, decide, read_decisions

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from ctclip_model.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,9 @@ NAMED_PROTOCOLS = {
 }
 NAMED_SPLIT = "valid"  # the split that all but the published protocol choose from
 ON_REQUEST = tuple(name for name in NAMED_PROTOCOLS if name != PUBLISHED)
+
+
+def check_protocols(names: Iterable[str]) -> None:
+    """Raises `ConfigurationError` for a name that is no protocol's."""
+    if unknown := sorted({*names} - NAMED_PROTOCOLS.keys()):
+        raise ConfigurationError(f"there is no protocol {unknown[0]!r}: choose from {', '.join(NAMED_PROTOCOLS)}")

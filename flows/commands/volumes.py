@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ctclip_model.data.orientation import HEADER
+from ctclip_model.data.names import HEADER
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError
 from flows.options import DataRoot, Device, Dtype, Json

@@ -10,8 +10,8 @@ from typing import Any
 from ctclip_model.config import VERSIONS, EvaluationConfig, compute_fingerprint
 from ctclip_model.data.label_sets import BUILT_IN
 from ctclip_model.data.names import EXTERNAL
-from ctclip_model.errors import ConfigurationError, MissingInputError
-from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS, NAMED_SPLIT, ON_REQUEST, PUBLISHED
+from ctclip_model.errors import MissingInputError
+from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS, NAMED_SPLIT, ON_REQUEST, PUBLISHED, check_protocols
 from tasks.evaluation.embed import prompt_keys
 from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource, find_label_source
 from tasks.models.find import ModelReference
@@ -128,10 +128,9 @@ def list_asked_protocols(data_root: Path, model: ModelReference) -> list[str]:
 def choose_protocols(model: ModelReference, source: LabelSource, protocols: Sequence[str]) -> list[str]:
     """The given protocols that a model can be scored by: without reports or by other labels, no retrieval of reports.
 
-    Raises `ConfigurationError` for an unknown one.
+    Raises as `check_protocols`.
     """
-    if unknown := sorted({*protocols} - NAMED_PROTOCOLS.keys()):
-        raise ConfigurationError(f"there is no protocol {unknown[0]!r}: choose from {', '.join(NAMED_PROTOCOLS)}")
+    check_protocols(protocols)
     reads_reports = source.is_default and not model.kind.facts.has_head
     return sorted(name for name in {*protocols} if reads_reports or not NAMED_PROTOCOLS[name].is_retrieval)
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctclip_model.config import compute_fingerprint
-from ctclip_model.data.names import Storage, VolumeName, parse_volume_name
-from ctclip_model.data.orientation import STORED
+from ctclip_model.data.names import STORED, Storage, VolumeName, parse_volume_name
 from ctclip_model.data.phantom import MARKER
 from ctclip_model.errors import ConfigurationError
 from tasks.settings import PHANTOM

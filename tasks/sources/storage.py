@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from ctclip_model.config import Recipe
-from ctclip_model.data.names import Storage, VolumeName
-from ctclip_model.data.orientation import HEADER, LPS, STORED, check_code
+from ctclip_model.data.names import HEADER, STORED, Storage, VolumeName
+from ctclip_model.data.orientation import LPS, check_code
 from ctclip_model.errors import ConfigurationError, VolumeError
 
 VERSIONS: tuple[Storage, ...] = get_args(Storage)

@@ -36,6 +36,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("imported", "avoided"),
     [
         ("flows.cli, tasks.upkeep.queries, warehouse.store", {"torch", "prefect"}),
+        ("flows.cli", {"torch", "prefect", "duckdb", "numpy", "pyarrow"}),
         ("flows.volumes", {"prefect", "duckdb"}),
     ],
 )

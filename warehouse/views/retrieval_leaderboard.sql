@@ -27,9 +27,10 @@ printed as (
     where metric like '%_recall_at_%'
     group by all
 )
--- Repeated Findings count as one report in a gallery of pairs, so its size names the cohort.
-select *, if(protocol in (select protocol from named_protocols where is_retrieval), 'pairs', unit || 's') || '-' || n as cohort,
-    false as is_published
+-- The largest count of a task names the cohort: reports with the same text are fewer.
+select
+    *, if(protocol in (select protocol from named_protocols where is_retrieval), 'pairs', unit || 's') || '-'
+    || max(n) over (partition by model, dataset, split, protocol, unit) as cohort, false as is_published
 from ours
 union all by name
 select *, 'published' as protocol, true as is_published
