@@ -96,25 +96,19 @@ def push_files(
     raise HubUnavailableError(f"{repository}: others commit to it all the time: run this again later")
 
 
-@dataclass(frozen=True)
-class _Head:
-    commit: str
-    is_private: bool
-
-
 def _open_repository(repository: Repository, is_public: bool, limits: Limits) -> bool:
     """Creates the repository if there is none, and opens it if asked to. Returns True for a private one."""
     api = _api(repository)
     head = _read_head(repository, limits)
     if head is None:
-        ask(
-            repository,
-            lambda: api.create_repo(
-                repository.repo_id, repo_type=repository.kind, private=not is_public, exist_ok=True
-            ),
-            limits=limits,
-        )
-        return not is_public
+
+        def create() -> None:
+            api.create_repo(repository.repo_id, repo_type=repository.kind, private=not is_public, exist_ok=True)
+
+        ask(repository, create, limits=limits)
+        head = _read_head(repository, limits)
+    if head is None:
+        raise HubUnavailableError(f"{repository} was created, and the Hub does not show it yet: run this again")
     if is_public and head.is_private:
         ask(
             repository,
@@ -122,6 +116,12 @@ def _open_repository(repository: Repository, is_public: bool, limits: Limits) ->
             limits=limits,
         )
     return head.is_private and not is_public
+
+
+@dataclass(frozen=True)
+class _Head:
+    commit: str
+    is_private: bool
 
 
 def _read_head(repository: Repository, limits: Limits) -> _Head | None:
@@ -184,11 +184,11 @@ def _commit(
         return ask(repository, request, limits=limits)
     except (HubError, HTTPError, OfflineModeIsEnabled):
         raise
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # the Hub's storage client raises these, and an answer without sense does
+    except ValueError as error:  # the client's word for a card that the Hub refuses
+        raise HubError(
+            f"{repository}: the Hub refuses the card: {' '.join(str(error).split())}. Is --licence one that it knows?"
+        ) from error
+    except (OSError, RuntimeError) as error:  # the Hub's storage client raises these
         raise HubUnavailableError(
             f"the upload to {repository} broke off ({type(error).__name__}): run this again, it goes on from here"
         ) from error

@@ -17,6 +17,7 @@ from support.hub.repositories import LFS_SUFFIXES, Blob, HubRepository
 if TYPE_CHECKING:
     from support.hub.server import LoopbackHub
 
+LICENCES = ("cc-by-nc-sa-4.0", "apache-2.0")  # licences of cards that this hub takes
 GIT_ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
@@ -45,7 +46,8 @@ class CommitRoutes:
         asked = await request.json()
         kind, repo_id = f"{asked.get('type', 'model')}s", f"{asked['organization']}/{asked['name']}"
         if (kind, repo_id) in self.hub.repositories:
-            return JSONResponse({"error": "You already created this repo"}, 409)
+            url = f"{self.hub.endpoint}/{repo_id}"
+            return JSONResponse({"error": "You already created this model repo", "url": url}, 409)
         made = self.hub.repository(repo_id, kind)
         made.is_private = asked.get("visibility") == "private"
         made.commit_files({".gitattributes": made.keep_bytes(".gitattributes", GIT_ATTRIBUTES)})
@@ -54,7 +56,9 @@ class CommitRoutes:
     async def validate(self, request: Request) -> Response:
         content = (await request.json())["content"]
         head = content.split("---\n")[1] if content.startswith("---\n") else ""
-        return JSONResponse({"errors": [] if "license:" in head else [{"message": "no license"}], "warnings": []})
+        found = [licence for licence in LICENCES if f"license: {licence}\n" in head]
+        errors = [] if found else [{"message": '"license" must be one of the list'}]
+        return JSONResponse({"errors": errors, "warnings": []}, 200 if found else 400)
 
     async def settings(self, request: Request) -> Response:
         found = self._find_writable(request)

@@ -136,6 +136,14 @@ def test_another_licence_names_no_data_set(data_root, hub):
     assert "datasets" not in facts
 
 
+def test_licence_that_the_hub_does_not_know_is_one_line_and_nothing_is_uploaded(data_root, hub):
+    result = push(data_root, "--licence", "mine")
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert '"license" must be one of the list' in result.stderr
+    assert "Is --licence one that it knows?" in result.stderr
+    assert hub.commits.uploaded == []
+
+
 def test_second_push_makes_no_commit_and_says_so(data_root, hub):
     push(data_root)
     before, uploads = hub.repositories["models", NAME].branches["main"], list(hub.commits.uploaded)
