@@ -9,39 +9,14 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import scored_names
 from ctclip_model.evaluation import metrics
+from tasks.evaluation.comparisons import Comparison
 from tasks.evaluation.evaluations import CONFIG, LABEL_SOURCE
 from tasks.evaluation.samples import load_labels, stack_labels
 from tasks.evaluation.score import UNDECIDED, Rows
 from tasks.models.find import ModelReference
-from tasks.run.fingerprints import VERSION, Fingerprint
 from warehouse import store
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A model beside an older model, both scored on the same split, each by its own protocol."""
-
-    dataset: str
-    split: str
-    unit: str
-    protocol: str
-    other_model_id: str
-    other_protocol: str
-    scored_as: str  # fingerprint of the model's evaluation
-    other_scored_as: str  # fingerprint of the other model's evaluation
-
-    @property
-    def key(self) -> str:
-        scored = f"{self.dataset}/{self.split}/{self.protocol}/{self.unit}"
-        return f"{scored} against {self.other_model_id}/{self.other_protocol}"
-
-    @property
-    def fingerprint(self) -> str:
-        parts = {"scores": self.scored_as, "the other's scores": self.other_scored_as, VERSION: VERSIONS["evaluate"]}
-        return Fingerprint(compute_fingerprint(VERSIONS["evaluate"], self.scored_as, self.other_scored_as), parts)
 
 
 @dataclass(frozen=True)
@@ -71,16 +46,6 @@ class ScoredModel:
             thresholds=np.where(is_unknown, np.nan, self.scored.thresholds),
             is_decided=np.array([self.items[row] in decided for row in rows], bool),
         )
-
-
-def list_comparisons(data_root: Path, model: ModelReference) -> dict[str, Comparison]:
-    """Lists the comparisons that a model can have now, by key: with each older model that is scored alike.
-
-    Each pair is compared once, by the younger model. A rebuild scores models from old to new, so both are scored then.
-    """
-    rows = store.query(data_root, store.load_sql(__package__, "comparison_pairs"), {"model_id": model.model_id})
-    comparisons = [Comparison(*row) for row in rows]
-    return {comparison.key: comparison for comparison in comparisons}
 
 
 def score_comparison(data_root: Path, model: ModelReference, comparison: Comparison) -> Rows:

@@ -110,7 +110,7 @@ def _find_latents(data_root: Path, model_id: str, options: StageOptions) -> Want
 def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
     """Default evaluations, those that an earlier run asked for by its options, and comparisons."""
     from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS
-    from tasks.evaluation.compare import list_comparisons
+    from tasks.evaluation.comparisons import list_comparisons
     from tasks.evaluation.evaluations import choose_source, list_evaluations
     from tasks.labels.label_sources import find_label_source
     from tasks.models.find import find_model

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.evaluation.compare import Comparison, list_comparisons, score_comparison
+from tasks.evaluation.compare import score_comparison
+from tasks.evaluation.comparisons import Comparison, list_comparisons
 from tasks.evaluation.decisions import leave_decisions
 from tasks.evaluation.evaluations import (
     Evaluation,

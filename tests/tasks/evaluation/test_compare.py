@@ -17,7 +17,8 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.evaluation import metrics
 from ctclip_model.models.kinds import ModelKind
 from tasks.evaluation import compare as compare_module
-from tasks.evaluation.compare import list_comparisons, score_comparison
+from tasks.evaluation.compare import score_comparison
+from tasks.evaluation.comparisons import list_comparisons
 from tasks.evaluation.score import UNDECIDED
 from tasks.models.find import ModelReference
 from tasks.run.pending import plan_items

@@ -1,0 +1,45 @@
+"""Comparisons that a model can have: with each older model that is scored alike. Imports no PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctclip_model.config import VERSIONS, compute_fingerprint
+from tasks.models.find import ModelReference
+from tasks.run.fingerprints import VERSION, Fingerprint
+from warehouse import store
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model beside an older model, both scored on the same split, each by its own protocol."""
+
+    dataset: str
+    split: str
+    unit: str
+    protocol: str
+    other_model_id: str
+    other_protocol: str
+    scored_as: str  # fingerprint of the model's evaluation
+    other_scored_as: str  # fingerprint of the other model's evaluation
+
+    @property
+    def key(self) -> str:
+        scored = f"{self.dataset}/{self.split}/{self.protocol}/{self.unit}"
+        return f"{scored} against {self.other_model_id}/{self.other_protocol}"
+
+    @property
+    def fingerprint(self) -> str:
+        parts = {"scores": self.scored_as, "the other's scores": self.other_scored_as, VERSION: VERSIONS["evaluate"]}
+        return Fingerprint(compute_fingerprint(VERSIONS["evaluate"], self.scored_as, self.other_scored_as), parts)
+
+
+def list_comparisons(data_root: Path, model: ModelReference) -> dict[str, Comparison]:
+    """Lists the comparisons that a model can have now, by key: with each older model that is scored alike.
+
+    Each pair is compared once, by the younger model. A rebuild scores models from old to new, so both are scored then.
+    """
+    rows = store.query(data_root, store.load_sql(__package__, "comparison_pairs"), {"model_id": model.model_id})
+    comparisons = [Comparison(*row) for row in rows]
+    return {comparison.key: comparison for comparison in comparisons}
