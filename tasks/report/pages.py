@@ -8,8 +8,6 @@ from pathlib import Path
 from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.files import whole_file
 from tasks.models.find import ModelReference
-from tasks.report.facts import collect_facts
-from tasks.report.render import render_page
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.stage_run import StageRun
 from warehouse import store
@@ -41,6 +39,9 @@ def list_pages(data_root: Path, model: ModelReference) -> dict[str, Page]:
 
 def make_page(run: StageRun, model: ModelReference, page: Page) -> Path:
     """Writes and records one page, and returns its path."""
+    from tasks.report.facts import collect_facts  # not at the top: the planning of pages needs no PyTorch
+    from tasks.report.render import render_page
+
     with store.read(run.data_root) as connection:
         html = render_page(collect_facts(connection, run.data_root, model, page.dataset, page.split))
     path = run.data_root / "reports" / f"{model.model_id}-{page.dataset}-{page.split}.html"

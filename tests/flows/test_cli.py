@@ -37,6 +37,10 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("flows.cli, tasks.upkeep.queries, warehouse.store", {"torch", "prefect"}),
         ("flows.cli", {"torch", "prefect", "duckdb", "numpy", "pyarrow"}),
+        (
+            "tasks.evaluation.comparisons, tasks.evaluation.evaluations, tasks.report.pages",
+            {"torch", "scipy", "prefect"},
+        ),
         ("flows.volumes", {"prefect", "duckdb"}),
     ],
 )
