@@ -6,7 +6,7 @@ CTCLIPError
 │   ├── BadNameError          a volume or scan name does not parse
 │   ├── VolumeError           a volume file is unreadable, or differs from its header
 │   ├── MetadataError         a CSV or one of its rows is missing or malformed
-│   ├── DownloadError         a file's size or hash differs from the Hub's
+│   ├── DownloadError         a file's size or hash differs from the Hub's or the bucket's
 │   ├── ReportError           a report has no text
 │   └── AnswerError           a language model's answer about a report cannot be used
 ├── ShardError                a shard is damaged or has another recipe
@@ -19,11 +19,15 @@ CTCLIPError
 ├── OrderWithdrawnError       the run that placed an order has ended
 ├── LeaseLostError            another run of the stage took its lease over, and this run writes no more
 ├── StageFailedError          too many of a stage's items were rejected
-├── HubError                  the Hugging Face Hub refuses a request (the message says how to solve it)
-│   ├── HubAccessError        a token is missing or refused, or terms are not accepted
+├── RemoteError               the Hub or a bucket refuses a request (the message says how to solve it)
+│   ├── RemoteAccessError     credentials are missing or refused
+│   ├── RemoteNotFoundError   there is no such bucket, repository or file
+│   ├── RemoteUnavailableError  the Hub or bucket is out of reach or answers with errors (a rerun continues from here)
 │   ├── FileRefusedError      one file is refused, and the others are not
-│   ├── HubNotFoundError      there is no such repository, revision or file
-│   └── HubUnavailableError   the Hub is out of reach or answers with errors (a rerun continues from here)
+│   └── HubError              the Hugging Face Hub refuses a request
+│       ├── HubAccessError    a token is missing or refused, or terms are not accepted (also a RemoteAccessError)
+│       ├── HubNotFoundError  there is no such repository, revision or file (also a RemoteNotFoundError)
+│       └── HubUnavailableError  the Hub is out of reach or answers with errors (also a RemoteUnavailableError)
 ├── EndpointError             a language model's server refuses a request (the message says how to solve it)
 │   ├── RequestRefusedError   the server refuses the request for one report
 │   └── EndpointUnavailableError  the server is out of reach or answers with errors (a rerun continues from here)
@@ -71,7 +75,7 @@ class MetadataError(BadItemError):
 
 
 class DownloadError(BadItemError):
-    """A downloaded file's size or hash differs from the Hub's."""
+    """A downloaded file's size or hash differs from the one that the Hub or the bucket states."""
 
 
 class ReportError(BadItemError):
@@ -122,23 +126,39 @@ class StageFailedError(CTCLIPError):
     """Too many of a stage's items were rejected, or its worker died for good."""
 
 
-class HubError(CTCLIPError):
+class RemoteError(CTCLIPError):
+    """The Hub or a bucket refuses a request. The message says how to solve it."""
+
+
+class RemoteAccessError(RemoteError):
+    """Credentials are missing or refused."""
+
+
+class RemoteNotFoundError(RemoteError):
+    """There is no such bucket, repository or file."""
+
+
+class RemoteUnavailableError(RemoteError):
+    """The Hub or a bucket is out of reach or answers with errors. A rerun continues from here."""
+
+
+class FileRefusedError(RemoteError):
+    """One file is refused, although others of the same repository or bucket may be read."""
+
+
+class HubError(RemoteError):
     """The Hugging Face Hub refuses a request. The message says how to solve it."""
 
 
-class HubAccessError(HubError):
+class HubAccessError(HubError, RemoteAccessError):
     """The Hub needs a token, refuses the token, or asks to accept terms."""
 
 
-class FileRefusedError(HubError):
-    """The Hub or its content network refuses one file, although the account may read the repository."""
-
-
-class HubNotFoundError(HubError):
+class HubNotFoundError(HubError, RemoteNotFoundError):
     """The Hub has no such repository, revision or file."""
 
 
-class HubUnavailableError(HubError):
+class HubUnavailableError(HubError, RemoteUnavailableError):
     """The Hub is out of reach or answers with errors. A rerun continues from here."""
 
 

@@ -1,4 +1,4 @@
-"""Download volumes of the Hub ahead of their conversion."""
+"""Download volumes of the Hub or a bucket ahead of their conversion."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.utilities.hashing import file_hash
 from typer.models import OptionInfo
 
+from tasks.sources.address import refuse_credentials
 from tasks.stages.prefect_pages import LOST, note_loss
 
 P = ParamSpec("P")
@@ -28,6 +29,9 @@ class SturdyFlow(Flow[P, T]):
     """A flow whose call outlives the Prefect server. A worker's engine does not call it, and needs its server."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:  # type: ignore[override]
+        source = inspect.signature(self.fn).bind_partial(*args, **kwargs).arguments.get("source")
+        if isinstance(source, str):
+            refuse_credentials(source)  # before Prefect records the parameters
         outcome: list[Any] = []
         token = OUTCOME.set(outcome)
         try:

@@ -39,7 +39,10 @@ Json = Annotated[bool, Option("--json", help="Print JSON, for programs.")]
 
 Source = Annotated[
     str | None,
-    Option(help="Folder, hf://datasets/OWNER/NAME, or rad-chestct:FOLDER. Default: the source of the last ingest."),
+    Option(
+        help="Folder, hf://datasets/OWNER/NAME, bucket such as s3://BUCKET/PREFIX, or rad-chestct:FOLDER. "
+        "Default: the source of the last ingest."
+    ),
 ]
 Revision = Annotated[str | None, Option(help="Branch, tag or commit of a hf:// source. Default: main.")]
 Storage = Annotated[

@@ -69,12 +69,14 @@ class Limits:
     endpoint_connect_s: float = 20.0
     endpoint_timeout_s: float = 300.0  # time for an answer: a model on a CPU takes minutes
     endpoint_batch: int = 256  # answers of one record file
-    hub_attempts: int = 8  # attempts of one request
+    hub_attempts: int = 8  # attempts of one request to the Hub or a bucket
     hub_wait_s: float = 1.0  # wait before the second attempt, doubled before each further one
     hub_longest_wait_s: float = 300.0  # the window in which the Hub counts requests
     hub_timeout_s: float = 60.0  # a request for facts of hundreds of files is slow
     hub_paths_a_request: int = 500  # the Hub refuses more than 1,000
     hub_requests_at_once: int = 4
+    bucket_names_asked: int = 100  # files of a bucket from which their folder is listed instead
+    bucket_requests_at_once: int = 16
 
 
 LIMITS = Limits()

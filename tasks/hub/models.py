@@ -12,8 +12,10 @@ from huggingface_hub.errors import HfUriError
 
 from ctclip_model.config import DECISIONS_FILE, WEIGHTS_SUFFIXES
 from ctclip_model.errors import ConfigurationError, HubNotFoundError, HubUnavailableError
-from tasks.hub.files import HubFile, Meter, fetch, list_files, resolve
+from tasks.hub.files import HubStore, resolve
 from tasks.hub.requests import Repository
+from tasks.remote.fetch import Meter, fetch
+from tasks.remote.files import RemoteFile
 from tasks.run.progress import Progress, show_progress
 from tasks.settings import LIMITS, Limits, hub_endpoint
 
@@ -88,8 +90,8 @@ def fetch_model(data_root: Path, address: ModelAddress, limits: Limits = LIMITS)
     """
     target = address.local_path(data_root)
     try:
-        repository = resolve(address.repository, limits)
-        files = list_files(repository, address.paths, limits)
+        store = HubStore(resolve(address.repository, limits), limits)
+        files = store.find_files(address.paths)
     except HubUnavailableError as error:
         if target.exists():
             logger.warning("the Hub cannot be reached: %s is used as it is", target)
@@ -98,30 +100,31 @@ def fetch_model(data_root: Path, address: ModelAddress, limits: Limits = LIMITS)
         raise HubUnavailableError(f"{error}. Or {by_hand}") from error
     needed = address.paths[:2]  # config.json and weights
     if missing := [path for path in needed if path not in files]:
+        repository = store.repository
         raise HubNotFoundError(f"{repository} has no {' and no '.join(missing)} at revision {repository.revision}")
-    fetched = _fetch_all(data_root, repository, list(files.values()), limits)
-    return Origin(target, str(address), repository.revision, tuple(fetched))
+    fetched = _fetch_all(data_root, store, list(files.values()))
+    return Origin(target, str(address), store.repository.revision, tuple(fetched))
 
 
 def fetch_tokenizer(data_root: Path, repo_id: str, names: Sequence[str], limits: Limits = LIMITS) -> Path:
     """Downloads those of the named files that a repository has, and returns their folder. Raises `HubError`."""
     asked = Repository(repo_id, "model")
     try:
-        repository = resolve(asked, limits)
-        files = list_files(repository, names, limits)
+        store = HubStore(resolve(asked, limits), limits)
+        files = store.find_files(names)
     except HubUnavailableError as error:
         by_hand = _describe_by_hand(asked, names[1:], data_root)
         raise HubUnavailableError(f"{error}. Or {by_hand}, or give its folder with --tokenizer") from error
-    _fetch_all(data_root, repository, list(files.values()), limits)
+    _fetch_all(data_root, store, list(files.values()))
     return hub_folder(data_root, repo_id)
 
 
-def _fetch_all(data_root: Path, repository: Repository, files: Sequence[HubFile], limits: Limits) -> list[Path]:
-    folder = hub_folder(data_root, repository.repo_id)
+def _fetch_all(data_root: Path, store: HubStore, files: Sequence[RemoteFile]) -> list[Path]:
+    folder = hub_folder(data_root, store.repository.repo_id)
     with show_progress("fetch", sum(file.size_bytes for file in files), "bytes") as progress:
         meter = _ProgressMeter(progress)
         for file in files:
-            fetch(repository, file, folder, meter, limits)
+            fetch(store, file, folder, meter)
     return [folder / file.path for file in files]
 
 

@@ -18,8 +18,9 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from huggingface_hub.utils import validate_repo_id as check_repo_id
 
 from ctclip_model.errors import ConfigurationError, HubAccessError, HubError, HubNotFoundError, HubUnavailableError
-from tasks.hub.files import HubFile, list_files
+from tasks.hub.files import HubStore
 from tasks.hub.requests import Repository, ask
+from tasks.remote.files import RemoteFile
 from tasks.settings import LIMITS, Limits, hub_endpoint
 
 MOVED = 412  # status of a commit whose parent is no longer the newest commit
@@ -82,7 +83,7 @@ def push_files(
             for _ in range(ATTEMPTS):
                 head = _read_head(repository, limits)
                 assert head is not None, "the repository was opened"
-                found = list_files(replace(repository, revision=head.commit), [*files, *replaced], limits)
+                found = HubStore(replace(repository, revision=head.commit), limits).find_files([*files, *replaced])
                 changed = [path for path, content in files.items() if not _is_same(found.get(path), content)]
                 deleted = [path for path in replaced if path in found and path not in files]
                 if not changed and not deleted:
@@ -144,7 +145,7 @@ def _read_head(repository: Repository, limits: Limits) -> _Head | None:
     return _Head(info.sha, bool(info.private))
 
 
-def _is_same(found: HubFile | None, content: Content) -> bool:
+def _is_same(found: RemoteFile | None, content: Content) -> bool:
     return found is not None and (found.holds(content) if isinstance(content, bytes) else found.is_at(content))
 
 

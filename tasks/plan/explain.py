@@ -252,8 +252,8 @@ def _describe_ingest(data_root: Path) -> str:
 
 
 def _list_downloads(data_root: Path, names: Sequence[str]) -> dict[str, int]:
-    """Files of the Hub that the volumes need and `raw/` lacks, as {path: bytes}."""
-    rows = store.query(data_root, _HUB_FILES, [names])
+    """Remote files that the volumes need and `raw/` lacks, as {path: bytes}."""
+    rows = store.query(data_root, _REMOTE_FILES, [names])
     if not rows:
         return {}
     from tasks.volumes.downloader import list_raw_files  # imports the Hub's client, which no other plan needs
@@ -266,8 +266,10 @@ def _list_downloads(data_root: Path, names: Sequence[str]) -> dict[str, int]:
 _VARIANTS_IN_USE = "select variant from current_wanted where stage = ? group by variant order by max(run_id) desc"
 _NEWEST_MODELS = "select fingerprint, max_by(path, run_id) from current_models group by fingerprint"
 _DONE = "select item, fingerprint from done where stage = $stage and variant = $variant"
-_HUB_FILES = """
+_REMOTE_FILES = """
 select path, size_bytes
 from current_volumes
-where starts_with(source, 'hf://') and volume_name in (select unnest($1))
+where
+    not starts_with(source, 'file://') and not starts_with(source, 'rad-chestct://')
+    and volume_name in (select unnest($1))
 """

@@ -55,7 +55,7 @@ class Selection:
         """Raises as `check`, and `MissingInputError` if no selected volume has a file in its source."""
         require_split(data_root, self.split)
         self.check(data_root)
-        sql = "select volume_name from current_volumes where sha256 is not null"
+        sql = "select volume_name from current_volumes where size_bytes is not null"
         if not self.choose([name for (name,) in store.query(data_root, sql)]):
             raise MissingInputError(f"--volumes {self.volumes}: no selected volume has a file in its source")
 

@@ -8,7 +8,7 @@ from ctclip_model.errors import MissingInputError
 from warehouse import store
 
 COUNTS = {
-    "volumes": "select split, count(*), count(sha256) from current_volumes group by split order by split",
+    "volumes": "select split, count(*), count(size_bytes) from current_volumes group by split order by split",
     "reports": "select split, count(*), count(*) from current_reports group by split order by split",
 }
 

@@ -34,7 +34,8 @@ class FileFacts:
 
     path: str  # relative to the source
     size_bytes: int
-    sha256: str
+    sha256: str | None
+    checksum: str | None = None  # MD5, ETag or time of change of an object in a bucket
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Catalogue:
     def count_files(self, split: str | None = None) -> tuple[int, int]:
         """Number of volumes with a file, and number of all volumes, of one split or of all."""
         rows = [row for row in self.volumes if split in (None, row["split"])]
-        return sum(row["sha256"] is not None for row in rows), len(rows)
+        return sum(bool(row["sha256"] or row.get("checksum")) for row in rows), len(rows)
 
 
 def build_catalogue(
@@ -119,6 +120,7 @@ def _add_volumes(
                 "size_bytes": file.size_bytes if file else None,
                 "sha256": file.sha256 if file else None,
             }
+            | ({"checksum": file.checksum} if file and file.checksum else {})  # no other row's fingerprint changes
         )
 
 

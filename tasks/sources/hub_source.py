@@ -2,69 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from ctclip_model.data.names import Storage, VolumeName
-from ctclip_model.data.phantom import MARKER
-from tasks.hub.files import HubFile, fetch, list_files, resolve
+from ctclip_model.data.names import Storage
+from tasks.hub.files import HubStore, resolve
 from tasks.hub.requests import Repository
-from tasks.settings import LIMITS, PHANTOM, Limits
+from tasks.remote.files import RemoteFile
+from tasks.settings import LIMITS, Limits
 from tasks.sources.address import Address
-from tasks.sources.catalogue import Catalogue, FileFacts, build_catalogue
-from tasks.sources.tables import LABELS, METADATA, NO_CHEST, REPORTS
+from tasks.sources.catalogue import Catalogue
+from tasks.sources.remote_source import RemoteSource
 
 
-class HubSource:
-    """Reads CT-RATE from the Hub: downloads its tables into `raw/` and asks for the size and hash of its volumes.
+class HubSource(RemoteSource):
+    """Reads CT-RATE from the Hub. The revision is a commit."""
 
-    `storage` is v1 or v2, or None for v2, and v1 if the repository holds no v2.
-    """
+    store: HubStore
 
     def __init__(
         self, address: Address, data_root: Path, storage: Storage | None = None, token: str | None = None,
         limits: Limits = LIMITS,
     ) -> None:  # fmt: skip
-        self.name = self.former_name = str(address)
-        self.storage: Storage = storage or "v2"
-        self.is_storage_open = storage is None
-        self.requested_revision: str | None = address.revision or "main"
-        self.kind = "ct-rate"
-        self.repository = Repository(address.repo_id, "dataset", address.revision or "main", token)
-        self.folder = data_root / "raw"
-        self.limits = limits
+        super().__init__(address, data_root, storage, limits)
+        self.store = open_hub(address, token, limits)
+        self.requested_revision = address.revision or "main"
 
     def read(self) -> tuple[str, Catalogue]:
         """Resolves the revision to a commit. Returns the commit and its catalogue. Raises `HubError`."""
-        self.repository = resolve(self.repository, self.limits)
-        paths = [path for group in (METADATA, REPORTS, LABELS, NO_CHEST) for path in group.values()]
-        tables = list_files(self.repository, [*paths, MARKER], self.limits)
-        if MARKER in tables:
-            self.kind = PHANTOM
-        contents = {path: self._content(tables.get(path)) for path in paths}
-        catalogue = build_catalogue(contents, self._facts, self.storage)
-        if self.is_storage_open and not catalogue.count_files()[0]:
-            self.storage = "v1"
-            older = build_catalogue(contents, self._facts, self.storage)
-            if older.count_files()[0]:
-                return self.repository.revision, older
-            self.storage = "v2"
-        return self.repository.revision, catalogue
+        commit = self.find_unchanged_revision()
+        return commit, self._read_catalogue()
 
-    def find_unchanged_revision(self) -> str | None:
+    def find_unchanged_revision(self) -> str:
         """The commit that the revision names now. The rows of a commit never change."""
-        self.repository = resolve(self.repository, self.limits)
-        return self.repository.revision
+        self.store = HubStore(resolve(self.store.repository, self.limits), self.limits)
+        return self.store.repository.revision
 
-    def _content(self, file: HubFile | None) -> bytes | None:
-        if file is None:
-            return None
-        fetch(self.repository, file, self.folder, limits=self.limits)
-        return (self.folder / file.path).read_bytes()
+    def _is_usable(self, file: RemoteFile) -> bool:
+        """False for a volume kept in git itself, which has no SHA-256. CT-RATE has no such volume."""
+        return file.sha256 is not None
 
-    def _facts(self, names: list[VolumeName]) -> Mapping[VolumeName, FileFacts]:
-        paths = {name: str(name.path(self.storage)) for name in names}
-        files = list_files(self.repository, paths.values(), self.limits)
-        found = {name: files[path] for name, path in paths.items() if path in files}
-        # a volume kept in git itself has no SHA-256 to check a download with (CT-RATE has no such volume)
-        return {name: FileFacts(file.path, file.size_bytes, file.sha256) for name, file in found.items() if file.sha256}
+
+def open_hub(address: Address, token: str | None, limits: Limits = LIMITS) -> HubStore:
+    """The store of a data set on the Hub. Asks for nothing yet."""
+    return HubStore(Repository(address.repo_id, "dataset", address.revision or "main", token), limits)

@@ -11,14 +11,17 @@ from typing import TypeAlias
 from ctclip_model.data.names import Storage
 from ctclip_model.data.npz import ORIENTATION
 from ctclip_model.errors import ConfigurationError, MissingInputError
+from tasks.remote.files import Store
+from tasks.settings import LIMITS, Limits
 from tasks.sources.address import RAD_CHESTCT, Address, parse_address
-from tasks.sources.hub_source import HubSource
+from tasks.sources.bucket_source import BucketSource, open_bucket
+from tasks.sources.hub_source import HubSource, open_hub
 from tasks.sources.local_source import LocalSource
 from tasks.sources.rad_chestct import RadChestSource
 from tasks.sources.storage import parse_storage
 from warehouse import store
 
-Source: TypeAlias = LocalSource | RadChestSource | HubSource
+Source: TypeAlias = LocalSource | RadChestSource | HubSource | BucketSource
 
 
 def open_source(
@@ -31,9 +34,10 @@ def open_source(
 ) -> Source:
     """Opens a source: the one at the address `source`, or else the one that was ingested last.
 
-    `source` is a folder of CT-RATE as a path or `file://`, `hf://datasets/OWNER/NAME[@REVISION]`, or
-    `rad-chestct:FOLDER`. Storage, orientation and revision are those of its last ingest where they are None.
-    `load_token` returns the Hub's token and is called for a source on the Hub alone. Raises `ConfigurationError`.
+    `source` is a folder of CT-RATE as a path or `file://`, `hf://datasets/OWNER/NAME[@REVISION]`, a bucket such as
+    `s3://BUCKET/PREFIX`, or `rad-chestct:FOLDER`. Storage, orientation and revision are those of its last ingest where
+    they are None. `load_token` returns the Hub's token and is called for a source on the Hub alone. Raises
+    `ConfigurationError`.
     """
     given = None if source is None else parse_address(source, revision)
     last, stored = _find_recorded(data_root, given) or (None, None)
@@ -42,15 +46,23 @@ def open_source(
         raise ConfigurationError("no source has been ingested yet: give one with --source")
     if revision is not None:
         address = parse_address(str(address), revision)
-    if address.is_hub:
+    if address.is_remote:
         if orientation is not None:
             raise ConfigurationError(f"--orientation {orientation}: arrays of {address} are taken as they lie")
-        return HubSource(address, data_root, storage or (parse_storage(stored)[0] if stored else None), load_token())
+        version = storage or (parse_storage(stored)[0] if stored else None)
+        if address.is_hub:
+            return HubSource(address, data_root, version, load_token())
+        return BucketSource(address, data_root, version)
     folder = Path(address.location)
     if address.scheme == RAD_CHESTCT:
         turned = stored.removeprefix("npz-") if stored else ORIENTATION
         return RadChestSource(folder, data_root, orientation or turned)
     return LocalSource(folder, data_root, storage, orientation, stored)
+
+
+def open_store(address: Address, token: str | None, limits: Limits = LIMITS) -> Store:
+    """The store that holds the files of a remote address. `token` is the Hub's."""
+    return open_hub(address, token, limits) if address.is_hub else open_bucket(address, limits)
 
 
 def _find_recorded(data_root: Path, given: Address | None) -> tuple[Address, str] | None:

@@ -31,7 +31,7 @@ def describe_presence(source: Source, catalogue: Catalogue) -> list[str]:
 
 def count_recorded(data_root: Path, source: str) -> tuple[int, int]:
     """Number of volumes with a file, and number of all volumes, that the last ingest of a source recorded."""
-    sql = "select count(sha256), count(*) from current_volumes where source = ?"
+    sql = "select count(size_bytes), count(*) from current_volumes where source = ?"
     ((there, count),) = store.query(data_root, sql, [source])
     return there, count
 

@@ -18,7 +18,7 @@ from tasks.volumes.jobs import VolumeFile, read_volumes
 def plan_downloads(
     run: StageRun, recipe: Recipe, selection: Selection, force: bool, source: str | None, downloads: DownloadOptions
 ) -> list[VolumeFile]:
-    """Selected volumes of the Hub without a shard, as many as fit the disk space of `raw/`.
+    """Selected remote volumes without a shard, as many as fit the disk space of `raw/`.
 
     Raises `MissingInputError` if every shard of the recipe is gone, except with `force`.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ctclip_model.stages import PIPELINE
-from tasks.hub.files import PARTIAL_FOLDER
+from tasks.remote.files import HASH_SUFFIX, PARTIAL_FOLDER, RemoteFile
 from tasks.run.lease import hold_lease
 from tasks.run.lost import find_all_lost_volumes, find_lost_shards
 from tasks.run.publish import publish
@@ -126,15 +126,25 @@ def _find_converted(data_root: Path, lost: set[str]) -> Iterator[Garbage]:
     for path in sorted((data_root / "raw" / "dataset").rglob("*.nii.gz")):
         if str(path.relative_to(data_root / "raw")) in converted:
             yield _measure(path, "converted")
+    for path in sorted((data_root / "raw" / "dataset").rglob(f"*.nii.gz{HASH_SUFFIX}")):
+        name = str(path.relative_to(data_root / "raw")).removesuffix(HASH_SUFFIX)
+        if name in converted or not (data_root / "raw" / name).exists():
+            yield _measure(path, "hash of a file that is gone or converted")
 
 
 def _find_partial(data_root: Path, lost: set[str]) -> Iterator[Garbage]:
     """Partial downloads of volumes that are converted or gone, and partial records."""
     sql = """
-        select sha256, volume_name, volume_name in (select volume_name from converted_volumes) from current_volumes
+        select
+            path, size_bytes, sha256, checksum,
+            volume_name, volume_name in (select volume_name from converted_volumes)
+        from current_volumes
+        where coalesce(sha256, checksum) is not null
     """
     rows = store.query(data_root, sql)
-    awaited = {sha256 for sha256, volume, is_converted in rows if not is_converted or volume in lost}
+    awaited = {
+        RemoteFile(*facts).partial_name for *facts, volume, is_converted in rows if not is_converted or volume in lost
+    }
     for path in sorted((data_root / "raw" / PARTIAL_FOLDER).glob("*")):
         if path.name not in awaited:
             yield _measure(path, "partial download that no volume needs")

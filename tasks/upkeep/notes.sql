@@ -1,6 +1,6 @@
 -- note on the ingested data: a sentence for a person
 with splits as (
-    select split, count(*) as count_volumes, count(sha256) as count_files from current_volumes group by split
+    select split, count(*) as count_volumes, count(size_bytes) as count_files from current_volumes group by split
 )
 select format('{} of {} volumes of the {} split have a file in their source', count_files, count_volumes, split) as note
 from splits

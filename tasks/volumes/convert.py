@@ -13,6 +13,7 @@ from ctclip_model.config import Recipe, compute_fingerprint
 from ctclip_model.data.shards import ShardRow, ShardVolume, write_shard
 from ctclip_model.data.volume import compile_kernels, convert_volume
 from ctclip_model.errors import BadItemError, CTCLIPError, VolumeError
+from ctclip_model.files import sha256_of
 from tasks.run.dask_jobs import fan_out
 from tasks.run.deadline import run_with_deadline
 from tasks.run.logs import log_context
@@ -111,7 +112,7 @@ def convert_file(volume: VolumeFile, recipe: Recipe) -> ShardVolume:
         path, spacing_mm=volume.spacing_mm, slope=volume.slope, intercept=volume.intercept, recipe=recipe,
         orientation=volume.orientation, stated_shape=volume.stated_shape,
     )  # fmt: skip
-    return ShardVolume(volume.volume_name, volume.sha256, converted)
+    return ShardVolume(volume.volume_name, volume.sha256 or sha256_of(path), converted)
 
 
 def recover_job(run: StageRun, job: ConversionJob, error: BaseException) -> list[ConversionJob]:

@@ -17,19 +17,19 @@ from warehouse import store
 def list_unconverted(
     run: StageRun, recipe: Recipe, volumes: Mapping[str, VolumeFile], force: bool
 ) -> dict[str, VolumeFile]:
-    """Volumes of the Hub without a shard of the recipe, or whose shard is lost. With `force`, all of the Hub.
+    """Remote volumes without a shard of the recipe, or whose shard is lost. With `force`, all remote ones.
 
     Raises `MissingInputError` if every shard of the recipe is gone, except with `force`.
     """
-    of_hub = {name: volume for name, volume in volumes.items() if volume.origin}
+    remote = {name: volume for name, volume in volumes.items() if volume.origin}
     if force:
-        return of_hub
+        return remote
     sql = "select volume_name, fingerprint from current_shard_volumes where recipe_id = ? and shard_path is not null"
     converted = dict(store.query(run.data_root, sql, [recipe.recipe_id]))
-    wanted = {name: volume.fingerprint for name, volume in of_hub.items()}
+    wanted = {name: volume.fingerprint for name, volume in remote.items()}
     lost = find_lost_volumes(run.data_root, recipe.recipe_id, wanted, with_rejects=True)
     return {
-        name: volume for name, volume in of_hub.items() if name in lost or converted.get(name) != volume.fingerprint
+        name: volume for name, volume in remote.items() if name in lost or converted.get(name) != volume.fingerprint
     }
 
 

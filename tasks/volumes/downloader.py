@@ -1,4 +1,4 @@
-"""Downloads volumes from the Hub ahead of the jobs that need them, within a bound on the disk."""
+"""Downloads volumes from the Hub or a bucket ahead of the jobs that need them, within a bound on the disk."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from huggingface_hub import is_offline_mode
-
 from ctclip_model.errors import (
     BadItemError,
     ConfigurationError,
     FileRefusedError,
-    HubError,
     HubNotFoundError,
-    HubUnavailableError,
     MissingInputError,
+    RemoteError,
+    RemoteNotFoundError,
+    RemoteUnavailableError,
     StageFailedError,
     VolumeError,
 )
-from tasks.hub.files import HubFile, Meter, fetch
-from tasks.hub.requests import Repository
+from tasks.remote.fetch import Meter, fetch
+from tasks.remote.files import RemoteFile, Store, drop_file
 from tasks.run.logs import log_context
 from tasks.run.stage_run import StageRun
 from tasks.settings import DOWNLOAD_THREADS, LIMITS, RAW_CACHE_GB, Limits
 from tasks.sources.address import parse_address
+from tasks.sources.open_source import open_store
 from tasks.volumes.jobs import ConversionJob, VolumeFile
 
-REASONS: dict[type[HubError], str] = {
-    FileRefusedError: "refused", HubNotFoundError: "not_on_hub", HubUnavailableError: "download_failed",
+REASONS: dict[type[RemoteError], str] = {  # the first that fits
+    FileRefusedError: "refused", HubNotFoundError: "not_on_hub", RemoteNotFoundError: "not_in_bucket",
+    RemoteUnavailableError: "download_failed",
 }  # fmt: skip
 Fetching: TypeAlias = "deque[tuple[ConversionJob, list[Future[bool]]]]"
 
@@ -80,6 +81,8 @@ class Downloader:
         self.absent: deque[VolumeFile] = deque()  # volumes that are not in raw/ while HF_HUB_OFFLINE is set
         self.count_fetched = self.count_reused = self.reused_bytes = self.failures_in_a_row = 0
         self.started = time.monotonic()
+        self._stores: dict[str, Store] = {}  # stores by the origin of volumes
+        self._stores_lock = threading.Lock()
 
     def __enter__(self) -> Downloader:
         return self
@@ -102,11 +105,13 @@ class Downloader:
                 f"needed at once, and {self.folder} holds {self.foreign_bytes / 1e9:.3g} GB of other files; "
                 "`ctclip gc` lists converted files to delete"
             )
-        missing = sum(volume.size_bytes for volume in volumes if volume.path not in present)
+        missing = sum(
+            volume.size_bytes for volume in volumes if volume.path not in present and not self._is_offline(volume)
+        )
         self.needed_bytes = needed = min(missing, bound - self.foreign_bytes)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
-        if needed > free and not is_offline_mode():
+        if needed > free:
             raise ConfigurationError(
                 f"downloads need {needed / 1e9:.3g} GB in {self.folder}, where {free / 1e9:.3g} GB are free: "
                 "make room, or choose a smaller --raw-cache-gb"
@@ -153,7 +158,7 @@ class Downloader:
         downloaded = [volume for volume in volumes if volume.origin]
         if not self.options.keep_raw:
             for volume in downloaded:
-                Path(volume.path).unlink(missing_ok=True)
+                drop_file(Path(volume.path))
         with self.room:
             self.held_bytes -= count_raw_bytes(downloaded)
             self.room.notify_all()
@@ -161,20 +166,19 @@ class Downloader:
     def fetch(self, volume: VolumeFile) -> bool:
         """Downloads the volume's file unless it is there with the right hash. Returns False for a rejected volume.
 
-        Raises `HubAccessError` for a refused token, `HubUnavailableError` when the Hub has failed too often in a row,
-        and `StageFailedError` when the disk is full.
+        Raises `RemoteAccessError` for refused credentials, `RemoteUnavailableError` when the store has failed too often
+        in a row, and `StageFailedError` when the disk is full.
         """
         if volume.origin is None:
             return True
-        file = HubFile(str(Path(volume.path).relative_to(self.folder)), volume.size_bytes, volume.sha256)
-        if is_offline_mode() and not file.is_at(Path(volume.path)):
+        path = str(Path(volume.path).relative_to(self.folder))
+        file = RemoteFile(path, volume.size_bytes, volume.sha256, volume.checksum)
+        if self._is_offline(volume) and not file.is_at(Path(volume.path)):
             self.absent.append(volume)
             return False
-        address = parse_address(volume.origin)
-        repository = Repository(address.repo_id, "dataset", address.revision or "main", self.token)
         try:
-            is_fetched = fetch(repository, file, self.folder, self.meter, self.limits)
-        except (BadItemError, FileRefusedError, HubNotFoundError, HubUnavailableError) as error:
+            is_fetched = fetch(self._find_store(volume.origin), file, self.folder, self.meter)
+        except (BadItemError, FileRefusedError, RemoteNotFoundError, RemoteUnavailableError) as error:
             self._reject(volume, error)
             return False
         except OSError as error:
@@ -188,15 +192,26 @@ class Downloader:
             self.reused_bytes += 0 if is_fetched else volume.size_bytes
         return True
 
-    def _reject(self, volume: VolumeFile, error: BadItemError | HubError) -> None:
-        if isinstance(error, HubUnavailableError) or (isinstance(error, FileRefusedError) and not self.count_fetched):
+    def _find_store(self, origin: str) -> Store:
+        with self._stores_lock:
+            if origin not in self._stores:
+                self._stores[origin] = open_store(parse_address(origin), self.token, self.limits)
+            return self._stores[origin]
+
+    def _is_offline(self, volume: VolumeFile) -> bool:
+        return volume.origin is not None and self._find_store(volume.origin).is_offline
+
+    def _reject(self, volume: VolumeFile, error: BadItemError | RemoteError) -> None:
+        is_first_refusal = isinstance(error, FileRefusedError) and not self.count_fetched
+        if isinstance(error, RemoteUnavailableError) or is_first_refusal:
             self.failures_in_a_row += 1
             if self.failures_in_a_row > self.limits.rejects_tolerated:
-                raise error  # the Hub is down or refuses everything, no volume is to blame
+                raise error  # the store is down or refuses everything, no volume is to blame
         if isinstance(error, BadItemError):
             reason, detail = error.reason, error.detail
         else:
-            reason, detail = REASONS[type(error)], str(error)
+            reason = next(reason for kind, reason in REASONS.items() if isinstance(error, kind))
+            detail = str(error)
         self.rejects.append((volume, VolumeError(volume.volume_name, reason, detail)))
 
     def _describe_full_disk(self, volume: VolumeFile) -> str:
@@ -245,5 +260,5 @@ def list_raw_files(folder: Path) -> dict[str, int]:
 
 
 def count_raw_bytes(volumes: Iterable[VolumeFile]) -> int:
-    """Bytes that the files of the Hub's volumes take in `raw/`."""
+    """Bytes that the files of downloaded volumes take in `raw/`."""
     return sum(volume.size_bytes for volume in volumes if volume.origin)

@@ -34,13 +34,14 @@ class VolumeFile:
     fingerprint: str
     path: str
     size_bytes: int
-    sha256: str
+    sha256: str | None
     spacing_mm: tuple[float | None, float | None, float | None]  # mm along the first, second and third array axis
     slope: float
     intercept: float
     orientation: str = ORIENTATION  # axes of a RAD-ChestCT array; `header` or a code of a NIfTI that is turned to LPS
     stated_shape: tuple[int | None, int | None, int | None] = (None, None, None)  # columns, rows, slices of the table
-    origin: str | None = None  # hf://…@COMMIT of a volume that is downloaded to `path`
+    origin: str | None = None  # hf://…@COMMIT, or address of a bucket, of a volume that is downloaded to `path`
+    checksum: str | None = None  # MD5, ETag or time of change of an object in a bucket
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,33 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
     volumes, settings = {}, dataclasses.asdict(recipe)  # once for all volumes: most of a fingerprint's time
     common = {"recipe": compute_fingerprint(settings), VERSION: VERSIONS["convert"]}
     addresses = {text: parse_address(text) for text in ({source} if source else {row[1] for row in rows})}
-    for name, recorded, path, size, sha256, x, y, z, storage, slope, intercept, revision, *stated in rows:
+    for name, recorded, path, size, sha256, checksum, x, y, z, storage, slope, intercept, revision, *stated in rows:
         # v2 files hold HU already: the published code rescales them a second time by mistake
         if not storage.startswith("v1"):
             slope, intercept = 1.0, 0.0
         orientation = storage.partition("-")[2] or ORIENTATION  # `npz-zyx`, `v2-header`
-        digest = compute_fingerprint(sha256, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
-        own = {"file": sha256, "spacing": [x, y, z], "rescaling": [slope, intercept], "orientation": orientation}
+        content = sha256 or checksum
+        digest = compute_fingerprint(content, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
+        own = {"file": content, "spacing": [x, y, z], "rescaling": [slope, intercept], "orientation": orientation}
         fingerprint = Fingerprint(digest, own | common)
         address = addresses[source or recorded]
         file = str(address.volumes_folder(data_root) / path)
-        origin = f"{address}@{address.revision or revision or 'main'}" if address.is_hub else None
+        origin = None
+        if address.is_remote:
+            origin = f"{address}@{address.revision or revision or 'main'}" if address.is_hub else str(address)
         volumes[name] = VolumeFile(
-            name, fingerprint, file, size, sha256, (x, y, z), slope, intercept, orientation, (*stated,), origin
+            name,
+            fingerprint,
+            file,
+            size,
+            sha256,
+            (x, y, z),
+            slope,
+            intercept,
+            orientation,
+            (*stated,),
+            origin,
+            checksum,
         )
     return volumes
 
@@ -93,7 +108,7 @@ def check_folders(data_root: Path, source: str | None, volumes: Sequence[VolumeF
     texts = {source} if source else {text for (text,) in store.query(data_root, "select source from current_sources")}
     for address in map(parse_address, texts):
         folder = Path(address.location)
-        is_gone = not address.is_hub and not folder.is_dir()
+        is_gone = not address.is_remote and not folder.is_dir()
         if is_gone and any(Path(volume.path).is_relative_to(folder) for volume in volumes):
             raise MissingInputError(f"{folder} is not there: mount it, or name its present address with --source")
 

@@ -14,7 +14,7 @@ FORBIDDEN = {
 CORE = ("training", "evaluation", "labelling", "models", "data")  # a layer imports only those to its right
 ROOMS = (  # from the top floor down: a room imports only those after it
     "stages", "plan", "training", "evaluation", "report", "models", "upkeep", "labels", "volumes", "sources", "hub",
-    "run", "settings",
+    "remote", "run", "settings",
 )  # fmt: skip
 ENGINE_MAY_IMPORT = ("ctclip_model.errors", "ctclip_model.files", "ctclip_model.device", "ctclip_model.training.engine")
 # only these may import Prefect: everything else also runs where nobody orchestrates

@@ -64,7 +64,7 @@ where
 union all
 select volume_name, 'file_missing', coalesce(path, 'its file') || ' is not in the source'
 from current_volumes
-where sha256 is null
+where coalesce(sha256, checksum) is null
 union all
 select volume_name, 'spacing_disputed', spacing_note
 from current_shard_volumes

@@ -12,7 +12,7 @@ from support.volumes import COARSE
 
 from ctclip_model.data.phantom import PhantomConfig, make_phantoms
 from ctclip_model.errors import ConfigurationError
-from tasks.hub.files import PARTIAL_FOLDER
+from tasks.remote.files import PARTIAL_FOLDER
 from tasks.run.lease import hold_lease
 from tasks.upkeep.garbage import collect_garbage
 from warehouse import store
