@@ -14,7 +14,7 @@ from ctclip_model.errors import ConfigurationError
 from tasks.settings import hub_endpoint
 
 HUB, FOLDER, RAD_CHESTCT = "hf", "file", "rad-chestct"
-URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.ASCII | re.DOTALL)
+URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.ASCII | re.DOTALL | re.IGNORECASE)
 ACCESS_POINT = "arn:"  # begins a bucket's name that has colons
 
 
@@ -59,12 +59,14 @@ def parse_address(text: str, revision: str | None = None) -> Address:
     with credentials in its address, and for a revision of anything but the Hub.
     """
     refuse_credentials(text)
+    if url := URL.fullmatch(text):
+        text = f"{url[1].lower()}://{url[2]}"
     if text.startswith((f"{HUB}://", "https://", "http://")):
         return _hub_address(text, revision)
     if revision is not None:
         raise ConfigurationError(f"--revision {revision}: {text} has no revisions, only hf://datasets/OWNER/NAME has")
-    if (url := URL.fullmatch(text)) and url[1] not in (FOLDER, RAD_CHESTCT):
-        return _bucket_address(url[1], url[2])
+    if url and url[1].lower() not in (FOLDER, RAD_CHESTCT):
+        return _bucket_address(url[1].lower(), url[2])
     scheme, separator, rest = text.partition(":")
     if not (separator and scheme in (FOLDER, RAD_CHESTCT)):
         scheme, rest = FOLDER, text
@@ -74,9 +76,9 @@ def parse_address(text: str, revision: str | None = None) -> Address:
 def refuse_credentials(text: str) -> None:
     """Raises `ConfigurationError`, which does not repeat them, for credentials in the address of a bucket."""
     url = URL.fullmatch(text)
-    if url is None or url[1] in (HUB, FOLDER, RAD_CHESTCT, "http", "https"):
+    if url is None or url[1].lower() in (HUB, FOLDER, RAD_CHESTCT, "http", "https"):
         return
-    scheme, rest = url.groups()
+    scheme, rest = url[1].lower(), url[2]
     user, at, place = rest.rpartition("@")
     if at and ":" in user and not rest.startswith(ACCESS_POINT):
         raise ConfigurationError(
