@@ -3,7 +3,7 @@ with scored as (
     select distinct model_id, dataset, split, unit, protocol, metrics.fingerprint, models.run_id as made_by
     from current_metrics as metrics
     join current_models as models using (model_id)
-    where protocol not in (select protocol from named_protocols) and label_source = 'published'
+    where not list_contains($named, protocol) and label_source = 'published'
 )
 select
     dataset, split, unit, mine.protocol, others.model_id, others.protocol, mine.fingerprint, others.fingerprint

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctclip_model.config import VERSIONS, compute_fingerprint
+from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS
 from tasks.models.find import ModelReference
 from tasks.run.fingerprints import VERSION, Fingerprint
 from warehouse import store
@@ -40,6 +41,7 @@ def list_comparisons(data_root: Path, model: ModelReference) -> dict[str, Compar
 
     Each pair is compared once, by the younger model. A rebuild scores models from old to new, so both are scored then.
     """
-    rows = store.query(data_root, store.load_sql(__package__, "comparison_pairs"), {"model_id": model.model_id})
+    key = {"model_id": model.model_id, "named": [*NAMED_PROTOCOLS]}
+    rows = store.query(data_root, store.load_sql(__package__, "comparison_pairs"), key)
     comparisons = [Comparison(*row) for row in rows]
     return {comparison.key: comparison for comparison in comparisons}

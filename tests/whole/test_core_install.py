@@ -19,7 +19,7 @@ from flows.cli import PIPELINE_PACKAGES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORTED = {"python-dotenv": "dotenv"}  # import name by the name in an index, where they differ
-BY_OTHERS = {"pydantic"}  # packages of the pipeline that the core's packages bring along
+BY_OTHERS = {"fsspec", "pydantic"}  # packages of the pipeline that the core's packages bring along
 BLOCKER = """
 import sys
 class Blocker:
@@ -54,7 +54,7 @@ def test_core_asks_for_no_prefect_dask_or_duckdb_and_the_extra_for_all_of_them()
     assert not core & {"prefect", "dask", "distributed", "duckdb"}
     assert {"prefect", "dask", "distributed", "duckdb"} <= pipeline
     assert {IMPORTED.get(name, name) for name in pipeline} - BY_OTHERS == set(PIPELINE_PACKAGES)
-    assert "ctclip-rebuild[pipeline,dicom,tensorboard]" in PROJECT["optional-dependencies"]["dev"]
+    assert "ctclip-rebuild[pipeline,dicom,s3,tensorboard]" in PROJECT["optional-dependencies"]["dev"]
 
 
 def test_every_installation_of_the_checkout_asks_for_the_pipeline():

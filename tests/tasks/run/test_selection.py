@@ -19,7 +19,7 @@ NAMES = ["valid_1_a_1", "train_1_a_1", "train_2_a_1"]
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two volumes of valid, one of them without a file, one volume of train without a file, and a report of valid."""
     root = tmp_path_factory.mktemp("root")
-    without = [volume_row(name, sha256=None) for name in ("valid_2_a_1", "train_1_a_1")]
+    without = [volume_row(name, size_bytes=None, sha256=None) for name in ("valid_2_a_1", "train_1_a_1")]
     reports = [report_row("valid_1_a", split="valid")]
     write_run(root, 0, "ingest", volumes=[volume_row("valid_1_a_1"), *without], reports=reports)
     store.publish(root)
