@@ -27,8 +27,8 @@ SECTIONS: dict[str, tuple[Callable[[], None], int]] = {  # with the time limit i
     "peaks": (parity.peaks, 20),
     "kernels": (parity.compare_kernels, 25),
     "parity": (parity.parity, 35),
-    "steps": (steps.steps, 125),
-    "train": (data.train, 120),
+    "steps": (steps.steps, 115),
+    "train": (data.train, 100),
     "use": (data.use, 60),
     "restart": (data.restart, 45),
     "profile": (steps.profile, 40),
@@ -79,7 +79,8 @@ def run_section(name: str) -> list[dict[str, Any]]:
                 results.append(json.loads(line.removeprefix(RESULT)))
                 print(f"{results[-1]['section']:8} {results[-1]['name']}: {describe(results[-1])}", flush=True)
     if process.returncode:
-        fault = "ran past its limit" if process.returncode == 124 else f"ended with {process.returncode}"
+        is_late = process.returncode in (124, -9)  # -9: it had to be killed, with the processes that it had started
+        fault = "ran past its limit" if is_late else f"ended with {process.returncode}"
         results.append({"section": name, "name": "the section", "failed": fault})
         print(f"{name}: {fault}", flush=True)
     return results

@@ -97,9 +97,8 @@ class Session:
         if request.orientation != HEADER:
             turn_to_lps(request.orientation)  # refuses what is no code before anything is read
         files = list_volumes(request.volumes, with_ids=request.show_ids)
-        is_on_hub = request.model is not None and request.model.startswith(HUB_SCHEME)
-        source = request.model if is_on_hub else find_model(request.models, request.model)
-        assert source is not None
+        name = request.model or ""
+        source = name if name.startswith(HUB_SCHEME) else find_model(request.models, request.model)
         model = open_model(
             source, device=request.device, precision=request.dtype, with_text=with_text, tokenizer=tokenizer,
             label_set=request.label_set,

@@ -48,12 +48,12 @@ def train() -> None:
         batch = 64 if HAS_GPU else 8
         manifest = write_data(root, 2 * batch)
         dataset = VolumeDataset(read_samples(manifest), root)
-        for way, count in (("threads", 4), ("processes", 4), ("processes", count_reading_processes())):
+        for way, count in (("threads", 4), ("processes", count_reading_processes())):
             read = BatchReader(dataset, **{way: count}, pinned=HAS_GPU)  # type: ignore[arg-type]
             report_speed("train", f"shards read alone, {count} {way}", batch, lambda read=read: read(range(batch)))
         compute = Compute(precision=Precision.bfloat16, recompute=True, compile=HAS_GPU)
         config = replace(
-            PRESET.training, batch_size=batch, samples=batch * (40 if HAS_GPU else 6), text_learning_rate=None,
+            PRESET.training, batch_size=batch, samples=batch * (24 if HAS_GPU else 6), text_learning_rate=None,
             varies_samples=False, codes_from_data=False,
         )  # fmt: skip
         data = read_training_data(manifest, root, config.report_sections)

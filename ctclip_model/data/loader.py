@@ -103,8 +103,8 @@ class VolumeDataset(Dataset[Tensor]):
         """Reads volumes into the first places of `share_memory`. Where they are few, processes divide each."""
         samples = [self.samples[index] for index in indices]
         rows = [(self.data_root / sample.shard_path, sample.row_index, sample.name) for sample in samples]
-        a_volume = max(1, processes // len(rows))
-        parts = [None] if self.verify or a_volume == 1 else self._reader(samples[0].shard_path).split(a_volume)
+        a_volume = processes // max(1, len(rows))
+        parts = [None] if self.verify or a_volume <= 1 else self._reader(samples[0].shard_path).split(a_volume)
         read_in_processes(rows, parts, memory, processes=processes, verify=self.verify)
 
     @property

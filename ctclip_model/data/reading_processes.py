@@ -15,7 +15,7 @@ from joblib.externals.loky import get_reusable_executor, process_executor
 
 from ctclip_model.data.shards import read_into
 
-IDLE_S = 60.0  # after which a process ends
+IDLE_S = 60.0  # after which a process ends, and with it the memory of batches that it maps
 OPEN_BUFFERS = 2  # batches in turn
 
 

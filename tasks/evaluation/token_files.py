@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -20,7 +21,7 @@ CT_CHAT_ARRAY = "arr"  # name of the array in CT-CHAT's files
 
 
 @dataclass(frozen=True)
-class TokenFile:
+class TokenFile(ABC):
     """File with the tokens of one volume."""
 
     volume_name: str
@@ -30,13 +31,13 @@ class TokenFile:
     metadata: dict[str, str]  # volume, model and fingerprint
     suffix: ClassVar[str]
 
+    @abstractmethod
     def is_current(self) -> bool:
         """Tells that the file exists and holds the tokens of this volume, model and precision."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, tokens: Tensor) -> None:
         """Writes tokens (depth, height, width, dim) of the patch grid, atomically."""
-        raise NotImplementedError
 
 
 class SafetensorsFile(TokenFile):

@@ -53,7 +53,7 @@ class HubStore:
         Asks for some hundreds in a request, where a recursive listing would take minutes. Raises `HubError`, also for
         an answer with another path: it could lead out of the folder.
         """
-        api, asked, repository = _api(self.repository), list(paths), self.repository
+        api, asked, repository = open_api(self.repository), list(paths), self.repository
         size = self.limits.hub_paths_a_request
         batches = [asked[start : start + size] for start in range(0, len(asked), size)]
 
@@ -95,20 +95,29 @@ class HubStore:
 
 def resolve(repository: Repository, limits: Limits = LIMITS) -> Repository:
     """The repository at the commit that its revision names now. Raises `HubError`."""
-    api = _api(repository)
+    return replace(repository, revision=read_head(repository, limits).commit)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The commit that a revision names now. `is_private` tells of the repository."""
+
+    commit: str
+    is_private: bool
+
+
+def read_head(repository: Repository, limits: Limits = LIMITS) -> Head:
+    """The commit that the repository's revision names now. Raises `HubError`."""
     info = ask(
         repository,
-        lambda: api.repo_info(
-            repository.repo_id,
-            repo_type=repository.kind,
-            revision=repository.revision,
-            timeout=limits.hub_timeout_s,
-            expand=["sha"],  # type: ignore[arg-type]  # the default answer lists all files
+        lambda: open_api(repository).repo_info(
+            repository.repo_id, repo_type=repository.kind, revision=repository.revision, timeout=limits.hub_timeout_s,
+            expand=["sha", "private"],  # type: ignore[arg-type]  # the default answer lists all files
         ),
         limits=limits,
-    )
+    )  # fmt: skip
     assert info.sha is not None
-    return replace(repository, revision=info.sha)
+    return Head(info.sha, bool(info.private))
 
 
 def _require_file(response: Response, repository: Repository, file: RemoteFile) -> None:
@@ -129,5 +138,6 @@ def _describe(item: RepoFile) -> RemoteFile:
     return RemoteFile(item.path, item.size, sha256, None if sha256 else f"git:{item.blob_id}")
 
 
-def _api(repository: Repository) -> HfApi:
+def open_api(repository: Repository) -> HfApi:
+    """The Hub's client with the repository's token."""
     return HfApi(endpoint=hub_endpoint(), token=repository.given_token)

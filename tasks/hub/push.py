@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils import validate_repo_id as check_repo_id
 
 from ctclip_model.errors import ConfigurationError, HubAccessError, HubError, HubNotFoundError, HubUnavailableError
-from tasks.hub.files import HubStore
+from tasks.hub.files import Head, HubStore, open_api, read_head
 from tasks.hub.requests import Repository, ask
 from tasks.remote.files import RemoteFile
 from tasks.settings import LIMITS, Limits, hub_endpoint
@@ -81,7 +81,7 @@ def push_files(
         try:
             is_private = _open_repository(repository, is_public, limits)
             for _ in range(ATTEMPTS):
-                head = _read_head(repository, limits)
+                head = _find_head(repository, limits)
                 assert head is not None, "the repository was opened"
                 found = HubStore(replace(repository, revision=head.commit), limits).find_files([*files, *replaced])
                 changed = [path for path, content in files.items() if not _is_same(found.get(path), content)]
@@ -99,15 +99,15 @@ def push_files(
 
 def _open_repository(repository: Repository, is_public: bool, limits: Limits) -> bool:
     """Creates the repository if there is none, and opens it if asked to. Returns True for a private one."""
-    api = _api(repository)
-    head = _read_head(repository, limits)
+    api = open_api(repository)
+    head = _find_head(repository, limits)
     if head is None:
 
         def create() -> None:
             api.create_repo(repository.repo_id, repo_type=repository.kind, private=not is_public, exist_ok=True)
 
         ask(repository, create, limits=limits)
-        head = _read_head(repository, limits)
+        head = _find_head(repository, limits)
     if head is None:
         raise HubUnavailableError(f"{repository} was created, and the Hub does not show it yet: run this again")
     if is_public and head.is_private:
@@ -119,30 +119,12 @@ def _open_repository(repository: Repository, is_public: bool, limits: Limits) ->
     return head.is_private and not is_public
 
 
-@dataclass(frozen=True)
-class _Head:
-    commit: str
-    is_private: bool
-
-
-def _read_head(repository: Repository, limits: Limits) -> _Head | None:
+def _find_head(repository: Repository, limits: Limits) -> Head | None:
     """The newest commit of a repository, or None if the Hub shows no such repository."""
-    api = _api(repository)
     try:
-        info = ask(
-            repository,
-            lambda: api.repo_info(
-                repository.repo_id,
-                repo_type=repository.kind,
-                timeout=limits.hub_timeout_s,
-                expand=["sha", "private"],  # type: ignore[arg-type]
-            ),
-            limits=limits,
-        )
+        return read_head(repository, limits)
     except HubNotFoundError:
         return None
-    assert info.sha is not None
-    return _Head(info.sha, bool(info.private))
 
 
 def _is_same(found: RemoteFile | None, content: Content) -> bool:
@@ -158,7 +140,7 @@ def _commit(
     limits: Limits,
 ) -> str | None:
     """Uploads and commits on top of `parent`. Returns the commit, or None if `parent` is no longer the newest one."""
-    api = _api(repository)
+    api = open_api(repository)
     operations: list[CommitOperation] = [*additions, *(CommitOperationDelete(path) for path in deleted)]
 
     def request() -> str | None:
@@ -217,7 +199,3 @@ def _quiet_unless_terminal() -> Iterator[None]:
     finally:
         if hides:
             enable_progress_bars()
-
-
-def _api(repository: Repository) -> HfApi:
-    return HfApi(endpoint=hub_endpoint(), token=repository.given_token)

@@ -44,14 +44,8 @@ LIBRARIES = {
 }  # fmt: skip
 # packages that raise errors of their own for a fault of the network, the bucket or the credentials
 FAULTY = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "adlfs", "azure", "msal", "fsspec"}
-TIMES = (
-    "mtime",
-    "last_modified",
-    "LastModified",
-    "updated",
-    "modified",
-    "created",
-)  # names that libraries give the time of change
+# names that libraries give the time of change
+TIMES = ("mtime", "last_modified", "LastModified", "updated", "modified", "created")
 BLOCK_BYTES = 16 << 20  # bytes of one request: a killed download loses one block
 
 

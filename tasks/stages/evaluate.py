@@ -8,12 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.evaluation.compare import score_comparison
 from tasks.evaluation.comparisons import Comparison, list_comparisons
 from tasks.evaluation.decisions import leave_decisions
-from tasks.evaluation.evaluations import (
-    Evaluation,
-    choose_protocols,
-    list_asked_protocols,
-    list_evaluations,
-)
+from tasks.evaluation.evaluations import Evaluation, choose_protocols, list_asked_protocols, list_evaluations
 from tasks.evaluation.score import score_evaluation
 from tasks.labels.label_sources import LabelSource
 from tasks.models.find import ModelReference

@@ -67,7 +67,7 @@ def _train_and_record_steps(run: StageRun, job: TrainingJob, launch: Launch) -> 
 
 
 def _count_samples_seen(job: TrainingJob) -> int:
-    """The most samples that a training sees, phases added up."""
+    """The samples that a training sees, phases added up: an estimate where whole groups of reports are held out."""
     preset, manifest = job.preset, job.manifest
     if job.kind is ModelKind.ct_clip:
         return preset.training.text_pretraining_samples + preset.training.samples

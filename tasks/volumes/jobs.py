@@ -87,19 +87,9 @@ def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[st
         if address.is_remote:
             origin = f"{address}@{address.revision or revision or 'main'}" if address.is_hub else str(address)
         volumes[name] = VolumeFile(
-            name,
-            fingerprint,
-            file,
-            size,
-            sha256,
-            (x, y, z),
-            slope,
-            intercept,
-            orientation,
-            (*stated,),
-            origin,
+            name, fingerprint, file, size, sha256, (x, y, z), slope, intercept, orientation, (*stated,), origin,
             checksum,
-        )
+        )  # fmt: skip
     return volumes
 
 

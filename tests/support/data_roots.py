@@ -15,6 +15,7 @@ from distributed import LocalCluster
 from ctclip_model.config import Recipe
 from ctclip_model.data.shards import read_volume
 from ctclip_model.data.slabs import Encoding
+from ctclip_model.files import sha256_of
 from support.volumes import COARSE
 from tasks.run.dask_jobs import WITHOUT_PROFILER
 from tasks.run.lost import find_lost_volumes
@@ -125,3 +126,16 @@ def assert_every_volume_is_converted(data_root: Path, recipe: Recipe = COARSE) -
     for path, row in rows.values():
         assert read_volume(data_root / path, row, verify=True).shape == recipe.shape
     assert not list(data_root.rglob("*.tmp"))
+
+
+def raw_files(data_root: Path) -> list[Path]:
+    return sorted((data_root / "raw/dataset").rglob("*.nii.gz"))
+
+
+def assert_same_files(data_root: Path, phantoms: Path, missing: int = 0) -> None:
+    """Every volume except `missing` ones is in `raw/` with the right hash, and no partial file is left."""
+    found = raw_files(data_root)
+    assert len(found) == len(list(phantoms.rglob("*.nii.gz"))) - missing
+    for path in found:
+        assert sha256_of(path) == sha256_of(phantoms / path.relative_to(data_root / "raw"))
+    assert not list((data_root / "raw/.partial").iterdir())

@@ -68,6 +68,20 @@ def wanted_rows(stage: str, variant: str, fingerprints: Mapping[str, str]) -> li
     ]
 
 
+def write_embedding(
+    data_root: Path, run: int, latents: Mapping[tuple[str, str], np.ndarray], fingerprint: str = "l"
+) -> None:
+    """Records a run that embeds with the model `m`: latents by (kind, item), and that they are wanted."""
+    write_run(
+        data_root, run, "embed",
+        latents=[
+            {"model_id": "m", "kind": kind, "item": item, "fingerprint": fingerprint, "latent": latent.tolist()}
+            for (kind, item), latent in latents.items()
+        ],
+        wanted=wanted_rows("embed", "m", {f"{kind}:{item}": fingerprint for kind, item in latents}),
+    )  # fmt: skip
+
+
 def _status_row(run: int, status: str, stage: str, variant: str) -> dict[str, Any]:
     recorded_at = datetime(2026, 11, 23, 19, run, 0 if status == "running" else 30, tzinfo=UTC)
     return {"run_id": RUNS[run], "status": status, "stage": stage, "variant": variant, "recorded_at": recorded_at}

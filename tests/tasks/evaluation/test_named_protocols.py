@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from support.records import label_rows, report_row, volume_row, write_run
+from support.records import label_rows, report_row, volume_row, write_embedding, write_run
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -63,16 +63,7 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("prompt", f"{side}:{name}"): PROMPTS[row, column]
         for row, name in enumerate(ABNORMALITIES) for column, side in enumerate(("present", "absent"))
     }  # fmt: skip
-    write_run(
-        root, 1, "embed",
-        latents=[
-            {"model_id": "m", "kind": kind, "item": item, "fingerprint": "l", "latent": latent.tolist()}
-            for (kind, item), latent in items.items()
-        ],
-        wanted=[
-            {"stage": "embed", "variant": "m", "item": f"{kind}:{item}", "fingerprint": "l"} for kind, item in items
-        ],
-    )  # fmt: skip
+    write_embedding(root, 1, items)
     with open_run(root, "embed", "m"):
         pass  # publishes
     return root
@@ -149,9 +140,7 @@ def test_what_was_asked_for_once_is_kept_up(data_root):
     assert evaluate(data_root) == []  # retrieval alone counts as done
     assert list_asked_protocols(data_root, MODEL) == ["pairs-1493", "scans-1564"]
     name = EXCLUDED[0]  # a part of scans-1564, and of no other on request
-    latent = {"model_id": "m", "kind": "volume", "item": name, "fingerprint": "new", "latent": LATENTS[7].tolist()}
-    wanted = {"stage": "embed", "variant": "m", "item": f"volume:{name}", "fingerprint": "new"}
-    write_run(data_root, 5, "embed", latents=[latent], wanted=[wanted])
+    write_embedding(data_root, 5, {("volume", name): LATENTS[7]}, fingerprint="new")
     with open_run(data_root, "embed", "m"):
         pass  # publishes
     assert evaluate(data_root) == ["ct-rate/valid/published/volume", "ct-rate/valid/scans-1564/scan"]

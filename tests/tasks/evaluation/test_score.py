@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from support.records import write_run
+from support.records import write_embedding, write_run
 
 from ctclip_model.config import CARD_FILE, DECISIONS_FILE, EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
@@ -71,16 +71,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("prompt", f"{side}:{name}"): PROMPTS[row, column]
         for row, name in enumerate(ABNORMALITIES) for column, side in enumerate(sides)
     }  # fmt: skip
-    write_run(
-        data_root, 1, "embed",
-        latents=[
-            {"model_id": "m", "kind": kind, "item": item, "fingerprint": "l", "latent": latent.tolist()}
-            for (kind, item), latent in items.items()
-        ],
-        wanted=[
-            {"stage": "embed", "variant": "m", "item": f"{kind}:{item}", "fingerprint": "l"} for kind, item in items
-        ],
-    )  # fmt: skip
+    write_embedding(data_root, 1, items)
     with open_run(data_root, "embed", "m"):
         pass  # publishes
     return data_root
@@ -202,14 +193,7 @@ def add_reports(data_root: Path, copies: int) -> None:
     latents = LATENTS.copy()
     latents[:copies] = LATENTS[0]
     write_latents(data_root, 3, latents)
-    write_run(
-        data_root, 4, "embed",
-        latents=[
-            {"model_id": "m", "kind": "report", "item": scan, "fingerprint": "l", "latent": latent.tolist()}
-            for scan, latent in zip(SCANS, latents, strict=True)
-        ],
-        wanted=[{"stage": "embed", "variant": "m", "item": f"report:{scan}", "fingerprint": "l"} for scan in SCANS],
-    )  # fmt: skip
+    write_embedding(data_root, 4, {("report", scan): latent for scan, latent in zip(SCANS, latents, strict=True)})
     store.publish(data_root)
 
 

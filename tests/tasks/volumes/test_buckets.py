@@ -13,10 +13,12 @@ import pytest
 from support.data_roots import (
     QUICK,
     assert_every_volume_is_converted,
+    assert_same_files,
     convert,
     download,
     ingest,
     list_reasons,
+    raw_files,
 )
 from support.processes import kill_after, start_python, wait_for
 from support.volumes import COARSE
@@ -78,18 +80,6 @@ def data_root(bucket: LoopbackBucket, phantoms: Path, tmp_path: Path) -> Path:
     bucket.put_folder(phantoms, PREFIX)
     ingest(open_bucket(tmp_path / "data"), tmp_path / "data")
     return tmp_path / "data"
-
-
-def raw_files(data_root: Path) -> list[Path]:
-    return sorted((data_root / "raw/dataset").rglob("*.nii.gz"))
-
-
-def assert_same_files(data_root: Path, phantoms: Path, missing: int = 0) -> None:
-    found = raw_files(data_root)
-    assert len(found) == len(list(phantoms.rglob("*.nii.gz"))) - missing
-    for path in found:
-        assert sha256_of(path) == sha256_of(phantoms / path.relative_to(data_root / "raw"))
-    assert not list((data_root / "raw/.partial").iterdir())
 
 
 def key_of(phantoms: Path, name: str) -> str:
@@ -230,24 +220,20 @@ def test_partial_file_is_fetched_on_from_where_it_stopped(bucket, data_root, pha
     assert bucket.sent_bytes - sent < 0.3 * count_raw_bytes(volumes.values())
 
 
-def test_refusal_of_everything_stops_the_downloads(bucket, data_root):
-    bucket.faults.play(403, "nii.gz", times=1000)
+@pytest.mark.parametrize(
+    ("status", "error", "line"),
+    [
+        (403, FileRefusedError, r"refuses access \(403\): check the credentials that s3fs finds"),
+        (503, RemoteUnavailableError, r"cannot be read \(503\): check the network"),
+    ],
+)
+def test_fault_of_every_file_stops_the_downloads(bucket, data_root, status, error, line):
+    bucket.faults.play(status, "nii.gz", times=1000)
     limits = dataclasses.replace(QUICK, rejects_tolerated=2)
     volumes = list(read_volumes(data_root, COARSE, None).values())
     with (
         Downloader(data_root, DownloadOptions(threads=1), None, limits) as downloader,
-        pytest.raises(FileRefusedError, match=r"refuses access \(403\): check the credentials that s3fs finds"),
-    ):
-        list(map(downloader.fetch, volumes))
-
-
-def test_bucket_that_is_down_stops_the_downloads(bucket, data_root):
-    bucket.faults.play(503, "nii.gz", times=1000)
-    limits = dataclasses.replace(QUICK, rejects_tolerated=1)
-    volumes = list(read_volumes(data_root, COARSE, None).values())
-    with (
-        Downloader(data_root, DownloadOptions(threads=1), None, limits) as downloader,
-        pytest.raises(RemoteUnavailableError, match=r"cannot be read \(503\): check the network"),
+        pytest.raises(error, match=line),
     ):
         list(map(downloader.fetch, volumes))
 

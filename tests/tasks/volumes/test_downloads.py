@@ -13,11 +13,13 @@ import pytest
 from support.data_roots import (
     QUICK,
     assert_every_volume_is_converted,
+    assert_same_files,
     convert,
     download,
     ingest,
     list_converted,
     list_reasons,
+    raw_files,
 )
 from support.hub import LoopbackHub
 from support.hub.server import NOT_ACCEPTED
@@ -59,19 +61,6 @@ def data_root(hub: LoopbackHub, phantoms: Path, tmp_path: Path) -> Path:
     hub.repository("owner/CT-RATE", is_gated=True).commit(phantoms)
     ingest(HubSource(parse_address(ADDRESS), tmp_path / "data", limits=QUICK), tmp_path / "data")
     return tmp_path / "data"
-
-
-def raw_files(data_root: Path) -> list[Path]:
-    return sorted((data_root / "raw/dataset").rglob("*.nii.gz"))
-
-
-def assert_same_files(data_root: Path, phantoms: Path, missing: int = 0) -> None:
-    """Every volume except `missing` ones is in `raw/` with the right hash, and no partial file is left."""
-    found = raw_files(data_root)
-    assert len(found) == len(list(phantoms.rglob("*.nii.gz"))) - missing
-    for path in found:
-        assert sha256_of(path) == sha256_of(phantoms / path.relative_to(data_root / "raw"))
-    assert not list((data_root / "raw/.partial").iterdir())
 
 
 def test_files_that_stand_in_xet_come_whole_over_plain_http_too(hub, phantoms, tmp_path):
