@@ -21,7 +21,9 @@ from tasks.evaluation.evaluations import list_asked_protocols, list_evaluations
 from tasks.evaluation.score import score_evaluation
 from tasks.labels.label_sources import DEFAULT_SOURCE
 from tasks.models.find import ModelReference
+from tasks.report.facts import collect_facts
 from tasks.run.stage_run import open_run
+from warehouse import store
 from warehouse.store import load_query, query
 
 MODEL = ModelReference("m", ModelKind.ct_clip, "tiny", Path(), "r", 5.0, "f", "w", "m")
@@ -144,6 +146,19 @@ def test_what_was_asked_for_once_is_kept_up(data_root):
     with open_run(data_root, "embed", "m"):
         pass  # publishes
     assert evaluate(data_root) == ["ct-rate/valid/published/volume", "ct-rate/valid/scans-1564/scan"]
+
+
+def test_page_shows_the_models_own_protocol_alone(data_root):
+    def read_page() -> dict[str, object]:
+        with store.read(data_root) as connection:
+            facts = collect_facts(connection, data_root, MODEL, "ct-rate", "valid")
+        shown = ("headline", "leaderboard", "labels", "curves", "retrieval", "subgroups", "operating_points")
+        return {name: repr(getattr(facts, name)) for name in shown}
+
+    evaluate(data_root)
+    before = read_page()
+    evaluate(data_root, *ON_REQUEST)
+    assert read_page() == before
 
 
 def test_unknown_protocols_are_refused_and_reports_need_a_reader(data_root):
