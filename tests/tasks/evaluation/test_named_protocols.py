@@ -53,7 +53,7 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "data"
     write_run(
         root, 0, "ingest", sources=[{"source": "ct-rate:/x", "kind": "ct-rate", "fingerprint": "f"}],
-        volumes=[volume_row(name) for name in VOLUMES],
+        volumes=[volume_row(name, patient_sex="FM"[index % 4 // 2]) for index, name in enumerate(VOLUMES)],
         reports=[
             report_row(scan, "A nodule." if row < 5 else "", source="ct-rate:/x") for row, scan in enumerate(SCANS)
         ],
