@@ -22,6 +22,7 @@ from tasks.evaluation.evaluations import list_asked_protocols, list_evaluations
 from tasks.evaluation.score import score_evaluation
 from tasks.labels.label_sources import DEFAULT_SOURCE
 from tasks.models.find import ModelReference
+from tasks.report import subgroups
 from tasks.report.facts import collect_facts
 from tasks.run.stage_run import open_run
 from warehouse import store
@@ -151,7 +152,9 @@ def test_what_was_asked_for_once_is_kept_up(data_root):
     assert evaluate(data_root) == ["ct-rate/valid/published/volume", "ct-rate/valid/scans-1564/scan"]
 
 
-def test_page_shows_the_models_own_protocol_alone(data_root):
+def test_page_shows_the_models_own_protocol_alone(data_root, monkeypatch):
+    monkeypatch.setattr(subgroups, "MIN_PATIENTS", 5)
+
     def read_page() -> dict[str, str]:
         with store.read(data_root) as connection:
             facts = collect_facts(connection, data_root, MODEL, "ct-rate", "valid")
