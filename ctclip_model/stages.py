@@ -46,7 +46,7 @@ PIPELINE = {
         Stage(
             "evaluate", 5, "duckdb:metrics", ("duckdb:latents", "duckdb:labels", "file:models/ct-clip"), "model"
         ),
-        Stage("report", 4, "file:reports", ("duckdb:metrics",), "model"),
+        Stage("report", 5, "file:reports", ("duckdb:metrics",), "model"),
         Stage("import-model", 1, is_rebuilt=False, is_planned=False),
         Stage("import-labels", 1, is_rebuilt=False, is_planned=False),
     )

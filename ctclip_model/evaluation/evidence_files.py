@@ -164,21 +164,44 @@ def draw_slices(
     evidence: Evidence,
     probabilities: NDArray[np.float64],
     decisions: Sequence[Decision] = (),
-    names: Sequence[str] = ABNORMALITIES,
 ) -> tuple[EvidenceSlices, ...]:
     """The slices of the abnormalities that `write_evidence` pictures, without files. Arguments are those of it."""
     from ctclip_model.data.overlays import place_patches
-    from ctclip_model.evaluation.evidence_picture import draw_panels
 
     depth, height, width = evidence.parts.shape[1:]
-    patches = evidence.strongest(place_patches(volume, recipe, (depth, height, width)).inside)
-    rows = {
-        index: _make_row(evidence, index, patches[index], probabilities[index], names[index])
-        for index in choose_rows(probabilities, decisions)
-    }
+    inside = place_patches(volume, recipe, (depth, height, width)).inside
     return tuple(
-        EvidenceSlices(index, draw_panels(volume.voxels, recipe.spacing_mm, row)) for index, row in rows.items()
+        EvidenceSlices(index, draw_finding(volume.voxels, recipe, evidence, index, inside))
+        for index in choose_rows(probabilities, decisions)
     )
+
+
+def draw_finding(
+    voxels: NDArray[np.floating], recipe: Recipe, evidence: Evidence, index: int, inside: NDArray[np.bool_]
+) -> list[tuple[str, Image]]:
+    """The slices through the strongest patch of one abnormality, as (plane, picture).
+
+    `voxels` (depth, height, width) are the model's input in [-1, 1], and `inside` the patches that hold a voxel of the
+    CT. `index` is the abnormality's index in the set.
+    """
+    from ctclip_model.evaluation.evidence_picture import Row, draw_panels
+
+    depth, height, width = (int(place) for place in evidence.strongest(inside)[index])
+    return draw_panels(voxels, recipe.spacing_mm, Row("", evidence.parts[index], (depth, height, width)))
+
+
+def find_inside(
+    start: Sequence[int], stop: Sequence[int], shape: Sequence[int], grid: Sequence[int]
+) -> NDArray[np.bool_]:
+    """Patches of a `grid` (depth, height, width) that hold a voxel of the CT. The others are padding.
+
+    The CT lies in the voxels from `start` to `stop` of a model's input of that `shape`, as `ShardRow` says.
+    """
+    along = [
+        (np.arange(count) * size < last * count) & ((np.arange(count) + 1) * size > first * count)
+        for first, last, size, count in zip(start, stop, shape, grid, strict=True)
+    ]
+    return along[0][:, None, None] & along[1][:, None] & along[2]
 
 
 def choose_rows(probabilities: NDArray[np.float64], decisions: Sequence[Decision] = ()) -> list[int]:

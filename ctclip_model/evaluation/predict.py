@@ -23,7 +23,7 @@ from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import CheckpointError, ConfigurationError, VolumeError
 from ctclip_model.evaluation.decisions import Decision, Decisions, decide, read_decisions
 from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes, embed_with_tokens
-from ctclip_model.evaluation.evidence import Readout, read_head, read_prompts, split_scores
+from ctclip_model.evaluation.evidence import Evidence, Readout, read_head, read_prompts, split_scores
 from ctclip_model.evaluation.evidence_files import (
     EvidenceSlices,
     VolumeEvidence,
@@ -151,6 +151,16 @@ class VolumeModel:
             return read_head(self.loaded.head, latent)
         return read_prompts(self.prompts, self.logit_scale)
 
+    def explain(self, volume: torch.Tensor) -> tuple[Floats, NDArray[np.float64], Evidence]:
+        """The unit latent (latent,) of one volume, the probabilities (findings,), and the evidence of their scores.
+
+        `volume` (1, depth, height, width) went through the model's recipe: int16 HU as in shards, or floats in [-1, 1].
+        """
+        encoder = self.loaded.model
+        latents, norms, tokens = embed_with_tokens(encoder, volume.unsqueeze(0), dtype=self.precision.autocast)
+        evidence = split_scores(encoder, self.read_scores(latents[0]), tokens[0], norms[0])
+        return latents[0], self.head(latents)[0], evidence
+
     def embed(
         self, paths: Paths, *, orientation: str = HEADER, on_error: OnError | None = None
     ) -> Iterator[EmbeddedVolume]:
@@ -223,11 +233,8 @@ class VolumeModel:
         if folder is not None:
             prepare_folder(folder)
         for given, volume in _read_volumes(paths, self.recipe, orientation, on_error):
-            batch = volume.to_input().unsqueeze(0)
-            latents, norms, tokens = embed_with_tokens(self.loaded.model, batch, dtype=self.precision.autocast)
-            embedded = self._describe(given, volume, latents[0])
-            probabilities = self.head(latents)[0]
-            parts = split_scores(self.loaded.model, self.read_scores(latents[0]), tokens[0], norms[0])
+            latent, probabilities, parts = self.explain(volume.to_input())
+            embedded = self._describe(given, volume, latent)
             names = self.label_set.names
             decided, files = decide(probabilities, self.decisions, names), None
             slices: tuple[EvidenceSlices, ...] = ()
@@ -236,7 +243,7 @@ class VolumeModel:
                 taken.add(name)
                 files = write_evidence(folder / name, given, volume, self.recipe, parts, probabilities, decided, names)
             if with_slices:
-                slices = draw_slices(volume, self.recipe, parts, probabilities, decided, names)
+                slices = draw_slices(volume, self.recipe, parts, probabilities, decided)
             yield PredictedVolume(
                 **vars(embedded),
                 probabilities=probabilities,

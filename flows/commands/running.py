@@ -13,16 +13,23 @@ from flows.display import PlainReporter, RichReporter, print_json, print_summari
 from tasks.run.logs import is_log_requested
 from tasks.run.progress import REPORTER
 from tasks.upkeep.own_server import ensure_server
+from tasks.upkeep.prefect_server import find_api_url
 
 
 def run_flow(name: str, as_json: bool, **parameters: Any) -> None:
-    """Runs the flow of a name with its parameters and prints the summaries of its runs."""
+    """Runs the flow of a name with its parameters and prints the summaries of its runs.
+
+    The index page alone is written without Prefect where no server is named: starting one takes seconds.
+    """
     _silence_prefect()
     name = name.replace("-", "_")
-    ensure_server()
+    is_index = name == "report" and parameters["index"]
+    is_alone = is_index and find_api_url() is None
+    if not is_alone:
+        ensure_server()
     flow = getattr(import_module(f"flows.{name}"), name)
     with showing_progress():
-        result = flow(**parameters)
+        result = flow.fn(**parameters) if is_alone else flow(**parameters)
     if as_json:
         print_json(result)
     else:

@@ -12,6 +12,7 @@ from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS
 from ctclip_model.models.kinds import ModelKind
 from tasks.models.find import ModelReference
 from tasks.report.charts import Points
+from tasks.report.evidence import find_evidence
 from tasks.report.examples import find_examples
 from tasks.report.render import OperatingPoints, PageFacts
 from tasks.report.rows import Row, read_rows
@@ -47,6 +48,7 @@ def collect_facts(
     retrieval = read_rows(connection, _sql("retrieval"), key)
     board = read_rows(connection, _sql("leaderboard"), key)
     printed = [row for row in board if row["is_published"]]
+    evidence, evidence_note = find_evidence(connection, data_root, model, dataset, split)
     shared = {row["cohort"] for row in board if not row["is_published"]} & {row["cohort"] for row in printed} - {None}
     return PageFacts(
         title=f"{KIND_NAMES[model.kind]} {model.model_id} on {dataset}, {split}",
@@ -72,6 +74,8 @@ def collect_facts(
         training=_read_series(connection, _sql("loss"), {"model_id": model.model_id}),
         retrieval=arrange_retrieval(retrieval),
         examples=find_examples(connection, data_root, model, dataset, split) if retrieval else (),
+        evidence=evidence,
+        evidence_note=evidence_note,
         projection=connection.execute(_sql("projection"), key).fetchall(),
         labellers=read_rows(connection, "select * from labeller_scores", {}),
         agreement=read_rows(connection, _AGREEMENT, {"split": split, "published": PUBLISHED_LABELS}),

@@ -20,7 +20,7 @@ from tasks.run.deadline import run_with_deadline
 from tasks.run.lost import list_lost
 from tasks.run.progress import describe_duration
 from tasks.settings import STAGES
-from tasks.upkeep.prefect_server import find_api_url, list_next_runs
+from tasks.upkeep.prefect_server import find_api_url, is_temporary, list_next_runs
 from tasks.upkeep.queries import list_notes, list_warnings, read_status
 from warehouse import store
 
@@ -118,8 +118,9 @@ def collect_index(data_root: Path) -> Index:
 
 def read_schedule() -> tuple[list[tuple[str, datetime]], str]:
     """Next runs of the deployments, or a sentence on why there are none. Takes `SCHEDULE_S` at most."""
-    if find_api_url() is None:
-        return [], "No Prefect server is named, so no schedule is known."
+    url = find_api_url()
+    if url is None or is_temporary(url):
+        return [], "No Prefect server is named, so none was asked for a schedule."
     try:
         runs = run_with_deadline(SCHEDULE_S, list_next_runs)
     except OSError as error:  # a TimeoutError too

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from tasks.report.charts import Points, line_chart, scatter_chart
 
 if TYPE_CHECKING:  # examples need DuckDB, and the page of one's own CT does not
+    from tasks.report.evidence import EvidenceFinding
     from tasks.report.examples import Example
 
 Row = Mapping[str, Any]
@@ -85,6 +86,8 @@ class PageFacts:
     training: Mapping[str, Points] = field(default_factory=dict)  # {phase: (samples, loss)}
     retrieval: Sequence[Row] = ()  # a row per task, with a value for each K, an integer key
     examples: Sequence[Example] = ()
+    evidence: Sequence[EvidenceFinding] = ()
+    evidence_note: str = ""  # a sentence on pictures that are left out
     projection: Sequence[tuple[float, float, float]] = ()  # (x, y, number of abnormalities)
     labellers: Sequence[Row] = ()  # a row per abnormality and labeller, against hand labels
     agreement: Sequence[Row] = ()  # a row per abnormality and labeller, against published labels

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 
 from ctclip_model.errors import StorageError
 from tasks.models.find import ModelReference
@@ -43,7 +44,7 @@ def write_page(run: StageRun, model: ModelReference, page: Page) -> None:
 
 
 def make_index(data_root: Path) -> dict[str, Any]:
-    """Writes the index page, links to it from the flow run, and returns the summary of the work.
+    """Writes the index page, links to it from a flow run, and returns the summary of the work.
 
     It records nothing. Raises `StorageError` if the page cannot be written, and `WarehouseError` as a reader does.
     """
@@ -52,7 +53,8 @@ def make_index(data_root: Path) -> dict[str, Any]:
         path = write_index(data_root)
     except OSError as error:
         raise StorageError(f"{data_root}: the index page cannot be written: {error.strerror or error}") from error
-    show_page(path, INDEX_KEY)
+    if FlowRunContext.get() is not None:
+        show_page(path, INDEX_KEY)
     return {
         "stage": "report", "variant": "index", "run_id": "", "done": 1, "rejected": 0, "detail": str(path),
         "duration_s": round(time.monotonic() - started, 2),

@@ -21,7 +21,12 @@ from typing import IO
 from ctclip_model.errors import PrefectError
 from tasks.run.child import end_with_parent
 from tasks.settings import LIMITS
-from tasks.upkeep.prefect_server import find_address_fault, find_api_url, find_own_server_fault
+from tasks.upkeep.prefect_server import (
+    TEMPORARY_VARIABLE,
+    find_address_fault,
+    find_api_url,
+    find_own_server_fault,
+)
 
 ERROR_LINE = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*", re.MULTILINE)
 STOP_S = 1.0  # seconds for the server to stop by itself: its database bears a kill
@@ -48,7 +53,7 @@ def ensure_server() -> None:
         server = _Server()
         atexit.register(server.stop)  # Prefect's own handlers, which still report to the server, come before it
         server.start()
-        os.environ["PREFECT_API_URL"] = server.url
+        os.environ["PREFECT_API_URL"] = os.environ[TEMPORARY_VARIABLE] = server.url
 
 
 class _Server:

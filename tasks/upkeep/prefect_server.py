@@ -28,11 +28,17 @@ OTHER_JSON = "it answers with other JSON than Prefect's API"
 SHARED_TAGS = ("ctclip", "auto-scheduled")  # tags of every deployment; the remaining tag is the deployment's name
 
 IS_LOST = threading.Event()  # set once the server of a command is lost
+TEMPORARY_VARIABLE = "CTCLIP_TEMPORARY_SERVER"  # address of the server that this command has started for itself
 
 
 def find_api_url() -> str | None:
     """Address of the Prefect server that the environment, a settings file or the active profile names, or None."""
     return _find_setting("PREFECT_API_URL")
+
+
+def is_temporary(url: str) -> bool:
+    """True for the server that this command has started for itself, which knows no deployment."""
+    return os.environ.get(TEMPORARY_VARIABLE) == url
 
 
 def _find_setting(name: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from support.command_line import run_ctclip
 from support.old_data_root import extract_old_data_root
 from support.records import label_rows, report_row, volume_row, wanted_rows, write_run
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from flows.commands import running
 from tasks.report import index as index_module
 from tasks.report.index import collect_index, read_schedule, write_index
 from warehouse import store
@@ -247,6 +250,18 @@ def test_silent_server_leaves_the_schedule_out(silent_server, monkeypatch):
     runs, note = read_schedule()
     assert runs == []
     assert note.startswith("The schedule is left out: the Prefect server did not answer (took more than 0.1 s)")
+
+
+def test_index_alone_starts_no_server_and_says_that_none_was_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "ensure_server", lambda: pytest.fail("a server was started"))
+    done = run_ctclip("report", "--index", "--json", "--data-root", tmp_path)
+    assert (done.returncode, json.loads(done.stdout)["done"]) == (0, 1)
+    (tmp_path / "full").mkdir()
+    write_root(tmp_path / "full")
+    for url in ("", "http://127.0.0.1:9/api"):
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        monkeypatch.setenv("CTCLIP_TEMPORARY_SERVER", url)
+        assert "so none was asked for a schedule" in write_index(tmp_path / "full").read_text()
 
 
 @pytest.mark.browser

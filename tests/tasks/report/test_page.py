@@ -13,6 +13,7 @@ from support.records import write_run
 from ctclip_model.config import Recipe
 from ctclip_model.models.kinds import ModelKind
 from tasks.models.find import ModelReference
+from tasks.report.evidence import PICTURE_BYTES, EvidenceExample, EvidenceFinding
 from tasks.report.examples import Example, RankedVolume, draw_slices
 from tasks.report.facts import arrange_retrieval, collect_facts
 from tasks.report.render import AXES, PageFacts, make_forest, render_page
@@ -228,14 +229,16 @@ def test_page_of_a_complete_evaluation_is_below_5_mb():
     names = [f"abnormality {number}" for number in range(18)]
     volume = np.random.default_rng(0).integers(-1000, 400, (240, 480, 480), np.int16)
     noise = RankedVolume("v", 1, 0.5, True, draw_slices(volume, Recipe()))  # PNG cannot compress noise
+    shown = EvidenceExample("v", 1, 0.5, True, [("axial", "x" * PICTURE_BYTES, "alt")])
     html = render_page(
         PageFacts(
             "t", [], labels=[LABEL | {"abnormality": name} for name in names], leaderboard=[BOARD] * 50,
             curves={kind: dict.fromkeys(names, line) for kind in AXES}, training={"contrastive": line},
-            examples=[Example("s", "x" * 700, 1, 1, [noise] * 3)] * 3, projection=[(0.123456, 1.2, 3)] * 1500,
+            examples=[Example("s", "x" * 700, 1, 1, [noise] * 3)] * 3,
+            evidence=[EvidenceFinding("a", 0.5, 0.5, [shown])], projection=[(0.123456, 1.2, 3)] * 1500,
         )
     )  # fmt: skip
-    assert len(html) < 2_500_000
+    assert len(html) < 4_000_000
 
 
 def test_page_without_any_result_is_still_a_page():
