@@ -27,7 +27,7 @@ RECIPE = tiny().recipe
 SCANS = [f"valid_{number}_a" for number in range(1, 9)]
 VOLUMES = [*(f"{scan}_1" for scan in SCANS), f"{SCANS[0]}_2"]
 FEW, *SCORED = ABNORMALITIES[:6]  # few patients have the first
-PROBABILITIES = (0.9, 0.2, 0.8, 0.1, 0.7, 0.3, 0.6, 0.95)  # of the scans, for each abnormality
+PROBABILITIES = (0.9, 0.2, 0.8, 0.1, 0.7, 0.3, 0.6, 0.95)  # a value per scan, the same for each abnormality
 IS_POSITIVE = (1, 1, 1, 1, 1, 1, 1, 0)
 SCORE = {
     "model_id": "m", "dataset": "phantom", "split": "valid", "label_source": "published", "protocol": "zero-shot",
