@@ -176,6 +176,11 @@ class TrainingConfig:
     steps_per_checkpoint: int = 200
     seed: int = 0
 
+    @property
+    def reads_labels(self) -> bool:
+        """Does the training learn labels, or validate by them?"""
+        return self.text_pretraining_samples > 0 or self.steps_per_validation > 0
+
 
 @dataclass(frozen=True)
 class VocabFineConfig:

@@ -63,6 +63,14 @@ DownloadThreads = Annotated[int, Option(min=1, help="Number of parallel download
 MaxMbPerS = Annotated[float | None, Option(help="Limit of the download rate in MB/s, over all downloads.")]
 
 Labels = Annotated[str, Option("--labels", help="Labels: `published`, the id of a labeller, or the name of an import.")]
+TrainingLabels = Annotated[
+    str | None,
+    Option("--labels", help="Labels to learn and to validate by, as in finetune. Default: those of --labeller."),
+]
+RebuildLabels = Annotated[
+    str | None,
+    Option("--labels", help="Labels to train on, and to score by beside the published ones: the name of an import."),
+]
 Labeller = Annotated[
     str,
     Option(
@@ -277,6 +285,7 @@ class TrainOptions(TrainingOptions):
     data_root: DataRoot = DATA_ROOT
     preset: Preset = PRESET
     labeller: Labeller = LABELLER
+    labels_of: TrainingLabels = None
     compile: Annotated[bool, Option("--compile", help="Use PyTorch's compiler.")] = False
     nodes: Annotated[int, Option(min=1, help="Number of machines. The log shows the command for the others.")] = 1
     rendezvous: Annotated[str | None, Option(help="HOST:PORT of this machine, for several machines.")] = None
@@ -360,6 +369,7 @@ class RebuildOptions(RawFileOptions, EndpointOptions, ComputeOptions):
     from_stage: Annotated[str, Option("--from", help="First stage.")] = STAGES[0]
     to_stage: Annotated[str, Option("--to", help="Last stage.")] = STAGES[-1]
     finetune_kinds: FinetuneKinds = FINETUNE
+    labels_of: RebuildLabels = None
     report_sections: ReportSections = SECTIONS
     protocols: Protocols = ()
     seed: Seed = 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect import Flow
 
+from ctclip_model.config import Preset
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.kinds import FINE_TUNED, find_kind
 from ctclip_model.stages import PIPELINE
@@ -21,14 +22,16 @@ from flows.label import label
 from flows.options import RebuildOptions
 from flows.report import report
 from flows.train import train
+from tasks.labels.label_sources import LabelSource, find_label_source
 from tasks.models.find import find_model
 from tasks.models.presets import find_preset
 from tasks.run.publish import publish_leftovers
 from tasks.run.splits import require_split
-from tasks.settings import DATA_ROOT, STAGES
+from tasks.settings import DATA_ROOT, PUBLISHED_LABELS, STAGES
 from tasks.stages.announce import forget, read_untold
 from tasks.stages.deployed import run_deployed
 from tasks.stages.report import refreshed_index
+from tasks.training.ct_clip import find_named_labels
 from tasks.training.fine_tune import find_finetuned
 from tasks.training.manifest import config_fingerprint
 from tasks.training.records import find_trained
@@ -46,6 +49,8 @@ def rebuild(options: RebuildOptions) -> list[dict[str, Any]]:
     publish_leftovers(options.data_root)
     if options.model is not None:
         find_model(options.data_root, options.preset, options.model)  # fails now, and not after hours of conversion
+    if options.labels_of is not None:
+        find_label_source(options.data_root, options.labels_of)  # likewise
     with refreshed_index(options.data_root):
         summaries = run_stage("ingest", options) if stages[0] == "ingest" else []
         changes = read_untold(options.data_root)
@@ -58,9 +63,21 @@ def rebuild(options: RebuildOptions) -> list[dict[str, Any]]:
 
 def require_training_data(options: RebuildOptions) -> None:
     """Raises `MissingInputError` if a model is to be trained and the train split is missing."""
-    preset = find_preset(options.preset, seed=options.seed, report_sections=options.report_sections)
-    if options.retrain or find_trained(options.data_root, config_fingerprint(preset)) is None:
+    if options.retrain or find_model_of(options) is None:
         require_split(options.data_root, "train")
+
+
+def find_model_of(options: RebuildOptions) -> str | None:
+    """The newest CT-CLIP of the rebuild's configuration. None: it is not trained yet."""
+    preset, source = find_configuration(options)
+    return find_trained(options.data_root, config_fingerprint(preset, source))
+
+
+def find_configuration(options: RebuildOptions) -> tuple[Preset, LabelSource | None]:
+    """The preset that a rebuild trains by, and the labels that this training names, if it reads any."""
+    preset = find_preset(options.preset, seed=options.seed, report_sections=options.report_sections)
+    named = options.labels_of if preset.training.reads_labels else None
+    return preset, find_named_labels(options.data_root, preset, named)
 
 
 def choose_stages(first: str, last: str, *, is_training: bool = True) -> tuple[str, ...]:
@@ -82,7 +99,7 @@ def choose_stages(first: str, last: str, *, is_training: bool = True) -> tuple[s
 
 def run_stage(stage: str, options: RebuildOptions) -> list[dict[str, Any]]:
     """Runs a stage once for each of its calls, here or as its deployment, and returns the summaries of its runs."""
-    shared = {name: value for name, value in vars(options).items() if takes(stage, name)}
+    shared = {name: value for name, value in vars(options).items() if takes(stage, name) and name != "labels_of"}
     if options.deployed and options.data_root == DATA_ROOT:
         del shared["data_root"]  # a worker's own CTCLIP_DATA_ROOT holds
     summaries: list[dict[str, Any]] = []
@@ -99,22 +116,35 @@ def list_calls(stage: str, options: RebuildOptions) -> list[dict[str, Any]]:
     """Parameters of each call of a stage, beside those that it shares with the rebuild.
 
     The stages after the training work on the model of the rebuild's configuration. Evaluation and report also work on
-    the models that were fine-tuned from it.
+    the models that were fine-tuned from it. Named labels are scored beside the published ones.
     """
     if stage == "convert":
         return [{"source": None, "recipe": _describe_recipe(options)}]  # the ingest has recorded the files' addresses
-    if options.model is not None or not takes(stage, "model"):
+    if stage == "train":
+        _, source = find_configuration(options)
+        return [{"labels_of": None if source is None else source.name}]
+    if not takes(stage, "model"):
         return [{}]
-    preset = find_preset(options.preset, seed=options.seed, report_sections=options.report_sections)
-    trained = find_trained(options.data_root, config_fingerprint(preset))
+    labels = {"labels_of": options.labels_of or PUBLISHED_LABELS}
     if stage == "finetune":
-        return [{"model": trained, "kind": kind} for kind in options.finetune_kinds]
+        trained = find_model_of(options)
+        return [{"model": trained, "kind": kind} | labels for kind in options.finetune_kinds]
+    models = [{}] if options.model is not None else [{"model": model_id} for model_id in list_models(stage, options)]
+    if options.labels_of is None or not takes(stage, "labels_of"):
+        return models
+    return [model | scored for model in models for scored in ({}, labels)]
+
+
+def list_models(stage: str, options: RebuildOptions) -> list[str | None]:
+    """Models that a stage after the training works on: the trained one, and those that were fine-tuned from it."""
+    trained = find_model_of(options)
     if stage == "embed" or trained is None:
-        return [{"model": trained}]
+        return [trained]
+    preset, _ = find_configuration(options)
     parent = find_model(options.data_root, preset.name, trained)
     kinds = [find_kind(kind, FINE_TUNED) for kind in options.finetune_kinds]
-    finetuned = find_finetuned(options.data_root, parent, preset, kinds)
-    return [{"model": model_id} for model_id in (trained, *finetuned)]
+    source = find_label_source(options.data_root, options.labels_of or PUBLISHED_LABELS)
+    return [trained, *find_finetuned(options.data_root, parent, preset, kinds, source)]
 
 
 def takes(stage: str, parameter: str) -> bool:

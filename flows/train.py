@@ -12,6 +12,7 @@ from flows.options import TrainOptions
 from tasks.models.presets import choose_compute, find_preset
 from tasks.stages.stage import await_retry, stage_run
 from tasks.stages.train import plan_training, prepare_manifest, train_model
+from tasks.training.ct_clip import find_named_labels, name_variant
 from tasks.training.processes import Launch
 
 
@@ -27,10 +28,12 @@ def train(options: TrainOptions) -> dict[str, Any] | State[Any]:
     )  # fmt: skip
     launch = Launch(options.processes, options.nodes, options.rendezvous)
     try:
-        with stage_run(options.data_root, "train", preset.name) as run:
-            if plan_training(run, preset, options.retrain):
-                manifest = prepare_manifest(run, preset, options.labeller)
-                train_model(run, preset, manifest, compute, launch, options.deployed)
+        variant = name_variant(preset.name, options.labels_of)
+        source = find_named_labels(options.data_root, preset, options.labels_of)
+        with stage_run(options.data_root, "train", variant) as run:
+            if plan_training(run, preset, options.retrain, source):
+                manifest = prepare_manifest(run, preset, options.labeller, source)
+                train_model(run, preset, manifest, compute, launch, options.deployed, source)
     except PreemptedError as error:
         return await_retry(error)
     return run.summary()

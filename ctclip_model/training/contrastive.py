@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import Preset, TrainingConfig
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.device import Compute, choose_device
 from ctclip_model.files import replace_folder
 from ctclip_model.models.clip import CTCLIP
@@ -39,6 +40,8 @@ def train_contrastive(
     preset: Preset,
     folder: Path,
     *,
+    labels_of: str | None = None,
+    label_set: LabelSet = CT_RATE_18,
     compute: Compute = Compute(),
     origin: Mapping[str, str] | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
@@ -47,7 +50,8 @@ def train_contrastive(
 
     With `text_pretraining_samples` the text encoder first learns the labels of the train split's reports, in place of
     the published system's pretrained CXR-BERT. A killed run continues from `state_folder(folder)`, which stays until
-    `discard_state`. With several processes, the first one writes. `origin` is the data's line of the model card: see
+    `discard_state`. With several processes, the first one writes. The manifest's labels are of `label_set`, by whose
+    prompts the model is validated. The model card names their source, `labels_of`, and the data by `origin`: see
     `describe_data`. Raises `MissingInputError` without a train sample, and as `require_contrast`.
     """
     config = preset.training
@@ -61,8 +65,8 @@ def train_contrastive(
     phases = {name: Checkpoints(state / name, compute.checkpoints_kept) for name in ("text", "checkpoints")}
     teach_text(model, tokenizer, data, config, checkpoints=phases["text"], on_step=log.add)
     steps = teach_contrast(
-        model, tokenizer, data, config, held_out=held_out, compute=compute, checkpoints=phases["checkpoints"],
-        on_step=log.add,
+        model, tokenizer, data, config, held_out=held_out, label_set=label_set, compute=compute,
+        checkpoints=phases["checkpoints"], on_step=log.add,
     )  # fmt: skip
     weights = get_model_state_dict(model, options=FULL_STATE)
     curve = log.curve()
@@ -75,7 +79,7 @@ def train_contrastive(
             "held_out": asdict(score) if score is not None else None,
             "count_cut_texts": _count_cut(data, tokenizer, preset.model.text.max_length),
         }  # fmt: skip
-        card = _write_card(preset, result, score, origin or {})
+        card = _write_card(preset, result, score, origin or {}, _describe_labels(labels_of, label_set))
         with storage_errors(folder):
             save_model_folder(folder, model.eval(), tokenizer, extra=info, card=card, weights=weights, metrics=curve)
     log.close()
@@ -117,6 +121,7 @@ def teach_contrast(
     config: TrainingConfig,
     *,
     held_out: TrainingData | None = None,
+    label_set: LabelSet = CT_RATE_18,
     compute: Compute = Compute(),
     checkpoints: Checkpoints | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
@@ -131,7 +136,7 @@ def teach_contrast(
     def validate_now() -> Validation:
         assert held_out is not None
         with average.applied() if average is not None else nullcontext():
-            return validate(model, tokenizer, held_out, dtype=compute.precision.autocast)
+            return validate(model, tokenizer, held_out, label_set=label_set, dtype=compute.precision.autocast)
 
     run = Run(
         phase="contrastive",
@@ -204,7 +209,20 @@ def _read_score(curve: pa.Table) -> HeldOut | None:
     return HeldOut(metric, aurocs[-1], {"chance": 0.5}) if aurocs else None
 
 
-def _write_card(preset: Preset, result: TrainingResult, held_out: HeldOut | None, origin: Mapping[str, str]) -> str:
+def _describe_labels(labels_of: str | None, label_set: LabelSet) -> Mapping[str, str]:
+    """The model card's line on named labels, none without a name."""
+    if labels_of is None:
+        return {}
+    return {"Labels": f"`{labels_of}`, {len(label_set)} findings of the set `{label_set.name}`."}
+
+
+def _write_card(
+    preset: Preset,
+    result: TrainingResult,
+    held_out: HeldOut | None,
+    origin: Mapping[str, str],
+    labels: Mapping[str, str],
+) -> str:
     training, vision, recipe = preset.training, preset.model.vision, preset.recipe
     metrics = {
         "loss, mean of the last steps": f"{result.loss:.4f}",
@@ -223,6 +241,7 @@ def _write_card(preset: Preset, result: TrainingResult, held_out: HeldOut | None
             "Training": f"{result.steps:,} steps of {training.batch_size}, AdamW at {training.learning_rate:g}, "
             f"negatives of the {training.negatives} batch, report sections {' and '.join(training.report_sections)}, "
             f"seed {training.seed}.",
+            **labels,
         },
         metrics=metrics,
         held_out=held_out,

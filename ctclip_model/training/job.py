@@ -59,7 +59,7 @@ class TrainingJob:
     preset: Preset
     compute: Compute
     parent: Parent | None = None  # None: trained from random weights
-    labels_of: str | None = None  # source of the labels that a fine-tuned model learns
+    labels_of: str | None = None  # source of the labels that the training names
     label_set: LabelSet = CT_RATE_18  # findings of these labels
 
     @property

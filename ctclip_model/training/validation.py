@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.data.label_sets import CT_RATE_18
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.errors import MissingInputError
 from ctclip_model.evaluation.embed import batch_size, embed_prompts, embed_volumes
 from ctclip_model.evaluation.zero_shot import zero_shot
@@ -24,18 +24,23 @@ Floats = NDArray[np.floating]
 
 
 def validate(
-    model: CTCLIP, tokenizer: PreTrainedTokenizerFast, held_out: TrainingData, *, dtype: torch.dtype | None = None
+    model: CTCLIP,
+    tokenizer: PreTrainedTokenizerFast,
+    held_out: TrainingData,
+    *,
+    label_set: LabelSet = CT_RATE_18,
+    dtype: torch.dtype | None = None,
 ) -> Validation:
-    """The macro AUROC of the model's prompts on held-out samples. Draws no random number.
+    """The macro AUROC of a label set's prompts on held-out samples with its labels. Draws no random number.
 
-    Raises `MissingInputError` where no abnormality is both present and absent.
+    Raises `MissingInputError` where no finding is both present and absent.
     """
-    prompts = embed_prompts(model, tokenizer, CT_RATE_18, dtype=dtype)
+    prompts = embed_prompts(model, tokenizer, label_set, dtype=dtype)
     found = np.concatenate([latents for _, latents in embed_volumes(model, _batches(model, held_out), dtype=dtype)])
     probabilities = zero_shot(found, prompts, model.temperature.exp().item())
     auroc = macro_auroc(held_out.labels.numpy(), probabilities)
     if math.isnan(auroc):
-        raise MissingInputError("no abnormality is both present and absent among the scans held out for validation")
+        raise MissingInputError("no finding is both present and absent among the scans held out for validation")
     return Validation(auroc)
 
 

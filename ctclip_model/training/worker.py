@@ -74,7 +74,16 @@ def train(job: TrainingJob, data_root: Path, on_step: Callable[[StepRecord], Non
             names, reports, labels = read_manifest(manifest.path)
             return train_labeller(reports, labels, preset.labeller, folder, names=names, compute=job.compute, **common)
         if job.kind is ModelKind.ct_clip:
-            return train_contrastive(manifest.path, data_root, preset, folder, compute=job.compute, **common)
+            return train_contrastive(
+                manifest.path,
+                data_root,
+                preset,
+                folder,
+                labels_of=job.labels_of,
+                label_set=job.label_set,
+                compute=job.compute,
+                **common,
+            )
         assert parent is not None, "a fine-tuned kind has a parent"
         if job.kind is ModelKind.lipro:
             return train_lipro(manifest.path, parent.folder, preset.lipro, folder, label_set=job.label_set, **common)

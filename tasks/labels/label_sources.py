@@ -22,6 +22,11 @@ class LabelSource:
     def is_default(self) -> bool:
         return self.name == PUBLISHED_LABELS
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What a training's fingerprint has of its labels: their source and, beside the 18, findings and prompts."""
+        return (self.name,) if self.label_set.is_built_in else (self.name, self.label_set.fingerprint)
+
 
 DEFAULT_SOURCE = LabelSource(PUBLISHED_LABELS, CT_RATE_18)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctclip_model.config import PRESETS
 from ctclip_model.data.reports import SECTIONS
@@ -13,6 +14,9 @@ from ctclip_model.models.kinds import ENCODERS, FINE_TUNED, find_kind
 from tasks.run.fingerprints import Fingerprint, flatten
 from tasks.settings import FINETUNE, LABELLER, PRESET, PUBLISHED_LABELS
 from warehouse import store
+
+if TYPE_CHECKING:
+    from tasks.labels.label_sources import LabelSource
 
 Wanted = Mapping[str, str]  # {item: fingerprint}
 
@@ -26,7 +30,7 @@ class StageOptions:
     model: str | None = None
     recipe: str | None = None
     kind: str = FINETUNE[0]
-    labels_of: str = PUBLISHED_LABELS
+    labels_of: str | None = None
     seed: int = 0
     validate_every: int = 0
     report_sections: Sequence[str] = SECTIONS
@@ -40,6 +44,7 @@ def name_variant(data_root: Path, stage: str, options: StageOptions) -> str:
     from tasks.labels.labellers import find_labeller
     from tasks.models.find import find_encoder, find_model
     from tasks.models.recipes import find_recipe
+    from tasks.training.ct_clip import name_variant as name_training
     from tasks.training.fine_tune import name_variant as name_finetuning
 
     if stage == "convert":
@@ -47,11 +52,11 @@ def name_variant(data_root: Path, stage: str, options: StageOptions) -> str:
     if stage == "label":
         return find_labeller(data_root, options.labeller).labeller_id
     if stage == "train":
-        return options.preset
+        return name_training(options.preset, options.labels_of)
     if stage == "embed":
         return find_encoder(data_root, options.preset, options.model).model_id
     model = find_model(data_root, options.preset, options.model).model_id
-    return name_finetuning(model, options.kind, options.labels_of) if stage == "finetune" else model
+    return name_finetuning(model, options.kind, options.labels_of or PUBLISHED_LABELS) if stage == "finetune" else model
 
 
 def find_wanted(data_root: Path, stage: str, variant: str, options: StageOptions) -> Wanted:
@@ -65,7 +70,7 @@ def find_wanted(data_root: Path, stage: str, variant: str, options: StageOptions
     if stage == "label":
         return find_wanted_labels(data_root, variant)
     if stage == "train":
-        return _find_training(variant, options)
+        return _find_training(data_root, variant, options)
     if not _is_model(data_root, variant.rpartition("/")[0] if stage == "finetune" else variant):
         return _read_declared(data_root, stage, variant)
     finders = {
@@ -139,16 +144,20 @@ def _find_pages(data_root: Path, model_id: str, options: StageOptions) -> Wanted
     return {key: page.fingerprint for key, page in pages.items()}
 
 
-def _find_training(preset: str, options: StageOptions) -> Wanted:
+def _find_training(data_root: Path, variant: str, options: StageOptions) -> Wanted:
     from tasks.models.presets import find_preset
+    from tasks.training.ct_clip import find_named_labels, parse_variant
     from tasks.training.manifest import config_fingerprint
 
+    preset, labels_of = parse_variant(variant)
     chosen = find_preset(
         preset, seed=options.seed, validate_every=options.validate_every, report_sections=options.report_sections
     )
-    fingerprint = config_fingerprint(chosen)
+    source = find_named_labels(data_root, chosen, labels_of)
+    fingerprint = config_fingerprint(chosen, source)
     config = {name: part for name, part in asdict(chosen).items() if name in ("recipe", "model", "training")}
-    return {fingerprint: Fingerprint(fingerprint, flatten(config))}
+    inputs = {} if source is None else _describe_labels(source)
+    return {fingerprint: Fingerprint(fingerprint, flatten(config) | inputs)}
 
 
 def _find_finetuning(data_root: Path, variant: str, options: StageOptions) -> Wanted:
@@ -163,9 +172,13 @@ def _find_finetuning(data_root: Path, variant: str, options: StageOptions) -> Wa
     source = find_label_source(data_root, labels_of)
     finetuning = Finetuning(find_kind(kind, FINE_TUNED), parent, preset, source)
     fingerprint, config = finetuning.fingerprint, flatten(asdict(finetuning.config))
-    inputs = {"labels_of": source.name, "parent_weights_sha256": parent.weights_sha256}
-    inputs |= {} if source.label_set.is_built_in else {"label_set": source.label_set.fingerprint}
+    inputs = _describe_labels(source) | {"parent_weights_sha256": parent.weights_sha256}
     return {fingerprint: Fingerprint(fingerprint, config | inputs)}
+
+
+def _describe_labels(source: LabelSource) -> dict[str, str]:
+    """The labels among the parts of a training's fingerprint."""
+    return dict(zip(("labels_of", "label_set"), source.parts, strict=False))
 
 
 def _choose_declared(data_root: Path, stage: str, variant: str, choices: Sequence[Wanted]) -> Wanted:

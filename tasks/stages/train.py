@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
@@ -9,6 +11,7 @@ from ctclip_model.config import Preset
 from ctclip_model.device import Compute
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.training.job import Manifest, TrainingJob
+from tasks.labels.label_sources import LabelSource
 from tasks.models.record import note_held_out
 from tasks.run.pending import plan_items
 from tasks.run.splits import require_split
@@ -23,9 +26,9 @@ from tasks.training.records import describe_stale, discard_recorded_state, must_
 
 
 @task(cache_policy=NO_CACHE)
-def plan_training(run: StageRun, preset: Preset, retrain: bool) -> bool:
-    """True if the preset's configuration has no model, or on request."""
-    return plan_model(run, config_fingerprint(preset), retrain)
+def plan_training(run: StageRun, preset: Preset, retrain: bool, source: LabelSource | None = None) -> bool:
+    """True if the configuration, a preset and the labels that it names, has no model, or on request."""
+    return plan_model(run, config_fingerprint(preset, source), retrain)
 
 
 def plan_model(run: StageRun, fingerprint: str, retrain: bool) -> bool:
@@ -44,21 +47,24 @@ def plan_model(run: StageRun, fingerprint: str, retrain: bool) -> bool:
 
 
 @task(cache_policy=NO_CACHE)
-def prepare_manifest(run: StageRun, preset: Preset, labeller: str) -> Manifest:
-    """Writes the manifest of the training samples."""
+def prepare_manifest(run: StageRun, preset: Preset, labeller: str, source: LabelSource | None = None) -> Manifest:
+    """Writes the manifest of the training samples, with the labels that the training names, or the labeller's."""
     require_split(run.data_root, "train")
-    labeller_id = choose_labels(run.data_root, preset, labeller)
-    manifest = make_manifest(run, preset, labeller_id)
+    labels_of = choose_labels(run.data_root, preset, labeller) if source is None else None
+    manifest = make_manifest(run, preset, labels_of, source)
     get_run_logger().info("%s: %d samples", manifest.model_id, manifest.count_samples)
     return manifest
 
 
 @task(**RETRIED)
 def train_model(
-    run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch, deployed: bool
-) -> None:
+    run: StageRun, preset: Preset, manifest: Manifest, compute: Compute, launch: Launch, deployed: bool,
+    source: LabelSource | None = None,
+) -> None:  # fmt: skip
     """Trains the model. A rerun of an interrupted training goes on from the last checkpoint."""
     job = TrainingJob(ModelKind.ct_clip, manifest, preset, compute)
+    if source is not None:
+        job = replace(job, labels_of=source.name, label_set=source.label_set)
     execute(run, TrainingWork(job, launch), deployed)
     note_held_out(
         run, manifest.model_id, "no scan was held out to score it: see --validate-every and `ctclip evaluate`"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ctclip_model.config import Preset
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from ctclip_model.errors import MissingInputError
+from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.training.job import Manifest
+from tasks.labels.label_sources import LabelSource, find_label_source
 from tasks.labels.labellers import find_labeller
 from tasks.run.splits import require_split
 from tasks.run.stage_run import StageRun
@@ -15,25 +16,57 @@ from tasks.settings import PUBLISHED_LABELS
 from tasks.training.manifest import config_fingerprint, write_manifest
 from warehouse import store
 
+BY = " by "  # between the preset and the named labels of a variant
+
+
+def name_variant(preset: str, labels_of: str | None) -> str:
+    """Variant of a training: its preset and, if it names labels, their source."""
+    return preset if labels_of is None else f"{preset}{BY}{labels_of}"
+
+
+def parse_variant(variant: str) -> tuple[str, str | None]:
+    """Preset and source of labels of a variant that `name_variant` has made."""
+    preset, _, labels_of = variant.partition(BY)
+    return preset, labels_of or None
+
+
+def find_named_labels(data_root: Path, preset: Preset, name: str | None) -> LabelSource | None:
+    """The source of labels that a training names. None: it names none, and learns the labels of its labeller.
+
+    Raises `MissingInputError` for an unknown name, and `ConfigurationError` if the training reads no labels at all.
+    """
+    if name is None:
+        return None
+    if not preset.training.reads_labels:
+        raise ConfigurationError(
+            f"--labels {name}: a training by preset {preset.name} learns from reports alone. Fine-tune on labels, or "
+            "validate by them with --validate-every"
+        )
+    return find_label_source(data_root, name)
+
 
 def choose_labels(data_root: Path, preset: Preset, labeller: str) -> str | None:
-    """The labeller whose labels a training reads: the given one, the published labels, or none.
+    """The labeller whose labels a training reads that names none: the given one, the published labels, or none.
 
     Text pretraining learns the given labeller's labels. Validation alone reads the published ones.
     """
     if preset.training.text_pretraining_samples > 0:
         return find_labeller(data_root, labeller).labeller_id
-    return PUBLISHED_LABELS if preset.training.steps_per_validation else None
+    return PUBLISHED_LABELS if preset.training.reads_labels else None
 
 
-def make_manifest(run: StageRun, preset: Preset, labeller_id: str | None) -> Manifest:
+def make_manifest(run: StageRun, preset: Preset, labels_of: str | None, source: LabelSource | None = None) -> Manifest:
     """Writes the manifest, a row a training sample. With the shards it is all that a GPU worker needs.
 
-    With a labeller, each row has that labeller's labels. Raises `MissingInputError` if no volume is converted for the
-    preset's recipe, or if the labeller has labelled no report.
+    Each row has the labels of the `source` that the training names, or else of the labeller `labels_of`. Raises
+    `MissingInputError` if no volume is converted for the preset's recipe, or if no sample has such labels.
     """
     recipe_id = preset.recipe.recipe_id
-    parameters = {"names": list(ABNORMALITIES), "labeller_id": labeller_id, "recipe_id": recipe_id}
+    labels_of = labels_of if source is None else source.name
+    parameters = {
+        "names": list(ABNORMALITIES if source is None else source.label_set.names), "labeller_id": labels_of,
+        "names_labels": source is not None, "recipe_id": recipe_id,
+    }  # fmt: skip
     with store.read(run.data_root) as connection:
         table = connection.sql(store.load_sql(__package__, "samples"), params=parameters).to_arrow_table()
     if not table.num_rows:
@@ -41,6 +74,7 @@ def make_manifest(run: StageRun, preset: Preset, labeller_id: str | None) -> Man
         raise MissingInputError(
             f"no converted volume of the train split has a report (recipe {recipe_id}): run `ctclip convert`"
         )
-    if labeller_id is not None and table["labels"].null_count == table.num_rows:
-        raise MissingInputError(f"{labeller_id} has labelled no report of the train split: run `ctclip label`")
-    return write_manifest(run.data_root, table, preset.name, config_fingerprint(preset))
+    if labels_of is not None and table["labels"].null_count == table.num_rows:
+        remedy = "run `ctclip label`" if source is None else "choose others with --labels"
+        raise MissingInputError(f"{labels_of} has labelled no report of the train split: {remedy}")
+    return write_manifest(run.data_root, table, preset.name, config_fingerprint(preset, source))

@@ -49,11 +49,10 @@ class Finetuning:
     @property
     def fingerprint(self) -> str:
         """The fingerprint of parent and configuration. The samples are no part of it: a model may be stale."""
-        label_set = self.source.label_set
+        labels_of, *findings = self.source.parts
         return compute_fingerprint(
-            self.kind, self.parent.weights_sha256, self.config, self.source.name, VERSIONS["finetune"],
-            *(() if label_set.is_built_in else (label_set.fingerprint,)),
-        )  # fmt: skip
+            self.kind, self.parent.weights_sha256, self.config, labels_of, VERSIONS["finetune"], *findings
+        )
 
     def make_job(self, manifest: Manifest, compute: Compute) -> TrainingJob:
         parent = self.parent
@@ -73,9 +72,15 @@ def parse_variant(variant: str) -> tuple[str, str, str]:
     return model_id, kind, labels_of or PUBLISHED_LABELS
 
 
-def find_finetuned(data_root: Path, parent: ModelReference, preset: Preset, kinds: Sequence[ModelKind]) -> list[str]:
-    """The newest model of each kind, of this parent and configuration, on the published labels."""
-    fingerprints = [Finetuning(kind, parent, preset).fingerprint for kind in kinds]
+def find_finetuned(
+    data_root: Path,
+    parent: ModelReference,
+    preset: Preset,
+    kinds: Sequence[ModelKind],
+    source: LabelSource = DEFAULT_SOURCE,
+) -> list[str]:
+    """The newest model of each kind, of this parent and configuration, on the labels of a source."""
+    fingerprints = [Finetuning(kind, parent, preset, source).fingerprint for kind in kinds]
     found = [find_trained(data_root, fingerprint) for fingerprint in fingerprints]
     return [model_id for model_id in found if model_id is not None]
 

@@ -8,14 +8,19 @@ import pyarrow as pa
 
 from ctclip_model.config import VERSIONS, Preset, compute_fingerprint
 from ctclip_model.training.job import Manifest
+from tasks.labels.label_sources import LabelSource
 from tasks.run.lost import require_shards
 from tasks.run.records import write_parquet
 from warehouse import store
 
 
-def config_fingerprint(preset: Preset) -> str:
-    """The fingerprint of a CT-CLIP's configuration. The data is no part of it: a model whose data moved is stale."""
-    return compute_fingerprint(preset.recipe, preset.model, preset.training, VERSIONS["train"])
+def config_fingerprint(preset: Preset, source: LabelSource | None = None) -> str:
+    """The fingerprint of a CT-CLIP's configuration, with the source of the labels that it names, if any.
+
+    The data is no part of it: a model whose data moved is stale.
+    """
+    named = () if source is None else source.parts
+    return compute_fingerprint(preset.recipe, preset.model, preset.training, VERSIONS["train"], *named)
 
 
 def write_manifest(data_root: Path, table: pa.Table, name: str, config: str) -> Manifest:

@@ -94,9 +94,11 @@ def _describe_model(job: TrainingJob, result: Result, duration_s: float) -> Mode
 
     manifest, parent = job.manifest, job.parent
     config: dict[str, Any] = asdict(job.config) | {"compute": asdict(job.compute)}
-    if parent is not None:
-        config |= {"labels_of": job.labels_of, "parent_weights_sha256": parent.weights_sha256}
+    if job.labels_of is not None:
+        config["labels_of"] = job.labels_of
         config |= {} if job.label_set.is_built_in else {"label_set": job.label_set.name}
+    if parent is not None:
+        config["parent_weights_sha256"] = parent.weights_sha256
     row = partial(
         ModelRow, model_id=manifest.model_id, kind=job.kind, fingerprint=manifest.config_fingerprint,
         preset=job.preset.name, config=config, count_parameters=result.count_parameters, duration_s=duration_s,

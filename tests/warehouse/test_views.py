@@ -231,6 +231,36 @@ def test_fine_tuned_model_is_stale_by_the_labels_that_it_learned(catalogue):
     assert query(catalogue, moved) == [(3, 0, 2, 0)]
 
 
+def test_ct_clip_that_names_labels_is_stale_by_them_and_by_unlabelled_volumes(catalogue):
+    write_run(
+        catalogue, 2, "ingest", published_labels=[
+            {"scan_id": "train_2_a", "abnormality": name, "value": None} for name in ABNORMALITIES
+        ],
+    )  # fmt: skip
+    store.publish(catalogue)
+    read = "select volume_name, coalesce(b.fingerprint, a.fingerprint) from training_samples as a left join ("
+    read += "from labelled_samples where labeller_id = 'published') as b using (recipe_id, volume_name)"
+    samples = query(catalogue, read)
+    assert len(samples) > len(query(catalogue, "select * from labelled_samples where labeller_id = 'published'"))
+    model = {"model_id": "m", "recipe_id": "tiny-1", "kind": "ct-clip", "config": '{"labels_of": "published"}'}
+    write_run(
+        catalogue, 3, "train", models=[model, model | {"model_id": "unnamed", "config": "{}"}],
+        model_samples=[
+            {"model_id": "m", "sample_id": name, "fingerprint": fingerprint, "split": "train"}
+            for name, fingerprint in samples
+        ],
+    )  # fmt: skip
+    store.publish(catalogue)
+    moved = "select count_samples, count_added, count_changed, count_removed from stale_models where model_id = 'm'"
+    assert query(catalogue, moved) == [(3, 0, 0, 0)]
+    write_run(
+        catalogue, 4, "ingest",
+        published_labels=[{"scan_id": "train_1_a", "abnormality": name, "value": 0} for name in ABNORMALITIES],
+    )  # fmt: skip
+    store.publish(catalogue)
+    assert query(catalogue, moved) == [(3, 0, 2, 0)]
+
+
 def test_scans_count_volumes_and_know_what_is_missing(catalogue):
     write_run(
         catalogue, 2, "ingest", published_labels=[{"scan_id": "train_9_b", "abnormality": "Emphysema", "value": 1}]
