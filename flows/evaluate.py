@@ -27,7 +27,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         pending = plan_evaluation(run, model, options.split, options.unit, options.force, source, options.protocols)
         for evaluation in pending:
             evaluate_model(run, model, evaluation)
-        leave_with_model(run, model)
+        leave_with_model(run, model, source)
         for comparison in plan_comparisons(run, model, options.force):
             compare_models(run, model, comparison)
     return run.summary()

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 BAR_WIDTH = 24  # columns
 FORMATS = (".parquet", ".npz")
 SHOWN_VALUES = 4  # printed values of a latent
-NO_RULES_OF_SET = "uncalibrated: no evaluation decides on the findings of {name}"
+NO_RULES_OF_SET = "uncalibrated: no evaluation of this model by labels of {name} yet"
 NOT_EVALUATED = "the model has no evaluation: `ctclip evaluate` leaves thresholds with it"
 RESEARCH_ONLY = "research use only: this is not a medical device"
 FEW = "* fewer than 5 counted patients have it, or lack it"
@@ -114,7 +114,8 @@ class Session:
         options = (self.request.orientation, str(self.request.dtype), self.request.show_ids)
         label_set = self.model.label_set
         prompts = () if label_set.is_built_in else (label_set.fingerprint,)
-        return compute_fingerprint(stamps, self.model.weights_sha256, self.model.decisions, options, *prompts)
+        decisions = None if self.model.decisions is None else self.model.decisions.parts
+        return compute_fingerprint(stamps, self.model.weights_sha256, decisions, options, *prompts)
 
     def record_failure(self, path: Path, error: VolumeError) -> None:
         self.failed.append({"file": str(path), "reason": error.reason, "detail": error.detail})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ctclip_model.config import DECISIONS_FILE
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import BUILT_IN, CT_RATE_18, LabelSet
 from ctclip_model.errors import CheckpointError, ConfigurationError
 from ctclip_model.files import whole_file
 from ctclip_model.json_config import read_config
@@ -51,8 +52,6 @@ class DecisionRule:
     has_few_patients: bool = False  # fewer than 5 counted patients have the label, or lack it
 
     def __post_init__(self) -> None:
-        if self.abnormality not in ABNORMALITIES:
-            raise ValueError(f"{self.abnormality!r} is no abnormality")
         shares = (self.threshold, self.sensitivity, self.specificity)
         if not all(0 <= share <= 1 for share in shares):  # nan fails as well
             raise ValueError(f"threshold, sensitivity and specificity {shares} are not in [0, 1]")
@@ -117,15 +116,38 @@ class Decision:
 
 @dataclass(frozen=True)
 class Decisions:
-    """The rules of a model's weights, and their cohort. Raises `ValueError` for a repeated abnormality."""
+    """The rules of a model's weights on the findings of a label set, and their cohort.
+
+    `others` are those of other label sets. Raises `ValueError` for a repeated abnormality, or one that the 18 lack.
+    """
 
     weights_sha256: str
     cohort: Cohort
     rules: tuple[DecisionRule, ...]
+    label_set: str = BUILT_IN
+    findings_fingerprint: str = CT_RATE_18.fingerprint  # fingerprint of the label set
+    others: tuple[Decisions, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.by_abnormality) < len(self.rules):
             raise ValueError("an abnormality has more than one rule")
+        if self.label_set == BUILT_IN and (unknown := self.by_abnormality.keys() - {*ABNORMALITIES}):
+            raise ValueError(f"{min(unknown)!r} is no abnormality")
+
+    @property
+    def by_set(self) -> dict[str, Decisions]:
+        """These and the others by the name of their label set, each alone."""
+        return {one.label_set: replace(one, others=()) for one in (self, *self.others)}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Cohort, rules and weights, without the other sets: what a decision depends on."""
+        return {name: part for name, part in asdict(self).items() if name in ("weights_sha256", "cohort", "rules")}
+
+    def of_weights(self, weights_sha256: str) -> Decisions:
+        """The same decisions as those of another file of the same weights."""
+        others = tuple(one.of_weights(weights_sha256) for one in self.others)
+        return replace(self, weights_sha256=weights_sha256, others=others)
 
     @cached_property
     def by_abnormality(self) -> Mapping[str, DecisionRule]:
@@ -151,8 +173,18 @@ def calibrate(scores: ArrayLike, slope: float, intercept: float) -> NDArray[np.f
     return np.exp(-np.logaddexp(0.0, -(slope * logit(scores) + intercept)))
 
 
+def find_decisions(folder: Path, weights_sha256: str, label_set: LabelSet = CT_RATE_18) -> Decisions | None:
+    """The decisions in a model folder on the findings and prompts of a label set, or None if none are left.
+
+    Raises as `read_decisions`.
+    """
+    found = read_decisions(folder, weights_sha256)
+    one = None if found is None else found.by_set.get(label_set.name)
+    return one if one is not None and one.findings_fingerprint == label_set.fingerprint else None
+
+
 def read_decisions(folder: Path, weights_sha256: str) -> Decisions | None:
-    """The decisions in a model folder, or None if no evaluation has left any.
+    """All decisions in a model folder, those of the model's own label set first. None: no evaluation has left any.
 
     Raises `CheckpointError` for a damaged file, and for rules of other weights than those of `weights_sha256`.
     """

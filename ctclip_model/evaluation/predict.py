@@ -21,7 +21,7 @@ from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.data.names import HEADER
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import CheckpointError, ConfigurationError, VolumeError
-from ctclip_model.evaluation.decisions import Decision, Decisions, decide, read_decisions
+from ctclip_model.evaluation.decisions import Decision, Decisions, decide, find_decisions
 from ctclip_model.evaluation.embed import Floats, embed_prompts, embed_volumes, embed_with_tokens
 from ctclip_model.evaluation.evidence import Evidence, Readout, read_head, read_prompts, split_scores
 from ctclip_model.evaluation.evidence_files import (
@@ -131,14 +131,14 @@ class VolumeModel:
 
     @cached_property
     def decisions(self) -> Decisions | None:
-        """Thresholds and calibration that an evaluation left in the model folder for the 18, or None.
+        """Thresholds and calibration that an evaluation left in the model folder for the label set, or None.
 
         Raises `CheckpointError` for those of other weights.
         """
         folder = self.loaded.folder
-        if folder is None or not self.label_set.is_built_in or not (folder / DECISIONS_FILE).exists():
+        if folder is None or not (folder / DECISIONS_FILE).exists():
             return None
-        return read_decisions(folder, self.weights_sha256)
+        return find_decisions(folder, self.weights_sha256, self.label_set)
 
     @property
     def logit_scale(self) -> float:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ctclip_model.config import VERSIONS, EvaluationConfig, compute_fingerprint
-from ctclip_model.data.label_sets import BUILT_IN
+from ctclip_model.data.abnormalities import ScoredNames, scored_names
+from ctclip_model.data.label_sets import BUILT_IN, LabelSet
 from ctclip_model.data.names import EXTERNAL
 from ctclip_model.errors import MissingInputError
 from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS, NAMED_SPLIT, ON_REQUEST, PUBLISHED, check_protocols
@@ -117,6 +118,13 @@ def list_evaluations(
             )
             evaluations.append(Evaluation(dataset, NAMED_SPLIT, fingerprint, name, unit_of_item, source))
     return {evaluation.key: evaluation for evaluation in evaluations}
+
+
+def choose_names(dataset: str, label_set: LabelSet) -> ScoredNames:
+    """Names that are scored: those of the data set for the built-in findings, or the set's own."""
+    if label_set.is_built_in:
+        return scored_names(dataset)
+    return ScoredNames(label_set.names, tuple((index,) for index in range(len(label_set))))
 
 
 def list_asked_protocols(data_root: Path, model: ModelReference) -> list[str]:

@@ -8,6 +8,6 @@ select item, scan_id, patient_id, list(probability order by list_position($names
 from current_predictions
 join items using (item)
 where model_id = $model_id and protocol = $protocol and dataset = $dataset and split = $split and unit = $unit
-    and label_set = 'ct-rate-18'
+    and label_set = $label_set
 group by item, scan_id, patient_id
 order by item

@@ -13,13 +13,13 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ctclip_model.data.abnormalities import ScoredNames, scored_names
+from ctclip_model.data.abnormalities import ScoredNames
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation import metrics, retrieval, zero_shot
 from ctclip_model.evaluation.curves import curves
 from ctclip_model.evaluation.fit_decisions import fit_rules
 from ctclip_model.evaluation.protocols import PUBLISHED
-from tasks.evaluation.evaluations import CONFIG, HELD_OUT, THRESHOLD_SPLIT, Evaluation
+from tasks.evaluation.evaluations import CONFIG, HELD_OUT, THRESHOLD_SPLIT, Evaluation, choose_names
 from tasks.evaluation.samples import (
     Labels,
     Latents,
@@ -130,7 +130,7 @@ def _score_items(
     - Any other, with latents of a train split: the train split.
     - Any other, without: a part of the scored patients, whose decisions are then not scored.
     """
-    names = _choose_names(evaluation)
+    names = choose_names(evaluation.dataset, evaluation.source.label_set)
     scored = _predict(samples, evaluation.unit, predict, labels, names)
     is_decided = None
     if evaluation.protocol == PUBLISHED:
@@ -149,14 +149,6 @@ def _score_items(
     return scored.items, metrics.Scored(
         names.names, scored.labels, scored.probabilities, thresholds, source, scored.patients, is_decided
     )
-
-
-def _choose_names(evaluation: Evaluation) -> ScoredNames:
-    """Names that an evaluation scores: those of its data set for the built-in findings, or the set's own."""
-    label_set = evaluation.source.label_set
-    if label_set.is_built_in:
-        return scored_names(evaluation.dataset)
-    return ScoredNames(label_set.names, tuple((index,) for index in range(len(label_set))))
 
 
 def _predict(samples: Samples, unit: str, predict: Classifier, labels: Labels, names: ScoredNames) -> Predictions:
@@ -178,7 +170,7 @@ def _fit_decisions(
     """Rules for decisions on single volumes, by the model's own protocol on patients who did not train it."""
     if not evaluation.is_own or evaluation.split not in HELD_OUT:
         return []
-    names = _choose_names(evaluation)
+    names = choose_names(evaluation.dataset, evaluation.source.label_set)
     found = _predict(samples, "volume", predict, labels, names)
     rules = fit_rules(names.names, found.labels, found.probabilities, found.patients, CONFIG)
     common = {

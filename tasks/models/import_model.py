@@ -121,7 +121,7 @@ def _import(run: StageRun, origin: Origin, options: ImportOptions) -> ImportedMo
     provenance = {"source": origin.address, "revision": origin.revision, "SHA-256 of the source": sha256}
     write_candidate(candidate, folder, provenance)
     if decisions is not None:
-        write_decisions(folder, replace(decisions, weights_sha256=sha256_of(folder / "model.safetensors")))
+        write_decisions(folder, decisions.of_weights(sha256_of(folder / "model.safetensors")))
     run.variant = folder.name
     record_model(run, _describe(candidate, imported, fingerprint, time.monotonic() - started))
     return replace(imported, is_new=True)

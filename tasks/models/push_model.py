@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ctclip_model.config import CARD_FILE, DECISIONS_FILE
 from ctclip_model.errors import ConfigurationError, MissingInputError
-from ctclip_model.evaluation.decisions import Decisions, read_decisions
+from ctclip_model.evaluation.decisions import Decisions, find_decisions
 from ctclip_model.evaluation.decisions_card import THRESHOLDS, describe_thresholds
 from ctclip_model.files import sha256_of
 from ctclip_model.models.find_model import check_model, find_model, parse_recipe
@@ -80,7 +80,7 @@ def push_model(
         )
     loaded = _load(folder)
     weights_sha256 = sha256_of(folder / "model.safetensors")
-    decisions = read_decisions(folder, weights_sha256)
+    decisions = find_decisions(folder, weights_sha256, loaded.label_set)
     scores = _read_scores(data_root, folder, loaded, weights_sha256)
     files: dict[str, Content] = {name: folder / name for name in FILES if (folder / name).is_file()}
     files[CARD_FILE] = make_card(loaded, repository.repo_id, licence, scores, decisions).encode()

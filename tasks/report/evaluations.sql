@@ -3,7 +3,7 @@ with shown as (
     select model_id, dataset, split, fingerprint from current_metrics
     where label_source in ('published', 'hand')
     union
-    select model_id, dataset, split, fingerprint from model_comparisons
+    select model_id, dataset, split, fingerprint from model_comparisons where label_source = 'published'
     union
     select model_id, dataset, split, hand.fingerprint
     from (from current_metrics where label_source in ('published', 'hand'))

@@ -45,13 +45,13 @@ def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation)
 
 
 @task(cache_policy=NO_CACHE)
-def leave_with_model(run: StageRun, model: ModelReference) -> None:
+def leave_with_model(run: StageRun, model: ModelReference, source: LabelSource) -> None:
     """Publishes the evaluations, and leaves thresholds and calibration in the model's folder, for `ctclip predict`.
 
     Logs a warning for a model that is no better than its baselines or than chance.
     """
     publish(run.data_root)
-    get_run_logger().info("%s", leave_decisions(run.data_root, model))
+    get_run_logger().info("%s", leave_decisions(run.data_root, model, source))
     for warning in list_warnings(run.data_root, model.model_id):
         get_run_logger().warning("%s", warning)
 

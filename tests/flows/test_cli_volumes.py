@@ -170,7 +170,7 @@ def test_own_prompts_are_scored_zero_shot(evaluated, good, own):
 def test_own_prompts_on_the_screen_in_rows_a_page_and_evidence(evaluated, good, own, tmp_path):
     arguments = ("predict", good, "--data-root", evaluated, "--findings", own)
     screen = run_ctclip(*arguments, "--page", tmp_path / "page.html", "--evidence", tmp_path / "maps")
-    assert "uncalibrated: no evaluation decides on the findings of own" in screen.stdout
+    assert "uncalibrated: no evaluation of this model by labels of own yet" in screen.stdout
     assert screen.stdout.count('A/B, "quoted"') == 2
     assert "A/B, &#34;quoted&#34;" in (tmp_path / "page.html").read_text()
     assert len(list((tmp_path / "maps" / "a").glob("*.nii.gz"))) == 3

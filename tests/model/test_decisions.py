@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from ctclip_model.config import DECISIONS_FILE, EvaluationConfig
+from ctclip_model.config import DECISIONS_FILE, EvaluationConfig, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import CheckpointError
 from ctclip_model.evaluation.decisions import (
@@ -20,6 +20,7 @@ from ctclip_model.evaluation.decisions import (
     DecisionRule,
     Decisions,
     decide,
+    find_decisions,
     read_decisions,
     write_decisions,
 )
@@ -129,6 +130,19 @@ def test_decisions_travel_with_the_folder_and_only_with_their_weights(tmp_path):
     assert read_decisions(tmp_path, "w") == decisions
     with pytest.raises(CheckpointError, match="belongs to other weights"):
         read_decisions(tmp_path, "v")
+    both = dataclasses.replace(decisions, others=(Decisions("w", COHORT, (RULE,), "own", "f"),))
+    write_decisions(tmp_path, both.of_weights("v"))
+    found = read_decisions(tmp_path, "v")
+    assert found.of_weights("w") == both
+    assert {one.weights_sha256 for one in found.by_set.values()} == {"v"}
+
+
+def test_file_of_before_label_sets_is_read_and_rows_of_predictions_stay(tmp_path):
+    decisions = Decisions("w", COHORT, (RULE,))
+    before = {"weights_sha256": "w", "cohort": dataclasses.asdict(COHORT), "rules": [dataclasses.asdict(RULE)]}
+    (tmp_path / DECISIONS_FILE).write_text(json.dumps(before))
+    assert find_decisions(tmp_path, "w") == decisions
+    assert compute_fingerprint(decisions.parts) == compute_fingerprint(before)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.rebuilds import count_done, rebuild_all
 
+from ctclip_model import open_model
 from ctclip_model.data.label_sets import Finding, LabelSet
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from warehouse.store import query
@@ -49,6 +50,11 @@ def test_rebuild_trains_and_scores_by_named_labels_and_is_stale_once_they_change
     scored = query(data_root, SCORED, [before])
     assert {*scored} == {*product(("ct-clip", "vocabfine"), ("own", "published")), ("lipro", "own")}
     assert "smoke by own" in dict(query(data_root, "select variant, stage from stage_status where stage = 'train'"))
+    for (folder,) in query(
+        data_root, "select path from current_models where run_id > ? and kind <> 'labeller'", [before]
+    ):
+        model = open_model(data_root / folder, label_set=PAIR)
+        assert (model.decisions.label_set, model.decisions.cohort.label_source) == ("pair", "own")
     assert count_done(rebuild_all(data_root, phantoms, labels_of="own")) == {}
     assert query(data_root, STALE) == []
     import_pair(data_root, tmp_path / "own.csv", odd=1)

@@ -24,7 +24,8 @@ where protocol in (select protocol from named_protocols where is_retrieval)
 union all
 select distinct
     'evaluate', model_id,
-    concat_ws('/', dataset, split, protocol, unit) || ' against ' || concat_ws('/', other_model_id, other_protocol),
+    concat_ws('/', dataset, split, protocol, unit) || ' against ' || concat_ws('/', other_model_id, other_protocol)
+    || if(label_source <> 'published', ' by ' || label_source, ''),
     fingerprint
 from current_comparisons
 union all

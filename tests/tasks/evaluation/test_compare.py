@@ -14,12 +14,15 @@ from support.records import label_rows, write_run
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import Finding, LabelSet
 from ctclip_model.evaluation import metrics
 from ctclip_model.models.kinds import ModelKind
 from tasks.evaluation import compare as compare_module
 from tasks.evaluation.compare import score_comparison
 from tasks.evaluation.comparisons import list_comparisons
 from tasks.evaluation.score import UNDECIDED
+from tasks.labels.import_labels import import_labels
+from tasks.labels.label_sources import DEFAULT_SOURCE
 from tasks.models.find import ModelReference
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import open_run
@@ -28,6 +31,8 @@ from warehouse.store import query
 
 SCANS = [f"valid_{number // 2 + 1}_{'ab'[number % 2]}" for number in range(60)]  # two scans per patient
 TRUTH = (np.random.default_rng(0).random((60, 18)) < 0.4).astype(float)
+STENT = LabelSet("screening", (Finding("Stent", "A stent.", "No stent."),))
+OTHER = LabelSet("screening", (Finding("Rib fracture", "A fracture.", "No fracture."),))
 KINDS = {"base": "zero-shot", "tuned": "vocabfine", "probe": "lipro"}
 
 
@@ -167,10 +172,61 @@ def test_patients_who_chose_one_models_thresholds_count_for_neither_models_decis
 def test_models_without_a_common_scan_have_no_difference(data_root):
     with store.read(data_root) as connection:
         comparison = list_comparisons(data_root, reference("tuned")).popitem()[1]
-        scores = compare_module._load_scored(connection, comparison, "base", "zero-shot")
+        scores = compare_module._load_scored(connection, comparison, DEFAULT_SOURCE, "base", "zero-shot")
     nothing = scores.restrict(set(), set(), np.zeros(18, bool))
     rows = metrics.compare(nothing, nothing, compare_module.CONFIG)
     assert {(row.difference, row.p_value, row.n, row.count_patients) for row in rows} == {(None, None, 0, 0)}
+
+
+def test_models_are_compared_by_other_labels_on_the_findings_that_both_have_scored(data_root, tmp_path):
+    path = tmp_path / "own.csv"
+    rows = [f"{scan},{int(truth)}" for scan, truth in zip(SCANS, TRUTH[:, 0], strict=True)]
+    path.write_text("\n".join(["scan_id,Stent", *rows]))
+    import_labels(data_root, path, "own", STENT)
+    for run, model_id in enumerate(KINDS, start=7):
+        scores = draw(model_id, "own")[:, :1]
+        scored = metrics.Scored(("Stent",), TRUTH[:, :1], scores, np.full(1, 0.4), "ct-rate train", SCANS)
+        common = {"model_id": model_id, "dataset": "ct-rate", "split": "valid", "unit": "scan", "fingerprint": "own"}
+        common |= {"protocol": KINDS[model_id], "label_set": "screening"}
+        write_run(
+            data_root, run, "evaluate",
+            predictions=[
+                common | {"item": scan, "abnormality": "Stent", "probability": float(value)}
+                for scan, value in zip(SCANS, scores[:, 0], strict=True)
+            ],
+            metrics=[
+                common | {"label_source": "own"} | dataclasses.asdict(row)
+                for row in metrics.score(scored, EvaluationConfig(jackknife_groups=0))
+            ],
+        )  # fmt: skip
+    store.publish(data_root)
+    assert compare(data_root, "tuned") == [
+        f"ct-rate/valid/vocabfine/scan against base/zero-shot{end}" for end in ("", " by own")
+    ]
+    assert compare(data_root, "tuned") == []
+    by_source = query(
+        data_root,
+        "select label_source, label_set, list(abnormality order by abnormality) from current_comparisons "
+        "where metric = 'auroc' and abnormality not in ('macro', 'micro') group by all order by all",
+    )
+    assert by_source == [("own", "screening", ["Stent"]), ("published", "ct-rate-18", sorted(ABNORMALITIES))]
+    truth = TRUTH[:, 0]
+    expected = roc_auc_score(truth, draw("tuned", "own")[:, 0]) - roc_auc_score(truth, draw("base", "own")[:, 0])
+    found = query(
+        data_root, "select difference from comparisons where label_source = 'own' and metric = 'auroc' "
+        "and abnormality = 'Stent'",
+    )  # fmt: skip
+    assert found[0][0] == pytest.approx(expected)
+    import_labels(data_root, path_of_other(tmp_path), "own", OTHER)
+    keys = list_comparisons(data_root, reference("tuned")).keys()
+    assert [key for key in keys if key.endswith(" by own")] == []  # both wait for scores on the new findings
+
+
+def path_of_other(folder: Path) -> Path:
+    """Labels of another finding under the same name."""
+    path = folder / "other.csv"
+    path.write_text(f"scan_id,Rib fracture\n{SCANS[0]},1\n")
+    return path
 
 
 def test_pages_of_both_models_are_pending_after_a_comparison(data_root):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.label_sets import CT_RATE_18, Finding, LabelSet
 from ctclip_model.errors import CheckpointError, MissingInputError, WarehouseError
 from ctclip_model.evaluation import zero_shot as zero_shot_module
-from ctclip_model.evaluation.decisions import DecisionRule, read_decisions
+from ctclip_model.evaluation.decisions import DecisionRule, find_decisions, read_decisions
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.kinds import ModelKind
 from tasks.evaluation import score as score_module
@@ -312,6 +313,55 @@ def test_other_findings_are_scored_zero_shot_beside_the_18(data_root, tmp_path):
     assert [rows["Stent"], rows["Emphysema"]] == pytest.approx(expected)
     counts = "select label_set, count(distinct abnormality) from current_predictions group by all order by all"
     assert query(data_root, counts) == [("ct-rate-18", 16), ("own", 2)]
+
+
+def make_folder(data_root: Path) -> ModelReference:
+    """The model, with a folder."""
+    model = dataclasses.replace(MODEL, folder=data_root / "models" / "m")
+    model.folder.mkdir(parents=True)
+    for name in MODEL_FILES:
+        (model.folder / name).write_text("{}")
+    return model
+
+
+def test_decisions_on_other_findings_stand_beside_those_on_the_18_and_go_with_their_prompts(data_root, tmp_path):
+    model = make_folder(data_root)
+    source = import_own(data_root, tmp_path, LABELS[:, :2])
+    embed_own_prompts(data_root)
+    evaluate(data_root, model, source)
+    leave_decisions(data_root, model, source)
+    (alone,) = read_decisions(model.folder, "w").by_set.values()
+    assert [rule.abnormality for rule in alone.rules] == ["Stent", "Emphysema"]
+    assert find_decisions(model.folder, "w") is None
+    evaluate(data_root, model)
+    leave_decisions(data_root, model)
+    of_18 = find_decisions(model.folder, "w")
+    assert (len(of_18.rules), of_18.cohort.label_source) == (15, "published")
+    assert find_decisions(model.folder, "w", OWN) == alone
+    assert alone.cohort.label_source == "refined"
+    assert find_decisions(model.folder, "w", dataclasses.replace(OWN, findings=OWN.findings[::-1])) is None
+    assert leave_decisions(data_root, model, source).endswith("there already")
+    reworded = LabelSet("own", (Finding("Stent", "A stent is seen.", "No stent."), OWN.findings[1]))
+    source = import_own(data_root, tmp_path, LABELS[:, :2], reworded)
+    leave_decisions(data_root, model, source)  # the rows are of the former prompts
+    assert find_decisions(model.folder, "w", reworded) is None
+
+
+@pytest.mark.parametrize(("learned", "chosen"), [(None, "published"), ("refined", "refined")])
+def test_decisions_are_of_the_labels_that_the_model_learned_or_of_the_published_ones(
+    data_root, tmp_path, learned, chosen
+):
+    model = make_folder(data_root)
+    source = import_own(data_root, tmp_path, 1 - LABELS, CT_RATE_18)
+    evaluate(data_root, model, source)
+    leave_decisions(data_root, model, source)
+    assert find_decisions(model.folder, "w").cohort.label_source == "refined"  # the only ones
+    evaluate(data_root, model)
+    config = {} if learned is None else {"labels_of": learned}
+    write_run(data_root, 8, "train", models=[{"model_id": "m", "kind": "ct-clip", "config": json.dumps(config)}])
+    store.publish(data_root)
+    leave_decisions(data_root, model)
+    assert find_decisions(model.folder, "w").cohort.label_source == chosen
 
 
 def test_another_source_of_the_18_has_scores_of_its_own(data_root, tmp_path):
