@@ -24,7 +24,7 @@ class LabelSource:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of a training's fingerprint: the source and, of other findings than the 18, the set's fingerprint."""
+        """Parts of a training's fingerprint: the source and, of other findings than the 18, the set's fingerprint."""
         return (self.name,) if self.label_set.is_built_in else (self.name, self.label_set.fingerprint)
 
 
