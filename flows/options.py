@@ -103,6 +103,9 @@ Protocols = Annotated[
     tuple[str, ...],
     Option("--protocols", help=f"More protocols on the split valid, with commas: {', '.join(ON_REQUEST)}."),
 ]
+Against = Annotated[
+    str | None, Option(help="Id of a model: the pages open with paired differences to it. Default: none.")
+]
 
 Seed = Annotated[int, Option(help="Seed of the training: 0 or more.")]
 Retrain = Annotated[bool, Option("--retrain", help="Train again although a model exists.")]
@@ -350,6 +353,7 @@ class ReportOptions:
     preset: Preset = PRESET
     model: Model = None
     force: Force = False
+    against: Against = None
     index: Annotated[
         bool, Option("--index", help="Write the index page alone, reports/index.html. It needs no model.")
     ] = False
@@ -372,6 +376,7 @@ class RebuildOptions(RawFileOptions, EndpointOptions, ComputeOptions):
     labels_of: RebuildLabels = None
     report_sections: ReportSections = SECTIONS
     protocols: Protocols = ()
+    against: Against = None
     seed: Seed = 0
     retrain: Retrain = False
     force: Force = False

@@ -25,6 +25,7 @@ from flows.train import train
 from tasks.labels.label_sources import LabelSource, find_label_source
 from tasks.models.find import find_model
 from tasks.models.presets import find_preset
+from tasks.report.pages import refuse_itself
 from tasks.run.publish import publish_leftovers
 from tasks.run.splits import require_split
 from tasks.settings import DATA_ROOT, PUBLISHED_LABELS, STAGES
@@ -51,6 +52,9 @@ def rebuild(options: RebuildOptions) -> list[dict[str, Any]]:
         find_model(options.data_root, options.preset, options.model)  # fails now, and not after hours of conversion
     if options.labels_of is not None:
         find_label_source(options.data_root, options.labels_of)  # likewise
+    if options.against is not None:
+        find_model(options.data_root, options.preset, options.against)
+        refuse_itself(options.model or "", options.against)
     with refreshed_index(options.data_root):
         summaries = run_stage("ingest", options) if stages[0] == "ingest" else []
         changes = read_untold(options.data_root)
@@ -130,6 +134,8 @@ def list_calls(stage: str, options: RebuildOptions) -> list[dict[str, Any]]:
         trained = find_model_of(options)
         return [{"model": trained, "kind": kind} | labels for kind in options.finetune_kinds]
     models = [{}] if options.model is not None else [{"model": model_id} for model_id in list_models(stage, options)]
+    if options.against is not None and takes(stage, "against"):  # the other model's own page opens without differences
+        models = [model | ({"against": None} if model.get("model") == options.against else {}) for model in models]
     if options.labels_of is None or not takes(stage, "labels_of"):
         return models
     return [model | scored for model in models for scored in ({}, labels)]

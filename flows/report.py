@@ -9,6 +9,7 @@ from prefect import runtime
 from flows.flow_taking import flow_taking
 from flows.options import ReportOptions
 from tasks.models.find import find_model
+from tasks.report.pages import check_against
 from tasks.run.publish import publish_leftovers
 from tasks.settings import LIMITS
 from tasks.stages.report import make_index, plan_pages, refresh_index, write_page
@@ -21,8 +22,9 @@ def report(options: ReportOptions) -> dict[str, Any]:
     if options.index:
         return make_index(options.data_root)
     model = find_model(options.data_root, options.preset, options.model)
+    check_against(options.data_root, model, options.against)
     with stage_run(options.data_root, "report", model.model_id) as run:
-        for page in plan_pages(run, model, options.force):
+        for page in plan_pages(run, model, options.force, options.against):
             write_page(run, model, page)
     summary = run.summary()
     if not runtime.flow_run.parent_flow_run_id:  # a rebuild writes the index once, at its end

@@ -38,13 +38,19 @@ _AGREEMENT = "select * from label_agreement where split = $split and other_id = 
 
 
 def collect_facts(
-    connection: duckdb.DuckDBPyConnection, data_root: Path, model: ModelReference, dataset: str, split: str
+    connection: duckdb.DuckDBPyConnection,
+    data_root: Path,
+    model: ModelReference,
+    dataset: str,
+    split: str,
+    against: str | None = None,
 ) -> PageFacts:
-    """Collects everything that a page shows."""
+    """Collects everything that a page shows. `against` is the model of the paired differences on its first screen."""
     key = {"model_id": model.model_id, "dataset": dataset, "split": split}
     scores = read_rows(connection, _sql("labels"), key)
     macro = [row for row in scores if row["abnormality"] == "macro"]
     comparisons = read_rows(connection, _sql("comparisons"), key)
+    differences = read_rows(connection, _sql("against"), key | {"other_model_id": against}) if against else []
     retrieval = read_rows(connection, _sql("retrieval"), key)
     board = read_rows(connection, _sql("leaderboard"), key)
     printed = [row for row in board if row["is_published"]]
@@ -53,7 +59,12 @@ def collect_facts(
     return PageFacts(
         title=f"{KIND_NAMES[model.kind]} {model.model_id} on {dataset}, {split}",
         origin=_describe_origin(connection, model),
-        headline=[*_headline(macro), *_phantom_headline(scores, dataset), *_count_scans(scores)],
+        headline=[
+            *_headline(macro),
+            *_describe_difference(differences, against),
+            *_phantom_headline(scores, dataset),
+            *_count_scans(scores),
+        ],
         leaderboard=[row for row in board if not row["is_published"] and row["protocol"] not in NAMED_PROTOCOLS],
         published=[row for row in board if row["cohort"] in shared],
         published_elsewhere=[row for row in printed if row["cohort"] not in shared],
@@ -61,11 +72,13 @@ def collect_facts(
         subgroups=score_subgroups(connection, key),
         operating_points=_read_operating_points(connection, key),
         comparisons=comparisons,
+        against=against or "",
+        differences=[row for row in differences if row["abnormality"] != "macro"],
         labels=[row for row in scores if row["abnormality"] != "macro"],
         few_patients=[row["abnormality"] for row in scores if row["has_few_patients"]],
         threshold_sources=sorted({row["threshold_source"] for row in scores if row["threshold_source"]}),
         ci_methods=_list_methods(scores),
-        comparison_methods=_list_methods(comparisons),
+        comparison_methods=_list_methods([*comparisons, *differences]),
         curves={
             "ROC": _read_series(connection, _sql("curve"), key | {"curve": "roc"}),
             "precision and recall": _read_series(connection, _sql("curve"), key | {"curve": "pr"}),
@@ -118,6 +131,16 @@ def _describe_origin(connection: duckdb.DuckDBPyConnection, model: ModelReferenc
     revision = f", revision {row['revision']}" if row["revision"] else ""
     source = row["source"] or "this data root"
     return f"{parent}Preset {row['preset']}, trained on {row['count_samples']:,} samples of {source}{revision}."
+
+
+def _describe_difference(differences: list[Row], against: str | None) -> list[tuple[str, str]]:
+    """The difference in macro AUROC to the model that the page is set against."""
+    macro = next((row for row in differences if row["abnormality"] == "macro"), None)
+    if macro is None:
+        return []
+    interval = "" if macro["ci_low"] is None else f"95 % CI {macro['ci_low']:+.3f} to {macro['ci_high']:+.3f}, "
+    paired = f"{interval}paired over {macro['count_patients']:,} patients"
+    return [(f"{macro['difference']:+.3f}", f"macro AUROC against {against} ({paired})")]
 
 
 def _phantom_headline(scores: list[Row], dataset: str) -> list[tuple[str, str]]:

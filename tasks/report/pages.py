@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctclip_model.config import VERSIONS, compute_fingerprint
+from ctclip_model.errors import ConfigurationError
 from ctclip_model.files import whole_file
-from tasks.models.find import ModelReference
+from tasks.models.find import ModelReference, find_model
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.run.stage_run import StageRun
 from warehouse import store
@@ -20,21 +21,53 @@ class Page:
     dataset: str
     split: str
     fingerprint: str
+    against: str | None = None  # model whose paired differences open the page
 
     @property
     def key(self) -> str:
         return f"{self.dataset}/{self.split}"
 
 
-def list_pages(data_root: Path, model: ModelReference) -> dict[str, Page]:
-    """Lists the pages that a model can have, by key. A page's fingerprint changes with any row that the page shows."""
+def list_pages(data_root: Path, model: ModelReference, against: str | None = None) -> dict[str, Page]:
+    """Lists the pages that a model can have, by key. A page's fingerprint changes with any row that the page shows.
+
+    `against` is a model whose paired differences open each page that has them.
+    """
     rows = store.query(data_root, store.load_sql(__package__, "evaluations"), [model.model_id])
+    compared = _list_compared(data_root, model, against) if against else set()
     pages = []
     for dataset, split, fingerprints in rows:
-        parts = {"metrics": fingerprints, VERSION: VERSIONS["report"]}
-        fingerprint = Fingerprint(compute_fingerprint(VERSIONS["report"], fingerprints), parts)
-        pages.append(Page(dataset, split, fingerprint))
+        other = against if (dataset, split) in compared else None
+        parts = {"metrics": fingerprints, "against": other or "", VERSION: VERSIONS["report"]}
+        choice = () if other is None else (other,)
+        fingerprint = Fingerprint(compute_fingerprint(VERSIONS["report"], fingerprints, *choice), parts)
+        pages.append(Page(dataset, split, fingerprint, other))
     return {page.key: page for page in pages}
+
+
+def check_against(data_root: Path, model: ModelReference, against: str | None) -> None:
+    """Raises `ConfigurationError` unless a model has paired differences to the one that it is set against, or None."""
+    if against is None:
+        return
+    refuse_itself(model.model_id, against)
+    find_model(data_root, model.preset, against)
+    if not _list_compared(data_root, model, against):
+        raise ConfigurationError(
+            f"--against {against}: it has no paired differences to {model.model_id}. They need one data set and split "
+            "on which both were scored by scan and by the published labels, each by its own protocol, and then "
+            "`ctclip evaluate` of the newer model"
+        )
+
+
+def refuse_itself(model_id: str, against: str) -> None:
+    """Raises `ConfigurationError` for a model that is set against itself."""
+    if against == model_id:
+        raise ConfigurationError(f"--against {against}: is the model of the page itself: name another one")
+
+
+def _list_compared(data_root: Path, model: ModelReference, against: str) -> set[tuple[str, str]]:
+    key = {"model_id": model.model_id, "other_model_id": against}
+    return {(dataset, split) for dataset, split in store.query(data_root, store.load_sql(__package__, "compared"), key)}
 
 
 def make_page(run: StageRun, model: ModelReference, page: Page) -> Path:
@@ -43,7 +76,7 @@ def make_page(run: StageRun, model: ModelReference, page: Page) -> Path:
     from tasks.report.render import render_page
 
     with store.read(run.data_root) as connection:
-        html = render_page(collect_facts(connection, run.data_root, model, page.dataset, page.split))
+        html = render_page(collect_facts(connection, run.data_root, model, page.dataset, page.split, page.against))
     path = run.data_root / "reports" / f"{model.model_id}-{page.dataset}-{page.split}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:

@@ -77,6 +77,8 @@ class PageFacts:
     published: Sequence[Row] = ()  # published results, and models of the data root on their cohorts
     published_elsewhere: Sequence[Row] = ()  # published results on other cohorts of the data set
     comparisons: Sequence[Row] = ()  # a row per other model
+    against: str = ""  # model of the differences on the first screen
+    differences: Sequence[Row] = ()  # a row per abnormality, against that model
     labels: Sequence[Row] = ()  # a row per abnormality
     few_patients: Sequence[str] = ()  # abnormalities that few patients have, or lack
     threshold_sources: Sequence[str] = ()  # data that chose the thresholds
@@ -110,6 +112,7 @@ def render_page(facts: PageFacts) -> str:
         facts=facts, charts=charts, losses=losses, plane=scatter_chart(facts.projection, title=PLANE_TITLE),
         forest=make_forest(facts.labels, {"chance": CHANCE} | _published_line(facts)),
         differences=make_forest(facts.comparisons, {"no difference": 0.0}, name="other_model_id", value="difference"),
+        paired=make_forest(facts.differences, {"no difference": 0.0}, value="difference"),
         subgroups=make_forest(facts.subgroups, {"chance": CHANCE}, name="group"),
         retrieval_columns=[(k, f"K = {k}") for k in columns],
     )  # fmt: skip

@@ -28,9 +28,9 @@ INDEX_KEY = "index-page"  # key of the index's link among the artifacts of flow 
 
 
 @task(cache_policy=NO_CACHE)
-def plan_pages(run: StageRun, model: ModelReference, force: bool) -> list[Page]:
-    """Pages whose evaluations have changed."""
-    pages = list_pages(run.data_root, model)
+def plan_pages(run: StageRun, model: ModelReference, force: bool, against: str | None = None) -> list[Page]:
+    """Pages whose evaluations have changed, or whose first screen is to show another comparison."""
+    pages = list_pages(run.data_root, model, against)
     pending = plan_items(run, model.model_id, {key: page.fingerprint for key, page in pages.items()}, force=force)
     return [pages[key] for key in pending]
 

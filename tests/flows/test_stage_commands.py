@@ -132,6 +132,19 @@ def test_rebuild_works_on_the_model_that_reads_the_sections_in_its_order(data_ro
 
 
 @pytest.mark.usefixtures("summaries")
+def test_rebuild_sets_every_page_but_its_own_against_a_model(data_root):
+    from flows.options import RebuildOptions
+    from flows.rebuild import list_calls
+
+    (trained, *finetuned) = list_calls("report", RebuildOptions(data_root=data_root, preset="smoke"))
+    options = RebuildOptions(data_root=data_root, preset="smoke", against=trained["model"])
+    assert list_calls("report", options) == [trained | {"against": None}, *finetuned]
+    assert list_calls("evaluate", options) == [trained, *finetuned]
+    done = run_ctclip("rebuild", *SMOKE, "--data-root", data_root, "--against", "unknown")
+    assert (done.returncode, done.stderr.count("there is no model 'unknown'")) == (1, 1)
+
+
+@pytest.mark.usefixtures("summaries")
 def test_results_of_the_demonstration_show_the_newest_model_beside_its_page(data_root, capsys):
     show_results(data_root.parent)
     lines = capsys.readouterr().out.splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from support.records import label_rows, write_run
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.label_sets import Finding, LabelSet
+from ctclip_model.errors import ConfigurationError
 from ctclip_model.evaluation import metrics
 from ctclip_model.models.kinds import ModelKind
 from tasks.evaluation import compare as compare_module
@@ -24,6 +26,7 @@ from tasks.evaluation.score import UNDECIDED
 from tasks.labels.import_labels import import_labels
 from tasks.labels.label_sources import DEFAULT_SOURCE
 from tasks.models.find import ModelReference
+from tasks.report.render import render_page
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import open_run
 from warehouse import store
@@ -53,7 +56,14 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         published_labels=label_rows(SCANS, TRUTH),
     )  # fmt: skip
     for run, model_id in enumerate(KINDS, start=1):
-        write_run(data_root, run, "train", models=[{"model_id": model_id, "fingerprint": model_id}])
+        write_run(
+            data_root,
+            run,
+            "train",
+            models=[
+                {"model_id": model_id, "fingerprint": model_id, "kind": "ct-clip", "preset": "tiny", "path": model_id}
+            ],
+        )
         write_scores(data_root, run + 3, model_id, count=58 if model_id == "probe" else 60)
     store.publish(data_root)
     return data_root
@@ -227,6 +237,43 @@ def path_of_other(folder: Path) -> Path:
     path = folder / "other.csv"
     path.write_text(f"scan_id,Rib fracture\n{SCANS[0]},1\n")
     return path
+
+
+def test_a_page_opens_with_the_paired_differences_that_were_asked_for(data_root):
+    from tasks.report.facts import collect_facts
+    from tasks.report.pages import check_against, list_pages
+
+    compare(data_root, "tuned")
+    before = list_pages(data_root, reference("base"))
+    check_against(data_root, reference("base"), "tuned")
+    (page,) = list_pages(data_root, reference("base"), "tuned").values()
+    assert page.against == "tuned"
+    assert page.fingerprint != before[page.key].fingerprint
+    with store.read(data_root) as connection:
+        facts = collect_facts(connection, data_root, reference("base"), "ct-rate", "valid", page.against)
+    assert sorted(row["abnormality"] for row in facts.differences) == sorted(ABNORMALITIES)
+    ((figure, meaning),) = [pair for pair in facts.headline if "against tuned" in pair[1]]
+    assert float(figure) == pytest.approx(facts.comparisons[0]["difference"], abs=5e-4)
+    assert float(figure) < 0
+    assert "paired over 30 patients" in meaning
+    html = render_page(facts)
+    assert html.index("Against tuned") < html.index("By abnormality</h2>")
+    assert len(re.findall("no difference, 0.000", html)) == 2  # the first screen, and all models
+
+
+def test_a_page_is_set_against_another_model_with_paired_differences_alone(data_root):
+    from tasks.report.pages import check_against, list_pages
+
+    compare(data_root, "tuned")
+    check_against(data_root, reference("base"), None)
+    for other, message in (
+        ("base", "is the model of the page itself"), ("unknown", "there is no model 'unknown'"),
+        ("probe", "it has no paired differences to base"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigurationError, match=message) as raised:
+            check_against(data_root, reference("base"), other)
+        assert "\n" not in str(raised.value)
+    assert list_pages(data_root, reference("base"), "probe") == list_pages(data_root, reference("base"))
 
 
 def test_pages_of_both_models_are_pending_after_a_comparison(data_root):

@@ -1,0 +1,5 @@
+-- data set x split on which a model and one other have paired differences
+select distinct dataset, split
+from model_comparisons
+where model_id = $model_id and other_model_id = $other_model_id and unit = 'scan' and metric = 'auroc'
+    and label_source = 'published' and abnormality = 'macro' and difference is not null
