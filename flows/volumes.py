@@ -148,20 +148,30 @@ def predict(
         raise ConfigurationError(f"--page {page}: is a folder, or its folder does not exist")
     if evidence is not None:
         prepare_folder(evidence)
-    if output is not None:
-        session = Session.start(request, with_text=True, tokenizer=tokenizer)
-        with RowFile(output, session.model.label_set.names) as file:
-            return _predict_into(file, session, evidence)
     session = Session.start(request, with_text=True, tokenizer=tokenizer)
-    decisions, printed = session.model.decisions, []
     shown = None if page is None else _start_page(session)
+    if output is not None:
+        with RowFile(output, session.model.label_set.names) as file:
+            count_done = _predict_into(file, session, evidence, shown)
+    else:
+        _predict_and_print(session, evidence, shown)
+    if shown is not None and page is not None:
+        shown.write(page, [(printable(one["file"]), one["detail"]) for one in session.failed])
+    if output is not None:
+        _print_end(output, session, count_done)
+    return len(session.failed)
+
+
+def _predict_and_print(session: Session, evidence: Path | None, shown: OwnPage | None) -> None:
+    """Prints each volume, and adds it to the page if there is one."""
+    request, decisions, printed = session.request, session.model.decisions, []
     if request.as_csv:
         sys.stdout.write(csv_line(csv_columns(session.model.label_set.names)))
     elif not request.as_json:
         _print_model(session)
     for volume in session.model.predict(
         session.files, orientation=request.orientation, on_error=session.record_failure, evidence=evidence,
-        with_slices=page is not None,
+        with_slices=shown is not None,
     ):  # fmt: skip
         row = describe_prediction(volume)
         if shown is not None:
@@ -173,11 +183,8 @@ def predict(
             printed.append(row)
         else:
             _print_prediction(volume, decisions, in_columns=len(session.files) > 1)
-    if shown is not None and page is not None:
-        shown.write(page, [(printable(one["file"]), one["detail"]) for one in session.failed])
     if request.as_json:
         print_json(session.as_json(printed) | describe_rules(session.model))
-    return len(session.failed)
 
 
 def _start_page(session: Session) -> OwnPage:
@@ -188,8 +195,11 @@ def _start_page(session: Session) -> OwnPage:
     return OwnPage(f"Model {session.describe()}", score_words(session.model), cohort)
 
 
-def _predict_into(file: RowFile, session: Session, evidence: Path | None) -> int:
-    """Adds a row for each volume that has none, or that changed since. Returns the number of failed files."""
+def _predict_into(file: RowFile, session: Session, evidence: Path | None, shown: OwnPage | None) -> int:
+    """Adds a row for each volume that has none, or that changed since. Returns the number of rows that were there.
+
+    A page shows every volume, so those with a row are predicted too, without new evidence files.
+    """
     request = session.request
     if not request.as_json:
         _print_model(session)
@@ -203,20 +213,26 @@ def _predict_into(file: RowFile, session: Session, evidence: Path | None) -> int
     folders = [evidence_folder(row) for row in rows.values()]
     taken = {folder.name for folder in folders if folder is not None and folder.parent == evidence}
     count_done = len(session.files) - len(todo)
+    again = [] if shown is None else [volume for volume in session.files if printable(path_of(volume)) in rows]
+    count = count_done - len(again)
     with showing_progress(), show_progress("predict", len(session.files), "volumes") as progress:
-        progress.advance(count_done)
-        for count_new, volume in enumerate(
-            session.model.predict(
-                todo, orientation=request.orientation, on_error=session.record_failure, evidence=evidence, taken=taken
-            ),
-            start=1,
-        ):
-            file.append(describe_prediction(volume), keys[volume.path])
-            count = count_done + count_new + len(session.failed)
-            progress.advance(count - progress.done, f"{len(session.failed)} failed" if session.failed else "")
+        progress.advance(count)
+        for volumes, folder in ((again, None), (todo, evidence)):
+            for volume in session.model.predict(
+                volumes, orientation=request.orientation, on_error=session.record_failure, evidence=folder,
+                taken=taken, with_slices=shown is not None,
+            ):  # fmt: skip
+                if volumes is todo:
+                    file.append(describe_prediction(volume), keys[volume.path])
+                if shown is not None:
+                    shown.add(volume, printable(volume.path))
+                count += 1
+                failed = len(session.failed)
+                progress.advance(count + failed - progress.done, f"{failed} failed" if failed else "")
         progress.advance(len(session.files) - progress.done)
-    _print_end(file.path, session, count_done)
-    return len(session.failed)
+    if shown is not None:
+        shown.arrange([printable(path_of(volume)) for volume in session.files])
+    return count_done
 
 
 def _print_end(output: Path, session: Session, count_done: int) -> None:

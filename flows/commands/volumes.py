@@ -66,8 +66,6 @@ def predict(
 
     if as_csv and (as_json or output):
         raise ConfigurationError("--csv prints rows: leave out --json and --output")
-    if page and output:
-        raise ConfigurationError("--page shows the volumes of one call: leave out --output")
     label_set = None if findings is None else read_label_set(findings)
     request = own.Request(
         volumes, data_root / "models", model, device, dtype, as_json, as_csv, orientation, show_ids, label_set

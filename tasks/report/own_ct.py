@@ -48,6 +48,11 @@ class OwnPage:
             }
         )  # fmt: skip
 
+    def arrange(self, names: Sequence[str]) -> None:
+        """Puts the volumes into the order of these names."""
+        places = {name: place for place, name in enumerate(names)}
+        self.volumes.sort(key=lambda volume: places[volume["name"]])
+
     def write(self, path: Path, failed: Sequence[tuple[str, str]]) -> None:
         """Writes the page, complete or not at all, with the names of failed files and their reasons.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,10 +83,24 @@ def test_a_full_disk_is_one_line_and_the_old_page_stays(folder, tmp_path):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("page.html", "old")]
 
 
-def test_a_page_has_a_place_and_no_file_of_rows(folder, tmp_path):
-    for options in (["--page", tmp_path], ["--page", tmp_path / "a.html", "--output", tmp_path / "a.csv"]):
-        result = run_ctclip("predict", folder / "study", "--data-root", folder, "--model", "plain", *options)
-        assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+def test_a_page_needs_a_place(folder, tmp_path):
+    result = run_ctclip("predict", folder / "study", "--data-root", folder, "--model", "plain", "--page", tmp_path)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+
+
+def test_a_page_beside_rows_shows_every_volume_also_those_with_a_row(folder, tmp_path):
+    page, rows, maps = tmp_path / "a.html", tmp_path / "a.csv", tmp_path / "maps"
+    call = ["predict", folder / "study", "--data-root", folder, "--model", "evaluated"]
+    call += ["--page", page, "--output", rows, "--evidence", maps]
+    assert "2 rows added, 0 were there, 1 of 3 failed" in run_ctclip(*call).stdout
+    assert page.read_text() == make_page(folder).read_text()
+    whole, written = page.read_text(), rows.read_bytes()
+    rows.write_bytes(b"".join(written.splitlines(keepends=True)[:2]))  # as a killed call leaves it
+    shutil.rmtree(maps / "b")
+    assert "1 rows added, 1 were there" in run_ctclip(*call).stdout
+    assert page.read_text() == whole
+    assert rows.read_bytes() == written
+    assert len(list(maps.iterdir())) == 2
 
 
 @pytest.mark.browser
