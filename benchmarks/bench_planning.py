@@ -41,12 +41,13 @@ def read_names(path: Path) -> list[VolumeName]:
         return [parse_volume_name(row["VolumeName"]) for row in csv.DictReader(file)]
 
 
-def made_up_names() -> list[VolumeName]:
-    """As many names as CT-RATE has, with two reconstructions per scan and one scan per patient."""
+def made_up_names(count: int = sum(COUNTS.values())) -> list[VolumeName]:
+    """As many names as CT-RATE has, or `count`, with two reconstructions per scan and one scan per patient."""
+    valid = round(count * COUNTS["valid"] / sum(COUNTS.values()))
     return [
         VolumeName(split, index // 2 + 1, "a", index % 2 + 1)
-        for split, count in COUNTS.items()
-        for index in range(count)
+        for split, part in (("train", count - valid), ("valid", valid))
+        for index in range(part)
     ]
 
 

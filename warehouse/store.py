@@ -31,6 +31,7 @@ from ctclip_model.errors import ConfigurationError, MissingInputError, Warehouse
 from ctclip_model.files import fsync
 from ctclip_model.lock_files import WatchedFile
 from warehouse import fold, schema
+from warehouse.kept_open import KEPT, open_alone
 
 WAREHOUSE_FILE = "warehouse.duckdb"
 LOCK_FILE = "locks/warehouse.lock"
@@ -85,6 +86,7 @@ def publish(data_root: Path, *, from_scratch: bool = False, lock_timeout_s: floa
             work.chmod(work.stat().st_mode & 0o444)  # as the umask allowed
             fsync(work)
             os.replace(work, target)  # noqa: PTH105
+            KEPT.close()  # the old file would take up space
             fsync(data_root)
         except (OSError, duckdb.Error) as error:
             raise WarehouseError(f"{target} was not published, the old one stays: {error}") from error
@@ -102,23 +104,25 @@ def read(data_root: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     Raises `MissingInputError` if no warehouse has been published yet. Raises `WarehouseError` if the file is newer than
     this code or cannot be opened.
     """
+    path = _find(data_root)
+    try:
+        connection = KEPT.connect(path, schema.pending_migrations)
+    except (OSError, duckdb.Error) as error:
+        raise WarehouseError(f"{path} cannot be opened: {error}") from error
+    try:
+        yield connection
+    except duckdb.Error:
+        KEPT.close()  # an internal error may have made the instance unusable
+        raise
+    finally:
+        KEPT.release(connection)
+
+
+def _find(data_root: Path) -> Path:
     path = data_root / WAREHOUSE_FILE
     if not path.exists():
         raise MissingInputError(describe_missing(data_root))
-    # Attached, because DuckDB keeps one instance per path and process. A connection to the path itself would show the
-    # old file for as long as another reader of this process holds it open.
-    spill = str(Path(tempfile.gettempdir()) / f"ctclip-duckdb-{uuid.uuid4().hex}")
-    with duckdb.connect(
-        ":memory:", config={"temp_directory": spill, "python_enable_replacements": False}
-    ) as connection:
-        try:
-            connection.execute(f"attach '{str(path).replace(chr(39), chr(39) * 2)}' as warehouse (read_only)")
-            connection.execute("use warehouse")
-            connection.execute("set TimeZone = 'UTC'")
-            schema.pending_migrations(connection)
-        except duckdb.Error as error:
-            raise WarehouseError(f"{path} cannot be opened: {error}") from error
-        yield connection
+    return path
 
 
 def describe_missing(data_root: Path) -> str:
@@ -162,7 +166,12 @@ def run_user_sql(data_root: Path, sql: str, parameters: Sequence[Any] | Mapping[
     `parameters` fill `?` in order, or `$name` by name. Raises `ConfigurationError` for an error in the SQL, otherwise
     as `read` does.
     """
-    with read(data_root) as connection:
+    path = _find(data_root)
+    try:
+        alone = open_alone(path, schema.pending_migrations)  # its settings are for all readers of an instance
+    except duckdb.Error as error:
+        raise WarehouseError(f"{path} cannot be opened: {error}") from error
+    with alone as connection:
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
         try:

@@ -17,6 +17,7 @@ from support.records import write_run
 
 from ctclip_model.errors import WarehouseError
 from warehouse import schema, store
+from warehouse.kept_open import KEPT
 from warehouse.store import query
 
 PUBLISH = "import sys, pathlib; from warehouse.store import publish; publish(pathlib.Path(sys.argv[1]))"
@@ -119,6 +120,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("SKIPPED LOUDLY: this machine does not allow a file system of our own")
     yield folder
+    KEPT.close()
     subprocess.run(["umount", folder], check=True)
 
 
