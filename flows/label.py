@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ctclip_model.errors import ConfigurationError
 from flows.flow_taking import flow_taking
 from flows.options import LabelOptions
 from flows.train_labeller import train_labeller
-from tasks.labels.labellers import TFIDF, find_labeller, find_newest_labeller
+from tasks.labels.labellers import TFIDF, find_labeller_folder, find_newest_labeller, find_questionnaire
 from tasks.run.publish import publish_leftovers
 from tasks.run.selection import Selection
 from tasks.run.splits import require_split
@@ -30,9 +31,12 @@ def label(options: LabelOptions) -> dict[str, Any]:
     publish_leftovers(data_root)
     if options.split is not None:
         require_split(data_root, options.split, items="reports")
+    questionnaire = find_questionnaire(options.labeller, options.findings)
+    if options.findings is not None and options.hand_labels is not None:
+        raise ConfigurationError("--hand-labels scores the 18 abnormalities: leave --findings out")
     if options.labeller == TFIDF and find_newest_labeller(data_root, TFIDF) is None:
         train_labeller(data_root, kind=TFIDF)
-    labeller = find_labeller(data_root, options.labeller)
+    labeller = questionnaire or find_labeller_folder(data_root, options.labeller)
     work = choose_work(labeller, options)
     with stage_run(data_root, "label", labeller.labeller_id) as run:
         if options.trained_on is not None:

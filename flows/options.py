@@ -251,6 +251,9 @@ class LabelOptions(EndpointOptions, ComputeOptions):
 
     data_root: DataRoot = DATA_ROOT
     labeller: Labeller = LABELLER
+    findings: Annotated[
+        Path | None, Option(help="TOML file of a label set that openai:MODEL is asked about in place of the 18.")
+    ] = None
     split: Split = None
     limit: Limit = None
     force: Force = False

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctclip_model.config import compute_fingerprint
-from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.errors import AnswerError
 
 INSTRUCTIONS = """You read radiology reports of chest CT. For each abnormality below, decide what the report says.
@@ -26,18 +26,24 @@ _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL | re.IGNORECAS
 class Questionnaire:
     """Question about every finding of a label set, put to a language model for one report at a time.
 
-    `labeller_id` holds a hash of the model's name, the instructions, the schema and the settings of the request. The
-    address of the server is no part of it: the same model gives the same labels on another machine.
+    `labeller_id` holds a hash of the model's name, the instructions, the schema and the settings of the request, and of
+    other findings than the 18 the set's too. The address of the server is no part of it: the same model gives the same
+    labels on another machine.
     """
 
     model: str
-    findings: tuple[str, ...] = ABNORMALITIES
+    label_set: LabelSet = CT_RATE_18
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        return self.label_set.names
 
     @property
     def labeller_id(self) -> str:
         """Name under which labels are recorded."""
         name = re.sub("[^A-Za-z0-9.]+", "-", self.model).strip("-.")[:48]
-        return f"openai-{name}-{compute_fingerprint(self.make_request(''))[:8]}"
+        findings = () if self.label_set.is_built_in else (self.label_set.fingerprint,)
+        return f"openai-{name}-{compute_fingerprint(self.make_request(''), *findings)[:8]}"
 
     def make_request(self, report: str) -> dict[str, Any]:
         """Body of the request for a report, as servers with OpenAI's interface take it."""

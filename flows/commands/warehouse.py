@@ -86,6 +86,9 @@ def plan(
     data_root: DataRoot = DATA_ROOT,
     preset: Annotated[str | None, typer.Option(help="Name of a preset. Default: as in the stage's last run.")] = None,
     labeller: Annotated[str | None, typer.Option(help="Id of a labeller. Default: as in the stage's last run.")] = None,
+    findings: Annotated[
+        Path | None, typer.Option(help="TOML file of the label set that openai:MODEL is asked about.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Id of a model. Default: each model of the stage's runs.")] = None,
     limit: Annotated[int, typer.Option(help="Largest number of items to show.")] = 20,
     input_price: Annotated[
@@ -105,6 +108,7 @@ def plan(
     from tasks.plan.explain import explain_plan
 
     given = {"preset": preset, "labeller": labeller, "model": model}
+    given |= {"findings": None if findings is None else str(findings)}
     has_price = input_price is not None or output_price is not None
     prices = Prices(input_price or 0, output_price or 0) if has_price else None
     explained = explain_plan(data_root, stage, limit, given, prices)

@@ -18,8 +18,10 @@ from ctclip_model.labelling.questions import Questionnaire
 from tasks.labels.endpoint_address import Endpoint
 from tasks.labels.endpoint_client import EndpointClient
 from tasks.labels.estimate import estimate_labelling
+from tasks.labels.label_sources import record_set
 from tasks.run.progress import show_progress
 from tasks.run.stage_run import StageRun
+from warehouse import store
 
 logger = logging.getLogger(__name__)
 
@@ -90,34 +92,40 @@ class _Batch:
     """Answers for the next record files."""
 
     run: StageRun
-    labeller_id: str
-    findings: Sequence[str]
+    questionnaire: Questionnaire
     reports: Reports
     journal: AnswerJournal
     rows: list[dict[str, Any]] = field(default_factory=list)
     rejects: list[tuple[AnswerError, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.rows) // len(self.findings) + len(self.rejects)
+        return self.count_reports + len(self.rejects)
+
+    @property
+    def count_reports(self) -> int:
+        """Labelled reports."""
+        return len(self.rows) // len(self.questionnaire.findings)
 
     def add(self, scan: str, answer: Answer) -> None:
+        asked = self.questionnaire
         fingerprint = self.reports[scan][1]
         if isinstance(answer, AnswerError):
             self.rejects.append((answer, fingerprint))
             return
         self.rows += [
             {
-                "scan_id": scan, "abnormality": name, "labeller_id": self.labeller_id, "fingerprint": fingerprint,
+                "scan_id": scan, "abnormality": name, "labeller_id": asked.labeller_id, "fingerprint": fingerprint,
                 "probability": float(value), "value": int(value), "threshold": THRESHOLD,
+                "label_set": None if asked.label_set.is_built_in else asked.label_set.name,
             }
-            for name, value in zip(self.findings, answer, strict=True)
+            for name, value in zip(asked.findings, answer, strict=True)
         ]  # fmt: skip
 
     def record(self) -> None:
         """Writes the record files and then empties the journal, whose answers they hold."""
         if self.rows:
             self.run.record("labels", self.rows)
-            self.run.count_done += len(self.rows) // len(self.findings)
+            self.run.count_done += self.count_reports
         if self.rejects:
             self.run.reject_all(self.rejects)
         self.journal.clear()
@@ -134,7 +142,9 @@ def record_answers(
     `EndpointError` where every request would fail, and `StageFailedError` for too many rejects.
     """
     journal = AnswerJournal(run.data_root, questionnaire.labeller_id)
-    batch = _Batch(run, questionnaire.labeller_id, questionnaire.findings, reports, journal)
+    batch = _Batch(run, questionnaire, reports, journal)
+    if not questionnaire.label_set.is_built_in:
+        _record_source(run, questionnaire)
     kept = journal.read(reports)
     for scan, known in kept.items():
         batch.add(scan, known)
@@ -158,6 +168,16 @@ def record_answers(
     finally:
         if len(batch):
             batch.record()
+
+
+def _record_source(run: StageRun, questionnaire: Questionnaire) -> None:
+    """Records the label set and its source, unless they are recorded. An import has the name of its file."""
+    asked = questionnaire.label_set
+    record_set(run, asked)
+    source = {"label_source": questionnaire.labeller_id, "label_set": asked.name, "fingerprint": asked.fingerprint}
+    sql = "select 1 from current_label_sources where label_source = ? and fingerprint = ?"
+    if not store.query(run.data_root, sql, [questionnaire.labeller_id, asked.fingerprint]):
+        run.record("label_sources", [source])
 
 
 def read_answers(

@@ -16,6 +16,7 @@ from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.label_sets import CT_RATE_18, LabelSet, check_name
 from ctclip_model.errors import BadItemError, ConfigurationError, StageFailedError
 from ctclip_model.files import sha256_of
+from tasks.labels.label_sources import record_set
 from tasks.labels.label_table import LabelTable, describe_errors, read_label_table
 from tasks.labels.labellers import RADBERT, TFIDF, TRAINED_PREFIX
 from tasks.run.stage_run import StageRun, open_run
@@ -107,7 +108,7 @@ def _import(
         raise StageFailedError(f"{path}: no label could be taken: {describe_errors(table.errors) or 'all are blank'}")
     count_changed = _record_labels(run, name, label_set, table)
     if not label_set.is_built_in:
-        _record_set(run, label_set)
+        record_set(run, label_set)
     counts = {
         "count_scans": len(table.scans), "count_labels": int(np.isfinite(table.values).sum()),
         "count_rejected": len(table.errors),
@@ -180,22 +181,4 @@ def _make_rows(name: str, label_set: LabelSet, table: LabelTable, rows: list[int
             "threshold": pa.array(np.full(count, THRESHOLD), mask=~is_probability),
             "label_set": repeat(np.zeros(count, int), [label_set.name]),
         }
-    )  # fmt: skip
-
-
-def _record_set(run: StageRun, label_set: LabelSet) -> None:
-    """Records the findings and prompts of a set, unless they are recorded."""
-    known = store.query(
-        run.data_root, "select distinct fingerprint from current_label_sets where label_set = ?", [label_set.name]
-    )
-    if known == [(label_set.fingerprint,)]:
-        return
-    common = {"label_set": label_set.name, "fingerprint": label_set.fingerprint}
-    run.record(
-        "label_sets",
-        [
-            common | {"position": position, "finding": one.name, "prompt_present": one.present,
-                      "prompt_absent": one.absent}
-            for position, one in enumerate(label_set.findings)
-        ],
     )  # fmt: skip

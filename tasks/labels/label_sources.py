@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ctclip_model.data.label_sets import BUILT_IN, CT_RATE_18, Finding, LabelSet
 from ctclip_model.errors import MissingInputError
+from tasks.run.stage_run import StageRun
 from tasks.settings import PUBLISHED_LABELS
 from warehouse import store
 
@@ -67,3 +68,21 @@ def read_recorded_sets(data_root: Path) -> dict[str, LabelSet]:
     for name, *finding in rows:
         findings.setdefault(name, []).append(Finding(*finding))
     return {BUILT_IN: CT_RATE_18} | {name: LabelSet(name, tuple(ones)) for name, ones in findings.items()}
+
+
+def record_set(run: StageRun, label_set: LabelSet) -> None:
+    """Records the findings and prompts of a set, unless they are recorded."""
+    known = store.query(
+        run.data_root, "select distinct fingerprint from current_label_sets where label_set = ?", [label_set.name]
+    )
+    if known == [(label_set.fingerprint,)]:
+        return
+    common = {"label_set": label_set.name, "fingerprint": label_set.fingerprint}
+    run.record(
+        "label_sets",
+        [
+            common | {"position": position, "finding": one.name, "prompt_present": one.present,
+                      "prompt_absent": one.absent}
+            for position, one in enumerate(label_set.findings)
+        ],
+    )  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctclip_model.config import FOLDER_WEIGHTS, RADBERT_BASE, RADBERT_WEIGHTS, VERSIONS
+from ctclip_model.data.label_sets import read_label_set
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.files import sha256_of
 from ctclip_model.labelling.questions import Questionnaire
@@ -27,24 +28,28 @@ class LabellerReference:
     folder: Path
 
 
-def find_labeller(data_root: Path, name: str) -> LabellerReference | Questionnaire:
+def find_labeller(data_root: Path, name: str, findings: Path | None = None) -> LabellerReference | Questionnaire:
     """Finds a labeller by its name: `openai:MODEL` is a language model behind an endpoint, any other name a folder.
 
-    Raises `MissingInputError`, with the command to run, if there is no such folder.
+    `findings` is the file of a label set that the language model is asked about in place of the 18. Raises
+    `MissingInputError`, with the command to run, if there is no such folder, and as `find_questionnaire`.
     """
-    return find_questionnaire(name) or find_labeller_folder(data_root, name)
+    return find_questionnaire(name, findings) or find_labeller_folder(data_root, name)
 
 
-def find_questionnaire(name: str) -> Questionnaire | None:
+def find_questionnaire(name: str, findings: Path | None = None) -> Questionnaire | None:
     """The questions to the language model of a name `openai:MODEL`. None: the name is another labeller's.
 
-    Raises `ConfigurationError` for a name without a model.
+    Raises `ConfigurationError` for a name without a model, for a bad file of `findings`, and for such a file with
+    another labeller.
     """
     if not name.startswith(OPENAI):
+        if findings is not None:
+            raise ConfigurationError(f"--findings goes with --labeller {OPENAI}MODEL: {name} reads the 18 alone")
         return None
     if not (model := name.removeprefix(OPENAI).strip()):
         raise ConfigurationError(f"--labeller {name}: name the server's model, as in openai:llama3.1:8b")
-    return Questionnaire(model)
+    return Questionnaire(model) if findings is None else Questionnaire(model, read_label_set(findings))
 
 
 def find_labeller_folder(data_root: Path, name: str) -> LabellerReference:

@@ -90,7 +90,7 @@ def explain_plan(
         if PIPELINE[stage].trains:
             notes.extend(list_stale_models(data_root, stage, variant))
     downloads = _list_downloads(data_root, [row["item"] for row in items]) if stage == "convert" else {}
-    estimate = _estimate(data_root, options.labeller, items, prices) if stage == "label" else None
+    estimate = _estimate(data_root, options, items, prices) if stage == "label" else None
     return {
         "stage": stage, "wanted": count, "pending": len(items), "reasons": dict(reasons.most_common()),
         "downloads": {"files": len(downloads), "bytes": sum(downloads.values())},
@@ -118,7 +118,10 @@ def _choose_variants(
     if not has_run and not used:
         notes.append(f"{stage} has never run")
     names = [field.name for field in fields(StageOptions)] if has_run else SHARED_OPTIONS
-    options = StageOptions(**{name: last[name] for name in names if last.get(name) is not None} | dict(chosen))
+    kept = {name: last[name] for name in names if last.get(name) is not None}
+    if "labeller" in chosen:
+        kept.pop("findings", None)  # the last labeller was asked about them
+    options = StageOptions(**kept | dict(chosen))
     if used and not has_run and not chosen:
         return used, options
     try:
@@ -231,10 +234,10 @@ def _read_newest_config(data_root: Path, stage: str, variant: str) -> Parts | No
 
 
 def _estimate(
-    data_root: Path, labeller: str, items: Sequence[Mapping[str, str]], prices: Prices | None
+    data_root: Path, options: StageOptions, items: Sequence[Mapping[str, str]], prices: Prices | None
 ) -> Estimate | None:
     """Estimate of the pending reports of a language model. None: the labeller is none."""
-    if (questionnaire := find_questionnaire(labeller)) is None:
+    if (questionnaire := find_questionnaire(options.labeller, options.findings_file)) is None:
         return None
     from tasks.labels.label import read_reports  # imports what scores labels, which no other plan needs
 

@@ -27,6 +27,7 @@ class StageOptions:
 
     preset: str = PRESET
     labeller: str = LABELLER
+    findings: str | None = None
     model: str | None = None
     recipe: str | None = None
     kind: str = FINETUNE[0]
@@ -34,6 +35,10 @@ class StageOptions:
     seed: int = 0
     validate_every: int = 0
     report_sections: Sequence[str] = SECTIONS
+
+    @property
+    def findings_file(self) -> Path | None:
+        return None if self.findings is None else Path(self.findings)
 
 
 def name_variant(data_root: Path, stage: str, options: StageOptions) -> str:
@@ -50,7 +55,7 @@ def name_variant(data_root: Path, stage: str, options: StageOptions) -> str:
     if stage == "convert":
         return find_recipe(options.preset, options.recipe).recipe_id
     if stage == "label":
-        return find_labeller(data_root, options.labeller).labeller_id
+        return find_labeller(data_root, options.labeller, options.findings_file).labeller_id
     if stage == "train":
         return name_training(options.preset, options.labels_of)
     if stage == "embed":

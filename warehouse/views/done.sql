@@ -1,7 +1,9 @@
 -- stage x variant x item x fingerprint: finished work that no later run has superseded
 select distinct 'convert' as stage, recipe_id as variant, volume_name as item, fingerprint from current_shard_volumes
 union all
-select distinct 'label', labeller_id, scan_id, fingerprint from current_labels where label_set is null
+-- Imported labels are from no stage. They alone have a file.
+select distinct 'label', labeller_id, scan_id, fingerprint from current_labels
+where label_set is null or labeller_id not in (select label_source from current_label_sources where file_name is not null)
 union all
 -- A model is found by its training's fingerprint, so it counts for every training stage that wants it.
 select distinct stage, variant, item, wanted.fingerprint

@@ -33,6 +33,7 @@ from support.records import label_rows, report_row, write_run
 from support.reports import write_hand_labels, write_reports
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
+from ctclip_model.data.label_sets import Finding, LabelSet
 from ctclip_model.device import Precision
 from ctclip_model.errors import ConfigurationError, EndpointError, EndpointUnavailableError, StageFailedError
 from ctclip_model.labelling.questions import Questionnaire
@@ -40,6 +41,7 @@ from tasks.labels.answers import AnswerJournal, record_answers
 from tasks.labels.endpoint_address import Endpoint, find_addresses, is_local, parse_endpoint
 from tasks.labels.endpoint_client import EndpointClient
 from tasks.labels.label import plan_labels
+from tasks.labels.label_sources import find_label_source
 from tasks.plan.explain import explain_plan
 from tasks.run.publish import publish
 from tasks.run.selection import Selection
@@ -112,7 +114,7 @@ def test_every_report_is_asked_about_once_and_labels_are_the_truth(data_root, mo
 
 
 def test_request_holds_one_report_a_schema_of_the_findings_and_temperature_zero():
-    body = Questionnaire("m", ("Cyst", "Clot")).make_request("A report.")
+    body = Questionnaire("m", make_set("Cyst", "Clot")).make_request("A report.")
     assert body["temperature"] == 0
     assert body["messages"][-1] == {"role": "user", "content": "A report."}
     assert body["response_format"]["json_schema"]["schema"] == {
@@ -122,10 +124,46 @@ def test_request_holds_one_report_a_schema_of_the_findings_and_temperature_zero(
 
 
 def test_model_findings_and_instructions_are_in_the_name_of_the_labeller(monkeypatch):
-    names = {QUESTIONS.labeller_id, Questionnaire("other").labeller_id, Questionnaire(MODEL, ("Cyst",)).labeller_id}
+    reworded = LabelSet("own", (Finding("Cyst", "A cyst is seen.", "No cyst."),))
+    asked = [QUESTIONS, Questionnaire("other"), *(Questionnaire(MODEL, one) for one in (make_set("Cyst"), reworded))]
+    names = {one.labeller_id for one in asked}
     monkeypatch.setattr("ctclip_model.labelling.questions.INSTRUCTIONS", "Read this:\n")
-    assert len({*names, QUESTIONS.labeller_id}) == 4
+    assert len({*names, QUESTIONS.labeller_id}) == 5
     assert Questionnaire("meta/Llama 3:8b").labeller_id.startswith("openai-meta-Llama-3-8b-")
+
+
+def make_set(*names: str) -> LabelSet:
+    return LabelSet("own", tuple(Finding(name, f"{name}.", f"No {name}.") for name in names))
+
+
+def write_set(path: Path, *names: str) -> Path:
+    findings = [f'[[findings]]\nname = "{name}"\npresent = "{name}."\nabsent = "No {name}."' for name in names]
+    path.write_text("\n".join(['name = "own"', *findings]))
+    return path
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_other_findings_are_a_label_set_with_a_source_that_every_stage_takes(data_root, model, tmp_path):
+    publish(data_root)
+    findings = write_set(tmp_path / "own.toml", "Emphysema", "Lung nodule")
+    asked = ("label", "--json", "--data-root", data_root, "--labeller", f"openai:{MODEL}", "--findings", findings)
+    plan = ("plan", *asked)
+    assert json.loads(run_ctclip(*plan).stdout)["pending"] == 30
+    done = run_ctclip(*asked, "--endpoint", model.origin)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    source = find_label_source(data_root, summary["variant"])
+    assert (summary["done"], source.label_set) == (30, make_set("Emphysema", "Lung nodule"))
+    assert read_labels(data_root) == {key: value for key, value in TRUTH.items() if key[1] in source.label_set.names}
+    agreement = "select distinct label_set from label_agreement where labeller_id <> 'published'"
+    assert query(data_root, agreement) == []  # of another set than the published ones
+    sources = "select label_set, file_name from current_label_sources"
+    assert query(data_root, sources) == [("own", None)]
+    assert json.loads(run_ctclip(*asked, "--endpoint", model.origin).stdout)["done"] == 0
+    assert len(model.requests) == 30
+    assert json.loads(run_ctclip(*plan[:5]).stdout)["pending"] == 0  # with the options of the last run
+    assert json.loads(run_ctclip(*plan[:7]).stdout)["pending"] == 30  # this labeller and the 18
+    assert query(data_root, "select sum(pending) from stage_status where stage = 'label'") == [(0,)]
 
 
 def test_requests_at_once_are_bounded_and_used(data_root, model):
@@ -527,6 +565,8 @@ def test_command_labels_and_scores_on_hand_labels_with_the_key_of_the_environmen
     ("arguments", "message"),
     [
         (["--labeller", f"openai:{MODEL}"], "needs --endpoint"),
+        (["--labeller", "tfidf", "--findings", "own.toml"], "goes with --labeller openai:MODEL"),
+        (["--labeller", "openai:m", "--findings", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (["--labeller", "openai:", "--endpoint", "http://127.0.0.1"], "name the server's model"),
         (["--labeller", f"openai:{MODEL}", "--endpoint", "http://me:hush@127.0.0.1"], "in the environment"),
     ],
