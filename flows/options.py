@@ -356,6 +356,7 @@ class ReportOptions:
     preset: Preset = PRESET
     model: Model = None
     force: Force = False
+    labels_of: Labels = PUBLISHED_LABELS
     against: Against = None
     index: Annotated[
         bool, Option("--index", help="Write the index page alone, reports/index.html. It needs no model.")

@@ -8,6 +8,7 @@ from prefect import runtime
 
 from flows.flow_taking import flow_taking
 from flows.options import ReportOptions
+from tasks.evaluation.evaluations import choose_source
 from tasks.models.find import find_model
 from tasks.report.pages import check_against
 from tasks.run.publish import publish_leftovers
@@ -22,9 +23,10 @@ def report(options: ReportOptions) -> dict[str, Any]:
     if options.index:
         return make_index(options.data_root)
     model = find_model(options.data_root, options.preset, options.model)
-    check_against(options.data_root, model, options.against)
+    source = choose_source(options.data_root, model, options.labels_of)
+    check_against(options.data_root, model, options.against, source)
     with stage_run(options.data_root, "report", model.model_id) as run:
-        for page in plan_pages(run, model, options.force, options.against):
+        for page in plan_pages(run, model, options.force, source, options.against):
             write_page(run, model, page)
     summary = run.summary()
     if not runtime.flow_run.parent_flow_run_id:  # a rebuild writes the index once, at its end

@@ -91,7 +91,12 @@ TABLES: tuple[Table, ...] = (
         (*SCORED, "label_source", "abnormality", "curve", "point"),
         (*SCORED, "label_source"),
     ),
-    Table("pages", "model x data set x split", ("model_id", "dataset", "split"), ("model_id", "dataset", "split")),
+    Table(
+        "pages",
+        "model x data set x split x label source",
+        ("model_id", "dataset", "split", "label_source"),
+        ("model_id", "dataset", "split", "label_source"),
+    ),
     Table("wanted", "stage x variant x item", WORK_ITEM, WORK_ITEM, has_withdrawn=True),
     Table("rejects", "stage x variant x item x rejection", (), WORK_ITEM, has_withdrawn=True),
     Table("runs", "stage run x status", ("run_id", "status")),

@@ -142,10 +142,17 @@ def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wante
 
 
 def _find_pages(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
+    """Default pages, and those by other labels that an earlier run asked for."""
+    from tasks.evaluation.evaluations import choose_source
+    from tasks.labels.label_sources import find_label_source
     from tasks.models.find import find_model
     from tasks.report.pages import list_pages
 
-    pages = list_pages(data_root, find_model(data_root, options.preset, model_id))
+    model = find_model(data_root, options.preset, model_id)
+    asked = {key.partition(" by ")[2] for key in _read_declared(data_root, "report", model_id)}
+    sources = [choose_source(data_root, model, PUBLISHED_LABELS)]
+    sources += [find_label_source(data_root, name) for name in sorted(asked - {"", sources[0].name})]
+    pages = {key: page for source in sources for key, page in list_pages(data_root, model, None, source).items()}
     return {key: page.fingerprint for key, page in pages.items()}
 
 

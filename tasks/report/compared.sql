@@ -2,4 +2,4 @@
 select distinct dataset, split
 from model_comparisons
 where model_id = $model_id and other_model_id = $other_model_id and unit = 'scan' and metric = 'auroc'
-    and label_source = 'published' and abnormality = 'macro' and difference is not null
+    and label_source = $label_source and abnormality = 'macro' and difference is not null

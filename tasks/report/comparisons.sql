@@ -7,6 +7,6 @@ select
     count(*) filter (p_value_holm < 0.05 and difference < 0) as count_worse, max(count_patients) as count_patients
 from model_comparisons
 where model_id = $model_id and dataset = $dataset and split = $split and unit = 'scan' and metric = 'auroc'
-    and label_source = 'published'
+    and label_source = $label_source
 group by other_model_id, other_protocol
 order by difference

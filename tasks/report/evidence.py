@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from ctclip_model.config import HU_PER_UNIT
-from ctclip_model.data.label_sets import CT_RATE_18
 from ctclip_model.data.shards import ShardReader
 from ctclip_model.device import limit_cpu_threads
 from ctclip_model.errors import CheckpointError, MissingInputError, ShardError
 from ctclip_model.evaluation.embed import batch_size
 from ctclip_model.evaluation.evidence_files import draw_finding, find_inside
 from ctclip_model.evaluation.predict import VolumeModel, open_model
+from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
 from tasks.models.find import ModelReference, require_folder
 from tasks.report.own_ct import CUTS, encode
 from tasks.report.rows import Row, read_rows
@@ -57,7 +57,12 @@ class EvidenceFinding:
 
 
 def find_evidence(
-    connection: duckdb.DuckDBPyConnection, data_root: Path, model: ModelReference, dataset: str, split: str
+    connection: duckdb.DuckDBPyConnection,
+    data_root: Path,
+    model: ModelReference,
+    dataset: str,
+    split: str,
+    source: LabelSource = DEFAULT_SOURCE,
 ) -> tuple[list[EvidenceFinding], str]:
     """Draws the examples of the abnormalities with the highest, the middle and the lowest AUROC.
 
@@ -67,14 +72,15 @@ def find_evidence(
     """
     key = {
         "model_id": model.model_id, "encoder_id": model.encoder_id, "recipe_id": model.recipe_id, "dataset": dataset,
-        "split": split, "label_set": CT_RATE_18.name, "names": list(CT_RATE_18.names), "count": EXAMPLES,
+        "split": split, "label_source": source.name, "label_set": source.label_set.name,
+        "names": list(source.label_set.names), "count": EXAMPLES,
     }  # fmt: skip
     rows = read_rows(connection, store.load_sql(__package__, "evidence"), key)
     if not rows:
         return [], ""
     try:
         require_folder(model)
-        opened = open_model(model.folder, label_set=CT_RATE_18)
+        opened = open_model(model.folder, label_set=source.label_set)
     except (CheckpointError, MissingInputError) as error:
         logger.warning("the page shows no evidence: %s", error)
         return [], NO_WEIGHTS

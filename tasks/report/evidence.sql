@@ -4,7 +4,7 @@
 with scores as (
     select abnormality, max(value) filter (metric = 'auroc') as auroc, max(threshold) as threshold
     from current_metrics
-    where model_id = $model_id and dataset = $dataset and split = $split and label_source = 'published'
+    where model_id = $model_id and dataset = $dataset and split = $split and label_source = $label_source
         and label_set = $label_set and protocol not in (select protocol from named_protocols) and unit = 'scan'
         and list_contains($names, abnormality)
     group by abnormality
@@ -28,7 +28,7 @@ positives as (
         if(probability >= threshold, -probability, probability) as position
     from current_predictions as predictions
     join chosen using (abnormality)
-    join current_published_labels as labels
+    join (select scan_id, abnormality, value from all_labels where labeller_id = $label_source) as labels
         on labels.scan_id = predictions.item and labels.abnormality = predictions.abnormality
     join first_volumes on first_volumes.scan_id = predictions.item
     where model_id = $model_id and dataset = $dataset and predictions.split = $split and label_set = $label_set

@@ -10,15 +10,16 @@ import numpy as np
 from ctclip_model.data.phantom import VISIBLE_ABNORMALITIES
 from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS
 from ctclip_model.models.kinds import ModelKind
+from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
 from tasks.models.find import ModelReference
 from tasks.report.charts import Points
 from tasks.report.evidence import find_evidence
 from tasks.report.examples import find_examples
 from tasks.report.render import OperatingPoints, PageFacts
-from tasks.report.rows import Row, read_rows
+from tasks.report.rows import Row, execute, read_rows
 from tasks.report.subgroups import score_subgroups
 from tasks.run.code_version import code_version
-from tasks.settings import PHANTOM, PUBLISHED_LABELS
+from tasks.settings import PHANTOM
 from warehouse import store
 
 KIND_NAMES = {
@@ -34,7 +35,7 @@ TASKS = {
 MEDIAN_RANK = "_median_rank"  # last letters of a task without a K
 MOST_POINTS = 60  # a slider has this many thresholds at most
 
-_AGREEMENT = "select * from label_agreement where split = $split and other_id = $published"
+_AGREEMENT = "select * from label_agreement where split = $split and other_id = $label_source"
 
 
 def collect_facts(
@@ -44,25 +45,33 @@ def collect_facts(
     dataset: str,
     split: str,
     against: str | None = None,
+    source: LabelSource = DEFAULT_SOURCE,
 ) -> PageFacts:
-    """Collects everything that a page shows. `against` is the model of the paired differences on its first screen."""
-    key = {"model_id": model.model_id, "dataset": dataset, "split": split}
+    """Collects everything that a page shows by one source of labels.
+
+    `against` is the model of the paired differences on its first screen. Retrieval, projection and labellers are on the
+    page by the published labels alone.
+    """
+    key = {
+        "model_id": model.model_id, "dataset": dataset, "split": split, "label_source": source.name,
+        "label_set": source.label_set.name,
+    }  # fmt: skip
     scores = read_rows(connection, _sql("labels"), key)
     macro = [row for row in scores if row["abnormality"] == "macro"]
     comparisons = read_rows(connection, _sql("comparisons"), key)
     differences = read_rows(connection, _sql("against"), key | {"other_model_id": against}) if against else []
-    retrieval = read_rows(connection, _sql("retrieval"), key)
+    retrieval = read_rows(connection, _sql("retrieval"), key) if source.is_default else []
     board = read_rows(connection, _sql("leaderboard"), key)
     printed = [row for row in board if row["is_published"]]
-    evidence, evidence_note = find_evidence(connection, data_root, model, dataset, split)
+    evidence, evidence_note = find_evidence(connection, data_root, model, dataset, split, source)
     shared = {row["cohort"] for row in board if not row["is_published"]} & {row["cohort"] for row in printed} - {None}
     return PageFacts(
-        title=f"{KIND_NAMES[model.kind]} {model.model_id} on {dataset}, {split}",
+        title=f"{KIND_NAMES[model.kind]} {model.model_id} on {dataset}, {split}{_describe_source(source)}",
         origin=_describe_origin(connection, model),
         headline=[
             *_headline(macro),
             *_describe_difference(differences, against),
-            *_phantom_headline(scores, dataset),
+            *(_phantom_headline(scores, dataset) if source.label_set.is_built_in else []),
             *_count_scans(scores),
         ],
         leaderboard=[row for row in board if not row["is_published"] and row["protocol"] not in NAMED_PROTOCOLS],
@@ -89,9 +98,10 @@ def collect_facts(
         examples=find_examples(connection, data_root, model, dataset, split) if retrieval else (),
         evidence=evidence,
         evidence_note=evidence_note,
-        projection=connection.execute(_sql("projection"), key).fetchall(),
-        labellers=read_rows(connection, "select * from labeller_scores", {}),
-        agreement=read_rows(connection, _AGREEMENT, {"split": split, "published": PUBLISHED_LABELS}),
+        projection=execute(connection, _sql("projection"), key).fetchall() if source.is_default else [],
+        labellers=read_rows(connection, "select * from labeller_scores", {}) if source.is_default else [],
+        scored_labels="published labels" if source.is_default else f"labels {source.name}",
+        agreement=read_rows(connection, _AGREEMENT, {"split": split, "label_source": source.name}),
         quality=read_rows(connection, _QUALITY, {}),
         rejects=read_rows(connection, _REJECTS, {}),
         provenance=_read_provenance(connection, key),
@@ -100,6 +110,11 @@ def collect_facts(
 
 def _sql(name: str) -> str:
     return store.load_sql(__package__, name)
+
+
+def _describe_source(source: LabelSource) -> str:
+    """The end of a page's title. Empty for the published labels."""
+    return "" if source.is_default else f", by the labels {source.name}"
 
 
 def _list_methods(rows: list[Row]) -> list[str]:
@@ -191,7 +206,7 @@ def _read_provenance(connection: duckdb.DuckDBPyConnection, key: Row) -> list[tu
 def _read_series(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Row) -> dict[str, Points]:
     """Reads rows (name, x, y) as {name: points}."""
     series: dict[str, list[tuple[float, float]]] = {}
-    for name, x, y in connection.execute(sql, parameters).fetchall():
+    for name, x, y in execute(connection, sql, parameters).fetchall():
         series.setdefault(name, []).append((x, y))
     return dict(series)
 

@@ -8,7 +8,7 @@ pivot (
         max(threshold_source) over label as threshold_source,
         bool_or(has_few_patients) filter (metric = 'auroc') over label as has_few_patients
     from current_metrics
-    where model_id = $model_id and dataset = $dataset and split = $split and label_source = 'published'
+    where model_id = $model_id and dataset = $dataset and split = $split and label_source = $label_source
         and abnormality <> 'micro' and protocol not in (select protocol from named_protocols) and unit = 'scan'
     window label as (partition by abnormality)
 )

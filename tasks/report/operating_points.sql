@@ -6,5 +6,5 @@ from current_curves as curves
 join current_metrics as metrics
     using (model_id, dataset, split, protocol, unit, label_source, abnormality)
 where model_id = $model_id and dataset = $dataset and split = $split and protocol not in (select protocol from named_protocols) and unit = 'scan'
-    and label_source = 'published' and curve = 'roc' and metric = 'accuracy' and curves.threshold is not null
+    and label_source = $label_source and curve = 'roc' and metric = 'accuracy' and curves.threshold is not null
 order by curves.abnormality, curves.threshold

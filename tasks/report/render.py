@@ -92,7 +92,8 @@ class PageFacts:
     evidence_note: str = ""  # a sentence on pictures that are left out
     projection: Sequence[tuple[float, float, float]] = ()  # (x, y, number of abnormalities)
     labellers: Sequence[Row] = ()  # a row per abnormality and labeller, against hand labels
-    agreement: Sequence[Row] = ()  # a row per abnormality and labeller, against published labels
+    agreement: Sequence[Row] = ()  # a row per abnormality and labeller, against the scored labels
+    scored_labels: str = "published labels"
     quality: Sequence[Row] = ()
     rejects: Sequence[Row] = ()
     provenance: Sequence[tuple[str, str]] = ()

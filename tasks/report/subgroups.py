@@ -23,7 +23,8 @@ MOST_GROUPS = 6  # a kind has this many at most
 def score_subgroups(connection: duckdb.DuckDBPyConnection, key: Mapping[str, str]) -> list[dict[str, Any]]:
     """A row for each kind and group: macro AUROC with its interval, over the labels that have both classes there.
 
-    `key` names the model, data set and split. Groups of few patients are left out, and kinds with a single group.
+    `key` names the model, data set, split, label source and label set. Groups of few patients are left out, and kinds
+    with a single group.
     """
     table = connection.sql(store.load_sql(__package__, "subgroups"), params=dict(key)).to_arrow_table()
     rows = []

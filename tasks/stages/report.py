@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from ctclip_model.errors import StorageError
+from tasks.labels.label_sources import LabelSource
 from tasks.models.find import ModelReference
 from tasks.report.index import write_index
 from tasks.report.pages import Page, list_pages, make_page
@@ -28,10 +29,13 @@ INDEX_KEY = "index-page"  # key of the index's link among the artifacts of flow 
 
 
 @task(cache_policy=NO_CACHE)
-def plan_pages(run: StageRun, model: ModelReference, force: bool, against: str | None = None) -> list[Page]:
+def plan_pages(
+    run: StageRun, model: ModelReference, force: bool, source: LabelSource, against: str | None = None
+) -> list[Page]:
     """Pages whose evaluations have changed, or whose first screen is to show another comparison."""
-    pages = list_pages(run.data_root, model, against)
-    pending = plan_items(run, model.model_id, {key: page.fingerprint for key, page in pages.items()}, force=force)
+    pages = list_pages(run.data_root, model, against, source)
+    wanted = {key: page.fingerprint for key, page in pages.items()}
+    pending = plan_items(run, model.model_id, wanted, force=force, is_complete=False)  # pages by other labels stay
     return [pages[key] for key in pending]
 
 

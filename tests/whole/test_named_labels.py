@@ -25,6 +25,11 @@ SCORED = """
     select distinct kind, label_source from current_metrics join current_models as models using (model_id)
     where models.run_id > ?
 """
+PAGES = """
+    select kind, label_source, pages.path
+    from current_pages as pages join current_models as models using (model_id)
+    where models.run_id > ? order by kind = 'lipro', kind, label_source
+"""
 STALE = "select kind, count_changed from stale_models join current_models using (model_id) where is_stale order by all"
 
 
@@ -55,6 +60,13 @@ def test_rebuild_trains_and_scores_by_named_labels_and_is_stale_once_they_change
     ):
         model = open_model(data_root / folder, label_set=PAIR)
         assert (model.decisions.label_set, model.decisions.cohort.label_source) == ("pair", "own")
+    pages = query(data_root, PAGES, [before])
+    assert [row[:2] for row in pages] == [*product(("ct-clip", "vocabfine"), ("own", "published")), ("lipro", "own")]
+    for _, source, path in pages:
+        page = (data_root / path).read_text()
+        assert ("by the labels own" in page, "Nodule" in page, "Emphysema" in page) == (
+            source == "own", source == "own", source == "published",
+        )  # fmt: skip
     assert count_done(rebuild_all(data_root, phantoms, labels_of="own")) == {}
     assert query(data_root, STALE) == []
     import_pair(data_root, tmp_path / "own.csv", odd=1)

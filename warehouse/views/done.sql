@@ -31,4 +31,7 @@ select distinct
     fingerprint
 from current_comparisons
 union all
-select distinct 'report', model_id, concat_ws('/', dataset, split), fingerprint from current_pages
+select distinct
+    'report', model_id,
+    concat_ws('/', dataset, split) || if(label_source <> 'published', ' by ' || label_source, ''), fingerprint
+from current_pages

@@ -156,7 +156,7 @@ def test_other_findings_are_a_label_set_with_a_source_that_every_stage_takes(dat
     assert (summary["done"], source.label_set) == (30, make_set("Emphysema", "Lung nodule"))
     assert read_labels(data_root) == {key: value for key, value in TRUTH.items() if key[1] in source.label_set.names}
     agreement = "select distinct label_set from label_agreement where labeller_id <> 'published'"
-    assert query(data_root, agreement) == []  # of another set than the published ones
+    assert query(data_root, agreement) == []
     sources = "select label_set, file_name from current_label_sources"
     assert query(data_root, sources) == [("own", None)]
     assert json.loads(run_ctclip(*asked, "--endpoint", model.origin).stdout)["done"] == 0
