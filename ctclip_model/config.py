@@ -33,12 +33,28 @@ class Recipe:
         return f"{self.name}-{compute_fingerprint(self, VERSIONS['convert'])[:8]}"
 
 
+def added(default: Any) -> Any:
+    """A field that a release added to a configuration. At its default it is no part of a fingerprint.
+
+    So configurations of earlier releases keep their fingerprints, and a data root its models.
+    """
+    return field(default=default, metadata={"is_added": True})
+
+
+class Pooling(StrEnum):
+    """The features of an image latent, made of the tokens of all patches."""
+
+    columns = "columns"  # mean over depth of each column of patches, as published
+    patches = "patches"  # a few features of each patch
+    attention = "attention"  # weighted means over all patches, by learned queries
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """CT-ViT, for volumes of (depth, image_size, image_size) voxels, the `Recipe.shape`."""
 
     dim: int = 512
-    codebook_size: int = 8192
+    codebook_size: int = 8192  # 0: no code book, and tokens stay as they are
     image_size: int = 480  # voxels, height and width
     patch_size: int = 20  # voxels, height and width
     depth: int = 240  # voxels
@@ -47,6 +63,9 @@ class VisionConfig:
     temporal_layers: int = 4
     dim_head: int = 32
     heads: int = 8
+    pooling: Pooling = added(Pooling.columns)
+    patch_features: int = added(16)  # features of each patch, of `patches`
+    queries: int = added(4)  # queries along each axis at most, of `attention`
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size or self.depth % self.temporal_patch_size:
@@ -169,6 +188,11 @@ class TrainingConfig:
     text_pretraining_samples: int = 0  # reports that teach the text encoder the labels before the contrastive training
     text_pretraining_batch_size: int = 32  # reports
     text_pretraining_learning_rate: float = 1e-3
+    texts_per_report: int = added(0)  # texts of a report, encoded once by a text encoder that does not learn; 0: per step
+    image_pretraining_samples: int = added(0)  # volumes that teach the image encoder the labels, before contrast
+    image_pretraining_batch_size: int = added(32)  # volumes
+    image_pretraining_learning_rate: float = added(1e-3)
+    prompt_loss_weight: float = added(0.0)  # weight of VocabFine's loss beside the contrastive one
     average_decay: float | None = None  # decay of the weight average, which is the saved model; None: no average
     skipped_steps: int = 3  # steps in a row without a finite loss that end training
     steps_per_validation: int = 0  # 0: no validation, and all samples train
@@ -176,10 +200,22 @@ class TrainingConfig:
     steps_per_checkpoint: int = 200
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.texts_per_report and self.text_learning_rate != 0:
+            raise ValueError(
+                f"texts_per_report is {self.texts_per_report}: texts are encoded once only where the text encoder does "
+                "not learn, with text_learning_rate 0"
+            )
+
+    @property
+    def learns_labels(self) -> bool:
+        """Does a part of the training learn labels beside the reports?"""
+        return self.text_pretraining_samples > 0 or self.image_pretraining_samples > 0 or self.prompt_loss_weight > 0
+
     @property
     def reads_labels(self) -> bool:
         """Does the training learn labels, or validate by them?"""
-        return self.text_pretraining_samples > 0 or self.steps_per_validation > 0
+        return self.learns_labels or self.steps_per_validation > 0
 
 
 @dataclass(frozen=True)
@@ -347,4 +383,13 @@ def compute_fingerprint(*parts: Any) -> str:
 
 
 def _plain(part: Any) -> Any:
-    return dataclasses.asdict(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else part
+    """A dataclass as a mapping, without the fields of `added` that have their default value."""
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        values = {field: getattr(part, field.name) for field in dataclasses.fields(part)}
+        return {field.name: _plain(value) for field, value in values.items() if not _is_left_out(field, value)}
+    is_of_dataclasses = isinstance(part, (list, tuple)) and any(map(dataclasses.is_dataclass, part[:1]))
+    return [_plain(item) for item in part] if is_of_dataclasses else part
+
+
+def _is_left_out(field: dataclasses.Field[Any], value: Any) -> bool:
+    return field.metadata.get("is_added", False) and value == field.default

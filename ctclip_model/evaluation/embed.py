@@ -65,7 +65,7 @@ def embed_with_tokens(
 
     def encode(volumes: Tensor) -> tuple[Tensor, Tensor]:
         tokens = model.image_tokens(volumes)
-        return model.project_slab(tokens.mean(dim=1)), tokens
+        return model.project_image(model.pooling(tokens)), tokens
 
     ((_, (latents, tokens)),) = _encode(model, encode, [([], volumes)], dtype)
     return _unit(F.normalize(latents, dim=-1)), latents.norm(dim=-1), tokens

@@ -83,12 +83,9 @@ def split_scores(model: CTCLIP, readout: Readout, tokens: Tensor, norm: Tensor) 
     `norm` is the latent's norm before normalisation (see `embed_with_tokens`). Parts are computed in float32. In
     float32 they add up to the score within 1e-5. Autocast rounds the score itself to three digits.
     """
-    depth, height, width, dim = tokens.shape
     weight = model.to_visual_latent.weight
-    per_token = _project(readout.gradients, weight).view(-1, height * width, dim)  # (L, height width, dim)
-    parts = torch.einsum("lpc,dpc->ldp", per_token, tokens.to(weight).flatten(1, 2))
-    parts = parts.float() / (depth * norm.clamp_min(LEAST_NORM))
-    return Evidence(parts.unflatten(2, (height, width)).cpu().numpy(), readout.constants)
+    parts = model.pooling.split(_project(readout.gradients, weight), tokens.to(weight)).float()
+    return Evidence((parts / norm.clamp_min(LEAST_NORM)).cpu().numpy(), readout.constants)
 
 
 def _project(gradients: NDArray[np.float64], weight: Tensor) -> Tensor:

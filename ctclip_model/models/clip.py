@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ctclip_model.config import CTCLIPConfig
 from ctclip_model.models.bert import first_token, run_layer
+from ctclip_model.models.pooling import POOLINGS
 from ctclip_model.models.text import build_text_encoder
 from ctclip_model.models.vision import CTViT
 
@@ -15,22 +16,22 @@ from ctclip_model.models.vision import CTViT
 class CTCLIP(nn.Module):
     """The two encoders, a linear map from each to the shared latent space, and the temperature of their similarity.
 
-    The keys of `state_dict` are those of the published weights. No result depends on the `_extra` maps, the text
-    encoder's pooler and the image decoder: they only keep the keys complete and take no gradient.
+    The keys of `state_dict` are those of the published weights, and the pooling's where it has weights. No result
+    depends on the `_extra` maps, the text encoder's pooler and the image decoder: they only keep the keys complete and
+    take no gradient.
     """
 
     def __init__(self, config: CTCLIPConfig) -> None:
         super().__init__()
         self.config = config
-        _, height, width = config.vision.grid
-        image_features = height * width * config.vision.dim
         self.temperature = nn.Parameter(torch.tensor(1.0))
         self.text_transformer = build_text_encoder(config.text)
         self.visual_transformer = CTViT(config.vision)
         self.to_text_latent = nn.Linear(config.text.hidden_size, config.latent_dim, bias=False)
-        self.to_visual_latent = nn.Linear(image_features, config.latent_dim, bias=False)
+        self.pooling = POOLINGS[config.vision.pooling](config.vision)
+        self.to_visual_latent = nn.Linear(self.pooling.features, config.latent_dim, bias=False)
         self.to_text_latent_extra = nn.Linear(config.text.hidden_size, config.latent_dim, bias=False)
-        self.to_visual_latent_extra = nn.Linear(image_features, config.latent_dim, bias=False)
+        self.to_visual_latent_extra = nn.Linear(self.pooling.features, config.latent_dim, bias=False)
         for unused in (self.to_text_latent_extra, self.to_visual_latent_extra, self.text_transformer.pooler):
             unused.requires_grad_(False)
 
@@ -50,17 +51,20 @@ class CTCLIP(nn.Module):
 
     def encode_image(self, volume: Tensor) -> Tensor:
         """Unit latents (B, latent) of volumes (B, 1, depth, height, width) in [-1, 1]."""
-        return F.normalize(self.project_slab(self.visual_transformer.mean_slab(volume)), dim=-1)
+        return F.normalize(self.project_image(self.visual_transformer.pooled(volume, self.pooling)), dim=-1)
 
-    def project_slab(self, slab: Tensor) -> Tensor:
-        """Image latents (B, latent) before normalisation, of tokens' means over depth (B, height, width, dim)."""
-        latents: Tensor = self.to_visual_latent(slab.flatten(1))
+    def project_image(self, features: Tensor) -> Tensor:
+        """Image latents (B, latent) before normalisation, of pooled tokens (B, features)."""
+        latents: Tensor = self.to_visual_latent(features)
         return latents.float()
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Unit latents (B, latent) of token ids and their mask, both (B, tokens)."""
-        token = first_token(self.text_transformer, input_ids, attention_mask)
-        return F.normalize(self.to_text_latent(token).float(), dim=-1)
+        return self.project_text(first_token(self.text_transformer, input_ids, attention_mask))
+
+    def project_text(self, states: Tensor) -> Tensor:
+        """Unit latents (B, latent) of the text encoder's first tokens (B, hidden)."""
+        return F.normalize(self.to_text_latent(states).float(), dim=-1)
 
     def compile_layers(self) -> None:
         """Compiles the layers of both encoders, in place of running them operator by operator."""

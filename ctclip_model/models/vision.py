@@ -283,7 +283,8 @@ class VectorQuantizer(nn.Module):
     """Replaces each token by the nearest code, by cosine similarity (arXiv 2110.04627).
 
     A forward pass with gradients in training mode records the tokens of each code. `update` then moves the codes, once,
-    after the backward pass. Gradients pass straight through to the tokens and never reach the codes.
+    after the backward pass. Gradients pass straight through to the tokens and never reach the codes. Without codes the
+    tokens stay as they are.
     """
 
     def __init__(self, codes: int, dim: int) -> None:
@@ -293,6 +294,8 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The codes (..., dim) of tokens (..., dim), and the codes' indices (...)."""
+        if self.is_empty:
+            return tokens, tokens.new_zeros(tokens.shape[:-1], dtype=torch.int64)
         is_half = has_kernels(tokens) and torch.is_autocast_enabled("cuda")
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             units = F.normalize(tokens.detach().float().flatten(0, -2), dim=-1)
@@ -303,6 +306,10 @@ class VectorQuantizer(nn.Module):
         if tokens.requires_grad:
             codes = codes + (tokens - tokens.detach())
         return codes, indices.view(tokens.shape[:-1])
+
+    @property
+    def is_empty(self) -> bool:
+        return self._codebook.embed.shape[1] == 0
 
     def search(self, units: Tensor, *, in_bfloat16: bool = False) -> Tensor:
         """The index of each unit vector's nearest code, a few rows of similarities at a time."""
@@ -375,10 +382,10 @@ class CTViT(nn.Module):
         codes, _ = self.vq(self.encode(self.embed(volume)))
         return codes
 
-    def mean_slab(self, volume: Tensor) -> Tensor:
-        """The mean over depth of the quantized tokens, (B, height, width, dim). A GPU takes some volumes at a time."""
+    def pooled(self, volume: Tensor, pool: Callable[[Tensor], Tensor]) -> Tensor:
+        """The features (B, features) that `pool` makes of the quantized tokens. A GPU takes some volumes at a time."""
         at_once = TOKENS_AT_ONCE["cuda"] // math.prod(self.config.grid) if volume.is_cuda else len(volume)
-        return in_parts(lambda part: self(part).mean(dim=1), volume, max(1, at_once))
+        return in_parts(lambda part: pool(self(part)), volume, max(1, at_once))
 
     def embed(self, volume: Tensor) -> Tensor:
         """Patch tokens (B, depth, height, width, dim) of a volume in [-1, 1], or of int16 HU."""

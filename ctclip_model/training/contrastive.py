@@ -28,6 +28,7 @@ from ctclip_model.training.engine.curve import RunLog, TrainingResult, summarise
 from ctclip_model.training.engine.loop import Run, StepRecord, Validation, run_steps, split_decay
 from ctclip_model.training.engine.processes import rank, wait_for_all
 from ctclip_model.training.engine.state import state_folder
+from ctclip_model.training.image_encoder import pretrain_image
 from ctclip_model.training.losses import require_contrast
 from ctclip_model.training.samples import TrainingData, first_of_each_scan, hold_out, read_training_data
 from ctclip_model.training.text_encoder import pretrain_text
@@ -62,8 +63,9 @@ def train_contrastive(
     torch.manual_seed(config.seed)
     tokenizer = _make_tokenizer(data, preset, state / "tokenizer")
     model = prepare_model(CTCLIP(preset.model), compute)
-    phases = {name: Checkpoints(state / name, compute.checkpoints_kept) for name in ("text", "checkpoints")}
+    phases = {name: Checkpoints(state / name, compute.checkpoints_kept) for name in ("text", "image", "checkpoints")}
     teach_text(model, tokenizer, data, config, checkpoints=phases["text"], on_step=log.add)
+    teach_image(model, data, config, compute=compute, checkpoints=phases["image"], on_step=log.add)
     steps = teach_contrast(
         model, tokenizer, data, config, held_out=held_out, label_set=label_set, compute=compute,
         checkpoints=phases["checkpoints"], on_step=log.add,
@@ -114,6 +116,21 @@ def teach_text(
         pretrain_text(model, tokenizer, reports, data.labels[usable], config, checkpoints=checkpoints, on_step=on_step)
 
 
+def teach_image(
+    model: CTCLIP,
+    data: TrainingData,
+    config: TrainingConfig,
+    *,
+    compute: Compute = Compute(),
+    checkpoints: Checkpoints | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> None:
+    """Pretrains the image encoder on the labelled volumes, if the configuration asks for it."""
+    usable = (~data.labels.isnan().all(dim=1)).nonzero().flatten().tolist()
+    if config.image_pretraining_samples and usable:
+        pretrain_image(model, data.take(usable), config, compute=compute, checkpoints=checkpoints, on_step=on_step)
+
+
 def teach_contrast(
     model: CTCLIP,
     tokenizer: PreTrainedTokenizerFast,
@@ -130,7 +147,7 @@ def teach_contrast(
 
     With `average_decay` the model ends as the average of its weights.
     """
-    steps = ContrastiveSteps(model, tokenizer, data, config, compute)
+    steps = ContrastiveSteps(model, tokenizer, data, config, compute, label_set)
     average = WeightAverage(model, config.average_decay) if config.average_decay is not None else None
 
     def validate_now() -> Validation:

@@ -7,19 +7,21 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from numpy.random import Generator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ctclip_model.config import TrainingConfig
+from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.data.loader import copy_ahead
 from ctclip_model.device import Compute, autocast_to
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.text import tokenize
+from ctclip_model.training.code_book import move_codebook, start_codebook_once
 from ctclip_model.training.engine.ddp_fsdp import Layout, distribute
-from ctclip_model.training.engine.processes import gather, seeded, share, sum_over_processes, world_size
-from ctclip_model.training.losses import Latents, backward_in_parts, batch_loss
+from ctclip_model.training.engine.processes import seeded, share, world_size
+from ctclip_model.training.frozen_texts import ReportStates, encode_reports, encode_states
+from ctclip_model.training.losses import Latents, backward_in_parts, batch_loss, vocabfine_losses
 from ctclip_model.training.random_streams import Stream, draw_dropout_seed, open_stream
 from ctclip_model.training.samples import BatchOrder, TrainingData, draw_brightness, make_images, read_volumes
 from ctclip_model.training.texts import vary_report
@@ -30,7 +32,8 @@ class Batch:
     """This process's share of a step's samples."""
 
     volumes: Tensor  # int16 HU (B, depth, height, width)
-    tokens: dict[str, Tensor]  # (B, texts, length)
+    texts: tuple[Tensor, ...]  # ids and mask, both (B, texts, length), or states of a frozen encoder (B, texts, hidden)
+    labels: Tensor  # those of the whole batch (samples, findings), NaN where unknown
     seed: int  # dropout's, different on each process
 
 
@@ -44,13 +47,21 @@ class Encoders(nn.Module):
     def __init__(self, model: CTCLIP) -> None:
         super().__init__()
         self.parts = nn.ModuleList(
-            [model.visual_transformer, model.to_visual_latent, model.text_transformer, model.to_text_latent]
+            [
+                model.visual_transformer,
+                model.pooling,
+                model.to_visual_latent,
+                model.text_transformer,
+                model.to_text_latent,
+            ]
         )
-        # A function, so that the model is no submodule. It finds the methods anew each time: FSDP2 replaces them.
-        self.encode = lambda volumes, ids, mask: (model.encode_image(volumes), model.encode_text(ids, mask))
+        # Functions, so that the model is no submodule. They find the methods anew each time: FSDP2 replaces them.
+        self.encode_image = lambda volumes: model.encode_image(volumes)
+        self.encode_text = lambda *texts: model.encode_text(*texts) if len(texts) == 2 else model.project_text(*texts)
 
-    def forward(self, volumes: Tensor, ids: Tensor, mask: Tensor) -> Latents:
-        return self.encode(volumes, ids, mask)
+    def forward(self, volumes: Tensor, *texts: Tensor) -> Latents:
+        """Latents of volumes, and of texts as ids and mask or as states of the text encoder."""
+        return self.encode_image(volumes), self.encode_text(*texts)
 
 
 def encoder_layout(model: CTCLIP) -> Layout:
@@ -61,8 +72,34 @@ def encoder_layout(model: CTCLIP) -> Layout:
         forward=Encoders(model),
         apart=[model.temperature],
         units=[*layers, model.to_visual_latent],
-        methods=("encode_image", "encode_text", "unquantized_tokens"),
+        methods=("encode_image", "encode_text", "project_text", "unquantized_tokens"),
     )
+
+
+class PromptTargets:
+    """Latents of a label set's prompts. The prompt loss moves image latents towards them, and no weight of the text.
+
+    A text encoder that does not learn encodes the prompts once.
+    """
+
+    def __init__(
+        self, model: CTCLIP, tokenizer: PreTrainedTokenizerFast, label_set: LabelSet, compute: Compute
+    ) -> None:
+        device, dtype = model.temperature.device, compute.precision.autocast
+        self.model, self.device, self.dtype = model, device, dtype
+        tokens = tokenize(tokenizer, label_set.prompts, model.config.text.max_length)
+        self.tokens = [tokens[name].to(device) for name in ("input_ids", "attention_mask")]
+        is_frozen = not any(parameter.requires_grad for parameter in model.text_transformer.parameters())
+        states = encode_states(model, tokenizer, label_set.prompts, dtype=dtype) if is_frozen else None
+        self.states = None if states is None else states.to(device)
+
+    @torch.no_grad()
+    def encode(self) -> Tensor:
+        """Unit latents (2 findings, latent) by the weights of this step, "present" and "not present" in turn."""
+        with autocast_to(self.device, self.dtype):
+            if self.states is not None:
+                return self.model.project_text(self.states)
+            return self.model.encode_text(*self.tokens)
 
 
 class ContrastiveSteps:
@@ -70,7 +107,7 @@ class ContrastiveSteps:
 
     def __init__(
         self, model: CTCLIP, tokenizer: PreTrainedTokenizerFast, data: TrainingData, config: TrainingConfig,
-        compute: Compute,
+        compute: Compute, label_set: LabelSet = CT_RATE_18,
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.data, self.config, self.compute = model, tokenizer, data, config, compute
         self.device = model.temperature.device
@@ -86,16 +123,18 @@ class ContrastiveSteps:
         model.text_transformer.pooler.requires_grad_(False)
         with torch.no_grad():
             model.temperature.fill_(config.first_temperature)
+        self.report_states = self._encode_reports() if config.texts_per_report else None
+        self.prompts = PromptTargets(model, tokenizer, label_set, compute) if config.prompt_loss_weight else None
         self.distributed = distribute(model, encoder_layout(model), sharded=compute.sharded)
 
     def make_batch(self, step: int) -> Batch:
         rng = open_stream(self.config.seed, Stream.contrastive, step)
         indices = self.order.batch(step)
         volumes = read_volumes(self.data, indices, self.rows, rng if self.config.varies_samples else None)
-        tokens = tokenize(self.tokenizer, self._draw_texts(indices, rng), self.model.config.text.max_length)
         return Batch(
             volumes=copy_ahead(volumes, self.device),
-            tokens={name: value.unflatten(0, (len(volumes), -1)) for name, value in tokens.items()},
+            texts=self._make_texts(indices, rng),
+            labels=self.data.labels[indices],
             seed=draw_dropout_seed(self.config.seed, step),
         )
 
@@ -107,19 +146,46 @@ class ContrastiveSteps:
         changes = None
         if config.varies_samples:
             changes = draw_brightness(self.order.batch_size, self.device)[:, self.rows]
-        if config.codes_from_data and not model.visual_transformer.vq._codebook.cluster_size.any():
-            start_codebook(model, make_images(batch.volumes, changes, self.device))
+        if config.codes_from_data:
+            start_codebook_once(model, batch.volumes, changes)
         starts = range(0, len(batch.volumes), self.at_once)
         parts = [partial(self._encode, batch, changes, start) for start in starts]
         if not self.is_in_parts:
-            return batch_loss(*parts[0](), model.temperature, config.negatives)
-        return backward_in_parts(parts, model.temperature, config.negatives, self.distributed.accumulating)
+            return self._loss_of_latents(batch, *parts[0]())
+        return backward_in_parts(parts, partial(self._loss_of_latents, batch), self.distributed.accumulating)
 
     def after_step(self) -> None:
         move_codebook(self.model)
         if self.config.max_temperature is not None:
             with torch.no_grad():
                 self.model.temperature.clamp_(max=self.config.max_temperature)
+
+    def _loss_of_latents(self, batch: Batch, images: Tensor, texts: Tensor) -> Tensor:
+        loss = batch_loss(images, texts, self.model.temperature, self.config.negatives)
+        if self.prompts is None:
+            return loss
+        labels, weight = batch.labels.to(self.device), self.config.prompt_loss_weight
+        prompts = self.prompts.encode()
+        losses = vocabfine_losses(images, prompts, labels[self.rows], self.model.temperature, known_in=labels)
+        return loss + weight * world_size() * losses.sum()  # a process has its samples' share of the batch's sum
+
+    def _encode_reports(self) -> ReportStates:
+        """The states of every scan's report, which are drawn from in each step."""
+        reports = {scan_id: report for scan_id, report in zip(self.data.scan_ids, self.data.reports, strict=True)}
+        rng = open_stream(self.config.seed, Stream.report_texts)
+        return encode_reports(
+            self.model, self.tokenizer, reports, self.config.texts_per_report, self._write_text, rng,
+            dtype=self.compute.precision.autocast,
+        )  # fmt: skip
+
+    def _make_texts(self, indices: Sequence[int], rng: Generator) -> tuple[Tensor, ...]:
+        """The texts of this process's rows, as `Batch.texts`."""
+        if self.report_states is not None:
+            scan_ids = [self.data.scan_ids[index] for index in indices]
+            return (self.report_states.draw(scan_ids, self.config.texts_per_volume, rng)[self.rows],)
+        tokens = tokenize(self.tokenizer, self._draw_texts(indices, rng), self.model.config.text.max_length)
+        count = self.rows.stop - self.rows.start
+        return tuple(tokens[name].unflatten(0, (count, -1)) for name in ("input_ids", "attention_mask"))
 
     def _draw_texts(self, indices: Sequence[int], rng: Generator) -> list[str]:
         """The texts of this process's rows, sample after sample.
@@ -142,27 +208,8 @@ class ContrastiveSteps:
         """Latents of the next `at_once` samples. A part's dropout has a seed, since the part is encoded twice."""
         part = slice(start, start + self.at_once)
         images = make_images(batch.volumes[part], None if changes is None else changes[:, part], self.device)
-        ids, mask = (batch.tokens[name][part].flatten(0, 1).to(self.device) for name in ("input_ids", "attention_mask"))
+        texts = [value[part].flatten(0, 1).to(self.device) for value in batch.texts]
         seed = batch.seed + start if world_size() > 1 or self.is_in_parts else None
         with seeded(seed, self.device), autocast_to(self.device, self.compute.precision.autocast):
-            image_latents, text_latents = self.distributed.forward(images, ids, mask)
+            image_latents, text_latents = self.distributed.forward(images, *texts)
         return image_latents, text_latents.unflatten(0, (len(image_latents), -1))
-
-
-def move_codebook(model: CTCLIP) -> None:
-    """Moves the codes towards the tokens that all processes have seen since the last move."""
-    sum_over_processes(model.visual_transformer.vq.statistics or ())
-    model.update_codebook()
-
-
-@torch.no_grad()
-def start_codebook(model: CTCLIP, images: Tensor) -> None:
-    """Sets the codes to randomly drawn tokens of the images (B, 1, depth, height, width), before the first step.
-
-    No token is drawn twice while others are left: between equal codes rounding would decide, differently on each
-    machine.
-    """
-    tokens = gather(model.unquantized_tokens(images).flatten(0, -2))
-    codes = model.visual_transformer.vq._codebook.embed[0]
-    chosen = torch.randperm(len(tokens), device=tokens.device)[torch.arange(len(codes)) % len(tokens)]
-    codes.copy_(F.normalize(tokens[chosen], dim=-1))

@@ -1,4 +1,4 @@
-"""The contrastive loss over the batch of all processes, and its gradient a few samples at a time."""
+"""Losses of latents: contrastive and by prompts, over the batch of all processes, a few samples at a time."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from ctclip_model.training.engine.processes import gather, rank, share, world_si
 
 Latents = tuple[Tensor, Tensor]  # images (B, latent), and the texts of each image (B, texts, latent)
 Encode = Callable[[], Latents]
+Loss = Callable[[Tensor, Tensor], Tensor]  # of the latents of images and texts
+GROUP = 6  # abnormalities that share a loss of VocabFine, at most
 
 
 def require_contrast(scan_ids: Sequence[str], texts: Sequence[str], config: TrainingConfig) -> None:
@@ -81,10 +83,37 @@ def sigmoid_loss(images: Tensor, all_texts: Tensor, logit_scale: Tensor) -> Tens
     return -F.logsigmoid(signs * logits).sum() / len(images)
 
 
+def vocabfine_losses(
+    image_latents: Tensor,
+    prompt_latents: Tensor,
+    labels: Tensor,
+    logit_scale: Tensor,
+    *,
+    known_in: Tensor | None = None,
+) -> Tensor:
+    """The published loss of each group of six abnormalities, (groups,): three for the 18.
+
+    With p the softmax over an abnormality's (right, wrong) prompts, the loss is the mean squared error between p and
+    (1, 0). `image_latents` (B, latent). `prompt_latents` (2 findings, latent), "present" and "not present" in turn.
+    `labels` (B, findings) decide the right prompt; NaN counts for nothing. The mean is over the known labels of these
+    samples, or of the batch `known_in` (N, findings) that contains them. Other numbers of findings have groups of six
+    at most, of nearly equal size.
+    """
+    scores = similarity(image_latents, prompt_latents, logit_scale).unflatten(1, (-1, 2))  # (B, findings, 2)
+    known = ~labels.isnan()
+    is_present = labels == 1
+    wrong = torch.where(is_present[..., None], scores, scores.flip(-1)).softmax(-1)[..., 1]  # (B, findings)
+    # (p_right - 1)² = p_wrong², so that the mean of both squares is p_wrong².
+    errors = wrong.square().where(known, 0.0)
+    counted = known if known_in is None else ~known_in.isnan()
+    groups = math.ceil(labels.shape[1] / GROUP)
+    parts = zip(errors.tensor_split(groups, 1), counted.tensor_split(groups, 1), strict=True)
+    return torch.stack([part.sum() / count.sum().clamp(min=1) for part, count in parts])
+
+
 def backward_in_parts(
     parts: Sequence[Encode],
-    logit_scale: Tensor,
-    negatives: Negatives,
+    compute_loss: Loss,
     accumulating: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
     """Adds the gradients of the loss over all parts, with one part in memory at a time (GradCache, arXiv 2101.06983).
@@ -96,7 +125,7 @@ def backward_in_parts(
     with torch.no_grad():
         encoded = [encode() for encode in parts]
     images, texts = (torch.cat(latents).requires_grad_() for latents in zip(*encoded, strict=True))
-    loss = batch_loss(images, texts, logit_scale, negatives)
+    loss = compute_loss(images, texts)
     loss.backward()
     assert images.grad is not None
     assert texts.grad is not None

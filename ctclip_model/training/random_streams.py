@@ -21,6 +21,8 @@ class Stream(IntEnum):
     vocabfine = 3
     dropout = 4
     hold_out = 5
+    image_pretraining = 6
+    report_texts = 7
 
 
 def open_stream(seed: int, stream: Stream, *counters: int) -> Generator:

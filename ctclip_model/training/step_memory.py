@@ -53,8 +53,12 @@ def _peak_bytes(preset: Preset, compute: Compute, device: torch.device, count: i
         held = sum(tensor.nbytes for tensor in model.state_dict().values())
         with _Peak() as peak:
             with autocast_to(device, compute.precision.autocast):
-                latents = model.encode_image(volumes), model.encode_text(ids, torch.ones_like(ids))
-            contrastive_loss(*latents, model.temperature).backward()
+                images = model.encode_image(volumes)
+                if preset.training.texts_per_report:  # encoded before the first step
+                    texts = model.project_text(torch.empty(count, preset.model.text.hidden_size))
+                else:
+                    texts = model.encode_text(ids, torch.ones_like(ids))
+            contrastive_loss(images, texts, model.temperature).backward()
     return held + ADAM_BYTES * learned + 2 * volumes.nbytes + peak.max  # the next batch is copied ahead
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,19 @@ from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.data.loader import copy_ahead
 from ctclip_model.device import Compute, autocast_to
 from ctclip_model.errors import ConfigurationError
-from ctclip_model.models.clip import CTCLIP, similarity
+from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.models.model_folder import describe_label_set, load_model_folder, save_model_folder
 from ctclip_model.models.text import tokenize
+from ctclip_model.training.code_book import move_codebook
 from ctclip_model.training.contrastive import prepare_model
-from ctclip_model.training.contrastive_steps import move_codebook
 from ctclip_model.training.engine.checkpoints import Checkpoints, storage_errors
 from ctclip_model.training.engine.curve import RunLog, TrainingResult, summarise_run
 from ctclip_model.training.engine.loop import Run, StepRecord, run_steps, split_decay
 from ctclip_model.training.engine.processes import rank, share, world_size
 from ctclip_model.training.engine.state import state_folder
 from ctclip_model.training.fine_tuned import keep_facts, require_labels, write_fine_tuned_card
+from ctclip_model.training.losses import vocabfine_losses
 from ctclip_model.training.random_streams import Stream, open_stream
 from ctclip_model.training.samples import (
     BatchOrder,
@@ -37,8 +37,6 @@ from ctclip_model.training.samples import (
     read_training_data,
     read_volumes,
 )
-
-GROUP = 6  # abnormalities that share a loss, at most
 
 
 def train_vocabfine(
@@ -192,31 +190,3 @@ class PromptSteps:
             total += loss.detach()
         encoded_prompts.backward(prompts.grad)
         return total
-
-
-def vocabfine_losses(
-    image_latents: Tensor,
-    prompt_latents: Tensor,
-    labels: Tensor,
-    logit_scale: Tensor,
-    *,
-    known_in: Tensor | None = None,
-) -> Tensor:
-    """The published loss of each group of six abnormalities, (groups,): three for the 18.
-
-    With p the softmax over an abnormality's (right, wrong) prompts, the loss is the mean squared error between p and
-    (1, 0). `image_latents` (B, latent). `prompt_latents` (2 findings, latent), "present" and "not present" in turn.
-    `labels` (B, findings) decide the right prompt; NaN counts for nothing. The mean is over the known labels of these
-    samples, or of the batch `known_in` (N, findings) that contains them. Other numbers of findings have groups of six
-    at most, of nearly equal size.
-    """
-    scores = similarity(image_latents, prompt_latents, logit_scale).unflatten(1, (-1, 2))  # (B, findings, 2)
-    known = ~labels.isnan()
-    is_present = labels == 1
-    wrong = torch.where(is_present[..., None], scores, scores.flip(-1)).softmax(-1)[..., 1]  # (B, findings)
-    # (p_right - 1)² = p_wrong², so that the mean of both squares is p_wrong².
-    errors = wrong.square().where(known, 0.0)
-    counted = known if known_in is None else ~known_in.isnan()
-    groups = math.ceil(labels.shape[1] / GROUP)
-    parts = zip(errors.tensor_split(groups, 1), counted.tensor_split(groups, 1), strict=True)
-    return torch.stack([part.sum() / count.sum().clamp(min=1) for part, count in parts])

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ctclip_model.config import Preset
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.stages import PIPELINE
 from tasks.labels.estimate import Estimate, Prices, estimate_labelling
@@ -194,10 +195,14 @@ def _explain_change(stage: str, before: Parts | None, now: Parts | None) -> Reas
 
 
 def _explain_training(stage: str, config: Parts | None, now: Parts) -> Reason:
-    """Names the settings that differ between the newest model's configuration and the preset."""
+    """Names the settings that differ between the newest model's configuration and the preset.
+
+    A setting that is newer than the model had its default value.
+    """
     if config is None:
         return Reason("never trained")
-    reason = _explain_change(stage, {name: value for name, value in config.items() if name in now}, now)
+    before = Fingerprint("", flatten(asdict(Preset("")))).parts | config
+    reason = _explain_change(stage, {name: value for name, value in before.items() if name in now}, now)
     return reason if reason.detail else Reason(f"VERSION of {stage} raised")
 
 

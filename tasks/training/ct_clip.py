@@ -48,9 +48,9 @@ def find_named_labels(data_root: Path, preset: Preset, name: str | None) -> Labe
 def choose_labels(data_root: Path, preset: Preset, labeller: str) -> str | None:
     """The labeller whose labels a training reads that names none: the given one, the published labels, or none.
 
-    Text pretraining learns the given labeller's labels. Validation alone reads the published ones.
+    Pretraining and the prompt loss learn the given labeller's labels. Validation alone reads the published ones.
     """
-    if preset.training.text_pretraining_samples > 0:
+    if preset.training.learns_labels:
         return find_labeller(data_root, labeller).labeller_id
     return PUBLISHED_LABELS if preset.training.reads_labels else None
 

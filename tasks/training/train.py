@@ -70,7 +70,8 @@ def _count_samples_seen(job: TrainingJob) -> int:
     """The samples that a training sees, phases added up: an estimate where whole groups of reports are held out."""
     preset, manifest = job.preset, job.manifest
     if job.kind is ModelKind.ct_clip:
-        return preset.training.text_pretraining_samples + preset.training.samples
+        training = preset.training
+        return training.text_pretraining_samples + training.image_pretraining_samples + training.samples
     if job.kind is ModelKind.labeller:
         return round(preset.labeller.epochs * manifest.count_samples * (1 - preset.labeller.validation_share))
     epochs = preset.lipro.epochs if job.kind is ModelKind.lipro else preset.vocabfine.epochs

@@ -22,8 +22,8 @@ from ctclip_model.errors import ConfigurationError, DivergedError, MissingInputE
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.models.model_folder import load_model_folder
 from ctclip_model.models.text import train_tokenizer
+from ctclip_model.training.code_book import start_codebook
 from ctclip_model.training.contrastive import train_contrastive
-from ctclip_model.training.contrastive_steps import start_codebook
 from ctclip_model.training.engine.loop import Run, StepRecord, rate_at, run_steps, split_decay
 from ctclip_model.training.losses import require_contrast
 from ctclip_model.training.samples import BatchOrder, TrainingData, draw_shifts, hold_out, shift_volumes

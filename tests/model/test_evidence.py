@@ -91,7 +91,7 @@ def test_a_part_is_the_loss_of_score_without_that_token(folders, kind):
         without = tokens.clone()
         without[(0, *patch)] = 0
         with torch.inference_mode():
-            lost = latents[0] - (encoder.project_slab(without.mean(dim=1)) / norms)[0].numpy()
+            lost = latents[0] - (encoder.project_image(encoder.pooling(without)) / norms)[0].numpy()
         assert evidence.parts[(slice(None), *patch)] == pytest.approx(readout.gradients @ lost, abs=1e-4)
 
 

@@ -22,12 +22,12 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.config import Negatives, Preset, VocabFineConfig, smoke
+from ctclip_model.config import Negatives, Pooling, Preset, VocabFineConfig, smoke
 from ctclip_model.device import Compute
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.clip import CTCLIP, contrastive_loss
 from ctclip_model.models.text import train_tokenizer
-from ctclip_model.training.contrastive import teach_contrast
+from ctclip_model.training.contrastive import teach_contrast, teach_image
 from ctclip_model.training.engine import processes as distributed
 from ctclip_model.training.engine.checkpoints import FULL_STATE, Checkpoints
 from ctclip_model.training.engine.loop import StepRecord
@@ -63,7 +63,7 @@ def untrained(preset: Preset) -> tuple[CTCLIP, PreTrainedTokenizerFast, Training
     labels = torch.from_numpy(rng.choice([0.0, 1.0, np.nan], (20, 18)).astype(np.float32))
     labels[::3] = torch.nan
     data = TrainingData(
-        lambda rows: volumes[torch.as_tensor(rows)], [str(i) for i in range(20)], reports, labels, [""] * 20
+        lambda rows: volumes[torch.as_tensor(rows)], [str(i) for i in range(20)], reports, labels, [""] * 20, [""] * 20
     )
     tokenizer = train_tokenizer(
         [" ".join(sentence for section in report for sentence in section) for report in reports], 200
@@ -83,13 +83,14 @@ def learn(
     sharded: bool = False,
     checkpoints: Checkpoints | None = None,
     stop_after: int | None = None,
+    preset: Preset | None = None,
     **settings: Any,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The losses of a few steps, in float32 and without dropout, and the weights after them (on the first process)."""
-    preset = few_codes()
+    preset = preset or few_codes()
+    common = {"negatives": negatives, "text_learning_rate": None, "learning_rate": 1e-3, "texts_per_volume": 2}
     config = dataclasses.replace(
-        preset.training, batch_size=BATCH, samples=BATCH * STEPS, negatives=negatives, text_learning_rate=None,
-        learning_rate=1e-3, texts_per_volume=2, **settings,
+        preset.training, batch_size=BATCH, samples=BATCH * STEPS, **common | settings,
     )  # fmt: skip
     model, tokenizer, data = untrained(preset)
     losses: list[float] = []
@@ -100,6 +101,7 @@ def learn(
             raise InterruptedError
 
     compute = Compute("cpu", encoded_at_once=encoded_at_once, sharded=sharded)
+    teach_image(model, data, config, compute=compute, on_step=on_step)
     with contextlib.suppress(InterruptedError):
         teach_contrast(model, tokenizer, data, config, compute=compute, checkpoints=checkpoints, on_step=on_step)
     return losses, cast(dict[str, torch.Tensor], get_model_state_dict(model, options=FULL_STATE))
@@ -136,6 +138,17 @@ def learn_sharded_and_continue(folder: Path) -> tuple[list[float], dict[str, tor
     return before[:2] + after, weights
 
 
+def learn_all_parts(**settings: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The same with labels for the image encoder, prompts, texts encoded once, and attention without a code book."""
+    base = few_codes()
+    vision = dataclasses.replace(base.model.vision, codebook_size=0, pooling=Pooling.attention, queries=2)
+    return learn(
+        preset=dataclasses.replace(base, model=dataclasses.replace(base.model, vision=vision)),
+        image_pretraining_samples=2 * BATCH, image_pretraining_batch_size=BATCH, prompt_loss_weight=0.5,
+        text_learning_rate=0.0, texts_per_report=3, **settings,
+    )  # fmt: skip
+
+
 USUAL: dict[str, Callable[[Path], Any]] = {
     "copies": lambda _: learn(),
     "copies, in parts": lambda _: learn(encoded_at_once=2),
@@ -146,6 +159,9 @@ USUAL: dict[str, Callable[[Path], Any]] = {
 OTHERS: dict[str, Callable[[Path], Any]] = {
     "sigmoid": lambda _: learn(Negatives.sigmoid),
     "local": lambda _: learn(Negatives.local),
+    "all parts": lambda _: learn_all_parts(),
+    "all parts, in parts": lambda _: learn_all_parts(encoded_at_once=3),
+    "all parts, shares": lambda _: learn_all_parts(sharded=True),
     "shares": lambda _: learn(sharded=True),
     "shares, continued": learn_sharded_and_continue,
 }
@@ -196,6 +212,8 @@ def test_other_ways_of_two_processes_learn_as_one_with_twice_the_batch(tmp_path:
     found = learn_on_two(tmp_path, list(OTHERS))
     assert_same(found["sigmoid"], learn(Negatives.sigmoid))
     assert_same(found["shares"], learn())
+    for way in ("all parts", "all parts, in parts", "all parts, shares"):
+        assert_same(found[way], learn_all_parts())
     assert_same(found["shares, continued"], learn(average_decay=0.5))
     assert found["local"][0] != pytest.approx(learn(Negatives.local)[0], rel=1e-2)  # half the negatives
 
@@ -219,7 +237,8 @@ def test_gradients_in_parts_are_those_of_the_whole(negatives: Negatives) -> None
     loss = batch_loss(*encode(encoder, inputs), scale, negatives)
     loss.backward()
     parts = [lambda part=part: encode(other, part) for part in inputs.split(4)]
-    torch.testing.assert_close(backward_in_parts(parts, other_scale, negatives), loss.detach())
+    found_loss = backward_in_parts(parts, functools.partial(batch_loss, logit_scale=other_scale, negatives=negatives))
+    torch.testing.assert_close(found_loss, loss.detach())
     for found, expected in ((other.weight, encoder.weight), (other.bias, encoder.bias), (other_scale, scale)):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
 

@@ -46,6 +46,13 @@ def test_recomputing_takes_less_for_each_volume() -> None:
     assert recomputed.per_volume < plain.per_volume
 
 
+def test_texts_encoded_once_take_no_memory_of_a_step() -> None:
+    base = tiny()
+    once = dataclasses.replace(base, training=dataclasses.replace(base.training, texts_per_report=8))
+    volumes_alone, with_texts = (estimate_once(preset, Compute("cpu")) for preset in (once, base))
+    assert volumes_alone.per_volume < with_texts.per_volume
+
+
 def test_fitting_volumes_leave_a_tenth_free() -> None:
     memory = StepMemory(fixed=40, per_volume=10)
     assert memory.count_fitting(100) == 5

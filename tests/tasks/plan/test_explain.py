@@ -128,6 +128,21 @@ def test_training_names_the_setting_that_differs_from_the_newest_model(data_root
     assert [item["why"] for item in plan["items"]] == [why]
 
 
+def test_training_names_no_setting_that_is_newer_than_the_model_and_has_its_default(data_root):
+    preset = smoke()
+    older = dataclasses.asdict(dataclasses.replace(preset, training=dataclasses.replace(preset.training, seed=7)))
+    for settings, name in ((older["model"]["vision"], "pooling"), (older["training"], "prompt_loss_weight")):
+        del settings[name]
+    model = {
+        "model_id": "smoke-1", "kind": "ct-clip", "preset": "smoke", "path": "models/smoke-1", "fingerprint": "other",
+        "config": json.dumps(older, sort_keys=True),
+    }  # fmt: skip
+    write_run(data_root, 1, "train", variant="smoke", models=[model])
+    publish(data_root)
+    (item,) = explain_plan(data_root, "train", 5, {"preset": "smoke"})["items"]
+    assert item["why"] == "training.seed changed: training.seed 7 → 0"
+
+
 def test_plan_leaves_the_data_root_as_it_was(data_root):
     record_conversion(data_root)
     write_run(data_root, 1, "train", variant="smoke", models=[{"model_id": "m", "kind": "ct-clip", "preset": "smoke"}])
