@@ -33,12 +33,9 @@ class Recipe:
         return f"{self.name}-{compute_fingerprint(self, VERSIONS['convert'])[:8]}"
 
 
-def added(default: Any) -> Any:
-    """A field that a release added to a configuration. At its default it is no part of a fingerprint.
-
-    So configurations of earlier releases keep their fingerprints, and a data root its models.
-    """
-    return field(default=default, metadata={"is_added": True})
+# Marks a field that a release added to a configuration. At its default it is no part of a fingerprint, so that
+# configurations of earlier releases keep theirs, and a data root its models.
+ADDED = {"is_added": True}
 
 
 class Pooling(StrEnum):
@@ -63,9 +60,9 @@ class VisionConfig:
     temporal_layers: int = 4
     dim_head: int = 32
     heads: int = 8
-    pooling: Pooling = added(Pooling.columns)
-    patch_features: int = added(16)  # features of each patch, of `patches`
-    queries: int = added(4)  # queries along each axis at most, of `attention`
+    pooling: Pooling = field(default=Pooling.columns, metadata=ADDED)
+    patch_features: int = field(default=16, metadata=ADDED)  # features of each patch, of `patches`
+    queries: int = field(default=4, metadata=ADDED)  # queries along each axis at most, of `attention`
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size or self.depth % self.temporal_patch_size:
@@ -188,11 +185,13 @@ class TrainingConfig:
     text_pretraining_samples: int = 0  # reports that teach the text encoder the labels before the contrastive training
     text_pretraining_batch_size: int = 32  # reports
     text_pretraining_learning_rate: float = 1e-3
-    texts_per_report: int = added(0)  # texts of a report, encoded once by a text encoder that does not learn; 0: per step
-    image_pretraining_samples: int = added(0)  # volumes that teach the image encoder the labels, before contrast
-    image_pretraining_batch_size: int = added(32)  # volumes
-    image_pretraining_learning_rate: float = added(1e-3)
-    prompt_loss_weight: float = added(0.0)  # weight of VocabFine's loss beside the contrastive one
+    # texts of a report, encoded once, by a text encoder that does not learn; 0: encoded in each step
+    texts_per_report: int = field(default=0, metadata=ADDED)
+    # volumes that teach the image encoder the labels before the contrastive training
+    image_pretraining_samples: int = field(default=0, metadata=ADDED)
+    image_pretraining_batch_size: int = field(default=32, metadata=ADDED)  # volumes
+    image_pretraining_learning_rate: float = field(default=1e-3, metadata=ADDED)
+    prompt_loss_weight: float = field(default=0.0, metadata=ADDED)  # of VocabFine's loss beside the contrastive one
     average_decay: float | None = None  # decay of the weight average, which is the saved model; None: no average
     skipped_steps: int = 3  # steps in a row without a finite loss that end training
     steps_per_validation: int = 0  # 0: no validation, and all samples train
@@ -383,7 +382,7 @@ def compute_fingerprint(*parts: Any) -> str:
 
 
 def _plain(part: Any) -> Any:
-    """A dataclass as a mapping, without the fields of `added` that have their default value."""
+    """A dataclass as a mapping, without `ADDED` fields that have their default value."""
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
         values = {field: getattr(part, field.name) for field in dataclasses.fields(part)}
         return {field.name: _plain(value) for field, value in values.items() if not _is_left_out(field, value)}

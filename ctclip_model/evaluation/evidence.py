@@ -1,7 +1,7 @@
 """Evidence of a score: its exact split into one part for each patch of the image encoder's token grid.
 
-The image latent before normalisation is linear in the tokens t of the grid (depth D, height, width). With W_hw, the
-columns of `to_visual_latent` at a place (h, w),
+With the published pooling, the image latent before normalisation is linear in the tokens t of the grid (depth D,
+height, width). With W_hw, the columns of `to_visual_latent` at a place (h, w),
 
     z = 1/D * sum_dhw W_hw t_dhw            and the unit latent is u = z / |z|.
 
@@ -12,6 +12,9 @@ A score is a linear function of the unit latent, s = g . u + c. So it is the sum
 CT-CLIP and VocabFine score a pair of prompts by the difference of the two logits, whose logistic function is the
 probability: g = exp(temperature) (present - not present), c = 0. LiPro's logit has its rectifier's mask in g: g = w
 where u > 0 and 0 elsewhere, and c is its bias.
+
+Under other poolings (`models.pooling`) features are weighted sums of tokens too, and scores split in the same way. The
+weights of pooling by attention depend on the tokens. A part has the weights that its token was given.
 
 Tokens have seen other tokens by attention. A part says from which token the model reads a score. An abnormality may lie
 in another patch.

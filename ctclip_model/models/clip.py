@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ctclip_model.config import CTCLIPConfig
 from ctclip_model.models.bert import first_token, run_layer
-from ctclip_model.models.pooling import POOLINGS
+from ctclip_model.models.pooling import POOLINGS, TokenPooling
 from ctclip_model.models.text import build_text_encoder
 from ctclip_model.models.vision import CTViT
 
@@ -28,10 +28,11 @@ class CTCLIP(nn.Module):
         self.text_transformer = build_text_encoder(config.text)
         self.visual_transformer = CTViT(config.vision)
         self.to_text_latent = nn.Linear(config.text.hidden_size, config.latent_dim, bias=False)
-        self.pooling = POOLINGS[config.vision.pooling](config.vision)
-        self.to_visual_latent = nn.Linear(self.pooling.features, config.latent_dim, bias=False)
+        self.pooling: TokenPooling = POOLINGS[config.vision.pooling](config.vision)
+        image_features = self.pooling.features
+        self.to_visual_latent = nn.Linear(image_features, config.latent_dim, bias=False)
         self.to_text_latent_extra = nn.Linear(config.text.hidden_size, config.latent_dim, bias=False)
-        self.to_visual_latent_extra = nn.Linear(self.pooling.features, config.latent_dim, bias=False)
+        self.to_visual_latent_extra = nn.Linear(image_features, config.latent_dim, bias=False)
         for unused in (self.to_text_latent_extra, self.to_visual_latent_extra, self.text_transformer.pooler):
             unused.requires_grad_(False)
 

@@ -7,6 +7,7 @@ evidence of a score needs. Tokens have the shape (B, depth, height, width, dim) 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,49 +17,57 @@ from ctclip_model.config import Pooling, VisionConfig
 FIRST_REACH = 0.5  # standard deviation of a query's first weights, as a share of the distance between two queries
 
 
-class ColumnPooling(nn.Module):
-    """The published pooling: the mean over depth, flattened. It knows height and width of a token, and not its depth."""
+class TokenPooling(nn.Module):
+    """Tokens (B, depth, height, width, dim) to features (B, features)."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    features: int
+
+    def __init__(self, features: int) -> None:
         super().__init__()
-        _, height, width = config.grid
-        self.features = height * width * config.dim
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Features (B, features)."""
-        return tokens.mean(dim=1).flatten(1)
+        self.features = features
 
     def split(self, gradients: Tensor, tokens: Tensor) -> Tensor:
         """Parts (L, depth, height, width) of linear functions of the features, with gradients (L, features).
 
         `tokens` are of one volume, (depth, height, width, dim). The parts add up to the functions' values.
         """
+        raise NotImplementedError
+
+
+class ColumnPooling(TokenPooling):
+    """The published pooling: the mean over depth, flattened. Features do not know the depth of a token."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        _, height, width = config.grid
+        super().__init__(height * width * config.dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens.mean(dim=1).flatten(1)
+
+    def split(self, gradients: Tensor, tokens: Tensor) -> Tensor:
         depth, height, width, dim = tokens.shape
         per_token = gradients.view(-1, height * width, dim)
         parts = torch.einsum("lpc,dpc->ldp", per_token, tokens.flatten(1, 2)) / depth
         return parts.unflatten(2, (height, width))
 
 
-class PatchPooling(nn.Module):
+class PatchPooling(TokenPooling):
     """Every patch on its own: a few features of each token, flattened. It knows where in the volume a token is."""
 
     def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.features = math.prod(config.grid) * config.patch_features
+        super().__init__(math.prod(config.grid) * config.patch_features)
         self.narrow = nn.Linear(config.dim, config.patch_features, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features (B, features)."""
         narrowed: Tensor = self.narrow(tokens)
         return narrowed.flatten(1)
 
     def split(self, gradients: Tensor, tokens: Tensor) -> Tensor:
-        """Parts as in `ColumnPooling.split`."""
         narrowed = self.narrow(tokens)
         return torch.einsum("ldhwf,dhwf->ldhw", gradients.view(-1, *narrowed.shape), narrowed)
 
 
-class AttentionPooling(nn.Module):
+class AttentionPooling(TokenPooling):
     """Learned queries, each a weighted mean of all tokens. Weights depend on what a token holds and where it is.
 
     The queries start on a coarse grid over the volume, each with a Gaussian of weights around its place: with equal
@@ -66,16 +75,14 @@ class AttentionPooling(nn.Module):
     """
 
     def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
         places = _place_queries(config.grid, config.queries)
-        self.features = len(places) * config.dim
+        super().__init__(len(places) * config.dim)
         self.norm = nn.LayerNorm(config.dim)
         self.score = nn.Linear(config.dim, len(places), bias=False)
         self.place = nn.Parameter(places)  # (queries, depth, height, width)
         nn.init.zeros_(self.score.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Features (B, features)."""
         return (self.weigh(tokens) @ tokens.flatten(1, 3)).flatten(1)
 
     def weigh(self, tokens: Tensor) -> Tensor:
@@ -84,14 +91,14 @@ class AttentionPooling(nn.Module):
         return (scores + self.place.flatten(1)).softmax(dim=-1)
 
     def split(self, gradients: Tensor, tokens: Tensor) -> Tensor:
-        """Parts as in `ColumnPooling.split`. They are exact: a token's part has the weights that it was given."""
+        """Parts as in `TokenPooling.split`. They are exact: a token's part has the weights that it was given."""
         weights = self.weigh(tokens[None])[0]
         per_query = gradients.view(-1, len(weights), tokens.shape[-1])
         parts = torch.einsum("lqt,qt->lt", per_query @ tokens.flatten(0, 2).t(), weights.to(per_query))
         return parts.unflatten(1, tokens.shape[:3])
 
 
-POOLINGS = {
+POOLINGS: dict[Pooling, Callable[[VisionConfig], TokenPooling]] = {
     Pooling.columns: ColumnPooling,
     Pooling.patches: PatchPooling,
     Pooling.attention: AttentionPooling,

@@ -171,7 +171,7 @@ class ContrastiveSteps:
 
     def _encode_reports(self) -> ReportStates:
         """The states of every scan's report, which are drawn from in each step."""
-        reports = {scan_id: report for scan_id, report in zip(self.data.scan_ids, self.data.reports, strict=True)}
+        reports = dict(zip(self.data.scan_ids, self.data.reports, strict=True))
         rng = open_stream(self.config.seed, Stream.report_texts)
         return encode_reports(
             self.model, self.tokenizer, reports, self.config.texts_per_report, self._write_text, rng,

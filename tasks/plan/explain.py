@@ -201,7 +201,7 @@ def _explain_training(stage: str, config: Parts | None, now: Parts) -> Reason:
     """
     if config is None:
         return Reason("never trained")
-    before = Fingerprint("", flatten(asdict(Preset("")))).parts | config
+    before = {**Fingerprint("", flatten(asdict(Preset("")))).parts, **config}
     reason = _explain_change(stage, {name: value for name, value in before.items() if name in now}, now)
     return reason if reason.detail else Reason(f"VERSION of {stage} raised")
 

@@ -91,8 +91,11 @@ def test_a_model_folder_keeps_pooling_and_codes(tmp_path: Path, volumes, changes
 
 # Fingerprints of model and training before `added` fields: a changed one would train every model again.
 BEFORE = {
-    "published": "5a329582004590685dc76bc088c6614a", "small_gpu": "2c68cac379f946be7558d1752359ffcd", "tiny": "ab59d9dbaf46a36a188a36785aa1ba99", "smoke": "e56be698716ca0a795e8b0ab02cf635e",
-}  # fmt: skip
+    "published": "5a329582004590685dc76bc088c6614a",
+    "small_gpu": "2c68cac379f946be7558d1752359ffcd",
+    "tiny": "ab59d9dbaf46a36a188a36785aa1ba99",
+    "smoke": "e56be698716ca0a795e8b0ab02cf635e",
+}
 
 
 @pytest.mark.parametrize("name", BEFORE)

@@ -52,6 +52,18 @@ def make_learner(preset: Preset, data: TrainingData) -> tuple[CTCLIP, Any]:
     return model, train_tokenizer(texts + TWO.prompts * 2, 200)
 
 
+def list_losses(
+    model: CTCLIP, tokenizer: Any, data: TrainingData, config: TrainingConfig, compute: Compute = Compute("cpu")
+) -> list[float]:
+    losses: list[float] = []
+
+    def on_step(step: StepRecord) -> None:
+        losses.append(step.loss)
+
+    teach_contrast(model, tokenizer, data, config, label_set=TWO, compute=compute, on_step=on_step)
+    return losses
+
+
 def without_codes(preset: Preset) -> Preset:
     vision = dataclasses.replace(preset.model.vision, codebook_size=0)
     return dataclasses.replace(preset, model=dataclasses.replace(preset.model, vision=vision))
@@ -138,12 +150,8 @@ def test_the_prompt_loss_in_parts_is_that_of_the_whole(changes: dict[str, float]
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         config = dataclasses.replace(preset.training, prompt_loss_weight=weight)
-        found: list[float] = []
         compute = Compute("cpu", encoded_at_once=at_once)
-        teach_contrast(
-            model, tokenizer, data, config, label_set=TWO, compute=compute, on_step=lambda step: found.append(step.loss)
-        )
-        losses.append(found)
+        losses.append(list_losses(model, tokenizer, data, config, compute))
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert losses[2] != pytest.approx(losses[0], rel=1e-2)
 
@@ -154,9 +162,7 @@ def test_texts_encoded_once_are_those_of_each_step() -> None:
     for texts_per_report in (0, 2):
         model, tokenizer = make_learner(preset, data)
         config = dataclasses.replace(preset.training, texts_per_report=texts_per_report)
-        found: list[float] = []
-        teach_contrast(model, tokenizer, data, config, on_step=lambda step: found.append(step.loss))
-        losses.append(found)
+        losses.append(list_losses(model, tokenizer, data, config))
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
@@ -174,7 +180,7 @@ def test_each_scan_has_texts_of_its_own_report() -> None:
 
 
 def test_texts_of_an_encoder_that_learns_cannot_be_encoded_once() -> None:
-    with pytest.raises(ValueError, match="texts_per_report is 4.*text_learning_rate 0"):
+    with pytest.raises(ValueError, match=r"texts_per_report is 4.*text_learning_rate 0"):
         TrainingConfig(texts_per_report=4)
 
 
@@ -185,5 +191,3 @@ def test_texts_of_an_encoder_that_learns_cannot_be_encoded_once() -> None:
 )  # fmt: skip
 def test_a_training_learns_labels_by_any_of_its_parts(changes: dict[str, Any], learns: bool) -> None:
     assert TrainingConfig(**changes).learns_labels is learns
-
-
