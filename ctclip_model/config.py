@@ -368,6 +368,7 @@ def modern() -> Preset:
         ),
         training=TrainingConfig(
             batch_size=64,
+            negatives=Negatives.sigmoid,
             samples=480_000,  # each train scan twenty times
             learning_rate=3e-4,
             betas=(0.9, 0.95),
@@ -394,7 +395,7 @@ def tiny_modern() -> Preset:
     vision = dataclasses.replace(base.model.vision, codebook_size=0, pooling=Pooling.patches, patch_features=8)
     training: TrainingConfig = dataclasses.replace(
         base.training, batch_size=32, samples=24_000, learning_rate=3e-3, betas=(0.9, 0.95), texts_per_volume=8,
-        texts_per_report=16, negatives=Negatives.sigmoid, prompt_loss_weight=0.3,
+        texts_per_report=16, negatives=Negatives.sigmoid,
     )  # fmt: skip
     model = dataclasses.replace(base.model, vision=vision)
     return dataclasses.replace(base, name="tiny_modern", model=model, training=training)
