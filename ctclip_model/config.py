@@ -191,7 +191,7 @@ class TrainingConfig:
     image_pretraining_samples: int = field(default=0, metadata=ADDED)
     image_pretraining_batch_size: int = field(default=32, metadata=ADDED)  # volumes
     image_pretraining_learning_rate: float = field(default=1e-3, metadata=ADDED)
-    prompt_loss_weight: float = field(default=0.0, metadata=ADDED)  # of VocabFine's loss beside the contrastive one
+    prompt_loss_weight: float = field(default=0.0, metadata=ADDED)  # weight of VocabFine's loss beside contrast
     average_decay: float | None = None  # decay of the weight average, which is the saved model; None: no average
     skipped_steps: int = 3  # steps in a row without a finite loss that end training
     steps_per_validation: int = 0  # 0: no validation, and all samples train

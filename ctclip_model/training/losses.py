@@ -18,7 +18,7 @@ from ctclip_model.training.engine.processes import gather, rank, share, world_si
 
 Latents = tuple[Tensor, Tensor]  # images (B, latent), and the texts of each image (B, texts, latent)
 Encode = Callable[[], Latents]
-Loss = Callable[[Tensor, Tensor], Tensor]  # of the latents of images and texts
+Loss = Callable[[Tensor, Tensor], Tensor]  # loss of the latents of images and texts
 GROUP = 6  # abnormalities that share a loss of VocabFine, at most
 
 
