@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ctclip_model.config import HU_PER_UNIT
+from ctclip_model.data.label_sets import LabelSet
 from ctclip_model.data.shards import ShardReader
 from ctclip_model.device import limit_cpu_threads
 from ctclip_model.errors import CheckpointError, MissingInputError, ShardError
@@ -66,9 +67,9 @@ def find_evidence(
 ) -> tuple[list[EvidenceFinding], str]:
     """Draws the examples of the abnormalities with the highest, the middle and the lowest AUROC.
 
-    Abnormalities that fewer than five patients have or lack are left out. A volume takes one pass of the encoder on the
-    CPU. There are 12 volumes at most, and 6 for a published model. Returns the abnormalities, and a sentence on
-    pictures that are left out.
+    Abnormalities that fewer than five patients have or lack are left out. A volume takes one pass of the encoder. There
+    are 12 volumes at most, and 6 for a model as large as the published one. Returns the abnormalities, and a sentence
+    on pictures that are left out.
     """
     key = {
         "model_id": model.model_id, "encoder_id": model.encoder_id, "recipe_id": model.recipe_id, "dataset": dataset,
@@ -80,19 +81,33 @@ def find_evidence(
         return [], ""
     try:
         require_folder(model)
-        opened = open_model(model.folder, label_set=source.label_set)
+        with limit_cpu_threads(model.cpu_threads):
+            return _find_drawn(data_root, model, source.label_set, rows)
     except (CheckpointError, MissingInputError) as error:
         logger.warning("the page shows no evidence: %s", error)
         return [], NO_WEIGHTS
-    count = EXAMPLES if batch_size(opened.loaded.model.config, opened.device) > 1 else 1
+
+
+def _find_drawn(
+    data_root: Path, model: ModelReference, label_set: LabelSet, rows: list[Row]
+) -> tuple[list[EvidenceFinding], str]:
+    """Draws the examples of rows, on a GPU if there is one with room."""
+    try:
+        return _draw(data_root, open_model(model.folder, device="auto", label_set=label_set), rows)
+    except torch.OutOfMemoryError as error:
+        logger.warning("evidence is drawn on the CPU, since the GPU is full: %s", error)
+        return _draw(data_root, open_model(model.folder, device="cpu", label_set=label_set), rows)
+
+
+def _draw(data_root: Path, model: VolumeModel, rows: list[Row]) -> tuple[list[EvidenceFinding], str]:
+    count = EXAMPLES if batch_size(model.loaded.model.config, torch.device("cpu")) > 1 else 1
     rows = [row for row in rows if row["rank"] <= count]
-    with limit_cpu_threads(model.cpu_threads):
-        panels, missing = _draw(data_root, opened, rows)
+    panels, missing = _draw_volumes(data_root, model, rows)
     return _arrange(rows, panels), _describe_missing(missing, len({row["volume_name"] for row in rows}))
 
 
-def _draw(
-    data_root: Path, model: VolumeModel, rows: Sequence[Row]
+def _draw_volumes(
+    data_root: Path, model: VolumeModel, rows: list[Row]
 ) -> tuple[dict[tuple[str, str], list[Panel]], list[str]]:
     """Panels by volume and abnormality, and the names of the volumes whose shards are not here."""
     panels: dict[tuple[str, str], list[Panel]] = {}

@@ -9,6 +9,7 @@ import pytest
 from support.browser import Browser
 
 from ctclip_model.config import Recipe
+from tasks.report.evidence import EvidenceExample, EvidenceFinding
 from tasks.report.examples import Example, RankedVolume, draw_slices
 from tasks.report.render import OperatingPoints, PageFacts, render_page
 
@@ -28,6 +29,7 @@ def page(browser: Browser, tmp_path: Path) -> Browser:
     """An open page that has every section."""
     volume = np.random.default_rng(0).integers(-1000, 400, (16, 32, 32), np.int16)
     pictures = draw_slices(volume, Recipe(spacing_mm=(3.0, 1.5, 1.5), shape=volume.shape))
+    panels = [(plane, uri, f"{plane} slice of v") for plane, uri in pictures]
     line = {"Emphysema": [(0.0, 0.0), (1.0, 1.0)]}
     facts = PageFacts(
         "a model", [("0.9", "macro AUROC")],
@@ -35,6 +37,8 @@ def page(browser: Browser, tmp_path: Path) -> Browser:
         operating_points={"Emphysema": OperatingPoints(POINTS, chosen=0.45, count_positive=10, count=40)},
         curves={"ROC": line, "precision and recall": line, "calibration": line},
         training={"text": [(1, 2.0), (2, 1.0)]},
+        against="b", differences=[dict(LABEL, abnormality="Emphysema", difference=0.1)],
+        evidence=[EvidenceFinding("Emphysema", 0.9, 0.5, [EvidenceExample("v", 2, 0.8, True, panels)] * 3)],
         examples=[Example("valid_1_a", SCRIPT, 1, 2, [RankedVolume("valid_1_a_1", 1, 0.5, True, pictures)])],
         projection=[(0.0, 0.0, 1), (1.0, 2.0, 3)],
         provenance=[("revision", "abc")],
@@ -123,7 +127,12 @@ def test_page_is_no_wider_than_the_screen(page, width):
 
 def test_every_picture_loads_and_has_a_description(page):
     pictures = page.evaluate("[...document.images].map(image => [image.naturalWidth > 0, image.alt])")
-    assert pictures == [[True, f"mid-{plane} slice of valid_1_a_1"] for plane in ("axial", "coronal", "sagittal")]
+    planes = ("axial", "coronal", "sagittal")
+    names = [
+        *[f"{plane} slice of v" for plane in planes] * 3,
+        *(f"mid-{plane} slice of valid_1_a_1" for plane in planes),
+    ]
+    assert pictures == [[True, name] for name in names]
 
 
 def test_colours_follow_the_reader_and_paper_is_white(page):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.models import save_random_model
 from support.records import label_rows, volume_row, wanted_rows, write_run
 from support.volumes import make_shard_volume
@@ -117,6 +118,21 @@ def test_missing_shards_and_weights_are_one_sentence(data_root):
     assert find(data_root) == ([], evidence.NO_WEIGHTS)
     html = render_page(PageFacts("t", [], evidence_note=evidence.NO_WEIGHTS))
     assert evidence.NO_WEIGHTS.replace("'", "&#39;") in html
+
+
+def test_a_full_gpu_leaves_the_work_to_the_cpu(data_root, monkeypatch):
+    plain, devices = evidence.open_model, []
+
+    def open_model(folder: Path, *, device: str, **options):
+        devices.append(device)
+        if device == "auto":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(folder, device=device, **options)
+
+    expected = find(data_root)
+    monkeypatch.setattr(evidence, "open_model", open_model)
+    assert find(data_root) == expected
+    assert devices == ["auto", "cpu"]
 
 
 def test_pictures_end_at_the_bound(data_root, monkeypatch):
