@@ -22,7 +22,7 @@ from measure import machine
 
 POLL_S = 0.2
 KILLED_AT = 0.4  # share of the rows
-SHARES = (0.1, 0.5, 1.0)  # of the rows, at which memory is printed
+SHARES = (0.1, 0.5, 1.0)  # shares of the rows at which memory is printed
 
 
 @dataclass(frozen=True)
