@@ -24,7 +24,7 @@ from ctclip_model.errors import ConfigurationError, CTCLIPError, PreemptedError
 from flows.commands import deploying, doctor, labels, models, sharing, stages, volumes, warehouse
 from flows.streams import replace_unshowable
 from tasks.run.logs import configure_logging, is_log_requested
-from tasks.upkeep.prefect_server import IS_LOST
+from tasks.upkeep.lost_server import IS_LOST
 
 logger = logging.getLogger(__name__)
 

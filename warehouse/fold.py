@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ctclip_model.errors import WarehouseError
 from warehouse.tables import TABLES, Table
@@ -103,6 +101,9 @@ def escape_pattern(path: Path) -> str:
 
 def _inspect(data_root: Path, file: RecordFile, columns: set[str]) -> tuple[str, str, int, int]:
     """Checks a file's footer and columns, and returns its row of `record_files`."""
+    import pyarrow as pa  # imported late: no reader needs it
+    import pyarrow.parquet as pq
+
     path = data_root / file.path
     try:
         metadata = pq.read_metadata(path)

@@ -19,19 +19,20 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
-import pyarrow as pa
-import pyarrow.compute as pc
 from filelock import FileLock, LeaseSettingsMismatch, SoftFileLease, Timeout
-from numpy.typing import NDArray
 
 from ctclip_model.errors import ConfigurationError, MissingInputError, WarehouseError
 from ctclip_model.files import fsync
 from ctclip_model.lock_files import WatchedFile
 from warehouse import fold, schema
 from warehouse.kept_open import KEPT, open_alone
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
 WAREHOUSE_FILE = "warehouse.duckdb"
 LOCK_FILE = "locks/warehouse.lock"
@@ -145,6 +146,8 @@ def stack_vectors(column: pa.ChunkedArray) -> NDArray[Any]:
 
     Raises `WarehouseError` for a missing vector or vectors of several widths, which would shift the rows after them.
     """
+    import pyarrow.compute as pc  # imported late: most readers do without
+
     widths = set(pc.list_value_length(column).unique().to_pylist())
     if len(widths) > 1 or None in widths:
         found = ", ".join(sorted(map(str, widths)))

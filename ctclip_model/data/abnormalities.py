@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ABNORMALITIES: tuple[str, ...] = (
     "Medical material",
@@ -46,6 +48,8 @@ class ScoredNames:
 
         NaN means unknown. The result is NaN only if all columns of a name are.
         """
+        import numpy as np
+
         return np.column_stack([np.fmax.reduce(values[:, columns], axis=1) for columns in self.columns])
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 DROPPED_CHARACTERS = str.maketrans("", "", "\"'()")
 SECTIONS = ("findings", "impression")
 MISSING = {"", "nan", "none", "null", "na", "nat"}  # letters and digits of cells that hold nothing, such as N/A or "-"
+LONGEST_MISSING = max(map(len, MISSING))
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def is_missing(text: str | None) -> bool:
     """Says whether a cell holds nothing: it is blank, has no letter or digit, or is a word such as nan, None or N/A."""
-    return text is None or "".join(filter(str.isalnum, text)).lower() in MISSING
+    return text is None or "".join(islice(filter(str.isalnum, text), LONGEST_MISSING + 1)).lower() in MISSING
 
 
 def clean_report(findings: str | None, impression: str | None, sections: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ import typer
 
 from ctclip_model.errors import MissingInputError
 from flows.display import console
-from tasks.upkeep.prefect_server import find_api_url
 
 
 def deploy(
@@ -19,6 +18,8 @@ def deploy(
 
     Schedules and parameters that were set on the server stay.
     """
+    from tasks.upkeep.prefect_server import find_api_url
+
     if find_api_url() is None:
         raise MissingInputError("no Prefect server is named: set PREFECT_API_URL, after `prefect server start`")
     from tasks.stages.deploy import deploy as register

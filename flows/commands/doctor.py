@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ctclip_model.device import Compute, Precision
 from flows.display import console, print_json
 from flows.options import DataRoot, Dtype, Json, Preset
-from tasks.models.presets import find_preset
 from tasks.settings import DATA_ROOT, PRESET
-from tasks.upkeep import doctor as health
-from tasks.upkeep.doctor import CheckResult
+
+if TYPE_CHECKING:
+    from tasks.upkeep.doctor import CheckResult
 
 
 def doctor(
@@ -25,6 +25,8 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check this machine and the data root. Exit code 1: a fault."""
+    from tasks.upkeep import doctor as health
+
     checks: list[Callable[[], Iterable[CheckResult]]] = [
         health.check_versions, health.check_gpu, lambda: health.check_data_root(data_root), health.check_token,
         health.check_server,
@@ -44,6 +46,8 @@ def doctor(
 def check_training_memory(preset: str, dtype: Precision) -> list[CheckResult]:
     """Number of volumes that a training step of the preset can hold, with and without recomputation."""
     from ctclip_model.training.step_memory import estimate_step
+    from tasks.models.presets import find_preset
+    from tasks.upkeep.doctor import CheckResult
 
     chosen = find_preset(preset)
     device, free_bytes = find_free_memory()

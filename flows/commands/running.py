@@ -12,8 +12,6 @@ from typing import Any
 from flows.display import PlainReporter, RichReporter, print_json, print_summaries
 from tasks.run.logs import is_log_requested
 from tasks.run.progress import REPORTER
-from tasks.upkeep.own_server import ensure_server
-from tasks.upkeep.prefect_server import find_api_url
 
 
 def run_flow(name: str, as_json: bool, **parameters: Any) -> None:
@@ -21,6 +19,9 @@ def run_flow(name: str, as_json: bool, **parameters: Any) -> None:
 
     The index page alone is written without Prefect where no server is named: starting one takes seconds.
     """
+    from tasks.upkeep.own_server import ensure_server
+    from tasks.upkeep.prefect_server import find_api_url
+
     _silence_prefect()
     name = name.replace("-", "_")
     is_index = name == "report" and parameters["index"]

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ctclip_model.config import VERSIONS, compute_fingerprint
+from ctclip_model.config import VERSIONS, encode_parts, hash_encoded
 from ctclip_model.data.label_sets import LabelSet
 from ctclip_model.data.reports import clean_report, reading_order
 from ctclip_model.device import Precision
@@ -52,18 +52,27 @@ def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> Embed
 
     A LiPro with an encoder of its own embeds only volumes, because it reads no texts.
     """
+    return next(plan_works(data_root, model, [dtype]))
+
+
+def plan_works(data_root: Path, model: ModelReference, dtypes: Iterable[Precision]) -> Iterator[EmbeddingWork]:
+    """Lists the items in each precision. They are read once."""
     volumes = store.query(data_root, store.load_sql(__package__, "converted"), [model.recipe_id])
     texts = {} if model.kind.facts.has_head else _read_texts(data_root, model)
     contents = texts | {f"volume:{name}": fingerprint for name, fingerprint, _, _ in volumes}
-    fingerprints: dict[str, str] = {
-        item: Fingerprint(
-            compute_fingerprint(model.weights_sha256, VERSIONS["embed"], content, *dtype.fingerprint_parts),
-            {"weights": model.weights_sha256, "content": content, "precision": dtype.value, VERSION: VERSIONS["embed"]},
-        )
+    rows = {f"volume:{name}": (path, row) for name, _, path, row in volumes}
+    for dtype in dtypes:
+        yield EmbeddingWork(dtype, _compute_fingerprints(model, contents, dtype), rows, texts)
+
+
+def _compute_fingerprints(model: ModelReference, contents: Mapping[str, str], dtype: Precision) -> dict[str, str]:
+    before = encode_parts(model.weights_sha256, VERSIONS["embed"])
+    after = encode_parts(*dtype.fingerprint_parts)
+    common = {"weights": model.weights_sha256, "precision": dtype.value, VERSION: VERSIONS["embed"]}
+    return {
+        item: Fingerprint(hash_encoded(before, encode_parts(content), after), common | {"content": content})
         for item, content in contents.items()
     }
-    rows = {f"volume:{name}": (path, row) for name, _, path, row in volumes}
-    return EmbeddingWork(dtype, fingerprints, rows, texts)
 
 
 def _read_texts(data_root: Path, model: ModelReference) -> dict[str, str]:

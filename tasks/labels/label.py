@@ -6,12 +6,11 @@ import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ctclip_model.config import compute_fingerprint
+from ctclip_model.config import encode_parts, hash_encoded
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import SECTIONS, clean_report, report_sha256
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ReportError
-from ctclip_model.evaluation.metrics import require_probabilities
 from ctclip_model.models.held_out import read_held_out
 from tasks.labels.labellers import LabellerReference, read_trained_on, reading_version
 from tasks.run.cut_texts import note_cut
@@ -39,17 +38,14 @@ def wanted_labels(
     `trained_on` holds the SHA-256 of the labeller's training reports: their labels have other fingerprints.
     `version` is the labeller's `reading_version`.
     """
-    trained = {scan for scan, text in texts.items() if trained_on and report_sha256(text) in trained_on}
+    before, after = encode_parts(labeller_id, version), encode_parts(*dtype.fingerprint_parts)
+    trained_after = encode_parts(*dtype.fingerprint_parts, "trained on")
     wanted = {}
     for scan, text in texts.items():
-        also = (*dtype.fingerprint_parts, *(("trained on",) if scan in trained else ()))
-        parts = {
-            "text": text,
-            "precision": dtype.value,
-            "training reports": scan in trained,
-            VERSION: version,
-        }
-        wanted[scan] = Fingerprint(compute_fingerprint(labeller_id, version, text, *also), parts)
+        is_trained = trained_on is not None and report_sha256(text) in trained_on
+        digest = hash_encoded(before, encode_parts(text), trained_after if is_trained else after)
+        parts = {"text": text, "precision": dtype.value, "training reports": is_trained, VERSION: version}
+        wanted[scan] = Fingerprint(digest, parts)
     return wanted
 
 
@@ -76,6 +72,7 @@ def record_labels(
     run: StageRun, reference: LabellerReference, reports: dict[str, tuple[str, str]], device: str, dtype: Precision
 ) -> None:
     """Labels the reports in batches and records each batch as soon as it is labelled."""
+    from ctclip_model.evaluation.metrics import require_probabilities  # scikit-learn, which no plan needs
     from ctclip_model.labelling.labeller import load_labeller
 
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))

@@ -136,7 +136,11 @@ def _choose_variants(
 def _explain_pending(data_root: Path, stage: str, variant: str, wanted: Wanted) -> dict[str, Reason]:
     """Reasons of the pending items, in the order of `wanted`."""
     history = _read_history(data_root, stage, variant, wanted)
-    pending = {item: fingerprint for item, fingerprint in wanted.items() if _is_pending(history, item, fingerprint)}
+    done, lost = history.done, history.lost
+    undone = {
+        item: fingerprint for item, fingerprint in wanted.items() if done.get(item) != fingerprint or item in lost
+    }
+    pending = {item: fingerprint for item, fingerprint in undone.items() if _is_pending(history, item, fingerprint)}
     if not PIPELINE[stage].trains:
         return {item: _explain_item(history, stage, item, fingerprint) for item, fingerprint in pending.items()}
     config = _read_newest_config(data_root, stage, variant)
@@ -149,12 +153,13 @@ def _explain_pending(data_root: Path, stage: str, variant: str, wanted: Wanted) 
 
 
 def _is_pending(history: History, item: str, fingerprint: str) -> bool:
-    """Pending = wanted - done with that fingerprint - permanent rejects of that fingerprint + lost."""
-    if item in history.lost:
-        return True
+    """Pending = wanted - done with that fingerprint - permanent rejects of that fingerprint + lost.
+
+    The item is not done with the fingerprint, or it is lost.
+    """
     reject = history.rejects.get(item)
     is_rejected = reject is not None and reject.is_permanent and reject.fingerprint == fingerprint
-    return history.done.get(item) != fingerprint and not is_rejected
+    return item in history.lost or not is_rejected
 
 
 def _explain_item(history: History, stage: str, item: str, fingerprint: str) -> Reason:

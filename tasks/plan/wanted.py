@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,17 +103,17 @@ def find_wanted_labels(data_root: Path, labeller_id: str) -> Wanted:
 
     texts, trained_on = read_reports(data_root), read_trained_on(data_root, labeller_id)
     version = reading_version(data_root, labeller_id)
-    by_precision = [wanted_labels(texts, labeller_id, dtype, trained_on, version) for dtype in Precision]
+    by_precision = (wanted_labels(texts, labeller_id, dtype, trained_on, version) for dtype in Precision)
     return _choose_declared(data_root, "label", labeller_id, by_precision)
 
 
 def _find_latents(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
-    from tasks.evaluation.embed import plan_work
+    from tasks.evaluation.embed import plan_works
     from tasks.models.find import find_encoder, require_folder
 
     model = find_encoder(data_root, options.preset, model_id)
     require_folder(model)
-    by_precision = [plan_work(data_root, model, dtype).fingerprints for dtype in Precision]
+    by_precision = (work.fingerprints for work in plan_works(data_root, model, Precision))
     return _choose_declared(data_root, "embed", model_id, by_precision)
 
 
@@ -193,10 +193,15 @@ def _describe_labels(source: LabelSource) -> dict[str, str]:
     return dict(zip(("labels_of", "label_set"), source.parts, strict=False))
 
 
-def _choose_declared(data_root: Path, stage: str, variant: str, choices: Sequence[Wanted]) -> Wanted:
-    """Choice that shares most fingerprints with the last run's items."""
+def _choose_declared(data_root: Path, stage: str, variant: str, choices: Iterable[Wanted]) -> Wanted:
+    """Choice that shares most fingerprints with the last run's items. No more are made after one that shares all."""
     declared = set(_read_declared(data_root, stage, variant).values())
-    return max(choices, key=lambda wanted: len(declared & set(wanted.values())))
+    counts: list[tuple[int, Wanted]] = []
+    for wanted in choices:
+        counts.append((len(declared.intersection(wanted.values())), wanted))
+        if counts[-1][0] == len(declared):
+            break
+    return max(counts, key=lambda one: one[0])[1]
 
 
 def _read_declared(data_root: Path, stage: str, variant: str) -> Wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 from ctclip_model.config import compute_fingerprint
@@ -15,20 +16,30 @@ VERSION = "version"  # name of the part that holds the stage's VERSION
 class Fingerprint(str):
     """A fingerprint with its parts by name, as text, or hashed if long.
 
-    The parts are for explanations only. Decisions compare fingerprints.
+    The parts are for explanations only. Decisions compare fingerprints. Most fingerprints are never explained, so a
+    part becomes text once somebody asks.
     """
 
-    parts: dict[str, str]
+    given: Mapping[str, Any]
 
     def __new__(cls, digest: str, parts: Mapping[str, Any] | None = None) -> Fingerprint:
         fingerprint = super().__new__(cls, digest)
-        fingerprint.parts = {name: _shorten(value) for name, value in (parts or {}).items()}
+        fingerprint.given = parts or {}
         return fingerprint
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        return {name: _shorten(value) for name, value in self.given.items()}
+
+
+def has_parts(fingerprint: str) -> bool:
+    """True if `get_parts` has parts."""
+    return isinstance(fingerprint, Fingerprint) and bool(fingerprint.given)
 
 
 def get_parts(fingerprint: str) -> dict[str, str] | None:
     """Parts of a `Fingerprint`, or None for a plain string or a fingerprint without parts."""
-    return fingerprint.parts if isinstance(fingerprint, Fingerprint) and fingerprint.parts else None
+    return fingerprint.parts if isinstance(fingerprint, Fingerprint) and fingerprint.given else None
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from filelock import LeaseSettingsMismatch, OwnerRecord, SoftFileLease, Timeout
 
 from ctclip_model.errors import ConfigurationError, LeaseLostError
@@ -132,6 +131,8 @@ def _try_acquire(claim: SoftFileLease, file: WatchedFile, older_file: WatchedFil
 def _is_running_here(owner: OwnerRecord | None) -> bool:
     if owner is None or not _is_of_this_boot(owner):
         return False
+    import psutil  # imported late: most questions find no holder
+
     try:
         return bool(psutil.Process(owner.pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -46,20 +46,23 @@ def find_lost_volumes(
     that was rejected for good since is left out, except `with_rejects`. Raises `MissingInputError` if every shard of
     the recipe is gone, as below the empty mount point of `shards/`.
     """
-    rows = _read_rows(data_root, recipe_id)
-    paths = {row.path for row in rows}
+    paths = _list_paths(data_root, recipe_id)
     lost = find_lost_shards(data_root, paths)
-    if paths and lost == paths:
+    if not lost:
+        return {}
+    if lost == paths:
         raise MissingInputError(_describe_unmounted(data_root, recipe_id, len(paths)))
     return {
         row.volume_name: row.path
-        for row in rows
+        for row in _read_rows(data_root, recipe_id)
         if row.path in lost and wanted.get(row.volume_name) == row.fingerprint and (with_rejects or not row.is_rejected)
     }
 
 
 def find_all_lost_volumes(data_root: Path) -> set[str]:
     """Finds the present volumes that lost a shard of any recipe."""
+    if not find_lost_shards(data_root, _list_paths(data_root)):
+        return set()
     rows = [row for row in _read_rows(data_root) if row.is_wanted]
     lost = find_lost_shards(data_root, (row.path for row in rows))
     return {row.volume_name for row in rows if row.path in lost}
@@ -81,7 +84,7 @@ def is_there(folder: Path) -> bool:
 def list_lost(data_root: Path) -> list[str]:
     """Sentences on the lost shards of each recipe, on each lost model, and on folders that cannot be read."""
     shards: dict[str, dict[str, bool]] = {}
-    for row in _read_rows(data_root):
+    for row in _read_rows(data_root) if _may_have_lost_shards(data_root) else ():
         if row.is_wanted:
             rejected = shards.setdefault(row.recipe_id, {})
             rejected[row.path] = row.is_rejected and rejected.get(row.path, True)
@@ -90,6 +93,14 @@ def list_lost(data_root: Path) -> list[str]:
     ]
     models = store.query(data_root, "select model_id, path from current_models where path is not null order by run_id")
     return lines + [line for model_id, path in models for line in _list_lost_model(data_root, model_id, path)]
+
+
+def _may_have_lost_shards(data_root: Path) -> bool:
+    """True if a shard is gone, wanted or not, or if a folder cannot be read."""
+    try:
+        return bool(find_lost_shards(data_root, _list_paths(data_root)))
+    except MissingInputError:
+        return True
 
 
 def _list_lost_shards(data_root: Path, recipe_id: str, rejected: Mapping[str, bool]) -> Iterator[str]:
@@ -124,6 +135,12 @@ def _describe_unmounted(data_root: Path, recipe_id: str, count: int) -> str:
         f"all {count} shards of {recipe_id} are missing: is {data_root / 'shards'} mounted? `ctclip convert --force` "
         "makes them again"
     )
+
+
+def _list_paths(data_root: Path, recipe_id: str | None = None) -> set[str]:
+    """Shards of current volumes. There are hundreds of volumes a shard, and most often none is lost."""
+    sql = "select distinct shard_path from current_shard_volumes where recipe_id = coalesce($1, recipe_id)"
+    return {path for (path,) in store.query(data_root, f"{sql} and shard_path is not null", [recipe_id])}
 
 
 def _read_rows(data_root: Path, recipe_id: str | None = None) -> list[_Row]:

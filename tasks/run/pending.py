@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from tasks.run.fingerprints import get_parts
+from tasks.run.fingerprints import get_parts, has_parts
 from tasks.run.publish import publish
 from tasks.run.selection import EVERYTHING, Selection
 from tasks.run.stage_run import StageRun
@@ -23,12 +23,12 @@ def declare_wanted(
     stage = stage or run.stage
     sql = "select item, fingerprint, parts is not null from current_wanted where stage = ? and variant = ?"
     rows = store.query(run.data_root, sql, [stage, variant])
-    current = {item: (fingerprint, has_parts) for item, fingerprint, has_parts in rows}
+    current = {item: (fingerprint, is_explained) for item, fingerprint, is_explained in rows}
     row: dict[str, Any] = {"stage": stage, "variant": variant}
     changed = [
         row | {"item": item, "fingerprint": fingerprint, "parts": get_parts(fingerprint), "is_withdrawn": False}
         for item, fingerprint in wanted.items()
-        if current.get(item) not in ((fingerprint, True), (fingerprint, get_parts(fingerprint) is not None))
+        if current.get(item) not in ((fingerprint, True), (fingerprint, has_parts(fingerprint)))
     ]
     withdrawn = [
         row | {"item": item, "fingerprint": fingerprint, "is_withdrawn": True}

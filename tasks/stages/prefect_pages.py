@@ -30,7 +30,7 @@ from prefect.settings import get_current_settings
 from ctclip_model.stages import PIPELINE, Stage
 from tasks.run.progress import Reporter
 from tasks.run.stage_run import StageRun
-from tasks.upkeep.prefect_server import IS_LOST
+from tasks.upkeep.lost_server import IS_LOST
 from warehouse import store
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.kinds import FINE_TUNED, ModelKind, find_kind
 from ctclip_model.training.job import Manifest, Parent, TrainingJob
-from tasks.evaluation.embed import plan_work
+from tasks.evaluation.embed import plan_works
 from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
 from tasks.models.find import ModelReference, require_folder
 from tasks.run.splits import require_split
@@ -119,7 +119,7 @@ def make_manifest(run: StageRun, finetuning: Finetuning) -> Manifest:
 
 def _require_current(data_root: Path, parent: ModelReference, table: pa.Table) -> None:
     """Raises `MissingInputError` for latents of former weights: a model trained again keeps its identifier."""
-    works = [plan_work(data_root, parent, dtype).fingerprints for dtype in Precision]
+    works = [work.fingerprints for work in plan_works(data_root, parent, Precision)]
     rows = zip(table["volume_name"].to_pylist(), table["latent_fingerprint"].to_pylist(), strict=True)
     count = sum(fingerprint not in {work.get(f"volume:{name}") for work in works} for name, fingerprint in rows)
     if count:

@@ -7,7 +7,6 @@ import http.client
 import ipaddress
 import json
 import os
-import threading
 import tomllib
 import urllib.error
 import urllib.request
@@ -27,7 +26,6 @@ LONGEST_ANSWER = 8_000_000  # bytes of an answer, several times those of 200 run
 OTHER_JSON = "it answers with other JSON than Prefect's API"
 SHARED_TAGS = ("ctclip", "auto-scheduled")  # tags of every deployment; the remaining tag is the deployment's name
 
-IS_LOST = threading.Event()  # set once the server of a command is lost
 TEMPORARY_VARIABLE = "CTCLIP_TEMPORARY_SERVER"  # address of the server that this command has started for itself
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctclip_model.config import VERSIONS, Recipe, compute_fingerprint
+from ctclip_model.config import VERSIONS, Recipe, compute_fingerprint, encode_parts, hash_encoded
 from ctclip_model.data.npz import ORIENTATION
 from ctclip_model.data.shards import ShardRow
 from ctclip_model.data.slabs import Encoding
@@ -69,20 +70,22 @@ class ConversionResult:
 def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[str, VolumeFile]:
     """Every current volume with a file, by name. `source` is another address of the files than the ingested one."""
     rows = store.query(data_root, store.load_sql(__package__, "convertible_volumes"))
-    volumes, settings = {}, dataclasses.asdict(recipe)  # once for all volumes: most of a fingerprint's time
+    volumes, settings = {}, dataclasses.asdict(recipe)
+    shared = encode_parts(settings, VERSIONS["convert"])  # once for all volumes: most of a fingerprint's time
     common = {"recipe": compute_fingerprint(settings), VERSION: VERSIONS["convert"]}
     addresses = {text: parse_address(text) for text in ({source} if source else {row[1] for row in rows})}
+    folders = {text: str(address.volumes_folder(data_root)) for text, address in addresses.items()}
     for name, recorded, path, size, sha256, checksum, x, y, z, storage, slope, intercept, revision, *stated in rows:
         # v2 files hold HU already: the published code rescales them a second time by mistake
         if not storage.startswith("v1"):
             slope, intercept = 1.0, 0.0
         orientation = storage.partition("-")[2] or ORIENTATION  # `npz-zyx`, `v2-header`
         content = sha256 or checksum
-        digest = compute_fingerprint(content, x, y, z, slope, intercept, orientation, settings, VERSIONS["convert"])
+        digest = hash_encoded(encode_parts(content, x, y, z, slope, intercept, orientation), shared)
         own = {"file": content, "spacing": [x, y, z], "rescaling": [slope, intercept], "orientation": orientation}
         fingerprint = Fingerprint(digest, own | common)
         address = addresses[source or recorded]
-        file = str(address.volumes_folder(data_root) / path)
+        file = os.path.join(folders[source or recorded], path)  # noqa: PTH118  50,000 paths would take a second
         origin = None
         if address.is_remote:
             origin = f"{address}@{address.revision or revision or 'main'}" if address.is_hub else str(address)

@@ -35,8 +35,9 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("imported", "avoided"),
     [
-        ("flows.cli, tasks.upkeep.queries, warehouse.store", {"torch", "prefect"}),
-        ("flows.cli", {"torch", "prefect", "duckdb", "numpy", "pyarrow"}),
+        ("flows.cli, tasks.upkeep.queries, warehouse.store", {"torch", "prefect", "numpy", "pyarrow", "psutil"}),
+        ("flows.cli", {"torch", "prefect", "duckdb", "numpy", "pyarrow", "http.client", "sqlite3"}),
+        ("tasks.labels.label", {"torch", "scipy", "sklearn", "prefect"}),
         (
             "tasks.evaluation.comparisons, tasks.evaluation.evaluations, tasks.report.pages",
             {"torch", "scipy", "prefect"},

@@ -393,3 +393,10 @@ def test_a_damaged_warehouse_is_named_and_the_records_are_still_checked(data_roo
     code, lines = verify_lines(data_root)
     assert (code, len(lines)) == (1, 2)
     assert "ctclip publish --from-scratch" in lines[0]
+
+
+def test_while_no_shard_is_lost_no_volume_is_read(data_root, monkeypatch):
+    wanted = read_wanted(data_root)
+    monkeypatch.setattr(lost, "_read_rows", lambda *_: pytest.fail("a row for each volume was read"))
+    assert find_lost_volumes(data_root, RECIPE.recipe_id, wanted) == {}
+    assert list_lost(data_root) == []
