@@ -16,6 +16,7 @@ LABEL_COLUMNS = {name: name.lower().replace(" ", "_") for name in ABNORMALITIES}
 OWN_TABLES = {  # tables that no stage writes
     "migrations": "migration applied to this file",
     "record_files": "record file loaded into this file",
+    "stale_counts": "model with a recipe and recorded samples, counted when a publish loads what it depends on",
     "view_files": "view of this file, with the checksum of its definition",
     "published_results": "model x data set x metric, as printed in the literature",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from warehouse.tables import TABLES
 
 HERE = Path(__file__).parent
 MIGRATION_PATTERN = re.compile(r"(\d{4})_\w+")
+COUNTED = HERE / "counted" / "stale_counts.sql"  # query of the table of its name, made anew by a publish
 SHOWN_ROWS = 5  # rows of a failed check in its error message
 
 
@@ -80,7 +82,7 @@ def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
         f"-- named protocol of the literature\nselect * from (values {named}) as named(protocol, unit, is_retrieval)"
     )
     views["labels_wide"] = _labels_wide()
-    words = {name: set(re.findall(r"\w+", re.sub(r"--.*", "", text))) for name, text in views.items()}
+    words = {name: _words(text) for name, text in views.items()}
     try:
         order = TopologicalSorter(
             {name: words[name] & (views.keys() - {name}) for name in sorted(views)}
@@ -88,6 +90,11 @@ def view_definitions(folder: Path = HERE / "views") -> dict[str, str]:
         return {name: views[name] for name in order}
     except CycleError as error:
         raise WarehouseError(f"views refer to each other in a circle: {error.args[1]}") from error
+
+
+def _words(text: str) -> set[str]:
+    """Words of SQL without its comments, names of tables and views among them."""
+    return set(re.findall(r"\w+", re.sub(r"--.*", "", text)))
 
 
 def _labels_wide() -> str:
@@ -121,15 +128,35 @@ def create_views(connection: duckdb.DuckDBPyConnection) -> None:
     for table in TABLES:
         connection.execute(f"comment on table {table.name} is {quoted(table.grain)}")
     comment_columns(connection)
-    columns = [COLUMNS_FILE.name, _sha256(COLUMNS_FILE.read_text("utf-8"))]
-    connection.execute("insert into view_files values (?, ?)", columns)
+    for path in (COLUMNS_FILE, COUNTED):
+        connection.execute("insert into view_files values (?, ?)", [path.name, _sha256(path.read_text("utf-8"))])
     connection.commit()
+
+
+def count_stale(connection: duckdb.DuckDBPyConnection) -> None:
+    """Counts the moved samples of every model anew. Views must be current."""
+    connection.begin()
+    connection.execute("delete from stale_counts")
+    connection.execute(f"insert into stale_counts by name {COUNTED.read_text('utf-8')}")
+    connection.commit()
+
+
+@cache
+def counted_tables() -> frozenset[str]:
+    """Tables that `count_stale` reads, through views or directly."""
+    views, read = view_definitions(), set[str]()
+    left = [COUNTED.read_text("utf-8")]
+    while left:
+        found = _words(left.pop()) - read
+        read |= found
+        left += [views[name] for name in found & views.keys()]
+    return frozenset(read & {table.name for table in TABLES})
 
 
 def views_are_current(connection: duckdb.DuckDBPyConnection) -> bool:
     """True if the file's views and comments are those of the code."""
     made = dict(connection.execute("select name, sha256 from view_files").fetchall())
-    files = view_definitions() | {COLUMNS_FILE.name: COLUMNS_FILE.read_text("utf-8")}
+    files = view_definitions() | {path.name: path.read_text("utf-8") for path in (COLUMNS_FILE, COUNTED)}
     return made == {name: _sha256(text) for name, text in files.items()}
 
 

@@ -285,8 +285,11 @@ def _build(work: Path, data_root: Path) -> tuple[dict[str, int], int]:
         schema.migrate(connection)
         files = _new_records(connection, data_root)
         rows = fold.load_records(connection, data_root, files)
-        if not schema.views_are_current(connection):
+        is_old = not schema.views_are_current(connection)
+        if is_old:
             schema.create_views(connection)
+        if is_old or not schema.counted_tables().isdisjoint(rows):
+            schema.count_stale(connection)
         schema.run_checks(connection)
         connection.execute("checkpoint")
     return rows, len(files)

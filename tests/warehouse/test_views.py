@@ -527,3 +527,37 @@ def test_named_protocols_have_their_counts_on_the_real_metadata(shared_data, tmp
     counts = {protocol: (volumes, items) for protocol, volumes, items in query(tmp_path, PROTOCOLS)}
     assert counts["published"] == (3039, 3039)
     assert counts["scans-1564"] == (3039, 1564)
+
+
+@pytest.mark.parametrize(
+    ("table", "is_counted"),
+    [
+        ("volumes", True),
+        ("reports", True),
+        ("published_labels", True),
+        ("model_samples", True),
+        ("wanted", True),
+        ("rejects", False),
+        ("metrics", False),
+        ("retrieval", False),
+        ("pages", False),
+    ],
+)
+def test_moved_samples_are_counted_when_a_publish_loads_what_they_depend_on(tmp_path, monkeypatch, table, is_counted):
+    write_run(tmp_path, 0)
+    store.publish(tmp_path)
+    counts = []
+    monkeypatch.setattr(schema, "count_stale", counts.append)
+    write_run(tmp_path, 1, **{table: [{"fingerprint": "f"}]})
+    store.publish(tmp_path)
+    assert bool(counts) == is_counted
+
+
+def test_moved_samples_are_counted_anew_by_other_code(tmp_path, monkeypatch):
+    write_run(tmp_path, 0)
+    store.publish(tmp_path)
+    other = tmp_path / schema.COUNTED.name
+    other.write_text(schema.COUNTED.read_text() + "\nwhere false")
+    monkeypatch.setattr(schema, "COUNTED", other)
+    assert store.publish(tmp_path).is_changed
+    assert not store.publish(tmp_path).is_changed

@@ -26,7 +26,7 @@ SCORED = {
 
 def dump(connection: duckdb.DuckDBPyConnection) -> dict[str, list[str]]:
     """Every table's rows, in an order of their own."""
-    tables = [*(table.name for table in TABLES), "record_files", "migrations", "published_results"]
+    tables = [*(table.name for table in TABLES), "record_files", "migrations", "published_results", "stale_counts"]
     return {table: sorted(map(str, connection.execute(f"from {table}").fetchall())) for table in tables}
 
 
