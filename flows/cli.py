@@ -47,7 +47,7 @@ PANELS: dict[str, list[Callable[..., None]]] = {
     "Run": stages.list_flow_commands(),
     "Look": [warehouse.status, warehouse.plan, warehouse.sql, warehouse.export],
     "Your own CT": [volumes.predict, volumes.embed_volume],
-    "Share": [sharing.push],
+    "Share": [sharing.push, sharing.sync_shards],
     "Upkeep": [warehouse.publish, warehouse.gc, warehouse.verify, warehouse.backup, warehouse.restore],
 }
 app = typer.Typer(

@@ -22,7 +22,10 @@ from torch.utils.data import Dataset, Sampler
 
 from ctclip_model.config import HU_PER_UNIT
 from ctclip_model.data.reading_processes import count_reading_processes, read_in_processes, share_memory
+from ctclip_model.data.shard_cache import ShardCache
+from ctclip_model.data.shard_store import ShardStore
 from ctclip_model.data.shards import OPEN_SHARDS, ShardReader
+from ctclip_model.errors import ShardError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -71,12 +74,18 @@ class VolumeDataset(Dataset[Tensor]):
     The `OPEN_SHARDS` shards used last stay mapped. Threads may share the data set, and DataLoader workers may be forked
     or spawned. `verify` checks each volume against its checksum. Raises `ShardError` for a row that holds another
     volume than the sample names.
+
+    Shards are read from where `ShardStore` finds them, or from their copies in a `ShardCache` if the node has one.
+    `in_order` reads the samples once, in their order.
     """
 
-    def __init__(self, samples: Sequence[SampleRef], data_root: Path, *, verify: bool = False) -> None:
+    def __init__(
+        self, samples: Sequence[SampleRef], data_root: Path, *, verify: bool = False, in_order: bool = False
+    ) -> None:
         self.samples = samples
         self.data_root = data_root
         self.verify = verify
+        self.in_order = in_order
         self._forget()
 
     def __len__(self) -> int:
@@ -92,8 +101,7 @@ class VolumeDataset(Dataset[Tensor]):
         """
         batch = np.empty((len(indices), *self.shape), np.int16) if out is None else out.numpy()
         in_file_order = sorted(range(len(indices)), key=lambda position: self._row(indices[position]))
-        parts = [None] if self.verify else self._reader(self.samples[0].shard_path).split(threads)
-        jobs = [(position, planes) for position in in_file_order for planes in parts]
+        jobs = [(position, planes) for position in in_file_order for planes in self._split(indices[position], threads)]
         with ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(lambda job: self._read(indices[job[0]], batch[job[0]], job[1]), jobs):
                 pass  # iterating raises the errors of the threads
@@ -102,10 +110,13 @@ class VolumeDataset(Dataset[Tensor]):
     def read_in_processes(self, indices: Sequence[int], memory: np.memmap, processes: int) -> None:
         """Reads volumes into the first places of `share_memory`. Where they are few, processes divide each."""
         samples = [self.samples[index] for index in indices]
-        rows = [(self.data_root / sample.shard_path, sample.row_index, sample.name) for sample in samples]
-        a_volume = processes // max(1, len(rows))
-        parts = [None] if self.verify or a_volume <= 1 else self._reader(samples[0].shard_path).split(a_volume)
-        read_in_processes(rows, parts, memory, processes=processes, verify=self.verify)
+        by_sample = [self._split(index, processes // max(1, len(samples))) for index in indices]
+
+        def read() -> None:
+            rows = [(self._locate(sample.shard_path), sample.row_index, sample.name) for sample in samples]
+            read_in_processes(rows, min(by_sample, key=len), memory, processes=processes, verify=self.verify)
+
+        self._reading_in_place_of_bad_copies(read, [sample.shard_path for sample in samples])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,38 +124,67 @@ class VolumeDataset(Dataset[Tensor]):
         return self._reader(self.samples[0].shard_path).recipe.shape
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"samples": self.samples, "data_root": self.data_root, "verify": self.verify}
+        return {name: getattr(self, name) for name in ("samples", "data_root", "verify", "in_order")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
 
     def _forget(self) -> None:
-        self._readers: OrderedDict[str, ShardReader] = OrderedDict()
+        self._readers: OrderedDict[Path | str, ShardReader] = OrderedDict()
         self._lock = Lock()
+        self._store = ShardStore.find(self.data_root)
+        paths = (sample.shard_path for sample in self.samples)
+        self._cache = ShardCache.find(self.data_root, paths, in_order=self.in_order)
+        if self._cache is not None:
+            weakref.finalize(self, self._cache.stop)
+
+    def _locate(self, shard_path: str) -> Path | str:
+        return (self._store if self._cache is None else self._cache).locate(shard_path)
+
+    def _reading_in_place_of_bad_copies(self, read: Callable[[], Result], shard_paths: Sequence[str]) -> Result:
+        """Reads, and again from the shards themselves if a copy of one is damaged or gone."""
+        try:
+            return read()
+        except ShardError:
+            if self._cache is None or not self._cache.forget(shard_paths):
+                raise
+        return read()
 
     def _reader(self, shard_path: str) -> ShardReader:
+        path = self._locate(shard_path)
         with self._lock:
-            reader = self._readers.get(shard_path)
+            reader = self._readers.get(path)
             if reader is None:
-                reader = self._readers[shard_path] = ShardReader(self.data_root / shard_path, verify=self.verify)
-            self._readers.move_to_end(shard_path)
+                reader = self._readers[path] = ShardReader(path, verify=self.verify)
+            self._readers.move_to_end(path)
             if len(self._readers) > OPEN_SHARDS:
                 self._readers.popitem(last=False)  # its map closes when the last thread has read
             return reader
+
+    def _split(self, index: int, count: int) -> Sequence[tuple[int, int] | None]:
+        """Parts of a volume for threads or processes. From a bucket each of them would read the whole volume."""
+        shard_path = self.samples[index].shard_path
+        if self.verify or count <= 1 or not isinstance(self._locate(shard_path), Path):
+            return [None]
+        return self._reader(shard_path).split(count)
 
     def _row(self, index: int) -> tuple[str, int]:
         return self.samples[index].shard_path, self.samples[index].row_index
 
     def _read(self, index: int, out: np.ndarray | None = None, planes: tuple[int, int] | None = None) -> np.ndarray:
         sample = self.samples[index]
-        reader = self._reader(sample.shard_path)
-        if out is None or planes is None:
-            volume = reader.read(sample.row_index, out)
-        else:
-            volume = reader.read_slab(sample.row_index, *planes, out[slice(*planes)])
-        reader.check_name(sample.row_index, sample.name)
-        return volume
+
+        def read() -> np.ndarray:
+            reader = self._reader(sample.shard_path)
+            if out is None or planes is None:
+                volume = reader.read(sample.row_index, out)
+            else:
+                volume = reader.read_slab(sample.row_index, *planes, out[slice(*planes)])
+            reader.check_name(sample.row_index, sample.name)
+            return volume
+
+        return self._reading_in_place_of_bad_copies(read, [sample.shard_path])
 
 
 class BatchReader:
@@ -205,7 +245,7 @@ def iterate_batches(
 
     Each thread reads one batch ahead. For a GPU all processes read the next batch.
     """
-    dataset = VolumeDataset(samples, data_root, verify=verify)
+    dataset = VolumeDataset(samples, data_root, verify=verify, in_order=True)
     read_batch: Callable[[Sequence[int]], Tensor] = dataset.read_batch
     device = device or torch.device("cpu")
     if device.type == "cuda":

@@ -35,13 +35,13 @@ def share_memory(shape: tuple[int, ...]) -> np.memmap:
 
 
 def read_in_processes(
-    rows: Sequence[tuple[Path, int, str]], parts: Sequence[tuple[int, int] | None], memory: np.memmap, *,
+    rows: Sequence[tuple[Path | str, int, str]], parts: Sequence[tuple[int, int] | None], memory: np.memmap, *,
     processes: int, verify: bool = False,
 ) -> None:  # fmt: skip
     """Reads volumes into the first places of `share_memory` (B, depth, height, width).
 
-    A row is a shard's path, a row index in it, and the name of the volume that it holds. Each process reads a whole
-    volume (a part of None), or some planes of it. Raises as `read_into`.
+    A row is a shard's path or address, a row index in it, and the name of the volume that it holds. Each process reads
+    a whole volume (a part of None), or some planes of it. Raises as `read_into`.
     """
     path = str(memory.filename)
     inode = Path(path).stat().st_ino
@@ -61,7 +61,7 @@ def _allow_growth() -> None:
 
 
 def _read_row(
-    row: tuple[Path, int, str], planes: tuple[int, int] | None, verify: bool,
+    row: tuple[Path | str, int, str], planes: tuple[int, int] | None, verify: bool,
     memory: tuple[str, int, tuple[int, ...]], place: int,
 ) -> None:  # fmt: skip
     read_into(*row, _map(*memory)[place], planes, verify)

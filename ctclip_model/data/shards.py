@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.accelerators import crc32
+from ctclip_model.data.shard_store import open_shard
 from ctclip_model.data.slabs import COLUMNS, VOXEL, Encoding, decode_slab, encode_slab
 from ctclip_model.errors import ShardError
 from ctclip_model.files import whole_file
@@ -133,7 +134,12 @@ def read_volume(path: Path, row_index: int, *, verify: bool = False) -> np.ndarr
 
 
 def read_into(
-    path: Path, row_index: int, name: str, out: np.ndarray, planes: tuple[int, int] | None = None, verify: bool = False
+    path: Path | str,
+    row_index: int,
+    name: str,
+    out: np.ndarray,
+    planes: tuple[int, int] | None = None,
+    verify: bool = False,
 ) -> None:
     """Reads one volume of a shard that stays open, or some planes of `split`, into their places in `out`.
 
@@ -150,15 +156,17 @@ def read_into(
 class ShardReader:
     """A shard, mapped into memory. Opening it reads only its footer. Several threads may share a reader.
 
+    A `path` that is a text is an address in a bucket, read by ranges: a volume takes one request.
+
     `verify` checks every complete volume that is read against its CRC. Raises `ShardError` for a file that is missing,
     damaged, or has another format.
     """
 
-    def __init__(self, path: Path, *, verify: bool = False) -> None:
+    def __init__(self, path: Path | str, *, verify: bool = False) -> None:
         self.path = path
         self.verify = verify
         try:
-            self._map = pa.memory_map(str(path))
+            self._map = pa.memory_map(str(path)) if isinstance(path, Path) else pa.PythonFile(open_shard(path), "r")
         except (OSError, pa.ArrowException) as error:
             raise ShardError(f"{path}: cannot be opened: {error}") from error
         try:
@@ -166,7 +174,9 @@ class ShardReader:
             self._read_schema(self._reader.schema)
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             self._map.close()
-            raise ShardError(f"{path}: is not a complete shard of version {FORMAT_VERSION}: {error}") from error
+            is_fault = isinstance(path, str) and isinstance(error, OSError)  # of the network or the bucket
+            what = "cannot be read" if is_fault else f"is not a complete shard of version {FORMAT_VERSION}"
+            raise ShardError(f"{path}: {what}: {error}") from error
 
     def _read_schema(self, schema: pa.Schema) -> None:
         metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
@@ -280,7 +290,7 @@ class ShardReader:
 
 
 @lru_cache(maxsize=OPEN_SHARDS)
-def _open_shard(path: Path, verify: bool) -> ShardReader:
+def _open_shard(path: Path | str, verify: bool) -> ShardReader:
     return ShardReader(path, verify=verify)
 
 

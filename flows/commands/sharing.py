@@ -1,4 +1,4 @@
-"""`ctclip push`: models and latents on the Hugging Face Hub."""
+"""`ctclip push` and `ctclip sync-shards`: models and latents on the Hugging Face Hub, shards in a bucket."""
 
 from __future__ import annotations
 
@@ -74,3 +74,23 @@ def _print_pushed(pushed: Pushed, as_json: bool) -> None:
     files, commit = ", ".join(pushed.changed), pushed.commit[:12]
     done = f": {files} in commit {commit}" if pushed.is_new else f" is up to date: no new commit after {commit}"
     console.print(f"{page} ({state}){done}", soft_wrap=True, markup=False)
+
+
+def sync_shards(
+    to: Annotated[str, typer.Option("--to", metavar="ADDRESS", help="Bucket and prefix, such as s3://BUCKET/PREFIX.")],
+    data_root: DataRoot = DATA_ROOT,
+    as_json: Json = False,
+) -> None:
+    """Copy the shards to a bucket, for workers without the data root's disk.
+
+    A worker reads them with `CTCLIP_SHARDS=ADDRESS`. Only missing shards are copied, so that a rerun goes on. Endpoint
+    and credentials are those that the protocol's own library finds.
+    """
+    from tasks.volumes import sync_shards as syncing
+
+    with showing_progress():
+        synced = syncing.sync_shards(data_root, to)
+    if as_json:
+        print_json(synced.as_json())
+    else:
+        console.print(syncing.describe(synced), soft_wrap=True, markup=False)

@@ -14,6 +14,7 @@ import torch
 
 from ctclip_model.config import HU_PER_UNIT
 from ctclip_model.data.label_sets import LabelSet
+from ctclip_model.data.shard_store import ShardStore
 from ctclip_model.data.shards import ShardReader
 from ctclip_model.device import limit_cpu_threads
 from ctclip_model.errors import CheckpointError, MissingInputError, ShardError
@@ -132,7 +133,7 @@ def _draw_volume(
     shard_path, row_index = rows[0]["shard_path"], rows[0]["row_index"]
     if shard_path is None:
         raise ShardError(f"{name}: has no current shard")
-    with ShardReader(data_root / shard_path) as reader:
+    with ShardReader(ShardStore.find(data_root).locate(shard_path)) as reader:
         reader.check_name(row_index, name)
         facts, voxels = reader.row(row_index), reader.read(row_index)
     _, _, evidence = model.explain(torch.from_numpy(voxels)[None])

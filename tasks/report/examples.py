@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ctclip_model.config import Recipe
+from ctclip_model.data.shard_store import ShardStore
 from ctclip_model.data.shards import ShardReader
 from ctclip_model.errors import ShardError
 from ctclip_model.evaluation.retrieval import match_ranks
@@ -90,7 +91,7 @@ def draw_volume(
         return []
     shard_path, row_index = found[0]
     try:
-        with ShardReader(data_root / shard_path) as reader:
+        with ShardReader(ShardStore.find(data_root).locate(shard_path)) as reader:
             return draw_slices(reader.read(row_index), reader.recipe)
     except ShardError as error:
         logger.warning("the page shows no slices of %s: %s", volume_name, error)

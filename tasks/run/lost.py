@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ctclip_model.data.shard_store import ShardStore
 from ctclip_model.errors import MissingInputError
 from warehouse import store
 
@@ -34,7 +35,18 @@ def find_lost_shards(data_root: Path, shard_paths: Iterable[str]) -> set[str]:
     """
     wanted = set(shard_paths)
     folders = {str(PurePosixPath(path).parent) for path in wanted}
-    return wanted - {str(PurePosixPath(folder, name)) for folder in folders for name in _list_files(data_root / folder)}
+    found = {str(PurePosixPath(folder, name)) for folder in folders for name in _list_files(data_root / folder)}
+    lost = wanted - found
+    return lost - _list_bucket(data_root, folders) if lost else lost
+
+
+def _list_bucket(data_root: Path, folders: Iterable[str]) -> set[str]:
+    """The shards of some folders that the bucket of `CTCLIP_SHARDS` holds, as paths below it."""
+    shards = ShardStore.find(data_root)
+    try:
+        return {f"{folder}/{name}" for folder in folders for name in shards.list_names(folder)}
+    except OSError as error:
+        raise MissingInputError(f"{shards.bucket} cannot be listed: {error.strerror}") from error
 
 
 def find_lost_volumes(

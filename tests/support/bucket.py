@@ -11,7 +11,9 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import boto3
+import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
+from s3fs import S3FileSystem
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from support.hub.faults import Faults
@@ -117,6 +119,18 @@ class LoopbackBucket:
         self.sent_bytes += len(body) if status.startswith("2") else 0
         start(status, headers)
         return [body]
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, bucket: LoopbackBucket, folder: Path) -> None:
+    """Tells endpoint and credentials by the environment, as s3fs itself reads them. `folder` has no file `none`."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": bucket.endpoint, "AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": str(folder / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"), "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",  # or botocore finds wrong bytes before we do
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # a former test's endpoint
 
 
 def _reverse_md5(text: str) -> str:

@@ -42,7 +42,7 @@ from warehouse import store
 for package in ("moto.server", "s3fs", "boto3"):
     pytest.importorskip(package, reason=f"SKIPPED LOUDLY: no {package}, install the extra `dev`")
 
-from support.bucket import KEY_ID, SECRET, LoopbackBucket  # noqa: E402
+from support.bucket import KEY_ID, SECRET, LoopbackBucket, set_environment  # noqa: E402
 
 PREFIX = "mirror of CT-RATE+2 #é %41 [x]*"  # letters that mean something in addresses and patterns
 ADDRESS = f"s3://mirror/{PREFIX}"
@@ -59,13 +59,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackBucket]:
     """An empty bucket, whose endpoint and credentials the environment tells as it does for s3fs itself."""
     with LoopbackBucket("mirror").running() as running:
-        for name, value in {
-            "AWS_ENDPOINT_URL": running.endpoint, "AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_MAX_ATTEMPTS": "1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": str(tmp_path / "none"),
-            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"), "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",  # or botocore finds wrong bytes before we do
-        }.items():  # fmt: skip
-            monkeypatch.setenv(name, value)
+        set_environment(monkeypatch, running, tmp_path)
         yield running
 
 
