@@ -66,9 +66,9 @@ class ShardCache:
     ) -> None:
         origin = store.bucket or str(store.data_root.resolve())
         self.store, self.in_order, self.bound, self.root = store, in_order, bound, folder
-        self.folder = folder / compute_fingerprint(origin)[:16]  # of this data root or bucket
+        self.folder = folder / compute_fingerprint(origin)[:16]
         self._places = {path: place for place, path in enumerate(dict.fromkeys(shard_paths))}
-        self._place = 0  # of the reader
+        self._place = 0  # The reader needs the shard of this place
         self._waiting = deque(self._places)
         self._ready: set[str] = set()
         self._marked: dict[str, float] = {}

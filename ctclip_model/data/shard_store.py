@@ -1,4 +1,4 @@
-"""Where shards lie: in the data root or, those that it lacks, in a bucket of any protocol that fsspec knows."""
+"""Shards in the data root or, those that it lacks, in a bucket of any protocol that fsspec knows."""
 
 from __future__ import annotations
 

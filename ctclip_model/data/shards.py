@@ -174,7 +174,7 @@ class ShardReader:
             self._read_schema(self._reader.schema)
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             self._map.close()
-            is_fault = isinstance(path, str) and isinstance(error, OSError)  # of the network or the bucket
+            is_fault = isinstance(path, str) and isinstance(error, OSError)
             what = "cannot be read" if is_fault else f"is not a complete shard of version {FORMAT_VERSION}"
             raise ShardError(f"{path}: {what}: {error}") from error
 

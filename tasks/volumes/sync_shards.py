@@ -77,7 +77,7 @@ def _sync(data_root: Path, address: str, paths: list[str]) -> SyncedShards:
 
 
 def _upload(files: Any, path: Path, key: str) -> None:
-    ask(lambda: files.makedirs(key.rpartition("/")[0], exist_ok=True))  # of no effect in an object store
+    ask(lambda: files.makedirs(key.rpartition("/")[0], exist_ok=True))  # An object store has no folders
     ask(lambda: files.put_file(str(path), key))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from support.command_line import run_ctclip
 from support.records import write_run
 from support.volumes import RECIPE, make_shard_volume
@@ -92,6 +93,7 @@ def test_worker_reads_volumes_by_ranges_and_needs_no_shard_of_its_own(bucket, wo
     assert bucket.count("GET /mirror/lab data/1/shards/r/0.arrow") >= 1
     assert bucket.count("shards/r/2.arrow") == 0
     assert read_all(dataset) == [5, 0, 3, 2, 4, 1]
+    get_reusable_executor().shutdown(wait=True)  # processes of a former test know other credentials
     assert BatchReader(dataset, processes=2)([0, 4])[:, 0, 0, 0].tolist() == [5, 4]
     assert find_lost_shards(worker, [*SHARDS, "shards/r/9.arrow"]) == {"shards/r/9.arrow"}
 
