@@ -81,7 +81,7 @@ def sync_shards(
     data_root: DataRoot = DATA_ROOT,
     as_json: Json = False,
 ) -> None:
-    """Copy the shards to a bucket, for workers without the data root's disk.
+    """Copy the shards to a bucket, from which workers read them.
 
     A worker reads them with `CTCLIP_SHARDS=ADDRESS`. Only missing shards are copied, so that a rerun goes on. Endpoint
     and credentials are those that the protocol's own library finds.
