@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -429,17 +430,27 @@ PRESETS = {
 
 def compute_fingerprint(*parts: Any) -> str:
     """A 32-digit hexadecimal hash of values, lists, mappings and dataclasses. Equal parts give equal hashes."""
-    return hash_encoded(encode_parts(*parts))
+    return _hash(f"[{ENCODER.encode(parts)[1:-1]}]")
 
 
-def encode_parts(*parts: Any) -> str:
-    """Text of parts that many fingerprints share, for `hash_encoded`."""
-    return ENCODER.encode(parts)[1:-1]
+def fingerprint_each(before: Sequence[Any], columns: Sequence[Sequence[Any]], after: Sequence[Any]) -> Iterator[str]:
+    """Fingerprints of many items: `compute_fingerprint(*before, *item, *after)` for each row of the columns.
+
+    The parts `before` and `after` are encoded once. The columns hold texts and numbers, and each is encoded at once.
+    """
+    opening, ending = (ENCODER.encode([*parts])[1:-1] for parts in (before, after))
+    opening, ending = opening and f"{opening},", ending and f",{ending}"
+    for texts in zip(*map(_encode_column, columns), strict=True):
+        yield _hash(f"[{opening}{','.join(texts)}{ending}]")
 
 
-def hash_encoded(*texts: str) -> str:
-    """Fingerprint of consecutive parts, as texts that `encode_parts` has made."""
-    return hashlib.sha256(f"[{','.join(filter(None, texts))}]".encode()).hexdigest()[:32]
+def _encode_column(values: Sequence[Any]) -> list[str]:
+    """JSON of each value. A line break separates them, which JSON escapes within a text."""
+    return COLUMN_ENCODER.encode([*values])[1:-1].split("\n") if values else []
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _plain(part: Any) -> Any:
@@ -458,3 +469,4 @@ def _is_left_out(field: dataclasses.Field[Any], value: Any) -> bool:
 
 
 ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain)
+COLUMN_ENCODER = json.JSONEncoder(separators=("\n", ":"))

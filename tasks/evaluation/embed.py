@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ctclip_model.config import VERSIONS, encode_parts, hash_encoded
+from ctclip_model.config import VERSIONS, fingerprint_each
 from ctclip_model.data.label_sets import LabelSet
 from ctclip_model.data.reports import clean_report, reading_order
 from ctclip_model.device import Precision
@@ -66,12 +66,12 @@ def plan_works(data_root: Path, model: ModelReference, dtypes: Iterable[Precisio
 
 
 def _compute_fingerprints(model: ModelReference, contents: Mapping[str, str], dtype: Precision) -> dict[str, str]:
-    before = encode_parts(model.weights_sha256, VERSIONS["embed"])
-    after = encode_parts(*dtype.fingerprint_parts)
+    before = (model.weights_sha256, VERSIONS["embed"])
+    digests = fingerprint_each(before, [list(contents.values())], dtype.fingerprint_parts)
     common = {"weights": model.weights_sha256, "precision": dtype.value, VERSION: VERSIONS["embed"]}
     return {
-        item: Fingerprint(hash_encoded(before, encode_parts(content), after), common | {"content": content})
-        for item, content in contents.items()
+        item: Fingerprint(digest, common | {"content": content})
+        for (item, content), digest in zip(contents.items(), digests, strict=True)
     }
 
 

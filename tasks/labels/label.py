@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ctclip_model.config import encode_parts, hash_encoded
+from ctclip_model.config import fingerprint_each
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.reports import SECTIONS, clean_report, report_sha256
 from ctclip_model.device import Precision, choose_device
@@ -38,15 +38,16 @@ def wanted_labels(
     `trained_on` holds the SHA-256 of the labeller's training reports: their labels have other fingerprints.
     `version` is the labeller's `reading_version`.
     """
-    before, after = encode_parts(labeller_id, version), encode_parts(*dtype.fingerprint_parts)
-    trained_after = encode_parts(*dtype.fingerprint_parts, "trained on")
+    trained = {scan for scan, text in texts.items() if trained_on and report_sha256(text) in trained_on}
     wanted = {}
-    for scan, text in texts.items():
-        is_trained = trained_on is not None and report_sha256(text) in trained_on
-        digest = hash_encoded(before, encode_parts(text), trained_after if is_trained else after)
-        parts = {"text": text, "precision": dtype.value, "training reports": is_trained, VERSION: version}
-        wanted[scan] = Fingerprint(digest, parts)
-    return wanted
+    for is_trained, also in ((False, ()), (True, ("trained on",))):
+        mine = {scan: text for scan, text in texts.items() if (scan in trained) is is_trained}
+        after = (*dtype.fingerprint_parts, *also)
+        digests = fingerprint_each((labeller_id, version), [list(mine.values())], after)
+        for (scan, text), digest in zip(mine.items(), digests, strict=True):
+            parts = {"text": text, "precision": dtype.value, "training reports": is_trained, VERSION: version}
+            wanted[scan] = Fingerprint(digest, parts)
+    return {scan: wanted[scan] for scan in texts}
 
 
 def plan_labels(

@@ -87,12 +87,12 @@ def find_wanted(data_root: Path, stage: str, variant: str, options: StageOptions
 def find_wanted_volumes(data_root: Path, recipe_id: str, options: StageOptions = StageOptions()) -> Wanted:
     """Volumes that a recipe should have in its shards."""
     from tasks.models.recipes import find_recipe
-    from tasks.volumes.jobs import read_volumes
+    from tasks.volumes.jobs import fingerprint_volumes, read_rows
 
     recipes = [find_recipe(options.preset, options.recipe), *(make().recipe for make in PRESETS.values())]
     for recipe in recipes:
         if recipe.recipe_id == recipe_id:
-            return {name: volume.fingerprint for name, volume in read_volumes(data_root, recipe, None).items()}
+            return fingerprint_volumes(read_rows(data_root), recipe)
     return _read_declared(data_root, "convert", recipe_id)
 
 

@@ -14,7 +14,15 @@ from tasks.run.stage_run import StageRun
 from tasks.stages.hub_token import load_hub_token
 from tasks.volumes.convert import run_jobs
 from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes
-from tasks.volumes.jobs import ConversionJob, check_folders, check_room, make_jobs, read_volumes
+from tasks.volumes.jobs import (
+    ConversionJob,
+    check_folders,
+    check_room,
+    fingerprint_volumes,
+    make_jobs,
+    make_volumes,
+    read_rows,
+)
 
 
 @task(cache_policy=NO_CACHE)
@@ -32,8 +40,8 @@ def plan_conversion(
 
     Raises `MissingInputError` if every shard of the recipe is gone, except with `force`.
     """
-    volumes = read_volumes(run.data_root, recipe, source)
-    wanted = {name: volume.fingerprint for name, volume in volumes.items()}
+    rows = read_rows(run.data_root)
+    wanted = fingerprint_volumes(rows, recipe)
     lost: dict[str, str] = {}
     if not force:
         lost = find_lost_volumes(run.data_root, recipe.recipe_id, wanted, with_rejects=retry_rejects)
@@ -42,9 +50,11 @@ def plan_conversion(
     pending = plan_items(
         run, recipe.recipe_id, wanted, selection=selection, force=force, retry_rejects=retry_rejects, lost=lost
     )
-    check_folders(run.data_root, source, [volumes[name] for name in pending])
-    check_room(run.data_root, len(pending), recipe, encoding)
-    return make_jobs(run, recipe, [volumes[name] for name in pending], encoding, downloads.bound_bytes)
+    volumes = make_volumes(run.data_root, rows, pending, source)
+    chosen = [volumes[name] for name in pending]
+    check_folders(run.data_root, source, chosen)
+    check_room(run.data_root, len(chosen), recipe, encoding)
+    return make_jobs(run, recipe, chosen, encoding, downloads.bound_bytes)
 
 
 @task(cache_policy=NO_CACHE)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctclip_model.config import VERSIONS, Recipe, compute_fingerprint, encode_parts, hash_encoded
+from ctclip_model.config import VERSIONS, Recipe, compute_fingerprint, fingerprint_each
 from ctclip_model.data.npz import ORIENTATION
 from ctclip_model.data.shards import ShardRow
 from ctclip_model.data.slabs import Encoding
@@ -69,31 +68,63 @@ class ConversionResult:
 
 def read_volumes(data_root: Path, recipe: Recipe, source: str | None) -> dict[str, VolumeFile]:
     """Every current volume with a file, by name. `source` is another address of the files than the ingested one."""
-    rows = store.query(data_root, store.load_sql(__package__, "convertible_volumes"))
-    volumes, settings = {}, dataclasses.asdict(recipe)
-    shared = encode_parts(settings, VERSIONS["convert"])  # once for all volumes: most of a fingerprint's time
+    rows = read_rows(data_root)
+    return make_volumes(data_root, rows, fingerprint_volumes(rows, recipe), source)
+
+
+def read_rows(data_root: Path) -> list[tuple[Any, ...]]:
+    """A row for each current volume with a file, for `fingerprint_volumes` and `make_volumes`."""
+    return store.query(data_root, store.load_sql(__package__, "convertible_volumes"))
+
+
+def fingerprint_volumes(rows: Sequence[tuple[Any, ...]], recipe: Recipe) -> dict[str, str]:
+    """Fingerprint of each volume's conversion, by the volume's name."""
+    settings = dataclasses.asdict(recipe)
+    hashed = [_list_hashed(sha256 or checksum, *facts) for _, _, _, _, sha256, checksum, *facts in rows]
+    digests = fingerprint_each((), [*zip(*hashed, strict=True)], (settings, VERSIONS["convert"]))
     common = {"recipe": compute_fingerprint(settings), VERSION: VERSIONS["convert"]}
+    return {
+        row[0]: Fingerprint(
+            digest,
+            common
+            | {"file": content, "spacing": (x, y, z), "rescaling": (slope, intercept), "orientation": orientation},
+        )
+        for row, (content, x, y, z, slope, intercept, orientation), digest in zip(rows, hashed, digests, strict=True)
+    }
+
+
+def make_volumes(
+    data_root: Path, rows: Sequence[tuple[Any, ...]], fingerprints: Mapping[str, str], source: str | None
+) -> dict[str, VolumeFile]:
+    """Volumes of the rows that have one of the fingerprints, by name."""
     addresses = {text: parse_address(text) for text in ({source} if source else {row[1] for row in rows})}
-    folders = {text: str(address.volumes_folder(data_root)) for text, address in addresses.items()}
-    for name, recorded, path, size, sha256, checksum, x, y, z, storage, slope, intercept, revision, *stated in rows:
-        # v2 files hold HU already: the published code rescales them a second time by mistake
-        if not storage.startswith("v1"):
-            slope, intercept = 1.0, 0.0
-        orientation = storage.partition("-")[2] or ORIENTATION  # `npz-zyx`, `v2-header`
-        content = sha256 or checksum
-        digest = hash_encoded(encode_parts(content, x, y, z, slope, intercept, orientation), shared)
-        own = {"file": content, "spacing": [x, y, z], "rescaling": [slope, intercept], "orientation": orientation}
-        fingerprint = Fingerprint(digest, own | common)
+    volumes = {}
+    for name, recorded, path, size, sha256, checksum, *facts in rows:
+        if name not in fingerprints:
+            continue
+        _, x, y, z, slope, intercept, orientation = _list_hashed("", *facts)
+        *_, revision, columns, lines, slices = facts
         address = addresses[source or recorded]
-        file = os.path.join(folders[source or recorded], path)  # noqa: PTH118  50,000 paths would take a second
         origin = None
         if address.is_remote:
             origin = f"{address}@{address.revision or revision or 'main'}" if address.is_hub else str(address)
         volumes[name] = VolumeFile(
-            name, fingerprint, file, size, sha256, (x, y, z), slope, intercept, orientation, (*stated,), origin,
-            checksum,
+            name, fingerprints[name], str(address.volumes_folder(data_root) / path), size, sha256, (x, y, z), slope,
+            intercept, orientation, (columns, lines, slices), origin, checksum,
         )  # fmt: skip
     return volumes
+
+
+def _list_hashed(
+    content: str, x: float | None, y: float | None, z: float | None, storage: str, slope: float, intercept: float,
+    *others: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Facts of a volume that its fingerprint hashes: content, spacings, rescaling and orientation."""
+    # v2 files hold HU already: the published code rescales them a second time by mistake
+    if not storage.startswith("v1"):
+        slope, intercept = 1.0, 0.0
+    orientation = storage.partition("-")[2] or ORIENTATION  # `npz-zyx`, `v2-header`
+    return content, x, y, z, slope, intercept, orientation
 
 
 def check_folders(data_root: Path, source: str | None, volumes: Sequence[VolumeFile]) -> None:

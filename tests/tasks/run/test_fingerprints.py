@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from ctclip_model.config import Recipe, compute_fingerprint, encode_parts, hash_encoded
+from ctclip_model.config import Recipe, compute_fingerprint, fingerprint_each
 from tasks.run import fingerprints
 from tasks.run.fingerprints import Fingerprint, get_parts, has_parts
 
@@ -15,9 +15,17 @@ def test_a_fingerprint_is_the_same_from_version_to_version():
     assert compute_fingerprint(*PARTS) == "5ee0c3e120704aaaa6073cec77bcb8f7"
 
 
-@pytest.mark.parametrize("cut", range(len(PARTS) + 1))
-def test_encoded_parts_have_the_fingerprint_of_the_parts(cut):
-    assert hash_encoded(encode_parts(*PARTS[:cut]), encode_parts(*PARTS[cut:])) == compute_fingerprint(*PARTS)
+@pytest.mark.parametrize("before", [(), ("w", 1), (Recipe(), {"a": [1]})])
+@pytest.mark.parametrize("after", [(), ("bfloat16",), ({"b": 1}, 2)])
+def test_many_items_have_the_fingerprints_that_each_has_alone(before, after):
+    items = [('a"ü\n,', 0.7), ("", None), ("\r\u2028]", float("inf")), ("x", 3), ("[1", True)]
+    columns = [list(column) for column in zip(*items, strict=True)]
+    alone = [compute_fingerprint(*before, *item, *after) for item in items]
+    assert list(fingerprint_each(before, columns, after)) == alone
+
+
+def test_no_item_has_no_fingerprint():
+    assert list(fingerprint_each(("w",), [[]], ())) == list(fingerprint_each((), [], ())) == []
 
 
 def test_a_part_that_is_no_json_is_refused():
