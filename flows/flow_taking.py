@@ -37,8 +37,7 @@ class SturdyFlow(Flow[P, T]):
         outcome: list[Any] = []
         token = OUTCOME.set(outcome)
         try:
-            with _without_own_heartbeat():
-                return super().__call__(*args, **kwargs)
+            return super().__call__(*args, **kwargs)
         except Exception as error:
             if not outcome and not (FlowRunContext.get() and isinstance(error, LOST)):
                 raise
@@ -86,14 +85,11 @@ def flow_taking(
 
 
 @contextmanager
-def _without_own_heartbeat() -> Iterator[None]:
-    """Leaves the heartbeat to the flow run that calls this one, in the same process, if there is one.
+def one_heartbeat() -> Iterator[None]:
+    """Runs the flows of a block without heartbeats. The flow run around the block has one, in the same process.
 
     Prefect waits for the thread of a heartbeat at the end of a flow run, for half a second on average.
     """
-    if FlowRunContext.get() is None:
-        yield
-        return
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 

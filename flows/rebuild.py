@@ -16,7 +16,7 @@ from flows.convert import convert
 from flows.embed import embed
 from flows.evaluate import evaluate
 from flows.finetune import finetune
-from flows.flow_taking import flow_taking
+from flows.flow_taking import flow_taking, one_heartbeat
 from flows.ingest import ingest
 from flows.label import label
 from flows.options import RebuildOptions
@@ -55,7 +55,7 @@ def rebuild(options: RebuildOptions) -> list[dict[str, Any]]:
     if options.against is not None:
         find_model(options.data_root, options.preset, options.against)
         refuse_itself(options.model or "", options.against)
-    with refreshed_index(options.data_root):
+    with refreshed_index(options.data_root), one_heartbeat():
         summaries = run_stage("ingest", options) if stages[0] == "ingest" else []
         changes = read_untold(options.data_root)
         if "convert" in stages and "train" in stages:

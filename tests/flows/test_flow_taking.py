@@ -21,12 +21,13 @@ class Options:
 def test_a_flow_inside_another_one_has_no_heartbeat_to_wait_for(prefect_server):
     from prefect.settings import get_current_settings
 
-    from flows.flow_taking import flow_taking
+    from flows.flow_taking import flow_taking, one_heartbeat
 
     @flow_taking(Options, name="nested")
     def nested(options: Options) -> list[int | None]:
-        below = nested(depth=options.depth - 1) if options.depth else []
-        return [get_current_settings().flows.heartbeat_frequency, *below]
+        own = get_current_settings().flows.heartbeat_frequency
+        with one_heartbeat():
+            return [own, *(nested(depth=options.depth - 1) if options.depth else [])]
 
     usual = get_current_settings().flows.heartbeat_frequency
     assert usual is not None
