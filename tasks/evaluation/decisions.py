@@ -7,10 +7,11 @@ import logging
 from pathlib import Path
 
 from ctclip_model.config import DECISIONS_FILE
+from ctclip_model.data.label_sets import BUILT_IN
 from ctclip_model.errors import CheckpointError, MissingInputError
 from ctclip_model.evaluation.decisions import Cohort, DecisionRule, Decisions, read_decisions, write_decisions
 from ctclip_model.evaluation.decisions_card import write_thresholds
-from ctclip_model.models.model_folder import read_label_set_of
+from ctclip_model.models.held_out import read_info
 from tasks.evaluation.evaluations import list_evaluations
 from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
 from tasks.models.find import ModelReference
@@ -34,13 +35,13 @@ def leave_decisions(data_root: Path, model: ModelReference, source: LabelSource 
         return f"{model.model_id}: its folder is lost, so decisions stay in the warehouse alone"
     try:
         there = _read(model)
-        own = read_label_set_of(model.folder)
+        own = read_info(model.folder).get("label_set", {}).get("name", BUILT_IN)
         by_set = ({} if there is None else there.by_set) | {one.label_set: one for one in found}
-        first, *others = sorted(by_set.values(), key=lambda one: (one.label_set != own.name, one.label_set))
+        first, *others = sorted(by_set.values(), key=lambda one: (one.label_set != own, one.label_set))
         kept = dataclasses.replace(first, others=tuple(others))
         if there != kept:
             write_decisions(model.folder, kept)
-        if first.label_set == own.name:
+        if first.label_set == own:
             write_thresholds(model.folder, first)
     except OSError as error:  # the rows are recorded, and the next evaluation tries again
         logger.warning("%s: decisions stay in the warehouse alone: %s", model.model_id, error)

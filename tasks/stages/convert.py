@@ -12,7 +12,6 @@ from tasks.run.pending import plan_items
 from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
 from tasks.stages.hub_token import load_hub_token
-from tasks.volumes.convert import run_jobs
 from tasks.volumes.downloader import Downloader, DownloadOptions, count_raw_bytes
 from tasks.volumes.jobs import (
     ConversionJob,
@@ -62,6 +61,10 @@ def convert_volumes(
     run: StageRun, jobs: list[ConversionJob], dask_address: str | None, downloads: DownloadOptions
 ) -> None:
     """Runs the jobs, and downloads missing volumes before. A job whose worker dies runs again on another one."""
+    if not jobs:
+        return
+    from tasks.volumes.convert import run_jobs  # what reads volumes, which no plan needs
+
     volumes = [volume for job in jobs for volume in job.volumes if volume.origin]
     if volumes:
         with Downloader(run.data_root, downloads, load_hub_token(), run.limits) as downloader:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.evaluation.compare import score_comparison
 from tasks.evaluation.comparisons import Comparison, list_comparisons
 from tasks.evaluation.decisions import leave_decisions
 from tasks.evaluation.evaluations import Evaluation, choose_protocols, list_asked_protocols, list_evaluations
-from tasks.evaluation.score import score_evaluation
 from tasks.labels.label_sources import LabelSource
 from tasks.models.find import ModelReference
 from tasks.run.pending import plan_items
@@ -37,6 +35,8 @@ def plan_evaluation(
 @task(cache_policy=NO_CACHE)
 def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation) -> None:
     """Scores one evaluation and records its rows."""
+    from tasks.evaluation.score import score_evaluation  # PyTorch and SciPy, which no plan needs
+
     rows = score_evaluation(run.data_root, model, evaluation)
     for table, table_rows in rows.items():
         run.record(table, table_rows)
@@ -68,6 +68,8 @@ def plan_comparisons(run: StageRun, model: ModelReference, force: bool) -> list[
 @task(cache_policy=NO_CACHE)
 def compare_models(run: StageRun, model: ModelReference, comparison: Comparison) -> None:
     """Compares the model with another one and records the differences."""
+    from tasks.evaluation.compare import score_comparison
+
     run.record("comparisons", score_comparison(run.data_root, model, comparison))
     run.count_done += 1
     get_run_logger().info("%s", comparison.key)
