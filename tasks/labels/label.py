@@ -73,7 +73,7 @@ def record_labels(
     run: StageRun, reference: LabellerReference, reports: dict[str, tuple[str, str]], device: str, dtype: Precision
 ) -> None:
     """Labels the reports in batches and records each batch as soon as it is labelled."""
-    from ctclip_model.evaluation.metrics import require_probabilities  # scikit-learn, which no plan needs
+    from ctclip_model.evaluation.metrics import require_probabilities  # imported late: no plan needs SciPy
     from ctclip_model.labelling.labeller import load_labeller
 
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))

@@ -63,7 +63,7 @@ def convert_volumes(
     """Runs the jobs, and downloads missing volumes before. A job whose worker dies runs again on another one."""
     if not jobs:
         return
-    from tasks.volumes.convert import run_jobs  # what reads volumes, which no plan needs
+    from tasks.volumes.convert import run_jobs  # imported late: no plan reads volumes
 
     volumes = [volume for job in jobs for volume in job.volumes if volume.origin]
     if volumes:

@@ -35,7 +35,7 @@ def plan_evaluation(
 @task(cache_policy=NO_CACHE)
 def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation) -> None:
     """Scores one evaluation and records its rows."""
-    from tasks.evaluation.score import score_evaluation  # PyTorch and SciPy, which no plan needs
+    from tasks.evaluation.score import score_evaluation  # imported late: no plan needs PyTorch
 
     rows = score_evaluation(run.data_root, model, evaluation)
     for table, table_rows in rows.items():
