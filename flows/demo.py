@@ -1,4 +1,4 @@
-"""The demonstration: phantoms, then the same rebuild as CT-RATE's, in the tiny preset."""
+"""The demonstration: phantoms, then the same rebuild as CT-RATE's, in the preset tiny_modern."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flows.rebuild import rebuild
 from flows.train_labeller import train_labeller
 from tasks.stages.phantoms import prepare_phantoms
 
-PRESET = "tiny"
+PRESET = "tiny_modern"
 
 
 @flow_taking(DemoOptions)

@@ -18,7 +18,7 @@ HOW_TO = sorted((DOCS / "how-to").glob("*.md"))
 LONG = ("rerun_stage", "train")  # pages that run several stages
 RUNNABLE = [pytest.param(page, marks=[pytest.mark.slow] * (page.stem in LONG)) for page in HOW_TO]
 SMALLER = {
-    "--preset tiny": "--preset smoke",
+    "--preset tiny_modern": "--preset smoke",
     "train_patients=2000": "train_patients=12",
     "valid_patients=300": "valid_patients=6",
 }
