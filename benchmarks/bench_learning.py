@@ -67,6 +67,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "modern-one-text": ({}, {"texts_per_volume": 1}),
     "modern-batch-96": ({}, {"batch_size": 96, "learning_rate": 6e-3}),
     "modern-softmax": ({}, {"negatives": Negatives.global_batch}),
+    "modern-shorter-texts": ({}, {"short_text_share": 0.8}),
     "modern-prompts": ({}, {"prompt_loss_weight": 0.3}),
     "modern-labels-first": ({}, {"image_pretraining_samples": 3_000, "image_pretraining_learning_rate": 3e-3}),
 }

@@ -382,7 +382,7 @@ def modern() -> Preset:
             max_temperature=4.6,  # a factor of 100
             varies_samples=True,
             texts_per_volume=8,
-            short_text_share=0.8,
+            short_text_share=0.4,
             text_pretraining_samples=96_512,  # each train report four times
             text_pretraining_learning_rate=1e-4,
             texts_per_report=8,
@@ -396,7 +396,7 @@ def tiny_modern() -> Preset:
     vision = dataclasses.replace(base.model.vision, codebook_size=0, pooling=Pooling.patches, patch_features=8)
     training: TrainingConfig = dataclasses.replace(
         base.training, batch_size=32, samples=24_000, learning_rate=3e-3, betas=(0.9, 0.95), texts_per_volume=8,
-        texts_per_report=16, negatives=Negatives.sigmoid,
+        texts_per_report=16, short_text_share=0.4, negatives=Negatives.sigmoid,
     )  # fmt: skip
     model = dataclasses.replace(base.model, vision=vision)
     return dataclasses.replace(base, name="tiny_modern", model=model, training=training)
