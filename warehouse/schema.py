@@ -137,7 +137,8 @@ def count_stale(connection: duckdb.DuckDBPyConnection) -> None:
     """Counts the moved samples of every model anew. Views must be current."""
     connection.begin()
     connection.execute("delete from stale_counts")
-    connection.execute(f"insert into stale_counts by name {COUNTED.read_text('utf-8')}")
+    if connection.execute("select 1 from current_model_samples limit 1").fetchone():
+        connection.execute(f"insert into stale_counts by name {COUNTED.read_text('utf-8')}")
     connection.commit()
 
 

@@ -561,3 +561,11 @@ def test_moved_samples_are_counted_anew_by_other_code(tmp_path, monkeypatch):
     monkeypatch.setattr(schema, "COUNTED", other)
     assert store.publish(tmp_path).is_changed
     assert not store.publish(tmp_path).is_changed
+
+
+def test_without_a_trained_model_no_samples_are_compared(tmp_path, monkeypatch):
+    nothing = tmp_path / schema.COUNTED.name
+    nothing.write_text("no query")
+    monkeypatch.setattr(schema, "COUNTED", nothing)
+    write_run(tmp_path, 0, volumes=[volume_row("train_1_a_1")])
+    assert store.publish(tmp_path).is_changed
