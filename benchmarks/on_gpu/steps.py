@@ -88,7 +88,8 @@ def make_step(variant: Variant) -> Callable[[], None]:
     optimizer = make_optimizer(model, config)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     ids, mask = random_tokens(variant.batch, PRESET.model.text.max_length)
-    batch = Batch(random_hu(variant.batch), {"input_ids": ids[:, None], "attention_mask": mask[:, None]}, seed=0)
+    labels = torch.full((variant.batch, 0), torch.nan)  # no prompt loss reads them
+    batch = Batch(random_hu(variant.batch), (ids[:, None], mask[:, None]), labels, seed=0)
 
     def plain_loss() -> Tensor:
         images = plain_model.encode_image(model, batch.volumes.float().div(1000).unsqueeze(1))
