@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # Dask's profiler asks for the frames of all threads. If CPython 3.11 collects garbage meanwhile, the process stops for
 # good (python/cpython#106883, dask/distributed#8616).
+SILENCE_TIMEOUT = "300s"  # a link that is cut for a shorter time loses no job
+SCHEDULER_TIMEOUT = "30s"  # until a scheduler must have answered
 WITHOUT_PROFILER = {"distributed.worker.profile.enabled": False}
 
 Job = TypeVar("Job")
@@ -38,8 +40,8 @@ def fan_out(
     flight, so neither the scheduler nor the results grow with the number of jobs. A thread draws the jobs, which may
     block while other jobs run. `address` is that of a Dask scheduler; without it a local cluster is started.
 
-    Raises `StageFailedError` if no job ends for `fan_out_stall_s`. Raises an error of `jobs` itself once the jobs that
-    were drawn before have ended.
+    Raises `StageFailedError` if no scheduler answers, if it is lost, or if no job ends for `fan_out_stall_s`. Raises an
+    error of `jobs` itself once the jobs that were drawn before have ended.
     """
     count = workers or count_workers()
     if isinstance(jobs, Sized):
@@ -67,6 +69,19 @@ def _run_jobs(client, function, jobs, limits):  # type: ignore[no-untyped-def]
                 yield job, _take_outcome(future)
     if submitter.error is not None:
         raise submitter.error
+
+
+def _find_scheduler(address: str):  # type: ignore[no-untyped-def]
+    """A client of a running scheduler. Raises `StageFailedError` if none answers."""
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=SCHEDULER_TIMEOUT)
+    except (OSError, ValueError) as error:  # ValueError for an address of an unknown form
+        raise StageFailedError(
+            f"no Dask scheduler answers at {address} in {SCHEDULER_TIMEOUT}: start one there, or give its address with "
+            "--dask-address"
+        ) from error
 
 
 class _Submitter:
@@ -129,13 +144,16 @@ class _Submitter:
 
 def _take_outcome(future):  # type: ignore[no-untyped-def]
     from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
 
-    outcome = future.exception()
-    if outcome is None:
-        try:
+    try:
+        outcome = future.exception()
+        if outcome is None:
             outcome = future.result()
-        except KilledWorker as error:  # the result was lost with its worker, and the job was then done again
-            outcome = error
+    except KilledWorker as error:  # the result was lost with its worker, and the job was then done again
+        outcome = error
+    except FutureCancelledError as error:  # nothing else cancels a job
+        raise StageFailedError("the connection to the Dask scheduler is lost: a rerun goes on from here") from error
     future.release()
     return outcome
 
@@ -148,6 +166,7 @@ def _connect(address: str | None, workers: int, limits: Limits):  # type: ignore
     options = WITHOUT_PROFILER | {
         "distributed.scheduler.allowed-failures": limits.worker_deaths - 1,
         "distributed.worker.daemon": False,
+        "distributed.comm.timeouts.tcp": SILENCE_TIMEOUT,
         "distributed.deploy.lost-worker-timeout": "1 day",  # else a worker that takes 15 s to start again is given up
         "distributed.admin.log-format": "%(message)s",
     }
@@ -155,7 +174,7 @@ def _connect(address: str | None, workers: int, limits: Limits):  # type: ignore
     with dask.config.set(options), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if address is not None:
-            with Client(address, timeout="30s") as client:
+            with _find_scheduler(address) as client:
                 yield client
             return
         with (

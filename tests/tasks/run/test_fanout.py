@@ -5,8 +5,11 @@ import signal
 import threading
 from pathlib import Path
 
+import pytest
 from distributed import get_worker
 
+from ctclip_model.errors import StageFailedError
+from tasks.run import dask_jobs
 from tasks.run.dask_jobs import fan_out
 
 
@@ -64,3 +67,10 @@ def test_no_profiler_stops_the_process_of_python_3_11():
 
 def test_no_jobs_start_no_cluster():
     assert list(fan_out(double, [])) == []
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nowhere://x"])
+def test_scheduler_that_does_not_answer_is_one_line(monkeypatch, address):
+    monkeypatch.setattr(dask_jobs, "SCHEDULER_TIMEOUT", "1s")
+    with pytest.raises(StageFailedError, match=f"no Dask scheduler answers at {address}"):
+        list(fan_out(double, [1], address=address))
