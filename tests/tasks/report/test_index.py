@@ -16,9 +16,9 @@ from support.old_data_root import extract_old_data_root
 from support.records import label_rows, report_row, volume_row, wanted_rows, write_run
 
 from ctclip_model.data.abnormalities import ABNORMALITIES
-from flows.commands import running
 from tasks.report import index as index_module
 from tasks.report.index import collect_index, read_schedule, write_index
+from tasks.upkeep import own_server
 from warehouse import store
 
 SCRIPT = "<script>document.title = 'taken over'</script>"
@@ -253,7 +253,7 @@ def test_silent_server_leaves_the_schedule_out(silent_server, monkeypatch):
 
 
 def test_index_alone_starts_no_server_and_says_that_none_was_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "ensure_server", lambda: pytest.fail("a server was started"))
+    monkeypatch.setattr(own_server, "ensure_server", lambda: pytest.fail("a server was started"))
     done = run_ctclip("report", "--index", "--json", "--data-root", tmp_path)
     assert (done.returncode, json.loads(done.stdout)["done"]) == (0, 1)
     (tmp_path / "full").mkdir()
