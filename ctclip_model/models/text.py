@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from ctclip_model.config import TextConfig
@@ -116,5 +117,10 @@ def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_length: int) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, int64 (texts, tokens), padded to the longest text and cut at `max_length`."""
-    encoded = tokenizer(list(texts), padding="longest", truncation=True, max_length=max_length)
-    return {name: torch.tensor(encoded[name], dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    # Padded here: padding and limit are states of the tokenizer, which threads share, so all calls leave them alike.
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    rows = [torch.tensor(ids, dtype=torch.int64) for ids in encoded["input_ids"]]
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+    }

@@ -1,7 +1,12 @@
 """Texts beyond a model's limit of tokens are counted."""
 
 import dataclasses
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+import torch
 from support.reports import write_reports
 
 from ctclip_model.config import tiny
@@ -34,3 +39,25 @@ def test_a_labeller_counts_what_it_does_not_read(tmp_path):
         cut: list[int] = []
         load_labeller(folder).label([*reports[:2], "", "Emphysema " * 40 + "."], on_cut=cut.extend)
         assert cut == [62 * expected, 0, 0, 40 + 3 - 20]
+
+
+@pytest.fixture
+def _switching() -> Iterator[None]:
+    """Threads take turns as often as Python lets them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_switching")
+def test_threads_that_tokenize_at_once_do_not_disturb_each_other():
+    texts = ["No nodule.", "A nodule in the left lobe, and a small effusion."]
+    tokenizer = train_tokenizer(texts * 2, 200)
+    expected = tokenize(tokenizer, texts, 64)
+    with ThreadPoolExecutor(2) as pool:
+        counts = pool.map(lambda _: count_cut_tokens(tokenizer, texts, 64), range(2000))
+        for _ in range(1000):
+            found = tokenize(tokenizer, texts, 64)
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert {*map(tuple, counts)} == {(0, 0)}
