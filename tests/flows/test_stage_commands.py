@@ -82,10 +82,9 @@ def test_report_and_rebuild_write_the_index_and_link_to_it(data_root):
         run(data_root, *arguments)
         assert index.is_file()
     with get_client(sync_client=True) as client:
-        found = client.request(
-            "POST", "/artifacts/latest/filter", json={"artifacts": {"key": {"any_": ["index-page"]}}}
-        )
-    assert index.resolve().as_uri() in found.json()[0]["data"]
+        found = client.request("POST", "/artifacts/filter", json={"artifacts": {"key": {"any_": ["index-page"]}}})
+    # Other tests share the server and write an index of their own.
+    assert sum(index.resolve().as_uri() in artifact["data"] for artifact in found.json()) >= 2
 
 
 @pytest.mark.usefixtures("summaries")
