@@ -7,6 +7,7 @@ evidence of a score needs. Tokens have the shape (B, depth, height, width, dim) 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,7 @@ from ctclip_model.config import Pooling, VisionConfig
 FIRST_REACH = 0.5  # standard deviation of a query's first weights, as a share of the distance between two queries
 
 
-class TokenPooling(nn.Module):
+class TokenPooling(nn.Module, ABC):
     """Tokens (B, depth, height, width, dim) to features (B, features)."""
 
     features: int
@@ -26,12 +27,12 @@ class TokenPooling(nn.Module):
         super().__init__()
         self.features = features
 
+    @abstractmethod
     def split(self, gradients: Tensor, tokens: Tensor) -> Tensor:
         """Parts (L, depth, height, width) of linear functions of the features, with gradients (L, features).
 
         `tokens` are of one volume, (depth, height, width, dim). The parts add up to the functions' values.
         """
-        raise NotImplementedError
 
 
 class ColumnPooling(TokenPooling):

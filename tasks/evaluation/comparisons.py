@@ -9,7 +9,7 @@ from pathlib import Path
 from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.label_sets import BUILT_IN, LabelSet
 from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS
-from tasks.labels.label_sources import read_recorded_sets
+from tasks.labels.label_sources import mark_labels, read_recorded_sets
 from tasks.models.find import ModelReference
 from tasks.run.fingerprints import VERSION, Fingerprint
 from tasks.settings import PUBLISHED_LABELS
@@ -34,8 +34,7 @@ class Comparison:
     @property
     def key(self) -> str:
         scored = f"{self.dataset}/{self.split}/{self.protocol}/{self.unit}"
-        labels = "" if self.label_source == PUBLISHED_LABELS else f" by {self.label_source}"
-        return f"{scored} against {self.other_model_id}/{self.other_protocol}{labels}"
+        return f"{scored} against {self.other_model_id}/{self.other_protocol}{mark_labels(self.label_source)}"
 
     @property
     def fingerprint(self) -> str:

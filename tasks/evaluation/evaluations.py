@@ -39,8 +39,7 @@ class Evaluation:
 
     @property
     def key(self) -> str:
-        end = "" if self.source.is_default else f" by {self.source.name}"
-        return f"{self.dataset}/{self.split}/{self.protocol}/{self.unit}{end}"
+        return f"{self.dataset}/{self.split}/{self.protocol}/{self.unit}{self.source.mark}"
 
     @property
     def is_own(self) -> bool:

@@ -11,6 +11,19 @@ from tasks.run.stage_run import StageRun
 from tasks.settings import PUBLISHED_LABELS
 from warehouse import store
 
+BY = " by "  # between a key of work, or a variant, and the labels that it is by
+
+
+def mark_labels(name: str) -> str:
+    """The end of a key of work by labels of a name. Empty for the published ones."""
+    return "" if name == PUBLISHED_LABELS else f"{BY}{name}"
+
+
+def split_mark(key: str) -> tuple[str, str]:
+    """A key without its `mark_labels`, and the labels."""
+    unmarked, _, name = key.partition(BY)
+    return unmarked, name or PUBLISHED_LABELS
+
 
 @dataclass(frozen=True)
 class LabelSource:
@@ -22,6 +35,11 @@ class LabelSource:
     @property
     def is_default(self) -> bool:
         return self.name == PUBLISHED_LABELS
+
+    @property
+    def mark(self) -> str:
+        """The end of a key of work by these labels. Empty for the published ones."""
+        return mark_labels(self.name)
 
     @property
     def parts(self) -> tuple[str, ...]:

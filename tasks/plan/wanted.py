@@ -122,7 +122,7 @@ def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wante
     from ctclip_model.evaluation.protocols import NAMED_PROTOCOLS
     from tasks.evaluation.comparisons import list_comparisons
     from tasks.evaluation.evaluations import choose_source, list_evaluations
-    from tasks.labels.label_sources import find_label_source
+    from tasks.labels.label_sources import find_label_source, split_mark
     from tasks.models.find import find_model
 
     model = find_model(data_root, options.preset, model_id)
@@ -130,9 +130,9 @@ def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wante
     for key in _read_declared(data_root, "evaluate", model_id):
         is_comparison = " against " in key
         if not is_comparison and key not in scores:
-            scored, _, labels = key.partition(" by ")
+            scored, labels_of = split_mark(key)
             _, split, protocol, unit = scored.split("/")
-            source = find_label_source(data_root, labels or PUBLISHED_LABELS)
+            source = find_label_source(data_root, labels_of)
             named = [protocol] if protocol in NAMED_PROTOCOLS else []
             found = list_evaluations(data_root, model, split, unit, source, named)
             scores |= {other: one for other, one in found.items() if other == key}
@@ -144,14 +144,14 @@ def _find_scores(data_root: Path, model_id: str, options: StageOptions) -> Wante
 def _find_pages(data_root: Path, model_id: str, options: StageOptions) -> Wanted:
     """Default pages, and those by other labels that an earlier run asked for."""
     from tasks.evaluation.evaluations import choose_source
-    from tasks.labels.label_sources import find_label_source
+    from tasks.labels.label_sources import find_label_source, split_mark
     from tasks.models.find import find_model
     from tasks.report.pages import list_pages
 
     model = find_model(data_root, options.preset, model_id)
-    asked = {key.partition(" by ")[2] for key in _read_declared(data_root, "report", model_id)}
+    asked = {split_mark(key)[1] for key in _read_declared(data_root, "report", model_id)}
     sources = [choose_source(data_root, model, PUBLISHED_LABELS)]
-    sources += [find_label_source(data_root, name) for name in sorted(asked - {"", sources[0].name})]
+    sources += [find_label_source(data_root, name) for name in sorted(asked - {sources[0].name})]
     pages = {key: page for source in sources for key, page in list_pages(data_root, model, None, source).items()}
     return {key: page.fingerprint for key, page in pages.items()}
 

@@ -27,7 +27,7 @@ class Page:
 
     @property
     def key(self) -> str:
-        return f"{self.dataset}/{self.split}" + ("" if self.source.is_default else f" by {self.source.name}")
+        return f"{self.dataset}/{self.split}{self.source.mark}"
 
     @property
     def file_name(self) -> str:
@@ -67,7 +67,7 @@ def check_against(
     if not _list_compared(data_root, model, against, source):
         raise ConfigurationError(
             f"--against {against}: it has no paired differences to {model.model_id}. They need one data set and split "
-            "on which both were scored by scan and by the labels {source.name!r}, each by its own protocol, and then "
+            f"on which both were scored by scan and by the labels {source.name!r}, each by its own protocol, and then "
             "`ctclip evaluate` of the newer model"
         )
 

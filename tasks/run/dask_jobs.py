@@ -16,10 +16,10 @@ from tasks.settings import LIMITS, Limits, count_workers
 
 logger = logging.getLogger(__name__)
 
-# Dask's profiler asks for the frames of all threads. If CPython 3.11 collects garbage meanwhile, the process stops for
-# good (python/cpython#106883, dask/distributed#8616).
 SILENCE_TIMEOUT = "300s"  # a link that is cut for a shorter time loses no job
 SCHEDULER_TIMEOUT = "30s"  # until a scheduler must have answered
+# Dask's profiler asks for the frames of all threads. If CPython 3.11 collects garbage meanwhile, the process stops for
+# good (python/cpython#106883, dask/distributed#8616).
 WITHOUT_PROFILER = {"distributed.worker.profile.enabled": False}
 
 Job = TypeVar("Job")

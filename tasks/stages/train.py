@@ -50,7 +50,7 @@ def plan_model(run: StageRun, fingerprint: str, retrain: bool) -> bool:
 def prepare_manifest(run: StageRun, preset: Preset, labeller: str, source: LabelSource | None = None) -> Manifest:
     """Writes the manifest of the training samples, with the labels that the training names, or the labeller's."""
     require_split(run.data_root, "train")
-    labels_of = choose_labels(run.data_root, preset, labeller) if source is None else None
+    labels_of = choose_labels(run.data_root, preset, labeller) if source is None else source.name
     manifest = make_manifest(run, preset, labels_of, source)
     get_run_logger().info("%s: %d samples", manifest.model_id, manifest.count_samples)
     return manifest

@@ -8,15 +8,13 @@ from ctclip_model.config import Preset
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.training.job import Manifest
-from tasks.labels.label_sources import LabelSource, find_label_source
+from tasks.labels.label_sources import BY, LabelSource, find_label_source
 from tasks.labels.labellers import find_labeller
 from tasks.run.splits import require_split
 from tasks.run.stage_run import StageRun
 from tasks.settings import PUBLISHED_LABELS
 from tasks.training.manifest import config_fingerprint, write_manifest
 from warehouse import store
-
-BY = " by "  # between the preset and the named labels of a variant
 
 
 def name_variant(preset: str, labels_of: str | None) -> str:
@@ -58,11 +56,10 @@ def choose_labels(data_root: Path, preset: Preset, labeller: str) -> str | None:
 def make_manifest(run: StageRun, preset: Preset, labels_of: str | None, source: LabelSource | None = None) -> Manifest:
     """Writes the manifest, a row a training sample. With the shards it is all that a GPU worker needs.
 
-    Each row has the labels of the `source` that the training names, or else of the labeller `labels_of`. Raises
+    Each row has the labels `labels_of`, if any. `source` is theirs where the training names them. Raises
     `MissingInputError` if no volume is converted for the preset's recipe, or if no sample has such labels.
     """
     recipe_id = preset.recipe.recipe_id
-    labels_of = labels_of if source is None else source.name
     parameters = {
         "names": list(ABNORMALITIES if source is None else source.label_set.names), "labeller_id": labels_of,
         "names_labels": source is not None, "recipe_id": recipe_id,

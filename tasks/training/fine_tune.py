@@ -14,11 +14,10 @@ from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.models.kinds import FINE_TUNED, ModelKind, find_kind
 from ctclip_model.training.job import Manifest, Parent, TrainingJob
 from tasks.evaluation.embed import plan_works
-from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
+from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource, mark_labels, split_mark
 from tasks.models.find import ModelReference, require_folder
 from tasks.run.splits import require_split
 from tasks.run.stage_run import StageRun
-from tasks.settings import PUBLISHED_LABELS
 from tasks.training.manifest import write_manifest
 from tasks.training.records import find_trained
 from warehouse import store
@@ -62,14 +61,13 @@ class Finetuning:
 
 def name_variant(model_id: str, kind: str, labels_of: str) -> str:
     """Variant of the fine-tunings of a model: their kind and, except for the published labels, their source."""
-    return f"{model_id}/{kind}" + ("" if labels_of == PUBLISHED_LABELS else f" by {labels_of}")
+    return f"{model_id}/{kind}{mark_labels(labels_of)}"
 
 
 def parse_variant(variant: str) -> tuple[str, str, str]:
     """Model, kind and source of labels of a variant that `name_variant` has made."""
     model_id, _, rest = variant.rpartition("/")
-    kind, _, labels_of = rest.partition(" by ")
-    return model_id, kind, labels_of or PUBLISHED_LABELS
+    return model_id, *split_mark(rest)
 
 
 def find_finetuned(

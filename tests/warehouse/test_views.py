@@ -209,56 +209,42 @@ def test_labelled_samples_are_training_samples_beside_each_labellers_known_label
     assert rows[4][2] == dict.fromkeys(ABNORMALITIES, 0)
 
 
-def test_fine_tuned_model_is_stale_by_the_labels_that_it_learned(catalogue):
+def record_labels(catalogue: Path, run: int, scan: str, value: int | None) -> None:
+    """Records one value for all published labels of a scan."""
+    rows = [{"scan_id": scan, "abnormality": name, "value": value} for name in ABNORMALITIES]
+    write_run(catalogue, run, "ingest", published_labels=rows)
     store.publish(catalogue)
-    samples = query(catalogue, "select volume_name, fingerprint from labelled_samples where labeller_id = 'published'")
-    model = {"model_id": "m", "recipe_id": "tiny-1", "kind": "lipro", "config": '{"labels_of": "published"}'}
-    write_run(
-        catalogue, 2, "finetune", models=[model],
-        model_samples=[
-            {"model_id": "m", "sample_id": name, "fingerprint": fingerprint, "split": "train"}
-            for name, fingerprint in samples
-        ],
-    )  # fmt: skip
-    store.publish(catalogue)
-    moved = "select count_samples, count_added, count_changed, count_removed from stale_models"
-    assert query(catalogue, moved) == [(3, 0, 0, 0)]
-    write_run(
-        catalogue, 3, "ingest",
-        published_labels=[{"scan_id": "train_1_a", "abnormality": name, "value": 0} for name in ABNORMALITIES],
-    )  # fmt: skip
-    store.publish(catalogue)
-    assert query(catalogue, moved) == [(3, 0, 2, 0)]
 
 
-def test_ct_clip_that_names_labels_is_stale_by_them_and_by_unlabelled_volumes(catalogue):
-    write_run(
-        catalogue, 2, "ingest", published_labels=[
-            {"scan_id": "train_2_a", "abnormality": name, "value": None} for name in ABNORMALITIES
-        ],
-    )  # fmt: skip
-    store.publish(catalogue)
-    read = "select volume_name, coalesce(b.fingerprint, a.fingerprint) from training_samples as a left join ("
-    read += "from labelled_samples where labeller_id = 'published') as b using (recipe_id, volume_name)"
-    samples = query(catalogue, read)
-    assert len(samples) > len(query(catalogue, "select * from labelled_samples where labeller_id = 'published'"))
-    model = {"model_id": "m", "recipe_id": "tiny-1", "kind": "ct-clip", "config": '{"labels_of": "published"}'}
-    write_run(
-        catalogue, 3, "train", models=[model, model | {"model_id": "unnamed", "config": "{}"}],
-        model_samples=[
-            {"model_id": "m", "sample_id": name, "fingerprint": fingerprint, "split": "train"}
-            for name, fingerprint in samples
-        ],
-    )  # fmt: skip
+def assert_stale_by_changed_labels(catalogue: Path, run: int, kind: str, samples: list[tuple[str, str]]) -> None:
+    """A model on the published labels and these three samples is fresh, and stale once a scan of two has others."""
+    model = {"model_id": "m", "recipe_id": "tiny-1", "kind": kind, "config": '{"labels_of": "published"}'}
+    rows = [
+        {"model_id": "m", "sample_id": name, "fingerprint": fingerprint, "split": "train"}
+        for name, fingerprint in samples
+    ]
+    write_run(catalogue, run, "train", models=[model], model_samples=rows)
     store.publish(catalogue)
     moved = "select count_samples, count_added, count_changed, count_removed from stale_models where model_id = 'm'"
     assert query(catalogue, moved) == [(3, 0, 0, 0)]
-    write_run(
-        catalogue, 4, "ingest",
-        published_labels=[{"scan_id": "train_1_a", "abnormality": name, "value": 0} for name in ABNORMALITIES],
-    )  # fmt: skip
-    store.publish(catalogue)
+    record_labels(catalogue, run + 1, "train_1_a", 0)
     assert query(catalogue, moved) == [(3, 0, 2, 0)]
+
+
+LABELLED = "select volume_name, fingerprint from labelled_samples where labeller_id = 'published'"
+
+
+def test_fine_tuned_model_is_stale_by_the_labels_that_it_learned(catalogue):
+    store.publish(catalogue)
+    assert_stale_by_changed_labels(catalogue, 2, "lipro", query(catalogue, LABELLED))
+
+
+def test_ct_clip_that_names_labels_is_stale_by_them_and_reads_unlabelled_volumes_too(catalogue):
+    record_labels(catalogue, 2, "train_2_a", None)
+    read = "select volume_name, coalesce(labelled.fingerprint, samples.fingerprint) from training_samples as samples "
+    samples = query(catalogue, f"{read} left join ({LABELLED}) as labelled using (volume_name)")
+    assert len(samples) > len(query(catalogue, LABELLED))
+    assert_stale_by_changed_labels(catalogue, 3, "ct-clip", samples)
 
 
 def test_scans_count_volumes_and_know_what_is_missing(catalogue):

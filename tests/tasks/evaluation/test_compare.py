@@ -268,7 +268,7 @@ def test_a_page_is_set_against_another_model_with_paired_differences_alone(data_
     check_against(data_root, reference("base"), None)
     for other, message in (
         ("base", "is the model of the page itself"), ("unknown", "there is no model 'unknown'"),
-        ("probe", "it has no paired differences to base"),
+        ("probe", "it has no paired differences to base.* by the labels 'published'"),
     ):  # fmt: skip
         with pytest.raises(ConfigurationError, match=message) as raised:
             check_against(data_root, reference("base"), other)
