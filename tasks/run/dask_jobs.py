@@ -170,7 +170,8 @@ def _connect(address: str | None, workers: int, limits: Limits):  # type: ignore
         "distributed.deploy.lost-worker-timeout": "1 day",  # else a worker that takes 15 s to start again is given up
         "distributed.admin.log-format": "%(message)s",
     }
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # this module reports the death of a worker
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # this module reports the death of a worker,
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # and the loss of the scheduler
     with dask.config.set(options), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if address is not None:

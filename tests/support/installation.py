@@ -28,16 +28,26 @@ CANARY = "hf_canary_that_must_stand_nowhere"
 class Installation:
     """A server, the deployments on it, and workers that run the code of a checkout.
 
-    The worker of the GPUs sees the data under another path, and no warehouse there.
+    The worker of the GPUs sees the data under another path, and no warehouse there. `gpu_prefix` stands before its
+    command, as that of another host does. `address` is where the server listens.
     """
 
-    def __init__(self, folder: Path, checkout: Path = ROOT, **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        checkout: Path = ROOT,
+        *,
+        address: str = "127.0.0.1",
+        gpu_prefix: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:
         self.folder, self.checkout = folder, checkout
         self.data_root, self.mounted = folder / "data", folder / "mounted"
+        self.address, self.gpu_prefix = address, gpu_prefix
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.bind((address, 0))
             self.port = free.getsockname()[1]
-        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.api = f"http://{address}:{self.port}/api"
         self.environment = os.environ | {
             "PREFECT_HOME": str(folder / "prefect"), "PREFECT_API_URL": self.api, "HF_TOKEN": CANARY,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1",
@@ -46,23 +56,40 @@ class Installation:
         } | environment  # fmt: skip
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
+    def mount(self) -> None:
+        """Makes the data root, and what the worker of the GPUs sees of it."""
+        self.mounted.mkdir()
+        for name in ("records", "shards", "models", "orders", "locks"):
+            (self.data_root / name).mkdir(parents=True)
+            (self.mounted / name).symlink_to(self.data_root / name)
+
     def settings(self) -> dict[str, str]:
         return self.environment | {"PYTHONPATH": str(self.checkout)}
 
-    def start(self, name: str, *command: str, **environment: str) -> None:
+    def start(
+        self,
+        name: str,
+        *command: str,
+        program: Path = PREFECT,
+        prefix: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [str(PREFECT), *command], cwd=self.checkout, env=self.settings() | environment, stdout=log, stderr=log,
-                start_new_session=True,
+                [*prefix, str(program), *command], cwd=self.checkout, env=self.settings() | environment,
+                stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
     def start_server(self) -> None:
-        self.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+        self.start("server", "server", "start", "--host", self.address, "--port", str(self.port))
         wait_for(lambda: self.ask("GET", "/health"))
 
     def start_worker(self, pool: str) -> None:
-        other = {"CTCLIP_DATA_ROOT": str(self.mounted)} if pool == "gpu" else {}
-        self.start(pool, "worker", "start", "--pool", pool, "--type", "process", **other)
+        command = ("worker", "start", "--pool", pool, "--type", "process")
+        if pool == "gpu":
+            self.start(pool, *command, prefix=self.gpu_prefix, CTCLIP_DATA_ROOT=str(self.mounted))
+        else:
+            self.start(pool, *command)
 
     def kill(self, name: str) -> None:
         """Kills a process and all that it has started, as the loss of its machine would."""
@@ -88,6 +115,13 @@ class Installation:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def start_ctclip(self, *command: str) -> subprocess.Popen[str]:
+        """Starts a command, with both of its outputs in one pipe."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows", *command], cwd=self.checkout, env=self.settings(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """The server's answer, asked for again while its SQLite is locked; None where there is no server."""

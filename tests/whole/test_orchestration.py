@@ -31,11 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installation(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """With everything rebuilt once, by deployments."""
     made = Installation(tmp_path_factory.mktemp("installation"))
-    made.data_root.mkdir()
-    made.mounted.mkdir()
-    for name in ("records", "shards", "models", "orders", "locks"):
-        (made.data_root / name).mkdir()
-        (made.mounted / name).symlink_to(made.data_root / name)
+    made.mount()
     try:
         made.start_server()
         made.ctclip("deploy")

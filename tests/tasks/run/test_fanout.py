@@ -2,11 +2,14 @@
 
 import os
 import signal
+import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 from distributed import get_worker
+from support.processes import start_python
 
 from ctclip_model.errors import StageFailedError
 from tasks.run import dask_jobs
@@ -74,3 +77,20 @@ def test_scheduler_that_does_not_answer_is_one_line(monkeypatch, address):
     monkeypatch.setattr(dask_jobs, "SCHEDULER_TIMEOUT", "1s")
     with pytest.raises(StageFailedError, match=f"no Dask scheduler answers at {address}"):
         list(fan_out(double, [1], address=address))
+
+
+CLUSTER = """
+from distributed import LocalCluster
+cluster = LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None)
+print(cluster.scheduler_address, flush=True)
+input()
+"""
+
+
+def test_scheduler_that_is_lost_is_one_line(caplog):
+    with start_python(CLUSTER, stdin=subprocess.PIPE) as cluster:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        with pytest.raises(StageFailedError, match="the connection to the Dask scheduler is lost"):
+            list(fan_out(partial(os.kill, cluster.pid), [signal.SIGKILL], address=address))
+    assert not [record for record in caplog.records if record.name.startswith("distributed")]
