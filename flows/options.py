@@ -326,6 +326,7 @@ class EmbedOptions(ComputeOptions):
     preset: Preset = PRESET
     model: Model = None
     force: Force = False
+    processes: Annotated[int | None, Option(min=1, help="Processes that encode volumes. Default: one per GPU.")] = None
     deployed: Deployed = False
 
 

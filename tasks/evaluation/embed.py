@@ -116,23 +116,20 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
     note_cut(run, count_cut)
 
 
-def embed_volumes(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str) -> None:
-    """Computes and records the latents of volumes, in the order of their shards."""
-    from ctclip_model.data.loader import SampleRef, iterate_batches
-    from ctclip_model.device import choose_device, limit_cpu_threads
-    from ctclip_model.evaluation import embed
-    from ctclip_model.models.model_folder import load_encoders
+def embed_volumes(
+    run: StageRun, model: ModelReference, work: EmbeddingWork, device: str, processes: int | None = None
+) -> None:
+    """Computes and records the latents of volumes, on every GPU or in `processes` as `choose_devices` says."""
+    from ctclip_model.data.loader import SampleRef
+    from tasks.evaluation.embed_processes import Encoding, choose_devices, encoding
 
     if not work.rows:
         return
-    chosen = choose_device(device)
-    loaded = load_encoders(model.folder, device=str(chosen))
+    devices = choose_devices(device, processes)
     samples = [SampleRef(item.removeprefix("volume:"), path, row) for item, (path, row) in work.rows.items()]
-    size = embed.batch_size(loaded.config, chosen)
-    batches = iterate_batches(samples, run.data_root, batch_size=size, device=chosen)
-    with show_progress("embed volumes", len(samples), "volumes") as progress, limit_cpu_threads(model.cpu_threads):
-        batch_latents = embed.embed_volumes(loaded.model, batches, dtype=work.dtype.autocast)
-        for names, latents in _join_batches(batch_latents, run.limits.label_batch):
+    whole = Encoding(model.folder, run.data_root, samples, devices[0], work.dtype, model.cpu_threads)
+    with show_progress("embed volumes", len(samples), "volumes") as progress, encoding(whole, devices) as batches:
+        for names, latents in _join_batches(batches, run.limits.label_batch):
             _record(run, model, work, [f"volume:{name}" for name in names], latents)
             progress.advance(len(names))
             run.publish_if_due()

@@ -26,9 +26,16 @@ def plan_embedding(run: StageRun, model: ModelReference, dtype: Precision, force
 
 
 @task(cache_policy=NO_CACHE)
-def embed_items(run: StageRun, model: ModelReference, work: EmbeddingWork, device: str, deployed: bool) -> None:
+def embed_items(
+    run: StageRun,
+    model: ModelReference,
+    work: EmbeddingWork,
+    device: str,
+    deployed: bool,
+    processes: int | None = None,
+) -> None:
     """Computes the latents and records them."""
     if not work.fingerprints:
         return
-    execute(run, LatentsWork(model, work, device), deployed)
+    execute(run, LatentsWork(model, work, device, processes), deployed)
     get_run_logger().info("%d latents of %s", run.count_done, model.model_id)

@@ -47,10 +47,11 @@ class LatentsWork:
     model: ModelReference
     items: EmbeddingWork
     device: str
+    processes: int | None = None  # that encode volumes; None: one per GPU
 
     def do(self, run: StageRun) -> None:
         embed_reports_and_prompts(run, self.model, self.items, self.device)
-        embed_volumes(run, self.model, self.items, self.device)
+        embed_volumes(run, self.model, self.items, self.device, self.processes)
 
 
 Work = TrainingWork | LatentsWork

@@ -114,7 +114,7 @@ def test_end_of_work_that_the_server_cannot_be_told_is_published_once(installati
     orders = installation.data_root / "orders"
     cut_during(
         far, installation, lambda: any(orders.glob("*.outcome.json")),
-        "embed", "--preset", "smoke", "--deployed",
+        "embed", "--preset", "smoke", "--processes", "2", "--deployed",
     )  # fmt: skip
     assert statuses(installation, "embed") == [("completed",)]
     items = query(installation.data_root, "select count(*), count(distinct (model_id, kind, item)) from latents")
