@@ -38,7 +38,7 @@ class Encoding:
     samples: Sequence[SampleRef]
     device: str
     precision: Precision
-    cpu_threads: int | None  # of PyTorch; None: as many as it takes by itself
+    cpu_threads: int | None  # threads of PyTorch. None: as many as it takes by itself
 
     def run(self) -> Iterator[Latents]:
         """Yields the latents of each batch in the order of the samples."""
@@ -102,7 +102,7 @@ def _start(share: Encoding, processes: int) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")  # a forked process could use no GPU
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_encode_and_send, args=(share, writer, processes))
-    resource_tracker.ensure_running()  # which would unblock the signal
+    resource_tracker.ensure_running()  # it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl+C is for this process alone
     process.start()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -113,7 +113,7 @@ def _start(share: Encoding, processes: int) -> tuple[Connection, BaseProcess]:
 def _encode_and_send(share: Encoding, writer: Connection, processes: int) -> None:
     """Sends each batch of latents, then None, or the error that ended the work."""
     end_with_parent()
-    os.environ["LOCAL_WORLD_SIZE"] = str(processes)  # by which readers of volumes share the cores
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes)  # readers of volumes share the cores by it
     try:
         for latents in share.run():
             writer.send(latents)

@@ -47,7 +47,7 @@ class LatentsWork:
     model: ModelReference
     items: EmbeddingWork
     device: str
-    processes: int | None = None  # that encode volumes; None: one per GPU
+    processes: int | None = None  # they encode volumes. None: one per GPU
 
     def do(self, run: StageRun) -> None:
         embed_reports_and_prompts(run, self.model, self.items, self.device)

@@ -51,7 +51,7 @@ def far_host() -> Iterator[FarHost]:
     """A second host with the address `FAR`, to which this one is `HOME`."""
     host = FarHost("ctclip-far")
     near = "ctclip-home"
-    _remove(host.name, near)  # of a killed test
+    _remove(host.name, near)  # a killed test may have left it
     try:
         _ip("netns", "add", host.name)
         _ip("link", "add", near, "type", "veth", "peer", "name", "far", "netns", host.name)
