@@ -12,11 +12,10 @@ from typing import IO
 import numpy as np
 
 from ctclip_model.data.nifti import LARGEST_RATIO, NiftiHeader, fault
+from ctclip_model.data.npz_axes import ORIENTATION, SPACING_MM, parse_orientation
 
 MEMBER = "ct.npy"
-SPACING_MM = (0.8, 0.8, 0.8)
 LARGEST_BYTES = 2**31  # memory for one array; the data set's arrays have about 400 x 400 x 400 voxels
-ORIENTATION = "xyz"
 
 
 class NpzStream:
@@ -85,16 +84,3 @@ class NpzStream:
             plane.reshape(-1).view(np.uint8)[:] = np.frombuffer(member.read(plane.nbytes), np.uint8)
         member.read()  # the end of the member, where zipfile verifies the checksum
         return planes.T if is_fortran else planes
-
-
-def parse_orientation(text: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """The array axes (z, y, x are 0, 1, 2) in the volume's order, and for each True if it is reversed.
-
-    Raises `ValueError` for anything except the three letters x, y and z, small or capital.
-
-    >>> parse_orientation("xyZ")
-    ((2, 1, 0), (False, False, True))
-    """
-    if sorted(text.lower()) != ["x", "y", "z"]:
-        raise ValueError(f"orientation is {text!r}, not the letters x, y and z in some order, a capital where reversed")
-    return tuple("zyx".index(letter) for letter in text.lower()), tuple(letter.isupper() for letter in text)

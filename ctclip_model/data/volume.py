@@ -20,7 +20,8 @@ from ctclip_model.data.dicom import DicomSeries, DicomStream
 from ctclip_model.data.hounsfield import HounsfieldPlanes, clip_plane
 from ctclip_model.data.names import HEADER, STORED
 from ctclip_model.data.nifti import NiftiStream, fault
-from ctclip_model.data.npz import ORIENTATION, NpzStream
+from ctclip_model.data.npz import NpzStream
+from ctclip_model.data.npz_axes import ORIENTATION
 from ctclip_model.data.orientation import LPS, Orientation, Turn, orientation_of, turn_to_lps
 from ctclip_model.data.resampling import Axis, blend_planes, plan_axes
 from ctclip_model.data.slabs import encode_slab

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from ctclip_model.config import EvaluationConfig
 from ctclip_model.evaluation.jackknife import Estimate, Jackknife
@@ -42,7 +42,7 @@ def calibration_error(items: Items, jackknife: Jackknife, config: EvaluationConf
     low, high = _find_errors(widened, plain, (1 - tail, tail), config)
     signs = np.where(gaps.value < 0, -1, 1)
     error = np.sqrt(((widened.deviations @ signs) ** 2).sum())  # standard error of a sum of known signs
-    reach = float(student.ppf(1 - tail, max(fewest - 1, 1)) * error)
+    reach = float(stdtrit(max(fewest - 1, 1), 1 - tail) * error)
     return middle, max(0.0, min(low, middle - reach)), min(1.0, max(high, middle, plain + reach))
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from ctclip_model.evaluation.jackknife import Estimate
 from ctclip_model.evaluation.weighted import METRICS, Items
@@ -150,7 +150,7 @@ def paired_differences(
     freedom = np.minimum(mine.freedom, yours.freedom)
     reach = _quantile(confidence, freedom) * error
     statistic = np.divide(np.abs(value), error, out=np.zeros_like(value), where=error > 0)
-    p_value = np.where(np.isnan(error), np.nan, 2 * student.sf(statistic, freedom))
+    p_value = np.where(np.isnan(error), np.nan, 2 * stdtr(freedom, -statistic))
     low, high = np.maximum(value - reach, -1.0), np.minimum(value + reach, 1.0)
     return Differences(value, low, high, p_value)
 
@@ -225,4 +225,4 @@ def _degrees_of_freedom(estimate: Estimate, patients: Floats) -> Floats:
 
 
 def _quantile(confidence: float, freedom: Floats | float) -> Floats:
-    return np.asarray(student.ppf((1 + confidence) / 2, freedom))
+    return np.asarray(stdtrit(freedom, (1 + confidence) / 2))

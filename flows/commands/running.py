@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from flows.display import PlainReporter, RichReporter, print_json, print_summaries
+from tasks.run.collector import pausing_collector
 from tasks.run.logs import is_log_requested
 from tasks.run.progress import REPORTER
 
@@ -28,7 +29,8 @@ def run_flow(name: str, as_json: bool, **parameters: Any) -> None:
     is_alone = is_index and find_api_url() is None
     if not is_alone:
         ensure_server()
-    flow = getattr(import_module(f"flows.{name}"), name)
+    with pausing_collector():
+        flow = getattr(import_module(f"flows.{name}"), name)
     with showing_progress():
         result = flow.fn(**parameters) if is_alone else flow(**parameters)
     if as_json:

@@ -16,7 +16,6 @@ from ctclip_model.data.names import EXTERNAL
 from ctclip_model.data.reports import report_sha256
 from ctclip_model.device import Precision, choose_device
 from ctclip_model.errors import ConfigurationError, EndpointUnavailableError
-from ctclip_model.evaluation import metrics
 from ctclip_model.labelling.questions import Questionnaire
 from tasks.labels.answers import THRESHOLD, read_answers
 from tasks.labels.endpoint_address import Endpoint
@@ -89,11 +88,12 @@ def score_labeller(
     run: StageRun, reference: LabellerReference, scoring: HandScoring, device: str, dtype: Precision
 ) -> None:
     """Labels the reports and records the predictions and, at the labeller's own thresholds, the metrics."""
+    from ctclip_model.evaluation.metrics import require_probabilities  # imported late: no plan needs SciPy
     from ctclip_model.labelling.labeller import load_labeller
 
     labeller = load_labeller(reference.folder, device=str(choose_device(device)))
     probabilities = labeller.label(scoring.reports.texts, dtype=dtype.autocast).astype(float)
-    metrics.require_probabilities(probabilities, reference.labeller_id)
+    require_probabilities(probabilities, reference.labeller_id)
     _record_scores(run, reference.labeller_id, scoring, scoring.reports, probabilities, labeller.thresholds)
 
 
@@ -117,7 +117,9 @@ def _record_scores(
     thresholds: NDArray[np.float64],
 ) -> None:  # fmt: skip
     """Records predictions and metrics. For intervals a text counts as one patient: copies of a report stay together."""
-    scored = metrics.Scored(
+    from ctclip_model.evaluation.metrics import Scored, score  # imported late: no plan needs SciPy
+
+    scored = Scored(
         ABNORMALITIES, reports.labels.astype(float), probabilities, thresholds, "the labeller's own",
         [report_sha256(text) for text in reports.texts],
     )  # fmt: skip
@@ -130,7 +132,7 @@ def _record_scores(
             for name, value in zip(ABNORMALITIES, row, strict=True)
         ],
     )
-    rows = metrics.score(scored, CONFIG)
+    rows = score(scored, CONFIG)
     run.record("metrics", [stamp | {"label_source": HAND} | dataclasses.asdict(row) for row in rows])
     run.count_done += 1
 

@@ -15,6 +15,7 @@ from ctclip_model.stages import PIPELINE
 from tasks.labels.estimate import Estimate, Prices, estimate_labelling
 from tasks.labels.labellers import find_questionnaire
 from tasks.plan.wanted import StageOptions, Wanted, find_wanted, name_variant
+from tasks.run.collector import pausing_collector
 from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, get_parts
 from tasks.run.lost import find_lost_volumes, is_there
 from tasks.settings import STAGES
@@ -58,6 +59,7 @@ class History:
     lost: Mapping[str, str]  # {item: reason}: its file is gone
 
 
+@pausing_collector()
 def explain_plan(
     data_root: Path,
     stage: str,

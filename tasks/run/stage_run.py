@@ -168,7 +168,8 @@ def open_run(
         with watched(data_root, stage, variant, run_id), log_context(stage=stage, variant=variant, run_id=run_id):
             try:
                 yield run
-                publish(data_root)
+                if run.is_announced:  # a run without work has no records
+                    publish(data_root)
                 run.check_reject_share()
             except LeaseLostError:
                 raise  # the run that took over the lease records that this one died
@@ -177,8 +178,9 @@ def open_run(
                 run.finish("failed", f"{type(error).__name__}: {error}"[:2000])
                 publish(data_root)
                 raise
-            run.finish("completed")
-            publish(data_root)
+            if run.is_announced:
+                run.finish("completed")
+                publish(data_root)
 
 
 def close_dead_runs(data_root: Path, stage: str) -> bool:

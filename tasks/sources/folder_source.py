@@ -15,6 +15,7 @@ from ctclip_model.config import compute_fingerprint
 from ctclip_model.data.names import VOLUME_FILE, RadName, VolumeName
 from ctclip_model.errors import BadItemError, ConfigurationError, MetadataError
 from ctclip_model.files import whole_file
+from tasks.run.collector import pausing_collector
 from tasks.sources.catalogue import Catalogue, FileFacts
 from tasks.sources.file_hashes import FileHashes
 from tasks.sources.listing import FoundFile, list_folder
@@ -43,6 +44,7 @@ class FolderSource(ABC, Generic[Name]):
         self.several: list[tuple[str, FoundFile, FoundFile]] = []  # volume, used file, unused file
         self._list_files()
 
+    @pausing_collector()
     def _list_files(self) -> None:
         self.target = find_target(self.folder)
         self.listing = list_folder(self.target, self.tables, self.volumes, self.data_root)
@@ -101,6 +103,7 @@ class FolderSource(ABC, Generic[Name]):
         with whole_file(self.seen_path) as file:
             file.write(json.dumps(seen).encode())
 
+    @pausing_collector()
     def _fingerprint_files(self) -> str:
         return compute_fingerprint(self.storage, self.listing.fingerprint())
 

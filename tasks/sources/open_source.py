@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ctclip_model.data.names import Storage
-from ctclip_model.data.npz import ORIENTATION
+from ctclip_model.data.npz_axes import ORIENTATION
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from tasks.remote.files import Store
 from tasks.settings import LIMITS, Limits

@@ -9,7 +9,7 @@ from typing import Any
 from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.data.abnormalities import ABNORMALITIES
 from ctclip_model.data.names import EXTERNAL, RAD_FILE, RadName, parse_rad_name
-from ctclip_model.data.npz import ORIENTATION, SPACING_MM, parse_orientation
+from ctclip_model.data.npz_axes import ORIENTATION, SPACING_MM, parse_orientation
 from ctclip_model.errors import BadItemError, ConfigurationError, MetadataError
 from tasks.sources.address import RAD_CHESTCT
 from tasks.sources.catalogue import Catalogue, FileFacts

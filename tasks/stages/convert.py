@@ -7,6 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from ctclip_model.config import Recipe
 from ctclip_model.data.slabs import Encoding
+from tasks.run.collector import pausing_collector
 from tasks.run.lost import find_lost_volumes
 from tasks.run.pending import plan_items
 from tasks.run.selection import Selection
@@ -25,6 +26,7 @@ from tasks.volumes.jobs import (
 
 
 @task(cache_policy=NO_CACHE)
+@pausing_collector()
 def plan_conversion(
     run: StageRun,
     recipe: Recipe,

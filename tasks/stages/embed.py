@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from ctclip_model.device import Precision
 from tasks.evaluation.embed import EmbeddingWork, plan_work
 from tasks.models.find import ModelReference, require_folder
+from tasks.run.collector import pausing_collector
 from tasks.run.lost import require_shards
 from tasks.run.pending import plan_items
 from tasks.run.stage_run import StageRun
@@ -16,6 +17,7 @@ from tasks.training.orders import LatentsWork
 
 
 @task(cache_policy=NO_CACHE)
+@pausing_collector()
 def plan_embedding(run: StageRun, model: ModelReference, dtype: Precision, force: bool) -> EmbeddingWork:
     """Items without a latent of their present content."""
     require_folder(model)

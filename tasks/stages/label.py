@@ -17,6 +17,7 @@ from tasks.labels.endpoint_address import Endpoint, parse_endpoint
 from tasks.labels.label import plan_labels, record_labels
 from tasks.labels.labellers import OPENAI, LabellerReference
 from tasks.labels.score import HandScoring, plan_scoring, record_trained_on, score_answers, score_labeller
+from tasks.run.collector import pausing_collector
 from tasks.run.selection import Selection
 from tasks.run.stage_run import StageRun
 from tasks.stages.endpoint_key import load_endpoint_key
@@ -69,6 +70,7 @@ def note_training_reports(run: StageRun, labeller: LabellerReference | Questionn
 
 
 @task(cache_policy=NO_CACHE)
+@pausing_collector()
 def plan_labelling(
     run: StageRun,
     labeller: LabellerReference | Questionnaire,

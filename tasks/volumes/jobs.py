@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ctclip_model.config import VERSIONS, Recipe, compute_fingerprint, fingerprint_each
-from ctclip_model.data.npz import ORIENTATION
+from ctclip_model.data.npz_axes import ORIENTATION
 from ctclip_model.data.shards import ShardRow
 from ctclip_model.data.slabs import Encoding
 from ctclip_model.errors import BadItemError, ConfigurationError, MissingInputError

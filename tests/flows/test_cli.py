@@ -38,7 +38,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("flows.cli, tasks.upkeep.queries, warehouse.store", {"torch", "prefect", "numpy", "pyarrow", "psutil"}),
         ("flows.cli", {"torch", "prefect", "duckdb", "numpy", "pyarrow", "http.client", "sqlite3"}),
         ("tasks.labels.label", {"torch", "scipy", "sklearn", "prefect"}),
-        ("flows.rebuild", {"torch", "transformers", "sklearn", "numba", "dask"}),
+        ("flows.rebuild", {"torch", "transformers", "sklearn", "numba", "dask", "scipy", "nibabel", "pydicom", "PIL"}),
         (
             "tasks.evaluation.comparisons, tasks.evaluation.evaluations, tasks.report.pages",
             {"torch", "scipy", "prefect"},

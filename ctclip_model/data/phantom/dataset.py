@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
@@ -174,6 +173,8 @@ def _write_volume(
 
 
 def _nifti(volume: NDArray[np.int16], spacing_mm: tuple[float, float, float]) -> bytes:
+    import nibabel as nib  # imported late: a catalogue needs the phantoms' facts alone
+
     image = nib.Nifti1Image(volume, np.diag([-spacing_mm[0], -spacing_mm[1], spacing_mm[2], 1.0]))
     image.header.set_slope_inter(1, 0)
     image.header.set_xyzt_units("mm")
