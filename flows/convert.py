@@ -27,5 +27,6 @@ def convert(options: ConvertOptions) -> dict[str, Any]:
         jobs = plan_conversion(
             run, recipe, selection, options.force, options.retry_rejects, options.source, encoding, downloads
         )
-        convert_volumes(run, as_opaque(jobs), options.dask_address, downloads)
+        if jobs:
+            convert_volumes(run, as_opaque(jobs), options.dask_address, downloads)
     return run.summary()

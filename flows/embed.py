@@ -18,5 +18,6 @@ def embed(options: EmbedOptions) -> dict[str, Any]:
     model = find_encoder(options.data_root, options.preset, options.model)
     with stage_run(options.data_root, "embed", model.model_id) as run:
         items = plan_embedding(run, model, options.dtype, options.force)
-        embed_items(run, model, as_opaque(items), options.device, options.deployed, options.processes)
+        if items.fingerprints:
+            embed_items(run, model, as_opaque(items), options.device, options.deployed, options.processes)
     return run.summary()

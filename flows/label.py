@@ -42,10 +42,12 @@ def label(options: LabelOptions) -> dict[str, Any]:
         if options.trained_on is not None:
             note_training_reports(run, labeller, options.trained_on)
         reports = plan_labelling(run, labeller, work.dtype, selection, options.force, options.retry_rejects)
-        label_reports(run, labeller, as_opaque(reports), work)
+        if reports:
+            label_reports(run, labeller, as_opaque(reports), work)
     if options.hand_labels is None:
         return run.summary()
     with stage_run(data_root, "evaluate", labeller.labeller_id) as evaluation:
         scoring = plan_hand_scoring(evaluation, labeller, options.hand_labels, work.dtype, options.force)
-        score_on_hand_labels(evaluation, labeller, as_opaque(scoring), work)
+        if scoring is not None:
+            score_on_hand_labels(evaluation, labeller, as_opaque(scoring), work)
     return run.summary() | {"hand_labels": evaluation.summary()}

@@ -25,7 +25,7 @@ def train_labeller(options: TrainLabellerOptions) -> dict[str, Any] | State[Any]
     try:
         with stage_run(options.data_root, "train-labeller", training.name) as run:
             reports = collect_labelled_reports(run, training, options.hand_labels)
-            if plan_labeller_training(run, training, as_opaque(reports), options.force):
+            if plan_labeller_training(run, training, reports, options.force):
                 fit_labeller(run, training, preset, as_opaque(reports), compute, launch, options.deployed)
     except PreemptedError as error:
         return await_retry(error)

@@ -44,10 +44,10 @@ class FolderSource(ABC, Generic[Name]):
         self.several: list[tuple[str, FoundFile, FoundFile]] = []  # volume, used file, unused file
         self._list_files()
 
-    @pausing_collector()
     def _list_files(self) -> None:
         self.target = find_target(self.folder)
-        self.listing = list_folder(self.target, self.tables, self.volumes, self.data_root)
+        with pausing_collector():
+            self.listing = list_folder(self.target, self.tables, self.volumes, self.data_root)
         cache = self.data_root / "raw" / f"files-{compute_fingerprint(str(self.target))[:8]}.parquet"
         self.hashes, self.seen_path = FileHashes(self.target, cache), cache.with_suffix(".json")
 
@@ -103,9 +103,9 @@ class FolderSource(ABC, Generic[Name]):
         with whole_file(self.seen_path) as file:
             file.write(json.dumps(seen).encode())
 
-    @pausing_collector()
     def _fingerprint_files(self) -> str:
-        return compute_fingerprint(self.storage, self.listing.fingerprint())
+        with pausing_collector():
+            return compute_fingerprint(self.storage, self.listing.fingerprint())
 
     def _content(self, path: str) -> bytes | None:
         """Bytes of the table with that path or, in any other folder, with that file name. None for an absent one.

@@ -25,7 +25,6 @@ from tasks.volumes.jobs import (
 )
 
 
-@task(cache_policy=NO_CACHE)
 @pausing_collector()
 def plan_conversion(
     run: StageRun,
@@ -63,8 +62,6 @@ def convert_volumes(
     run: StageRun, jobs: list[ConversionJob], dask_address: str | None, downloads: DownloadOptions
 ) -> None:
     """Runs the jobs, and downloads missing volumes before. A job whose worker dies runs again on another one."""
-    if not jobs:
-        return
     from tasks.volumes.convert import run_jobs  # imported late: no plan reads volumes
 
     volumes = [volume for job in jobs for volume in job.volumes if volume.origin]

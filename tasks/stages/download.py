@@ -14,7 +14,6 @@ from tasks.volumes.downloader import DownloadOptions
 from tasks.volumes.jobs import VolumeFile, read_volumes
 
 
-@task(cache_policy=NO_CACHE)
 def plan_downloads(
     run: StageRun, recipe: Recipe, selection: Selection, force: bool, source: str | None, downloads: DownloadOptions
 ) -> list[VolumeFile]:

@@ -16,7 +16,6 @@ from tasks.stages.deployed import execute
 from tasks.training.orders import LatentsWork
 
 
-@task(cache_policy=NO_CACHE)
 @pausing_collector()
 def plan_embedding(run: StageRun, model: ModelReference, dtype: Precision, force: bool) -> EmbeddingWork:
     """Items without a latent of their present content."""
@@ -37,7 +36,5 @@ def embed_items(
     processes: int | None = None,
 ) -> None:
     """Computes the latents and records them."""
-    if not work.fingerprints:
-        return
     execute(run, LatentsWork(model, work, device, processes), deployed)
     get_run_logger().info("%d latents of %s", run.count_done, model.model_id)

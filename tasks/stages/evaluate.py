@@ -16,7 +16,6 @@ from tasks.run.stage_run import StageRun
 from tasks.upkeep.queries import list_warnings
 
 
-@task(cache_policy=NO_CACHE)
 def plan_evaluation(
     run: StageRun, model: ModelReference, split: str | None, unit: str, force: bool, source: LabelSource,
     protocols: tuple[str, ...],
@@ -44,7 +43,6 @@ def evaluate_model(run: StageRun, model: ModelReference, evaluation: Evaluation)
     get_run_logger().info("%s: %s", evaluation.key, {table: len(table_rows) for table, table_rows in rows.items()})
 
 
-@task(cache_policy=NO_CACHE)
 def leave_with_model(run: StageRun, model: ModelReference, source: LabelSource) -> None:
     """Publishes the evaluations, and leaves thresholds and calibration in the model's folder, for `ctclip predict`.
 
@@ -56,7 +54,6 @@ def leave_with_model(run: StageRun, model: ModelReference, source: LabelSource) 
         get_run_logger().warning("%s", warning)
 
 
-@task(cache_policy=NO_CACHE)
 def plan_comparisons(run: StageRun, model: ModelReference, force: bool) -> list[Comparison]:
     """Comparisons with a new score on either side."""
     comparisons = list_comparisons(run.data_root, model)

@@ -17,7 +17,6 @@ from tasks.training.orders import TrainingWork
 from tasks.training.processes import Launch
 
 
-@task(cache_policy=NO_CACHE)
 def plan_finetuning(run: StageRun, finetuning: Finetuning, retrain: bool) -> bool:
     """True if the configuration has no model of this parent, or on request."""
     return plan_model(run, finetuning.fingerprint, retrain)

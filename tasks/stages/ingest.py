@@ -19,7 +19,6 @@ from tasks.stages.announce import note_changes
 from warehouse import store
 
 
-@task(cache_policy=NO_CACHE)
 def has_moved(run: StageRun, source: Source) -> bool:
     """True if the source, or this code, may differ from the last ingest. An unmoved source is not read."""
     rows = store.query(run.data_root, store.load_sql(__package__, "newest_source"))

@@ -69,7 +69,6 @@ def note_training_reports(run: StageRun, labeller: LabellerReference | Questionn
     record_trained_on(run, labeller.labeller_id, trained_on)
 
 
-@task(cache_policy=NO_CACHE)
 @pausing_collector()
 def plan_labelling(
     run: StageRun,
@@ -88,8 +87,6 @@ def label_reports(
     run: StageRun, labeller: LabellerReference | Questionnaire, reports: dict[str, tuple[str, str]], work: Labelling
 ) -> None:
     """Labels the reports and records the labels."""
-    if not reports:
-        return
     if isinstance(labeller, Questionnaire):
         record_answers(run, labeller, reports, _unlock(work.endpoint))
     else:
@@ -97,7 +94,6 @@ def label_reports(
     get_run_logger().info("%d reports labelled by %s", run.count_done, labeller.labeller_id)
 
 
-@task(cache_policy=NO_CACHE)
 def plan_hand_scoring(
     run: StageRun, labeller: LabellerReference | Questionnaire, hand_labels: Path, dtype: Precision, force: bool
 ) -> HandScoring | None:
@@ -108,11 +104,9 @@ def plan_hand_scoring(
 
 @task(cache_policy=NO_CACHE)
 def score_on_hand_labels(
-    run: StageRun, labeller: LabellerReference | Questionnaire, scoring: HandScoring | None, work: Labelling
+    run: StageRun, labeller: LabellerReference | Questionnaire, scoring: HandScoring, work: Labelling
 ) -> None:
     """Scores the labeller on the hand-labelled reports."""
-    if scoring is None:
-        return
     if isinstance(labeller, Questionnaire):
         score_answers(run, labeller, scoring, _unlock(work.endpoint))
     else:

@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 INDEX_KEY = "index-page"  # key of the index's link among the artifacts of flow runs
 
 
-@task(cache_policy=NO_CACHE)
 def plan_pages(
     run: StageRun, model: ModelReference, force: bool, source: LabelSource, against: str | None = None
 ) -> list[Page]:

@@ -25,7 +25,6 @@ from tasks.training.processes import Launch
 from tasks.training.records import describe_stale, discard_recorded_state, must_train_again
 
 
-@task(cache_policy=NO_CACHE)
 def plan_training(run: StageRun, preset: Preset, retrain: bool, source: LabelSource | None = None) -> bool:
     """True if the configuration, a preset and the labels that it names, has no model, or on request."""
     return plan_model(run, config_fingerprint(preset, source), retrain)

@@ -32,7 +32,6 @@ def collect_labelled_reports(run: StageRun, training: LabellerTraining, hand_lab
     return reports.draw(config.max_reports, config.seed) if isinstance(config, TfidfConfig) else reports
 
 
-@task(cache_policy=NO_CACHE)
 def plan_labeller_training(run: StageRun, training: LabellerTraining, reports: LabelledReports, force: bool) -> bool:
     """True if the configuration has no labeller trained on exactly these reports, or on request."""
     fingerprint = reports.fingerprint(training)

@@ -78,7 +78,7 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def evaluate(data_root: Path, *protocols: str) -> list[str]:
     """Scores and publishes what is pending, and returns its keys."""
     with open_run(data_root, "evaluate", "m") as run:
-        pending = plan_evaluation.fn(run, MODEL, None, "scan", False, DEFAULT_SOURCE, protocols)
+        pending = plan_evaluation(run, MODEL, None, "scan", False, DEFAULT_SOURCE, protocols)
         for evaluation in pending:
             for table, rows in score_evaluation(data_root, MODEL, evaluation).items():
                 run.record(table, rows)

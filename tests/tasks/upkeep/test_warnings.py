@@ -62,6 +62,6 @@ def test_evaluation_logs_the_warnings_of_its_own_model(
     monkeypatch.setattr(evaluate, "get_run_logger", logging.getLogger)
     model = ModelReference("m", ModelKind.ct_clip, "tiny", tmp_path, "r", 1.0, "f", "w", "m")
     with open_run(tmp_path, "evaluate", "m") as run:
-        evaluate.leave_with_model.fn(run, model, DEFAULT_SOURCE)
+        evaluate.leave_with_model(run, model, DEFAULT_SOURCE)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [text.split(" is ")[0] for text in warnings if "chance" in text] == ["m"]
