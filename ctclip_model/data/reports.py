@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
 from collections.abc import Sequence
 from itertools import islice
 
@@ -11,6 +12,7 @@ DROPPED_CHARACTERS = str.maketrans("", "", "\"'()")
 SECTIONS = ("findings", "impression")
 MISSING = {"", "nan", "none", "null", "na", "nat"}  # letters and digits of cells that hold nothing, such as N/A or "-"
 LONGEST_MISSING = max(map(len, MISSING))
+NO_LETTERS = bytes({*range(128)} - {*string.ascii_lowercase.encode(), *string.digits.encode()})  # ASCII of a report's hash
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -40,7 +42,7 @@ def reading_order(trained: Sequence[str] | None) -> Sequence[str]:
 
 def report_sha256(text: str) -> str:
     """A hash of a report's letters and digits: equal for copies that differ in spaces, punctuation or capitals."""
-    return hashlib.sha256(re.sub("[^a-z0-9]+", "", text.lower()).encode()).hexdigest()
+    return hashlib.sha256(text.lower().encode("ascii", "ignore").translate(None, NO_LETTERS)).hexdigest()
 
 
 def split_sentences(text: str) -> list[str]:
