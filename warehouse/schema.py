@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -128,8 +129,8 @@ def create_views(connection: duckdb.DuckDBPyConnection) -> None:
     for table in TABLES:
         connection.execute(f"comment on table {table.name} is {quoted(table.grain)}")
     comment_columns(connection)
-    for path in (COLUMNS_FILE, COUNTED):
-        connection.execute("insert into view_files values (?, ?)", [path.name, _sha256(path.read_text("utf-8"))])
+    for name, text in _other_files().items():
+        connection.execute("insert into view_files values (?, ?)", [name, _sha256(text)])
     connection.commit()
 
 
@@ -145,42 +146,85 @@ def count_stale(connection: duckdb.DuckDBPyConnection) -> None:
 @cache
 def counted_tables() -> frozenset[str]:
     """Tables that `count_stale` reads, through views or directly."""
-    views, read = view_definitions(), set[str]()
-    left = [COUNTED.read_text("utf-8")]
+    return _find_tables(COUNTED.read_text("utf-8"), view_definitions())
+
+
+def _find_tables(text: str, views: Mapping[str, str]) -> frozenset[str]:
+    """Tables that a query reads, through views or directly."""
+    read, left = set[str](), [text]
     while left:
-        found = _words(left.pop()) - read
+        found = {re.sub("^(loaded|changed)_", "", word) for word in _words(left.pop())} - read
         read |= found
         left += [views[name] for name in found & views.keys()]
     return frozenset(read & {table.name for table in TABLES})
 
 
 def views_are_current(connection: duckdb.DuckDBPyConnection) -> bool:
-    """True if the file's views and comments are those of the code."""
+    """True if the file's views and comments are those of the code, and if the code's checks have passed its rows."""
     made = dict(connection.execute("select name, sha256 from view_files").fetchall())
-    files = view_definitions() | {path.name: path.read_text("utf-8") for path in (COLUMNS_FILE, COUNTED)}
-    return made == {name: _sha256(text) for name, text in files.items()}
+    return made == {name: _sha256(text) for name, text in (view_definitions() | _other_files()).items()}
 
 
-def run_checks(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "checks") -> None:
-    """Runs every check. Raises `CheckFailedError` with the name and some rows of the first check that returns rows."""
-    for name, text in check_definitions(folder).items():
-        cursor = connection.execute(text)
-        rows_found = cursor.fetchmany(SHOWN_ROWS)
-        if rows_found:
-            columns = [column[0] for column in cursor.description]
-            shown = "; ".join(str(dict(zip(columns, row, strict=True))) for row in rows_found)
-            raise CheckFailedError(f"check {name} failed, the warehouse stays as it was; such as: {shown}")
+def _other_files() -> dict[str, str]:
+    """Texts beside the views on which a published file depends, by name."""
+    checks = "\n".join(f"{name}: {text}" for name, text in check_definitions().items())
+    return {path.name: path.read_text("utf-8") for path in (COLUMNS_FILE, COUNTED)} | {"checks": checks}
 
 
-def check_definitions(folder: Path = HERE / "checks") -> dict[str, str]:
+def check_all(connection: duckdb.DuckDBPyConnection) -> None:
+    """Runs every check on all rows. Raises as `check_loaded`."""
+    choose_rows(connection, None)
+    for name, text in check_definitions().items():
+        _check(connection, name, text)
+
+
+def check_loaded(connection: duckdb.DuckDBPyConnection, tables: Collection[str], run_ids: Collection[str]) -> None:
+    """Runs the checks of rows that a publish has loaded: those of `run_ids` in `tables`. All others passed before.
+
+    Raises `CheckFailedError` with the name and some rows of the first check that returns rows.
+    """
+    choose_rows(connection, run_ids)
+    views = view_definitions()
+    for name, text in check_definitions().items():
+        if not _find_tables(text, views).isdisjoint(tables):
+            _check(connection, name, text)
+
+
+def choose_rows(connection: duckdb.DuckDBPyConnection, run_ids: Collection[str] | None) -> None:
+    """Makes the temporary views of the rows that checks look at, of some runs or (None) of all.
+
+    `loaded_<table>` has the rows, and `changed_<table>` those of them that are current.
+    """
+    connection.execute(
+        "create or replace temp table checked_runs as select unnest($1::varchar[]) as run_id", [[*(run_ids or ())]]
+    )
+    chosen = "" if run_ids is None else " where run_id in (select run_id from checked_runs)"
+    for table in TABLES:
+        connection.execute(f"create or replace temp view loaded_{table.name} as select * from {table.name}{chosen}")
+        if table.group:
+            connection.execute(
+                f"create or replace temp view changed_{table.name} as select * from current_{table.name}{chosen}"
+            )
+
+
+def _check(connection: duckdb.DuckDBPyConnection, name: str, text: str) -> None:
+    cursor = connection.execute(text)
+    if rows := cursor.fetchmany(SHOWN_ROWS):
+        columns = [column[0] for column in cursor.description]
+        shown = "; ".join(str(dict(zip(columns, row, strict=True))) for row in rows)
+        raise CheckFailedError(f"check {name} failed, the warehouse stays as it was; such as: {shown}")
+
+
+def check_definitions() -> dict[str, str]:
     """Names and queries of all checks. A check returns rows that must not exist.
 
-    A file in `checks/` is a check of the file's name. Generated here: `unknown_run` (a run that left records but no
-    row at status 'running') and `unique_<table>` (a repeated key).
+    It reads `loaded_<table>` and `changed_<table>` (see `choose_rows`) wherever rows of older runs are at no fault. A
+    file in `checks/` is a check of the file's name. Generated here: `unknown_run` (a run that left records but no row
+    at status 'running') and `unique_<table>` (a repeated key). Current rows of one key are always of one run.
     """
-    checks = {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.sql"))}
+    checks = {path.stem: path.read_text("utf-8") for path in sorted((HERE / "checks").glob("*.sql"))}
     recorded = " union all ".join(
-        f"select distinct '{table.name}' as table_name, run_id from {table.name}"
+        f"select distinct '{table.name}' as table_name, run_id from loaded_{table.name}"
         for table in TABLES
         if table.name != "runs"
     )
@@ -189,7 +233,7 @@ def check_definitions(folder: Path = HERE / "checks") -> dict[str, str]:
     for table in TABLES:
         if table.key:
             key = ", ".join(table.key)
-            rows = f"current_{table.name}" if table.group else table.name
+            rows = f"changed_{table.name}" if table.group else f"loaded_{table.name}"
             checks[f"unique_{table.name}"] = f"select {key}, count(*) as n from {rows} group by {key} having n > 1"
     return checks
 

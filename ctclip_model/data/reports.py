@@ -12,7 +12,9 @@ DROPPED_CHARACTERS = str.maketrans("", "", "\"'()")
 SECTIONS = ("findings", "impression")
 MISSING = {"", "nan", "none", "null", "na", "nat"}  # letters and digits of cells that hold nothing, such as N/A or "-"
 LONGEST_MISSING = max(map(len, MISSING))
-NO_LETTERS = bytes({*range(128)} - {*string.ascii_lowercase.encode(), *string.digits.encode()})  # ASCII of a report's hash
+NO_LETTERS = bytes(
+    {*range(128)} - {*string.ascii_lowercase.encode(), *string.digits.encode()}
+)  # ASCII of a report's hash
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ctclip_model.config import DECISIONS_FILE, PRESETS
 from ctclip_model.data.shards import ShardReader
-from ctclip_model.errors import CTCLIPError, ShardError, WarehouseError
+from ctclip_model.errors import CheckFailedError, CTCLIPError, ShardError, WarehouseError
 from ctclip_model.files import sha256_of
 from tasks.run.lost import GONE, MODEL_FILES
 from tasks.run.progress import show_progress
@@ -28,6 +28,7 @@ from warehouse.tables import TABLES
 BACKUP = "copy it from a backup"
 READABLE = "mend its permissions or its file system, then verify again"
 LOST = "is lost"
+FOLD_AGAIN = "run `ctclip publish --from-scratch`, then verify again"
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,16 @@ def verify(data_root: Path) -> Verification:
     """Reads every record file, current shard and current model of a data root, and compares checksums. Writes nothing.
 
     Record files have checksums of their pages, and those of older versions only a size. Shards have a CRC-32 of each
-    volume, in the shard and in its row. Models have the SHA-256 of their weights.
+    volume, in the shard and in its row. Models have the SHA-256 of their weights. Every check of the warehouse runs on
+    all of its rows.
     """
     data_root = data_root.resolve()
     try:
         known = _read_known(data_root)
-        damages = []
+        damages = _check_warehouse(data_root)
     except CTCLIPError as error:
         known = _Known({}, {}, [])
-        damages = [Damage(store.WAREHOUSE_FILE, str(error), "run `ctclip publish --from-scratch`, then verify again")]
+        damages = [Damage(store.WAREHOUSE_FILE, str(error), FOLD_AGAIN)]
     listed, unlisted = _list_records(data_root)  # after the warehouse: it names no file that was made later
     damages += unlisted
     records = sorted(known.sizes.keys() | listed)
@@ -128,6 +130,14 @@ def _find_unreadable(data_root: Path, paths: Iterable[str]) -> dict[str, str]:
 
 def _parent(path: str) -> str:
     return str(PurePosixPath(path).parent)
+
+
+def _check_warehouse(data_root: Path) -> list[Damage]:
+    try:
+        store.check(data_root)
+    except CheckFailedError as error:
+        return [Damage(store.WAREHOUSE_FILE, str(error), FOLD_AGAIN)]
+    return []
 
 
 def _run(checks: Sequence[Callable[[], list[Damage]]], unit: str) -> list[Damage]:

@@ -233,6 +233,8 @@ def test_records_of_a_run_that_never_began_are_found_in_every_table():
         schema.migrate(connection)
         for table in TABLES:
             connection.execute(f"insert into {table.name} (run_id) values (?)", [RUNS[0]])
+        schema.create_views(connection)
+        schema.choose_rows(connection, None)
         found = connection.execute(schema.check_definitions()["unknown_run"]).fetchall()
     assert sorted(found) == sorted((table.name, RUNS[0]) for table in TABLES if table.name != "runs")
 

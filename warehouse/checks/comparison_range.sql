@@ -2,7 +2,7 @@
 select
     model_id, other_model_id, dataset, split, protocol, abnormality, metric, difference, ci_low, ci_high,
     p_value, p_value_holm, n
-from current_comparisons
+from changed_comparisons
 where
     model_id = other_model_id or not difference between -1 and 1 or ci_low > ci_high or bca_low > bca_high
     or ci_method is not null and difference between ci_low and ci_high is not true

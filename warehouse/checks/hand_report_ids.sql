@@ -1,4 +1,4 @@
 -- hand-labelled report without the prefix hand:, which could be taken for a patient of CT-RATE
-select distinct report_id from current_hand_labels where report_id not like 'hand:%'
+select distinct report_id from changed_hand_labels where report_id not like 'hand:%'
 union all
-select distinct item from current_predictions where unit = 'report' and item not like 'hand:%'
+select distinct item from changed_predictions where unit = 'report' and item not like 'hand:%'

@@ -3,6 +3,7 @@ with measured as (
     select
         model_id, kind, item, len(latent) as dimensions, sqrt(list_dot_product(latent, latent)) as norm
     from current_latents
+    semi join changed_latents as changed on current_latents.model_id is not distinct from changed.model_id
 )
 select * from measured
 where norm is null or abs(norm - 1) > 1e-3

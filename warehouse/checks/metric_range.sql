@@ -2,7 +2,7 @@
 -- Intervals without a method are of earlier versions, whose percentiles may miss the value.
 select
     model_id, dataset, split, protocol, unit, label_source, abnormality, metric, value, ci_low, ci_high, n, n_positive
-from current_metrics
+from changed_metrics
 where
     n < 0 or n_positive < 0 or n_positive > n or ci_low > ci_high or bca_low > bca_high
     or ci_method is not null and value between ci_low and ci_high is not true
