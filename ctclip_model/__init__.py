@@ -9,15 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ctclip_model.config import Recipe
     from ctclip_model.data.volume import load_volume
     from ctclip_model.evaluation.predict import open_model
     from ctclip_model.labelling.labeller import Labeller, load_labeller
+    from ctclip_model.models.encoders import Encoder, digest_weights
     from ctclip_model.models.weights import load_ctclip
 
-__all__ = ["Labeller", "load_ctclip", "load_labeller", "load_volume", "open_model"]
+__all__ = [
+    "Encoder", "Labeller", "Recipe", "digest_weights", "load_ctclip", "load_labeller", "load_volume", "open_model",
+]  # fmt: skip
 
 _MODULES = {
+    "Encoder": "models.encoders",
     "Labeller": "labelling.labeller",
+    "Recipe": "config",
+    "digest_weights": "models.encoders",
     "load_ctclip": "models.weights",
     "load_labeller": "labelling.labeller",
     "load_volume": "data.volume",

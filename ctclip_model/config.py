@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,6 +14,7 @@ from typing import Any
 from ctclip_model.stages import VERSIONS
 
 HU_PER_UNIT = 1000  # the model takes values in [-1, 1]
+ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # names of packages and of their entry points
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,30 @@ class CTCLIPConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     latent_dim: int = 512
+
+
+@dataclass(frozen=True)
+class ExternalConfig:
+    """A frozen encoder of another package, found by its entry point, and what it was when its model folder was made."""
+
+    encoder: str  # name of the entry point in the group `ctclip.encoders`
+    package: str  # distribution that declares the entry point
+    version: str  # version of that distribution
+    digest: str  # stands for the weights: another digest is another model
+    recipe: Recipe  # the volumes that it takes
+    latent_dim: int
+    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the entry point
+    logit_scale: float | None = None  # factor on similarities to texts; None: no text side
+
+    def __post_init__(self) -> None:
+        for name in (self.encoder, self.package):
+            if not ENCODER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of an encoder or package: letters, digits, ., - and _")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes its latents. The version does not, as long as the digest is the same."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "version"}
 
 
 RADBERT_WEIGHTS = "RadBertClassifier.pth"  # file of the published labeller

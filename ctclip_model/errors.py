@@ -11,6 +11,7 @@ CTCLIPError
 │   └── AnswerError           a language model's answer about a report cannot be used
 ├── ShardError                a shard is damaged or has another recipe
 ├── CheckpointError           a weights file or model folder is missing, damaged, or another model's
+├── EncoderError              an encoder of another package fails, or breaks what it promises
 ├── MissingInputError         a stage's input does not exist yet (the message names the stage that makes it)
 ├── DivergedError             the loss of a training is not a finite number
 ├── PreemptedError            SIGTERM ended a training, which saved its state for the same call to continue
@@ -92,6 +93,10 @@ class ShardError(CTCLIPError):
 
 class CheckpointError(CTCLIPError):
     """A weights file or model folder is missing, damaged, or another model's."""
+
+
+class EncoderError(CTCLIPError):
+    """An encoder of another package fails, or breaks what it promises. The message names the encoder."""
 
 
 class MissingInputError(CTCLIPError):

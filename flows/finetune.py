@@ -13,7 +13,7 @@ from flows.flow_taking import flow_taking
 from flows.options import FinetuneOptions
 from tasks.labels.label_sources import find_label_source
 from tasks.models.find import find_model
-from tasks.models.presets import choose_compute, find_preset
+from tasks.models.presets import choose_compute, find_preset_of
 from tasks.run.publish import publish_leftovers
 from tasks.stages.finetune import finetune_model, plan_finetuning, prepare_samples
 from tasks.stages.stage import await_retry, stage_run
@@ -28,7 +28,7 @@ def finetune(options: FinetuneOptions) -> list[dict[str, Any]] | State[Any]:
     publish_leftovers(data_root)
     source = find_label_source(data_root, options.labels_of)
     parent = find_model(data_root, options.preset, options.model)
-    preset = find_preset(parent.preset, seed=options.seed)
+    preset = find_preset_of(parent, seed=options.seed)
     finetuning = Finetuning(find_kind(options.kind, FINE_TUNED), parent, preset, source)
     compute = choose_compute(preset, device, dtype, options.recompute, encoded_at_once=options.encoded_at_once)
     try:

@@ -8,7 +8,7 @@ from ctclip_model.models.kinds import ENCODERS
 from flows.display import console, print_rows
 from warehouse import store
 
-PROTOCOLS = [kind.facts.protocol for kind in ENCODERS]  # columns beside the abnormality
+PROTOCOLS = list(dict.fromkeys(kind.facts.protocol for kind in ENCODERS))  # columns beside the abnormality
 
 
 def show_results(folder: Path) -> None:

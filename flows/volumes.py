@@ -149,6 +149,7 @@ def predict(
     if evidence is not None:
         prepare_folder(evidence)
     session = Session.start(request, with_text=True, tokenizer=tokenizer)
+    session.model.check_predict(with_evidence=evidence is not None or page is not None)
     shown = None if page is None else _start_page(session)
     if output is not None:
         with RowFile(output, session.model.label_set.names) as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -33,6 +34,8 @@ from ctclip_model.evaluation.evidence_files import (
     write_evidence,
 )
 from ctclip_model.evaluation.zero_shot import zero_shot
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.external import ExternalModel
 from ctclip_model.models.find_model import LoadedModel, load_model
 from ctclip_model.models.hub import download_model, parse_hub_address
 from ctclip_model.models.weights_files import hash_weights
@@ -112,20 +115,27 @@ class VolumeModel:
 
     @property
     def device(self) -> torch.device:
-        return self.loaded.model.temperature.device
+        return self.loaded.model.device
 
     @cached_property
     def head(self) -> Head:
         """Probabilities by the model's own head, or zero-shot by prompts, which are embedded once."""
         if self.loaded.head is not None:
             return self.loaded.head.probabilities
-        return partial(zero_shot, prompt_latents=self.prompts, logit_scale=self.logit_scale)
+        prompts = self.prompts  # complains about a model without a text side
+        return partial(zero_shot, prompt_latents=prompts, logit_scale=self.logit_scale)
 
     @cached_property
     def prompts(self) -> Floats:
         """Unit latents (findings, 2, latent) of the prompts [present, absent]."""
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        if tokenizer is None:
+        if isinstance(model, ExternalModel):
+            if model.config.logit_scale is None:
+                raise ConfigurationError(
+                    f"{self.name}: {model.named} has no text side: predict with a LiPro of it, which "
+                    f"`ctclip finetune --kind lipro --model {self.name}` trains"
+                )
+        elif tokenizer is None:
             raise ConfigurationError(f"{self.name}: predict needs the prompts: open the model with its text side")
         return embed_prompts(model, tokenizer, self.label_set, dtype=self.precision.autocast)
 
@@ -143,7 +153,10 @@ class VolumeModel:
     @property
     def logit_scale(self) -> float:
         """The factor on similarities, exp(temperature)."""
-        return self.loaded.model.temperature.exp().item()
+        model = self.loaded.model
+        if isinstance(model, ExternalModel):
+            return model.config.logit_scale or math.nan
+        return model.temperature.exp().item()
 
     def read_scores(self, latent: Floats) -> Readout:
         """The linear function of a unit latent (latent,) whose logistic function are the model's probabilities."""
@@ -156,10 +169,30 @@ class VolumeModel:
 
         `volume` (1, depth, height, width) went through the model's recipe: int16 HU as in shards, or floats in [-1, 1].
         """
-        encoder = self.loaded.model
+        encoder = self._require_evidence()
         latents, norms, tokens = embed_with_tokens(encoder, volume.unsqueeze(0), dtype=self.precision.autocast)
         evidence = split_scores(encoder, self.read_scores(latents[0]), tokens[0], norms[0])
         return latents[0], self.head(latents)[0], evidence
+
+    def check_predict(self, *, with_evidence: bool) -> None:
+        """Complains before a volume is read, as `predict` does.
+
+        Raises `ConfigurationError` for a model that predicts nothing, or gives no evidence, and `CheckpointError` for
+        decisions of other weights.
+        """
+        if with_evidence:
+            self._require_evidence()
+        _ = self.head, self.decisions
+
+    def _require_evidence(self) -> CTCLIP:
+        """The CT-CLIP whose tokens carry the evidence. Raises `ConfigurationError` for an encoder without tokens."""
+        model = self.loaded.model
+        if isinstance(model, ExternalModel):
+            raise ConfigurationError(
+                f"{self.name}: evidence is read from the tokens of CT-CLIP, and {model.named} gives one latent of a "
+                "volume: leave --evidence and --page out"
+            )
+        return model
 
     def embed(
         self, paths: Paths, *, orientation: str = HEADER, on_error: OnError | None = None
@@ -211,7 +244,8 @@ class VolumeModel:
         >>> 0 < volume.by_abnormality["Pleural effusion"] < 1
         True
         """
-        head, _ = self.head, self.decisions  # both complain before a volume is read
+        self.check_predict(with_evidence=evidence is not None or with_slices)
+        head = self.head
         if evidence is not None or with_slices:
             folder = None if evidence is None else Path(evidence)
             yield from self._predict_with_evidence(paths, orientation, on_error, folder, {*taken}, with_slices)
@@ -254,10 +288,12 @@ class VolumeModel:
             )
 
     def _describe(self, given: Source, volume: ConvertedVolume, latent: Floats) -> EmbeddedVolume:
-        """A volume with its latent. Raises `CheckpointError` for a latent that is not finite."""
+        """A volume with its latent. Raises `CheckpointError` for a latent that is not finite, or zero."""
         path = path_of(given)
         if not np.isfinite(latent).all():
             raise CheckpointError(f"{self.name}: its latent of {path} is not finite: the weights are damaged")
+        if not latent.any():
+            raise CheckpointError(f"{self.name}: its latent of {path} is zero, which has no direction")
         ids = getattr(given, "ids", {})
         return EmbeddedVolume(path, latent, volume.spacing_mm, list(volume.doubts), volume.turn, ids=ids)
 

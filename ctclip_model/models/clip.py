@@ -36,6 +36,10 @@ class CTCLIP(nn.Module):
         for unused in (self.to_text_latent_extra, self.to_visual_latent_extra, self.text_transformer.pooler):
             unused.requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        return self.temperature.device
+
     def forward(self, volume: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The contrastive loss of a batch of volumes (B, 1, depth, height, width) and their reports (B, tokens)."""
         return contrastive_loss(

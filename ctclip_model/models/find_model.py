@@ -17,8 +17,9 @@ from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInpu
 from ctclip_model.json_config import parse_config
 from ctclip_model.lock_files import bounded_hub_locks
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.external import ExternalModel
 from ctclip_model.models.heads import LatentClassifier, LiPro
-from ctclip_model.models.kinds import ENCODERS, FINE_TUNED, ModelKind, read_kind
+from ctclip_model.models.kinds import ENCODERS, ModelKind, read_kind
 from ctclip_model.models.model_folder import is_model_folder, load_model_folder, read_description
 from ctclip_model.models.text import (
     PUBLISHED_TEXT_ENCODER,
@@ -27,7 +28,7 @@ from ctclip_model.models.text import (
     find_tokenizer_file,
     read_tokenizer,
 )
-from ctclip_model.models.weights import AnyModel, load_weights
+from ctclip_model.models.weights import AnyModel, VolumeEncoder, load_weights
 from ctclip_model.models.weights_files import find_weights_file
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,9 @@ class LoadedModel:
     """A model in evaluation mode on its device, and the recipe that its volumes must go through."""
 
     name: str
-    model: CTCLIP
+    model: VolumeEncoder
     recipe: Recipe
-    tokenizer: PreTrainedTokenizerFast | None  # None: loaded without text
+    tokenizer: PreTrainedTokenizerFast | None  # None: loaded without text, or an encoder that reads texts itself
     head: LatentClassifier | None = None  # the head of a LiPro; None: zero-shot by prompts
     weights: Path = Path()  # its weights file, or an index of shards
     folder: Path | None = None  # its model folder; None: weights of another maker
@@ -48,7 +49,7 @@ class LoadedModel:
 
 
 def list_models(models: Path) -> list[Path]:
-    """The folders of CT-CLIP models below `models`, newest first."""
+    """The folders of models that embed volumes below `models`, newest first."""
     folders = [path.parent for path in models.glob("[!.]*/config.json") if _embeds_volumes(path.parent)]
     return sorted(folders, key=lambda folder: (folder / "config.json").stat().st_mtime, reverse=True)
 
@@ -57,7 +58,8 @@ def find_model(models: Path, name: str | None) -> Path:
     """The model folder or weights file of a name.
 
     Takes `models/<name>` first, then `name` as a path. Without a name, the only model in `models` that was not
-    fine-tuned from another. Raises `MissingInputError` if there is none, `ConfigurationError` if there are several.
+    fine-tuned from another. An encoder of another package is then taken where there is nothing else. Raises
+    `MissingInputError` if there is none, `ConfigurationError` if there are several.
     """
     if name is not None:
         for path in (models / name, Path(name)):
@@ -65,7 +67,7 @@ def find_model(models: Path, name: str | None) -> Path:
                 return path.parent if path.is_file() and _embeds_volumes(path.parent) else path
         raise MissingInputError(f"there is no model {name!r}: neither {models / name} nor a model folder or weights")
     found = list_models(models)
-    trained = [folder for folder in found if not _is_fine_tuned(folder)] or found
+    trained = [folder for folder in found if _is_of_training(folder)] or found
     if not found:
         raise MissingInputError(
             f"there is no model in {models}: name one with --model, a model folder or a weights file such as "
@@ -85,7 +87,7 @@ def load_model(
     Weights are a file, an index of shards or a folder of another maker, such as Hugging Face's. `name` is the folder's
     or file's by default. The tokenizer of weights is `tokenizer` (a file, or its folder), one beside the weights, or
     the published one. Without `with_text`, and for a LiPro, no tokenizer is read. Raises
-    `CheckpointError`, or `MissingInputError` for a missing tokenizer.
+    `CheckpointError`, or `MissingInputError` for a missing tokenizer, and as `ExternalModel.open`.
     """
     if path.is_dir() and is_model_folder(path):
         if tokenizer is not None:
@@ -143,15 +145,19 @@ def _embeds_volumes(folder: Path) -> bool:
     return _kind(folder) in ENCODERS
 
 
-def _is_fine_tuned(folder: Path) -> bool:
-    return _kind(folder) in FINE_TUNED
+def _is_of_training(folder: Path) -> bool:
+    kind = _kind(folder)
+    return kind is not None and not kind.facts.is_fine_tuned and not kind.facts.is_frozen
 
 
 def _check_loaded(name: str, model: AnyModel, recipe: Recipe, tokenizer: PreTrainedTokenizerFast | None) -> LoadedModel:
     encoders = model.trained_model if isinstance(model, LiPro) else model
-    if not isinstance(encoders, CTCLIP):
+    if isinstance(encoders, ExternalModel):
+        encoders.open()  # complains before a volume is read
+    elif isinstance(encoders, CTCLIP):
+        check_model(name, encoders.config, recipe, tokenizer)
+    else:
         raise CheckpointError(f"{name}: holds a {type(model).__name__}, which encodes no volume")
-    check_model(name, encoders.config, recipe, tokenizer)
     return LoadedModel(name, encoders, recipe, tokenizer, model.classifier if isinstance(model, LiPro) else None)
 
 

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ctclip_model.config import CTCLIPConfig
+from ctclip_model.config import CTCLIPConfig, ExternalConfig
 from ctclip_model.data.label_sets import CT_RATE_18
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.external import ExternalModel
 
 
 class LatentClassifier(nn.Linear):
@@ -39,12 +40,14 @@ class LiPro(nn.Module):
 
     The head fits the latents of its own trunk. The published file's trunk differs from the published CT-CLIP, because
     the code book drifted while the head was trained. `findings` is the size of the head's label set.
+
+    The trunk may be an encoder of another package. The weights are then those of the head alone.
     """
 
-    def __init__(self, config: CTCLIPConfig, *, findings: int = len(CT_RATE_18)) -> None:
+    def __init__(self, config: CTCLIPConfig | ExternalConfig, *, findings: int = len(CT_RATE_18)) -> None:
         super().__init__()
         self.config = config
-        self.trained_model = CTCLIP(config)
+        self.trained_model = ExternalModel(config) if isinstance(config, ExternalConfig) else CTCLIP(config)
         self.classifier = LatentClassifier(config.latent_dim, findings=findings)
 
     def forward(self, volume: Tensor) -> Tensor:

@@ -9,10 +9,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.config import PRESETS, VERSIONS, Preset, Recipe, compute_fingerprint
+from ctclip_model.config import PRESETS, VERSIONS, ExternalConfig, Preset, Recipe, compute_fingerprint
 from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.errors import ConfigurationError
+from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.encoders import make_encoder
+from ctclip_model.models.entry_points import find_entry_point
+from ctclip_model.models.external import ExternalModel
 from ctclip_model.models.find_model import check_model, parse_recipe
+from ctclip_model.models.heads import LiPro
 from ctclip_model.models.kinds import ModelKind, kinds_of_type
 from ctclip_model.models.model_folder import (
     describe_label_set,
@@ -23,7 +28,7 @@ from ctclip_model.models.model_folder import (
 )
 from ctclip_model.models.report_labeller import ReportLabeller, read_labeller_tokenizer
 from ctclip_model.models.text import check_vocabulary, read_tokenizer
-from ctclip_model.models.weights import AnyModel, load_weights
+from ctclip_model.models.weights import AnyModel, VolumeEncoder, load_weights
 from ctclip_model.models.weights_files import find_weights_file
 
 CUSTOM = "custom"  # recorded for a model that fits no preset, in place of the preset's name
@@ -32,15 +37,19 @@ RADBERT = "radbert"  # recorded for a labeller in the published form
 _CARD = """\
 # {name}
 
-{title}, as a model folder of ctclip-rebuild, complete for use without a network.
+{title}, as a model folder of ctclip-rebuild{addition}.
 
 | | |
 |---|---|
 {rows}
 
-Use it with `ctclip {command}`. For research, not for diagnosis. CT-RATE, and weights published with it or trained on
-it, are under CC-BY-NC-SA 4.0. Cite Hamamci et al., arXiv:2403.17834.
+Use it with `ctclip {command}`. For research, not for diagnosis. {terms}
 """
+_TERMS = """\
+CT-RATE, and weights published with it or trained on
+it, are under CC-BY-NC-SA 4.0. Cite Hamamci et al., arXiv:2403.17834."""
+_COMPLETE = ", complete for use without a network"
+_ELSEWHERE = ". Its weights are in its package, and under the package's licence"
 
 
 @dataclass(frozen=True)
@@ -57,11 +66,27 @@ class Candidate:
 
     @property
     def needs_tokenizer(self) -> bool:
-        """True without a tokenizer, except for LiPro, which reads no text."""
-        return self.tokenizer is None and not self.kind.facts.has_head
+        """True without a tokenizer, except for a head, which reads no text, and for an encoder of another package."""
+        return self.tokenizer is None and not (self.kind.facts.has_head or self.kind.facts.is_frozen)
+
+    @property
+    def trunk(self) -> VolumeEncoder | ReportLabeller:
+        """The model without the head of a LiPro."""
+        return self.model.trained_model if isinstance(self.model, LiPro) else self.model
+
+    @property
+    def logit_scale(self) -> float | None:
+        """The factor on similarities. None for a model without a text side."""
+        if isinstance(self.trunk, ReportLabeller):
+            return None
+        if isinstance(self.trunk, ExternalModel):
+            return self.trunk.config.logit_scale
+        return self.trunk.temperature.exp().item()
 
     def fingerprint(self, sha256: str) -> str:
         """Fingerprint of the model folder: SHA-256 of the weights file, and all settings that change results."""
+        if isinstance(self.model, ExternalModel):  # has no weights here: its identity holds their digest
+            return compute_fingerprint(self.kind, self.model.config.identity, VERSIONS["import-model"])
         recipe = asdict(self.recipe) if self.recipe else None
         words = tokenizer_json(self.tokenizer) if self.tokenizer else None
         learned = describe_label_set(self.label_set).values()
@@ -86,6 +111,20 @@ def open_candidate(path: Path, *, kind: ModelKind | None = None, preset: Preset 
     return Candidate(model, found, _preset_name(model, recipe), recipe, weights, None)
 
 
+def open_encoder(name: str, options: Mapping[str, Any]) -> Candidate:
+    """Opens an installed encoder of another package for import, by the name of its entry point.
+
+    Raises `MissingInputError` for an encoder that is not installed, and `EncoderError` for one that fails.
+    """
+    _, config = make_encoder(find_entry_point(name), options)
+    return Candidate(ExternalModel(config), ModelKind.external, name_preset(config), config.recipe, Path(), None)
+
+
+def name_preset(config: ExternalConfig) -> str:
+    """Recorded for an encoder of another package in place of a preset's name."""
+    return f"{ModelKind.external}-{config.encoder}"
+
+
 def read_tokenizer_for(kind: ModelKind, path: Path) -> PreTrainedTokenizerFast:
     """Reads the tokenizer in a folder or file for a kind of model. Raises `CheckpointError` or `MissingInputError`."""
     if kind is ModelKind.labeller:
@@ -104,7 +143,8 @@ def write_candidate(candidate: Candidate, folder: Path, provenance: Mapping[str,
         check_vocabulary(folder.name, model.config.vocab_size, tokenizer)
     else:
         assert recipe is not None, "each model that embeds volumes has a recipe"
-        check_model(folder.name, model.config, recipe, tokenizer)
+        if isinstance(candidate.trunk, CTCLIP):
+            check_model(folder.name, candidate.trunk.config, recipe, tokenizer)
         info["recipe"] = asdict(recipe)
     card = _make_card(folder.name, candidate, provenance)
     save_model_folder(folder, model, tokenizer, kind=candidate.kind, extra=info, card=card)
@@ -131,6 +171,8 @@ def _choose_kind(model: AnyModel, asked: ModelKind | None, path: Path, hint: str
 
 
 def _preset_name(model: AnyModel, recipe: Recipe) -> str:
+    if isinstance(model.config, ExternalConfig):
+        return name_preset(model.config)
     presets = (make() for make in PRESETS.values())
     return next((one.name for one in presets if (one.model, one.recipe) == (model.config, recipe)), CUSTOM)
 
@@ -141,7 +183,19 @@ def _make_card(name: str, candidate: Candidate, provenance: Mapping[str, str]) -
         depth, height, width = candidate.recipe.shape
         spacing = " x ".join(f"{mm:g}" for mm in candidate.recipe.spacing_mm)
         facts["volumes"] = f"{depth} x {height} x {width} voxels of {spacing} mm (recipe {candidate.recipe.name})"
-    facts["parameters"] = f"{sum(parameter.numel() for parameter in candidate.model.parameters()):,}"
-    use = f"label --labeller {name}" if candidate.kind is ModelKind.labeller else f"predict VOLUME --model {name}"
+    if isinstance(candidate.trunk, ExternalModel):
+        config = candidate.trunk.config
+        facts |= {"encoder": config.encoder, "package": f"{config.package} {config.version}", "digest": config.digest}
+        facts |= {f"option {key}": str(value) for key, value in config.options.items()}
+    else:
+        facts["parameters"] = f"{sum(parameter.numel() for parameter in candidate.model.parameters()):,}"
+    use = f"predict VOLUME --model {name}"
+    if candidate.kind.facts.is_frozen:
+        use = f"embed --model {name}"
+    elif candidate.kind is ModelKind.labeller:
+        use = f"label --labeller {name}"
     rows = "\n".join(f"| {fact} | {value} |" for fact, value in facts.items() if value)
-    return _CARD.format(name=name, title=candidate.kind.facts.title, rows=rows, command=use)
+    is_elsewhere = candidate.kind.facts.is_frozen
+    addition, terms = (_ELSEWHERE, "") if is_elsewhere else (_COMPLETE, _TERMS)
+    title = candidate.kind.facts.title
+    return _CARD.format(name=name, title=title, rows=rows, command=use, addition=addition, terms=terms)

@@ -22,6 +22,7 @@ class ModelKind(StrEnum):
     ct_clip = "ct-clip"
     lipro = "lipro"
     vocabfine = "vocabfine"
+    external = "external"
     labeller = "labeller"
 
     @classmethod
@@ -39,11 +40,12 @@ class KindFacts:
 
     title: str  # heading of the model card
     model_type: str  # name of the class that holds the weights
-    published_path: str  # path of the published weights in CT-RATE's repository
-    published_name: str  # argument of `ctclip fetch-models`
+    published_path: str | None = None  # path of the published weights in CT-RATE's repository
+    published_name: str | None = None  # argument of `ctclip fetch-models`
     protocol: str | None = None  # protocol of its evaluation; None: the model embeds no volumes
     is_fine_tuned: bool = False  # made of a trained CT-CLIP, its parent
     has_head: bool = False  # a linear head on its parent's latents: no text side, no latents of its own
+    is_frozen: bool = False  # an encoder of another package, which is never trained here and may have no text side
 
     @property
     def embeds_volumes(self) -> bool:
@@ -76,6 +78,9 @@ KINDS = {
         protocol="vocabfine",
         is_fine_tuned=True,
     ),
+    ModelKind.external: KindFacts(
+        title="An encoder of another package", model_type="ExternalModel", protocol="zero-shot", is_frozen=True
+    ),
     ModelKind.labeller: KindFacts(
         title="A report labeller",
         model_type="ReportLabeller",
@@ -86,7 +91,7 @@ KINDS = {
 ENCODERS = tuple(kind for kind, facts in KINDS.items() if facts.embeds_volumes)
 FINE_TUNED = tuple(kind for kind, facts in KINDS.items() if facts.is_fine_tuned)
 WITH_HEAD = tuple(kind for kind, facts in KINDS.items() if facts.has_head)
-PUBLISHED = {facts.published_name: kind for kind, facts in KINDS.items()}
+PUBLISHED = {facts.published_name: kind for kind, facts in KINDS.items() if facts.published_name is not None}
 
 
 def find_kind(name: str, choices: Collection[ModelKind] = tuple(ModelKind)) -> ModelKind:

@@ -18,22 +18,24 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from ctclip_model.config import CTCLIPConfig, LabellerConfig
+from ctclip_model.config import CTCLIPConfig, ExternalConfig, LabellerConfig
 from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
 from ctclip_model.files import replace_folder
 from ctclip_model.json_config import parse_config
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.external import ExternalModel
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.kinds import ModelKind, kinds_of_type, read_kind
 from ctclip_model.models.report_labeller import ReportLabeller
-from ctclip_model.models.weights import HEAD, AnyModel, fill_model, is_finite, read_weights
+from ctclip_model.models.weights import HEAD, AnyModel, VolumeEncoder, fill_model, is_finite, read_weights
 
-M = TypeVar("M", CTCLIP, LiPro, ReportLabeller)
-MODEL_TYPES: dict[str, type[CTCLIP] | type[LiPro] | type[ReportLabeller]] = {
-    model_type.__name__: model_type for model_type in (CTCLIP, LiPro, ReportLabeller)
+M = TypeVar("M", CTCLIP, LiPro, ExternalModel, ReportLabeller, VolumeEncoder)
+MODEL_TYPES: dict[str, type[AnyModel]] = {
+    model_type.__name__: model_type for model_type in (CTCLIP, LiPro, ExternalModel, ReportLabeller)
 }
 
 
@@ -96,7 +98,7 @@ def save_model_folder(
         weights_file = temporary / "model.safetensors"
         weights_file.touch()
         mode = weights_file.stat().st_mode  # as the umask allows
-        save_file(tensors, weights_file)
+        save_file(tensors, weights_file, _describe_encoder(model))
         weights_file.chmod(mode)  # safetensors lets only the owner read
         if tokenizer is not None:
             (temporary / "tokenizer.json").write_text(tokenizer_json(tokenizer), encoding="utf-8")
@@ -105,6 +107,29 @@ def save_model_folder(
         if card is not None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
         (temporary / "config.json").write_text(json.dumps(description, indent=2), "utf-8")
+
+
+def _read_no_weights(path: Path, config: ExternalConfig) -> dict[str, Tensor]:
+    """No tensors, of a weights file that stands for an encoder. Raises `CheckpointError` for one of another encoder."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except Exception as error:  # parsers of damaged files raise anything
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    if metadata.get("encoder") != _identify(config):
+        raise CheckpointError(f"{path}: stands for another encoder than config.json beside it: import it again")
+    return {}
+
+
+def _identify(config: ExternalConfig) -> str:
+    return json.dumps(config.identity, sort_keys=True)
+
+
+def _describe_encoder(model: AnyModel) -> dict[str, str] | None:
+    """Metadata of a weights file without a tensor: the file's SHA-256 moves with the encoder that it stands for."""
+    if not isinstance(model, ExternalModel):
+        return None
+    return {"encoder": _identify(model.config)}  # one key: several come in any order
 
 
 def tokenizer_json(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -147,6 +172,12 @@ def parse_label_set(folder: Path, info: Mapping[str, Any]) -> LabelSet:
         raise CheckpointError(f"{folder}: its config.json holds no usable label set ({error})") from error
 
 
+def is_external(folder: Path) -> bool:
+    """True for a model folder whose volumes are encoded by another package. Raises `CheckpointError`."""
+    config = read_description(folder).get("config")
+    return isinstance(config, dict) and "encoder" in config
+
+
 def is_model_folder(folder: Path) -> bool:
     """True for a folder that this project wrote, and not for weights in a folder of Hugging Face or without a config.
 
@@ -171,7 +202,7 @@ def load_model_folder(
     try:
         kind, fields, tokens = read_kind(description), description["config"], description["special_tokens"]
         found = MODEL_TYPES[kind.facts.model_type]
-        config = parse_config(LabellerConfig if found is ReportLabeller else CTCLIPConfig, fields, "config")
+        config = parse_config(_config_type(found, fields), fields, "config")
         info = {name: value for name, value in description.get("info", {}).items() if name != "kind"}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: is not a model folder ({type(error).__name__}: {error})") from error
@@ -180,16 +211,30 @@ def load_model_folder(
     path = folder / "model.safetensors"
     label_set = parse_label_set(folder, info)
     settings = {"findings": len(label_set)} if found is LiPro else {}
-    model = fill_model(found, config, read_weights(path), path, **settings)
+    weights = (
+        _read_no_weights(path, config) if isinstance(config, ExternalConfig) and not settings else read_weights(path)
+    )
+    model = fill_model(found, config, weights, path, **settings)
     return ModelFolder(folder, kind, model.to(device), config, info, tokens, label_set)
 
 
-def load_encoders(folder: Path | str, *, device: str = "cpu") -> ModelFolder[CTCLIP]:
-    """Loads the CT-CLIP of a model folder, which may be a part of a LiPro. Raises `CheckpointError`."""
+def _config_type(model_type: type[AnyModel], fields: Any) -> type[Any]:
+    if model_type is ExternalModel or (model_type is LiPro and "encoder" in fields):
+        return ExternalConfig
+    return LabellerConfig if model_type is ReportLabeller else CTCLIPConfig
+
+
+def load_encoders(folder: Path | str, *, device: str = "cpu") -> ModelFolder[VolumeEncoder]:
+    """Loads the CT-CLIP or the encoder of another package of a model folder, which may be a part of a LiPro.
+
+    Raises `CheckpointError`, and as `ExternalModel.open`.
+    """
     loaded = load_model_folder(folder, device=device)
     if isinstance(loaded.model, LiPro):
         loaded = dataclasses.replace(loaded, model=loaded.model.trained_model)
-    if not isinstance(loaded.model, CTCLIP):
+    if isinstance(loaded.model, ExternalModel):
+        loaded.model.open()
+    elif not isinstance(loaded.model, CTCLIP):
         raise CheckpointError(f"{folder}: holds a {type(loaded.model).__name__}, which encodes no volume")
     return loaded
 

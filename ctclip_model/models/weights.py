@@ -15,12 +15,14 @@ from torch.overrides import TorchFunctionMode
 from ctclip_model.config import CTCLIPConfig, LabellerConfig, Preset, TextConfig, VisionConfig
 from ctclip_model.errors import CheckpointError
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.external import ExternalModel
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.report_labeller import FIRST_POSITION, ReportLabeller, read_labeller_config
 from ctclip_model.models.unwrapping import unwrap_weights
 from ctclip_model.models.weights_files import list_names, read_content
 
-AnyModel: TypeAlias = CTCLIP | LiPro | ReportLabeller
+AnyModel: TypeAlias = CTCLIP | LiPro | ExternalModel | ReportLabeller
+VolumeEncoder: TypeAlias = CTCLIP | ExternalModel
 AnyPath: TypeAlias = str | PathLike[str]
 TRUNK, HEAD = "trained_model.", "classifier."  # prefixes of CT-CLIP and of the head in LiPro's weights
 # A constant that older versions of transformers saved with the weights.

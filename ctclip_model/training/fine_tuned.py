@@ -43,14 +43,16 @@ def write_fine_tuned_card(
     origin: Mapping[str, str],
     label_set: LabelSet,
     held_out: HeldOut | None = None,
+    *,
+    maker: str = "the CT-CLIP",
 ) -> str:
-    """The model card of a fine-tuned model; `method` opens its description."""
+    """The model card of a fine-tuned model; `method` opens its description, and `maker` says what its parent is."""
     findings = {} if label_set.is_built_in else {"Findings": f"{label_set.name}: {', '.join(label_set.names)}."}
     samples = curve["samples"][-1].as_py() if len(curve) else 0
     return write_card(
         result.folder.name,
         tags=["chest-ct", "image-classification"],
-        description=f"{method}, of the CT-CLIP `{parent.name}` (arXiv 2403.17834).",
+        description=f"{method}, of {maker} `{parent.name}` (arXiv 2403.17834).",
         facts={
             "Data": describe_data(origin, "labelled volumes of the train split"),
             **findings,

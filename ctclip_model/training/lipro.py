@@ -1,4 +1,4 @@
-"""LiPro: a linear head trained on the stored latents of a frozen CT-CLIP (arXiv 2403.17834)."""
+"""LiPro: a linear head trained on the stored latents of a frozen CT-CLIP (arXiv 2403.17834) or another encoder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ctclip_model.config import LiProConfig
 from ctclip_model.data.label_sets import CT_RATE_18, LabelSet
+from ctclip_model.errors import CheckpointError
 from ctclip_model.evaluation.embed import embed_prompts
 from ctclip_model.evaluation.zero_shot import zero_shot
 from ctclip_model.models.clip import CTCLIP
+from ctclip_model.models.external import ExternalModel
 from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.held_out import HeldOut
 from ctclip_model.models.kinds import ModelKind
@@ -45,11 +47,11 @@ def train_lipro(
     origin: Mapping[str, str] | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> TrainingResult:
-    """Trains a linear head on the manifest's latents of the CT-CLIP of the folder `parent`; writes a LiPro folder.
+    """Trains a linear head on the manifest's latents of the model of the folder `parent`; writes a LiPro folder.
 
     The head has an output for each finding of `label_set`. The manifest has the labels in the order of these findings.
-    No encoder runs, so trunk and code book stay the parent's, bit by bit. Raises `MissingInputError` where no label is
-    known.
+    No encoder of volumes runs, so trunk and code book stay the parent's, bit by bit. The package of another encoder is
+    not asked. Raises `MissingInputError` where no label is known.
     """
     table = pq.read_table(manifest, columns=["scan_id", "latent", "labels"], filters=[("split", "==", "train")])
     labels = torch.tensor(np.array(table["labels"].to_pylist(), np.float32).reshape(-1, len(label_set)))
@@ -58,21 +60,34 @@ def train_lipro(
     log = RunLog(folder, on_step)
     scan_ids = table["scan_id"].to_pylist()
     head = fit_head(latents, labels, scan_ids, config, on_step=log.add)
-    loaded = load_model_folder(parent, CTCLIP)
-    held_out = score_held_out(latents, labels, scan_ids, config, read_zero_shot(loaded, latents, label_set))
+    loaded = load_model_folder(parent)
+    trunk = loaded.model
+    if not isinstance(trunk, CTCLIP | ExternalModel):
+        raise CheckpointError(f"{parent}: holds a {type(trunk).__name__}, not an encoder of volumes")
+    is_own = isinstance(trunk, CTCLIP)
+    baseline = read_zero_shot(loaded, latents, label_set) if is_own else None
+    held_out = score_held_out(latents, labels, scan_ids, config, baseline)
     with torch.device("meta"):  # draws no weights: both parts are replaced
         model = LiPro(loaded.config, findings=len(label_set))
-    model.trained_model, model.classifier = loaded.model, head
+    model.trained_model, model.classifier = trunk, head
     curve = log.curve()
-    result = summarise_run(folder, model, loaded.model.temperature.exp().item(), len(curve), curve)
+    logit_scale = trunk.temperature.exp().item() if isinstance(trunk, CTCLIP) else trunk.config.logit_scale
+    result = summarise_run(folder, model, logit_scale, len(curve), curve)
     info = keep_facts(loaded.info) | describe_label_set(label_set) | {"parent": parent.name, "steps": result.steps}
     if held_out is not None:
         info["held_out"] = asdict(held_out)
     method = "LiPro, a linear head on latents of volumes"
-    card = write_fine_tuned_card(result, method, parent, config, curve, origin or {}, label_set, held_out)
+    maker = "the CT-CLIP" if is_own else f"the frozen encoder {loaded.config.encoder!r} of {loaded.config.package}"
+    card = write_fine_tuned_card(result, method, parent, config, curve, origin or {}, label_set, held_out, maker=maker)
     with storage_errors(folder):
         save_model_folder(
-            folder, model.eval(), loaded.tokenizer, kind=ModelKind.lipro, extra=info, card=card, metrics=curve
+            folder,
+            model.eval(),
+            loaded.tokenizer if is_own else None,
+            kind=ModelKind.lipro,
+            extra=info,
+            card=card,
+            metrics=curve,
         )
     return result
 
@@ -84,12 +99,17 @@ def read_zero_shot(parent: ModelFolder[CTCLIP], latents: Tensor, label_set: Labe
 
 
 def score_held_out(
-    latents: Tensor, labels: Tensor, scan_ids: Sequence[str], config: LiProConfig, parent_probabilities: Floats
+    latents: Tensor,
+    labels: Tensor,
+    scan_ids: Sequence[str],
+    config: LiProConfig,
+    parent_probabilities: Floats | None,
 ) -> HeldOut | None:
     """The macro AUROC of a head that has not seen a tenth of the patients, on these, beside zero-shot and chance.
 
-    `latents` (N, latent) are unit vectors; `labels` and `parent_probabilities` are (N, findings). The head that is
-    kept learns from all patients. None: too few patients, or no abnormality that is both present and absent.
+    `latents` (N, latent) are unit vectors; `labels` and `parent_probabilities` are (N, findings). Without the latter,
+    chance is the only baseline. The head that is kept learns from all patients. None: too few patients, or no
+    abnormality that is both present and absent.
     """
     patients = [scan_id.rpartition("_")[0] for scan_id in scan_ids]
     if len(set(patients)) < FOLDS:
@@ -99,12 +119,13 @@ def score_held_out(
     head = fit_head(latents[seen], labels[seen], [scan_ids[row] for row in seen], config)
     with torch.inference_mode():
         probabilities = head(latents[held]).sigmoid().numpy()
-    score, baseline = (
-        macro_auroc(labels[held].numpy(), found) for found in (probabilities, parent_probabilities[held])
-    )
+    known = labels[held].numpy()
+    score, baselines = macro_auroc(known, probabilities), {"chance": 0.5}
     if math.isnan(score):
         return None
-    return HeldOut("macro AUROC on held-out patients", score, {"zero-shot of its parent": baseline, "chance": 0.5})
+    if parent_probabilities is not None:
+        baselines = {"zero-shot of its parent": macro_auroc(known, parent_probabilities[held])} | baselines
+    return HeldOut("macro AUROC on held-out patients", score, baselines)
 
 
 def fit_head(

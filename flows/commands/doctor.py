@@ -28,8 +28,8 @@ def doctor(
     from tasks.upkeep import doctor as health
 
     checks: list[Callable[[], Iterable[CheckResult]]] = [
-        health.check_versions, health.check_gpu, lambda: health.check_data_root(data_root), health.check_token,
-        health.check_server,
+        health.check_versions, health.check_gpu, health.check_encoders, lambda: health.check_data_root(data_root),
+        health.check_token, health.check_server,
     ]  # fmt: skip
     if train:
         checks.append(lambda: check_training_memory(preset, dtype))

@@ -25,13 +25,13 @@ LINEAGE = "lineage"  # export of a run's events
 def status(data_root: DataRoot = DATA_ROOT, as_json: Json = False) -> None:
     """Show done, pending, rejected and stale items by stage."""
     from tasks.run.lost import list_lost
-    from tasks.upkeep.queries import list_notes, list_stale_models, list_warnings, read_status
+    from tasks.upkeep.queries import list_absent_encoders, list_notes, list_stale_models, list_warnings, read_status
 
     if as_json:
         print_rows(*read_status(data_root, "from stage_status"), as_json)
         return
     print_rows(*read_status(data_root), is_last_folded=True)
-    notes = (list_notes, list_lost, list_stale_models, list_warnings)
+    notes = (list_notes, list_lost, list_absent_encoders, list_stale_models, list_warnings)
     for line in (line for list_lines in notes for line in list_lines(data_root)):
         console.print(line, markup=False)
     _print_next_runs()

@@ -50,7 +50,7 @@ class EmbeddingWork:
 def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> EmbeddingWork:
     """Lists the items that a model should embed: converted volumes, reports with a text, and prompts.
 
-    A LiPro with an encoder of its own embeds only volumes, because it reads no texts.
+    A model without a text side embeds only volumes, as a LiPro with an encoder of its own does.
     """
     return next(plan_works(data_root, model, [dtype]))
 
@@ -58,7 +58,7 @@ def plan_work(data_root: Path, model: ModelReference, dtype: Precision) -> Embed
 def plan_works(data_root: Path, model: ModelReference, dtypes: Iterable[Precision]) -> Iterator[EmbeddingWork]:
     """Lists the items in each precision. They are read once."""
     volumes = store.query(data_root, store.load_sql(__package__, "converted"), [model.recipe_id])
-    texts = {} if model.kind.facts.has_head else _read_texts(data_root, model)
+    texts = _read_texts(data_root, model) if model.reads_texts else {}
     contents = texts | {f"volume:{name}": fingerprint for name, fingerprint, _, _ in volumes}
     rows = {f"volume:{name}": (path, row) for name, _, path, row in volumes}
     for dtype in dtypes:
@@ -103,15 +103,16 @@ def embed_reports_and_prompts(run: StageRun, model: ModelReference, work: Embedd
         return
     chosen = choose_device(device)
     loaded = load_encoders(model.folder, device=str(chosen))
+    tokenizer = None if model.kind.facts.is_frozen else loaded.tokenizer
     items, count_cut = list(work.texts), 0
     with show_progress("embed reports", len(items), "texts") as progress, limit_cpu_threads(model.cpu_threads):
         for start in range(0, len(items), run.limits.label_batch):
             chunk = items[start : start + run.limits.label_batch]
             texts = [work.texts[item] for item in chunk]
             cut: list[int] = []
-            latents = embed_texts(loaded.model, loaded.tokenizer, texts, dtype=work.dtype.autocast, on_cut=cut.extend)
+            latents = embed_texts(loaded.model, tokenizer, texts, dtype=work.dtype.autocast, on_cut=cut.extend)
             count_cut += sum(tokens > 0 for tokens in cut)
-            _record(run, model, work, chunk, latents, dict(zip(chunk, cut, strict=True)))
+            _record(run, model, work, chunk, latents, dict(zip(chunk, cut, strict=True)) if cut else {})
             progress.advance(len(chunk))
     note_cut(run, count_cut)
 

@@ -44,7 +44,7 @@ class Encoding:
         """Yields the latents of each batch in the order of the samples."""
         loaded = load_encoders(self.model, device=self.device)
         device = choose_device(self.device)
-        size = embed.batch_size(loaded.config, device)
+        size = embed.count_at_once(loaded.model, device)
         batches = iterate_batches(self.samples, self.data_root, batch_size=size, device=device)
         with limit_cpu_threads(self.cpu_threads):
             yield from embed.embed_volumes(loaded.model, batches, dtype=self.precision.autocast)

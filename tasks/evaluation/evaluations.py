@@ -84,7 +84,8 @@ def list_evaluations(
 
     Each data set with latents of the split has two: by the model's own protocol in the given unit, and by the published
     protocol. Other named `protocols` are added on the split that they choose from. `source` has the labels. The default
-    is every held-out split. Raises `MissingInputError` if the model has no such latents, and as `choose_protocols`.
+    is every held-out split. An encoder of another package without a text side has none: a LiPro of it is scored. Raises
+    `MissingInputError` if the model has no such latents, and as `choose_protocols`.
     """
     key = {"model_id": model.encoder_id}
     labelled = key | {"label_source": source.name}
@@ -95,6 +96,8 @@ def list_evaluations(
         require_split(data_root, *splits)
         wanted = " or ".join(map(repr, splits))
         raise MissingInputError(f"{model.encoder_id} has no latents of split {wanted} yet: run `ctclip embed`")
+    if not (model.reads_texts or model.kind.facts.has_head):
+        return {}
     prompts = [prompt for pair in prompt_keys(source.label_set) for prompt in pair]
     texts = store.query(data_root, store.load_sql(__package__, "texts"), key | {"prompts": prompts})
     train = [(row.dataset, row.kept) for row in inputs if row.split == THRESHOLD_SPLIT]
@@ -138,7 +141,7 @@ def choose_protocols(model: ModelReference, source: LabelSource, protocols: Sequ
     Raises as `check_protocols`.
     """
     check_protocols(protocols)
-    reads_reports = source.is_default and not model.kind.facts.has_head
+    reads_reports = source.is_default and model.reads_texts
     return sorted(name for name in {*protocols} if reads_reports or not NAMED_PROTOCOLS[name].is_retrieval)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
 from ctclip_model.config import VERSIONS, compute_fingerprint
 from ctclip_model.device import Precision
-from ctclip_model.errors import MissingInputError
+from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.files import whole_file
 from tasks.evaluation.token_files import SafetensorsFile, TokenFile
 from tasks.models.find import ModelReference, find_encoder
@@ -17,6 +18,10 @@ from tasks.run.progress import show_progress
 from tasks.run.selection import Selection
 from tasks.settings import PRESET
 from warehouse import store
+
+if TYPE_CHECKING:  # most exports need no PyTorch
+    from ctclip_model.models.clip import CTCLIP
+    from ctclip_model.models.weights import VolumeEncoder
 
 ROWS_PER_GROUP = 8192  # latents in one row group of the Parquet file
 
@@ -101,12 +106,13 @@ def _write_tokens(
 
     chosen = choose_device(device)
     loaded = load_encoders(model.folder, device=str(chosen))
+    encoder = _require_own(loaded.model, model.model_id)
     samples = [SampleRef(file.volume_name, file.shard_path, file.row_index) for file in files]
-    size = embed.batch_size(loaded.config, chosen)
+    size = embed.batch_size(encoder.config, chosen)
     batches = iterate_batches(samples, data_root, batch_size=size, device=chosen)
     remaining = iter(files)
     with show_progress("encode volumes", len(files), "volumes") as progress, limit_cpu_threads(model.cpu_threads):
-        for _, tokens in embed.encode_tokens(loaded.model, batches, dtype=dtype.autocast):
+        for _, tokens in embed.encode_tokens(encoder, batches, dtype=dtype.autocast):
             for volume in tokens:  # (depth, height, width, dim)
                 next(remaining).write(volume)
             progress.advance(len(tokens))
@@ -123,6 +129,16 @@ def export_image_encoder(models: Path, name: str | None, path: Path) -> str:
     from ctclip_model.models.find_model import find_model, load_model
 
     loaded = load_model(find_model(models, name), with_text=False)
+    encoder = _require_own(loaded.model, loaded.name)
     with whole_file(path) as file:
-        torch.save(dict(loaded.model.visual_transformer.state_dict()), file)
+        torch.save(dict(encoder.visual_transformer.state_dict()), file)
     return loaded.name
+
+
+def _require_own(model: VolumeEncoder, name: str) -> CTCLIP:
+    """The model, if it is CT-CLIP. Raises `ConfigurationError` for an encoder of another package."""
+    from ctclip_model.models.external import ExternalModel
+
+    if isinstance(model, ExternalModel):
+        raise ConfigurationError(f"{name}: {model.named} has no tokens and no weights to export, only its latents")
+    return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +62,7 @@ def score_evaluation(data_root: Path, model: ModelReference, evaluation: Evaluat
         predict = _load_classifier(connection, model, evaluation.source)
         labels = load_labels(connection, evaluation.source)
         is_default = evaluation.source.is_default
-        reports = {} if model.kind.facts.has_head or not is_default else load_latents(connection, model, "report")
+        reports = load_latents(connection, model, "report") if model.reads_texts and is_default else {}
         texts = load_texts(connection, reports)
         train = load_threshold_samples(connection, model, evaluation)
     is_projected = is_default and evaluation.is_own and not model.kind.facts.has_head  # labels change nothing
@@ -108,7 +109,7 @@ def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReferenc
         answer = partial(
             zero_shot.zero_shot,
             prompt_latents=load_prompts(connection, model, source.label_set),
-            logit_scale=model.logit_scale,
+            logit_scale=math.nan if model.logit_scale is None else model.logit_scale,
         )
 
     def classify(latents: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ class ModelReference:
     preset: str
     folder: Path
     recipe_id: str
-    logit_scale: float
+    logit_scale: float | None  # None: an encoder of another package without a text side
     fingerprint: str  # fingerprint of the training configuration
     weights_sha256: str
     encoder_id: str  # model whose latents this one reads: a LiPro's parent, any other model itself
@@ -32,6 +32,12 @@ class ModelReference:
         from ctclip_model.models.find_model import read_recipe
 
         return read_recipe(self.folder)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Has the model a text side, for zero-shot scores and the retrieval of reports?"""
+        facts = self.kind.facts
+        return not facts.has_head and (not facts.is_frozen or self.logit_scale is not None)
 
     @property
     def cpu_threads(self) -> int | None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
-from ctclip_model.config import DECISIONS_FILE, RADBERT_BASE
+from ctclip_model.config import DECISIONS_FILE, RADBERT_BASE, Recipe
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.evaluation.decisions import Decisions, read_decisions, write_decisions
 from ctclip_model.files import sha256_of
-from ctclip_model.models.heads import LiPro
-from ctclip_model.models.import_weights import Candidate, open_candidate, read_tokenizer_for, write_candidate
+from ctclip_model.models.import_weights import (
+    Candidate,
+    open_candidate,
+    open_encoder,
+    read_tokenizer_for,
+    write_candidate,
+)
 from ctclip_model.models.kinds import OLD_SPELLINGS, PUBLISHED, ModelKind
-from ctclip_model.models.report_labeller import VOCABULARY_FILES, ReportLabeller
+from ctclip_model.models.report_labeller import VOCABULARY_FILES
 from ctclip_model.models.text import PUBLISHED_TEXT_ENCODER, TOKENIZER_FILES
 from ctclip_model.models.weights_files import hash_weights
 from tasks.hub.models import (
@@ -28,6 +36,7 @@ from tasks.hub.models import (
 )
 from tasks.labels.labellers import TRAINED_PREFIX
 from tasks.models.presets import find_preset
+from tasks.models.recipes import check_recipe
 from tasks.models.record import ModelRow, record_model
 from tasks.run.lost import is_there
 from tasks.run.stage_run import StageRun, open_run
@@ -35,6 +44,7 @@ from tasks.settings import CT_RATE
 from warehouse import store
 
 STAGE = "import-model"
+ENCODER_SCHEME = "encoder:"  # source of an encoder of another package, before its name
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class ImportedModel:
     revision: str
     source_sha256: str
     is_new: bool  # False: the model was there before the call
+    recipe: Recipe | None = None  # known of an encoder of another package
 
 
 def import_model(data_root: Path, address: str, options: ImportOptions = ImportOptions()) -> ImportedModel:
@@ -74,6 +85,31 @@ def import_model(data_root: Path, address: str, options: ImportOptions = ImportO
             return _find_folder(data_root, path) or _import(run, Origin(path, f"file://{path}"), options)
         found = None if options.force else _find_fetched(data_root, on_hub, options)
         return found or _fetch_and_import(run, on_hub, options)
+
+
+def import_encoder(
+    data_root: Path,
+    name: str,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    options: ImportOptions = ImportOptions(),
+) -> ImportedModel:
+    """Makes a model folder of an installed encoder of another package, by the name of its entry point.
+
+    `settings` are the keyword arguments of the entry point, as JSON has them. The same encoder is imported once. One
+    with another digest, other settings or another recipe is another model. Raises as `open_encoder`, and
+    `ConfigurationError` for a recipe that cannot be converted.
+    """
+    data_root = data_root.resolve()
+    with open_run(data_root, STAGE, parameters={"encoder": name, "options": dict(settings)}) as run:
+        candidate = open_encoder(name, settings)
+        assert candidate.recipe is not None, "an encoder of volumes has a recipe"
+        try:
+            check_recipe(candidate.recipe)
+        except ValueError as error:
+            raise ConfigurationError(f"the encoder {name!r} has a recipe that cannot be converted: {error}") from error
+        sha256 = hashlib.sha256(candidate.fingerprint("").encode()).hexdigest()
+        found = _write(run, candidate, Origin(Path(), f"{ENCODER_SCHEME}{name}"), sha256, options)
+        return replace(found, recipe=candidate.recipe)
 
 
 def fetch_models(
@@ -102,15 +138,21 @@ def _fetch_and_import(run: StageRun, address: ModelAddress, options: ImportOptio
 
 
 def _import(run: StageRun, origin: Origin, options: ImportOptions) -> ImportedModel:
-    """Writes the folder and the row of a model on this machine, unless both are there."""
-    started = time.monotonic()
+    """Imports a model on this machine, unless it is there."""
     candidate = open_candidate(
         origin.path, kind=options.kind, preset=find_preset(options.preset) if options.preset else None
     )
     candidate = _with_tokenizer(run, candidate, options.tokenizer)
-    sha256 = hash_weights(candidate.weights)
+    return _write(run, candidate, origin, hash_weights(candidate.weights), options)
+
+
+def _write(run: StageRun, candidate: Candidate, origin: Origin, sha256: str, options: ImportOptions) -> ImportedModel:
+    """Writes the folder and the row of a model, unless both are there."""
+    started = time.monotonic()
     fingerprint = candidate.fingerprint(sha256)
     prefix = f"{TRAINED_PREFIX}{candidate.preset}" if candidate.kind is ModelKind.labeller else candidate.kind
+    if candidate.kind.facts.is_frozen:
+        prefix = candidate.preset
     folder = run.data_root / "models" / f"{prefix}-{fingerprint[:10]}"
     imported = ImportedModel(folder.name, candidate.kind, origin.address, origin.revision, sha256, is_new=False)
     if not options.force and _is_complete(run.data_root, folder, fingerprint):
@@ -135,12 +177,11 @@ def _read_decisions(weights: Path) -> Decisions | None:
 
 def _describe(candidate: Candidate, imported: ImportedModel, fingerprint: str, duration_s: float) -> ModelRow:
     model = candidate.model
-    encoders = model.trained_model if isinstance(model, LiPro) else model
     return ModelRow(
         model_id=imported.model_id, kind=candidate.kind, fingerprint=fingerprint, preset=candidate.preset,
         config=asdict(model.config), recipe_id=candidate.recipe.recipe_id if candidate.recipe else None,
         count_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        logit_scale=None if isinstance(encoders, ReportLabeller) else encoders.temperature.exp().item(),
+        logit_scale=candidate.logit_scale,
         source=imported.source, revision=imported.revision, source_sha256=imported.source_sha256,
         duration_s=duration_s,
     )  # fmt: skip

@@ -11,6 +11,9 @@ from ctclip_model.data.reports import SECTIONS
 from ctclip_model.device import Compute, Precision
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.seeds import check_seed
+from tasks.models.find import ModelReference
+
+PROBE_PRESET = "published"  # its settings train the probe of an encoder of another package
 
 
 def find_preset(
@@ -40,6 +43,17 @@ def find_preset(
         vocabfine=dataclasses.replace(preset.vocabfine, seed=seed),
         lipro=dataclasses.replace(preset.lipro, seed=seed),
     )
+
+
+def find_preset_of(model: ModelReference, *, seed: int = 0) -> Preset:
+    """Finds the preset that a model is fine-tuned by, and seeds it: the model's own one.
+
+    Of an encoder of another package it is the published one under the name that is recorded for the encoder. Raises
+    `ConfigurationError` for a model that fits no preset.
+    """
+    if not model.kind.facts.is_frozen:
+        return find_preset(model.preset, seed=seed)
+    return dataclasses.replace(find_preset(PROBE_PRESET, seed=seed), name=model.preset)
 
 
 def choose_compute(preset: Preset, device: str, dtype: Precision, recompute: bool | None, **others: Any) -> Compute:

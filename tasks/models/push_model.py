@@ -9,11 +9,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ctclip_model.config import CARD_FILE, DECISIONS_FILE
+from ctclip_model.config import CARD_FILE, DECISIONS_FILE, CTCLIPConfig, ExternalConfig
 from ctclip_model.errors import ConfigurationError, MissingInputError
 from ctclip_model.evaluation.decisions import Decisions, find_decisions
 from ctclip_model.evaluation.decisions_card import THRESHOLDS, describe_thresholds
 from ctclip_model.files import sha256_of
+from ctclip_model.models.external import ExternalModel
 from ctclip_model.models.find_model import check_model, find_model, parse_recipe
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.kinds import ModelKind
@@ -70,8 +71,8 @@ def push_model(
     """Pushes a model folder of the data root, or of a path, that opens here.
 
     The card is the folder's own one, with use, scores of the warehouse, thresholds and licence. Raises
-    `MissingInputError` for an unknown name, `ConfigurationError` for weights that are no model folder,
-    `CheckpointError` for a damaged folder, and `HubError`.
+    `MissingInputError` for an unknown name, `ConfigurationError` for weights that are no model folder and for an
+    encoder of another package, `CheckpointError` for a damaged folder, and `HubError`.
     """
     folder = find_model(data_root / "models", name)
     if not folder.is_dir() or not is_model_folder(folder):
@@ -101,7 +102,8 @@ def make_card(
     if decisions is not None:
         sections[THRESHOLDS] = describe_thresholds(decisions)
     if not isinstance(loaded.model, ReportLabeller):
-        sections["Evidence"] = EVIDENCE
+        if not isinstance(loaded.config, ExternalConfig):
+            sections["Evidence"] = EVIDENCE
         sections["Intended use"] = INTENDED_USE
     sections["Licence"] = LICENCES.get(licence, licence)
     for title, section in sections.items():
@@ -112,13 +114,30 @@ def make_card(
 def _load(folder: Path) -> ModelFolder[Any]:
     """The complete model folder. Raises `CheckpointError` or `MissingInputError` for one that would not open."""
     loaded = load_model_folder(folder)
+    if isinstance(loaded.model, ExternalModel):
+        raise ConfigurationError(
+            f"{folder.name} has no weights of its own: share the package {loaded.config.package}, or push a LiPro of it"
+        )
     if isinstance(loaded.model, LiPro):
         parse_recipe(folder, loaded.info)
+        _refuse_paths(folder.name, loaded.config)
     elif isinstance(loaded.model, ReportLabeller):
         _ = loaded.tokenizer
     else:
         check_model(folder.name, loaded.config, parse_recipe(folder, loaded.info), loaded.tokenizer)
     return loaded
+
+
+def _refuse_paths(name: str, config: CTCLIPConfig | ExternalConfig) -> None:
+    """Raises `ConfigurationError` for an encoder with an option that is a path of this machine."""
+    if not isinstance(config, ExternalConfig):
+        return
+    for key, value in config.options.items():
+        if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
+            raise ConfigurationError(
+                f"{name}: the option {key} of the encoder {config.encoder!r} is {value}, a path of this machine: "
+                "import the encoder with an option that others can use too"
+            )
 
 
 def _read_scores(data_root: Path, folder: Path, loaded: ModelFolder[Any], weights_sha256: str) -> list[Score]:
@@ -173,8 +192,12 @@ def _describe_use(loaded: ModelFolder[Any], repo_id: str) -> str:
             "from ctclip_model import load_labeller\n\n"
             'texts, findings = load_labeller("labeller").label(["No pleural effusion."])\n```'
         )
+    needed = f"`pip install {LIBRARY}`, without the pipeline, is enough"
+    if isinstance(loaded.config, ExternalConfig):
+        package = loaded.config.package
+        needed = f"`pip install {LIBRARY} {package}`: volumes are encoded by `{loaded.config.encoder}` of `{package}`"
     return (
-        f"`pip install {LIBRARY}`, without the pipeline, is enough:\n\n```python\n"
+        f"{needed}:\n\n```python\n"
         "from ctclip_model import open_model\n\n"
         f'model = open_model("hf://{repo_id}")\n'
         'for volume in model.predict(["scan.nii.gz"]):\n'

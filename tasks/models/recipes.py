@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,13 +27,25 @@ def find_recipe(preset: str, changes: str | None = None) -> Recipe:
     try:
         text = changes if changes.lstrip().startswith("{") else Path(changes).read_text(encoding="utf-8")
         recipe = parse_config(Recipe, {**asdict(recipe), "name": "custom", **json.loads(text)}, "recipe")
-        _check_recipe(recipe)
+        check_recipe(recipe)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(f"--recipe {changes}: {error}") from error
     return recipe
 
 
-def _check_recipe(recipe: Recipe) -> None:
+def describe_recipe(recipe: Recipe) -> str:
+    """Shape, spacing and window of a recipe, in words."""
+    shape, spacing = (" x ".join(f"{part:g}" for part in parts) for parts in (recipe.shape, recipe.spacing_mm))
+    return f"{shape} voxels of {spacing} mm, {recipe.window_hu[0]} to {recipe.window_hu[1]} HU"
+
+
+def convert_command(recipe: Recipe) -> str:
+    """The command that converts volumes by a recipe, for a shell."""
+    return f"ctclip convert --recipe {shlex.quote(json.dumps(asdict(recipe), separators=(',', ':')))}"
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises `ValueError` for a recipe that cannot be converted."""
     low, high = recipe.window_hu
     if not re.fullmatch(r"[a-z][a-z0-9_-]{0,39}", recipe.name):
         raise ValueError(

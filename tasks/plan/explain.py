@@ -19,7 +19,7 @@ from tasks.run.collector import pausing_collector
 from tasks.run.fingerprints import VERSION, Fingerprint, find_moved, flatten, get_parts
 from tasks.run.lost import find_lost_volumes, is_there
 from tasks.settings import STAGES
-from tasks.upkeep.queries import list_stale_models
+from tasks.upkeep.queries import list_absent_encoders, list_stale_models
 from warehouse import store
 
 Parts = Mapping[str, str]  # {name of a fingerprint's part: its value}
@@ -92,6 +92,8 @@ def explain_plan(
             items.append({"variant": variant, "item": item, "why": str(reason)})
         if PIPELINE[stage].trains:
             notes.extend(list_stale_models(data_root, stage, variant))
+    if stage == "embed":
+        notes.extend(list_absent_encoders(data_root))
     downloads = _list_downloads(data_root, [row["item"] for row in items]) if stage == "convert" else {}
     estimate = _estimate(data_root, options, items, prices) if stage == "label" else None
     return {

@@ -175,12 +175,12 @@ def _find_training(data_root: Path, variant: str, options: StageOptions) -> Want
 def _find_finetuning(data_root: Path, variant: str, options: StageOptions) -> Wanted:
     from tasks.labels.label_sources import find_label_source
     from tasks.models.find import find_model
-    from tasks.models.presets import find_preset
+    from tasks.models.presets import find_preset_of
     from tasks.training.fine_tune import Finetuning, parse_variant
 
     model_id, kind, labels_of = parse_variant(variant)
     parent = find_model(data_root, options.preset, model_id)
-    preset = find_preset(parent.preset, seed=options.seed)
+    preset = find_preset_of(parent, seed=options.seed)
     source = find_label_source(data_root, labels_of)
     finetuning = Finetuning(find_kind(kind, FINE_TUNED), parent, preset, source)
     fingerprint, config = finetuning.fingerprint, flatten(asdict(finetuning.config))

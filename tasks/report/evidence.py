@@ -18,9 +18,10 @@ from ctclip_model.data.shard_store import ShardStore
 from ctclip_model.data.shards import ShardReader
 from ctclip_model.device import limit_cpu_threads
 from ctclip_model.errors import CheckpointError, MissingInputError, ShardError
-from ctclip_model.evaluation.embed import batch_size
+from ctclip_model.evaluation.embed import count_at_once
 from ctclip_model.evaluation.evidence_files import draw_finding, find_inside
 from ctclip_model.evaluation.predict import VolumeModel, open_model
+from ctclip_model.models.model_folder import is_external
 from tasks.labels.label_sources import DEFAULT_SOURCE, LabelSource
 from tasks.models.find import ModelReference, require_folder
 from tasks.report.own_ct import CUTS, encode
@@ -82,6 +83,8 @@ def find_evidence(
         return [], ""
     try:
         require_folder(model)
+        if is_external(model.folder):  # has no tokens to read evidence from
+            return [], ""
         with limit_cpu_threads(model.cpu_threads):
             return _find_drawn(data_root, model, source.label_set, rows)
     except (CheckpointError, MissingInputError) as error:
@@ -101,7 +104,7 @@ def _find_drawn(
 
 
 def _draw(data_root: Path, model: VolumeModel, rows: list[Row]) -> tuple[list[EvidenceFinding], str]:
-    count = EXAMPLES if batch_size(model.loaded.model.config, torch.device("cpu")) > 1 else 1
+    count = EXAMPLES if count_at_once(model.loaded.model, torch.device("cpu")) > 1 else 1
     rows = [row for row in rows if row["rank"] <= count]
     panels, missing = _draw_volumes(data_root, model, rows)
     return _arrange(rows, panels), _describe_missing(missing, len({row["volume_name"] for row in rows}))

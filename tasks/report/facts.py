@@ -24,6 +24,7 @@ from warehouse import store
 
 KIND_NAMES = {
     ModelKind.ct_clip: "CT-CLIP", ModelKind.vocabfine: "VocabFine", ModelKind.lipro: "LiPro",
+    ModelKind.external: "Encoder of another package",
 }  # fmt: skip
 PUBLISHED_MODEL = "CT-CLIP zero-shot"  # its macro AUROC is a line beside ours on the same data set
 TASKS = {

@@ -25,6 +25,11 @@ def plan_evaluation(
         protocols = (*protocols, *list_asked_protocols(run.data_root, model))
     if left_out := {*protocols} - {*choose_protocols(model, source, protocols)}:
         get_run_logger().warning("%s reads no reports: %s is left out", model.model_id, ", ".join(left_out))
+    if not (model.reads_texts or model.kind.facts.has_head):
+        run.detail = (
+            f"the encoder reads no texts, so a probe scores its latents: `ctclip finetune --kind lipro --model "
+            f"{model.model_id}`, and evaluate that model"
+        )
     evaluations = list_evaluations(run.data_root, model, split, unit, source, protocols)
     wanted = {key: one.fingerprint for key, one in evaluations.items()}
     pending = plan_items(run, model.model_id, wanted, force=force, is_complete=False)  # other splits stay wanted

@@ -36,6 +36,11 @@ class Finetuning:
         find_kind(self.kind, FINE_TUNED)
         if self.parent.kind.facts.has_head:
             raise ConfigurationError(f"{self.parent.model_id} is a LiPro: fine-tune the model that it was made of")
+        if self.parent.kind.facts.is_frozen and not self.kind.facts.has_head:
+            raise ConfigurationError(
+                f"--kind {self.kind}: trains both encoders, and {self.parent.model_id} is an encoder of another "
+                "package, which stays as it is: train a probe on its latents with --kind lipro"
+            )
 
     @property
     def config(self) -> LiProConfig | VocabFineConfig:

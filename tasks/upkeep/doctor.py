@@ -63,6 +63,15 @@ def check_gpu() -> Iterator[CheckResult]:
         yield CheckResult("GPU", "no GPU is visible. If there is one, check `nvidia-smi` and CUDA_VISIBLE_DEVICES")
 
 
+def check_encoders() -> Iterator[CheckResult]:
+    """Names the installed encoders of other packages, if there are any."""
+    from ctclip_model.models.entry_points import list_encoders
+
+    if found := list_encoders():
+        names = "; ".join(f"{name} of {package}" for name, package in found.items())
+        yield CheckResult("encoders", f"{names}. `ctclip import-model --encoder NAME` makes a model of one")
+
+
 def check_data_root(data_root: Path) -> Iterator[CheckResult]:
     """Checks that the data root is writable, has free space, and has a warehouse that this version can read."""
     from ctclip_model.errors import CTCLIPError

@@ -8,6 +8,7 @@ from typing import Any
 
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.files import whole_file
+from ctclip_model.models.entry_points import find_fault
 from tasks.run.lease import is_held
 from warehouse import store
 
@@ -58,6 +59,16 @@ def list_stale_models(data_root: Path, stage: str | None = None, variant: str | 
 def list_warnings(data_root: Path, model_id: str | None = None) -> list[str]:
     """Describes each model, or one, whose training beat no baseline, or whose evaluation finds no more than chance."""
     return [line for (line,) in store.query(data_root, store.load_sql(__package__, "warnings"), {"model_id": model_id})]
+
+
+def list_absent_encoders(data_root: Path) -> list[str]:
+    """Says which encoders of other packages are not installed here, with the model of each."""
+    rows = store.query(data_root, store.load_sql(__package__, "encoders"))
+    return [
+        f"{model_id}: {fault}"
+        for model_id, encoder, package in rows
+        if (fault := find_fault(encoder, package)) is not None
+    ]
 
 
 def list_notes(data_root: Path) -> list[str]:

@@ -279,6 +279,8 @@ def _check_model_file(file: Path, path: str, weights_sha256: str | None, remedy:
 
 def _name_training(kind: str, preset: str, parent: str | None, source: str | None) -> str:
     """Command that makes a model again."""
+    if source and kind == "external":
+        return f"run `ctclip import-model --encoder {source.removeprefix('encoder:')}` with its options"
     if source:
         return f"run `ctclip import-model {source.removeprefix('file://')} --force`"
     if kind == "labeller":

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.encoders import install_encoders
 from support.models import SLIM, make_model, make_tokenizer
 from support.pages import RUN, read_blocks, run_blocks
 from support.paths import ROOT
 
+from tasks.models.import_model import import_encoder
 from warehouse import store
 
 DOCS = ROOT / "docs"
@@ -33,11 +35,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def own_files(folder: Path, source: Path) -> Path:
-    """Files that how-to pages name: a scan, weights with their tokenizer, and a label set as a page has it."""
+def own_files(folder: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Things that how-to pages name: a scan, weights with a tokenizer, an encoder, and a label set as a page has it."""
     shutil.copy(next(source.rglob("valid_*.nii.gz")), folder / "scan.nii.gz")
     torch.save(make_model(SLIM).state_dict(), folder / "CT-CLIP_v2.pt")
     make_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
+    install_encoders(folder / "package", monkeypatch, encoders={"my-encoder": "MeanHU"})
     (label_set,) = (block for block in read_blocks(DOCS / "how-to/predict.md") if block.language == "toml")
     (folder / "FINDINGS.toml").write_text(label_set.code)
     return folder
@@ -47,7 +50,10 @@ def own_files(folder: Path, source: Path) -> Path:
 def test_blocks_of_how_to_pages_run(page, own_files, data_root):
     ((model_id,),) = store.query(data_root, "select max(model_id) from current_models where kind = 'ct-clip'")
     paths = {"/backup/ct-clip": str(own_files / "backup"), "/new/data": str(own_files / "restored")}
-    run_blocks(page, data_root, SMALLER | paths | {"MODEL_ID": model_id})
+    names = {"MODEL_ID": model_id}
+    if page.stem == "external_encoder":
+        names["ENCODER_ID"] = import_encoder(data_root, "my-encoder", {"width": 9}).model_id
+    run_blocks(page, data_root, SMALLER | paths | names)
 
 
 @pytest.mark.slow

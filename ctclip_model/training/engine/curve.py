@@ -35,7 +35,7 @@ class TrainingResult:
 
     folder: Path
     count_parameters: int
-    logit_scale: float  # exp(temperature)
+    logit_scale: float | None  # exp(temperature); None: no text side
     steps: int
     loss: float  # mean of the last 50 steps
 
@@ -109,7 +109,9 @@ class _Events:
             writer.close()
 
 
-def summarise_run(folder: Path, model: nn.Module, logit_scale: float, steps: int, curve: pa.Table) -> TrainingResult:
+def summarise_run(
+    folder: Path, model: nn.Module, logit_scale: float | None, steps: int, curve: pa.Table
+) -> TrainingResult:
     """The result of a run, its parameters counted and its loss read from the curve."""
     count = sum(parameter.numel() for parameter in model.parameters())
     return TrainingResult(folder, count, logit_scale, steps, last_loss(curve))

@@ -144,7 +144,7 @@ def test_pictures_end_at_the_bound(data_root, monkeypatch):
 
 
 def test_large_models_show_half_as_many(data_root, monkeypatch):
-    monkeypatch.setattr(evidence, "batch_size", lambda *_: 1)
+    monkeypatch.setattr(evidence, "count_at_once", lambda *_: 1)
     findings, _ = find(data_root)
     assert [one.volume_name for one in findings[0].examples] == ["valid_1_a_1", "valid_4_a_1"]
 
