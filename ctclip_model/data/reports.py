@@ -8,7 +8,7 @@ import string
 from collections.abc import Sequence
 from itertools import islice
 
-DROPPED_CHARACTERS = str.maketrans("", "", "\"'()")
+DROPPED_CHARACTERS = "\"'()"
 SECTIONS = ("findings", "impression")
 MISSING = {"", "nan", "none", "null", "na", "nat"}  # letters and digits of cells that hold nothing, such as N/A or "-"
 LONGEST_MISSING = max(map(len, MISSING))
@@ -31,7 +31,9 @@ def clean_report(findings: str | None, impression: str | None, sections: Sequenc
     """
     parts = {"findings": findings, "impression": impression}
     text = "".join(text for section in sections if (text := parts[section]) and not is_missing(text))
-    return text.replace("Not given.", "").translate(DROPPED_CHARACTERS).strip()
+    for dropped in ("Not given.", *DROPPED_CHARACTERS):  # str.translate takes twice the time
+        text = text.replace(dropped, "")
+    return text.strip()
 
 
 def reading_order(trained: Sequence[str] | None) -> Sequence[str]:

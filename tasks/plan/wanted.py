@@ -195,7 +195,8 @@ def _describe_labels(source: LabelSource) -> dict[str, str]:
 
 def _choose_declared(data_root: Path, stage: str, variant: str, choices: Iterable[Wanted]) -> Wanted:
     """Choice that shares most fingerprints with the last run's items. No more are made after one that shares all."""
-    declared = set(_read_declared(data_root, stage, variant).values())
+    sql = "select fingerprint from current_wanted where stage = ? and variant = ?"
+    declared = {fingerprint for (fingerprint,) in store.query(data_root, sql, [stage, variant])}
     counts: list[tuple[int, Wanted]] = []
     for wanted in choices:
         counts.append((len(declared.intersection(wanted.values())), wanted))
