@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from support.command_line import run_ctclip
+from support.processes import wait_for
 
 from flows.options import OPTIONS
 from flows.results import show_results
@@ -69,6 +70,25 @@ def test_rebuild_of_finished_stages_has_nothing_to_do(data_root, summaries):
     assert [(summary["stage"], summary["done"]) for summary in done] == [
         ("convert", 0), ("label", 0), ("train", 0), ("embed", 0),
     ]  # fmt: skip
+
+
+def list_task_runs(data_root: Path, flow: str) -> list[str]:
+    """Names of the task runs of a flow's newest run on a data root. It must have ended well."""
+    filters = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC"}
+    with get_client(sync_client=True) as client:
+        runs = client.request("POST", "/flow_runs/filter", json=filters).json()
+        newest = next(one for one in runs if one["parameters"]["data_root"] == str(data_root))
+        assert newest["state"]["type"] == "COMPLETED"
+        one = {"flow_runs": {"id": {"any_": [newest["id"]]}}}
+        return [task["name"] for task in client.request("POST", "/task_runs/filter", json=one).json()]
+
+
+@pytest.mark.usefixtures("summaries")
+def test_a_stage_with_nothing_to_do_is_a_flow_run_without_task_runs(data_root):
+    run(data_root, "rebuild", *SMOKE, "--labeller", "tfidf", "--from", "convert", "--to", "label")
+    run(data_root, "embed", *SMOKE, "--force")
+    wait_for(lambda: list_task_runs(data_root, "embed"))  # the server takes task runs in their order
+    assert list_task_runs(data_root, "convert") == list_task_runs(data_root, "label") == []
 
 
 @pytest.mark.usefixtures("summaries")
