@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import runtime
-
 from flows.flow_taking import flow_taking
 from flows.options import ReportOptions
 from tasks.evaluation.evaluations import choose_source
@@ -13,6 +11,7 @@ from tasks.models.find import find_model
 from tasks.report.pages import check_against
 from tasks.run.publish import publish_leftovers
 from tasks.settings import LIMITS
+from tasks.stages.prefect_pages import is_nested
 from tasks.stages.report import make_index, plan_pages, refresh_index, write_page
 from tasks.stages.stage import stage_run
 
@@ -29,6 +28,6 @@ def report(options: ReportOptions) -> dict[str, Any]:
         for page in plan_pages(run, model, options.force, source, options.against):
             write_page(run, model, page)
     summary = run.summary()
-    if not runtime.flow_run.parent_flow_run_id:  # a rebuild writes the index once, at its end
+    if not is_nested():  # a rebuild writes the index once, at its end
         refresh_index(options.data_root)
     return summary

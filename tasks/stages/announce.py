@@ -19,7 +19,7 @@ from prefect.events import Event, RelatedResource, Resource
 from ctclip_model.files import whole_file
 from tasks.run.stage_run import StageRun
 from tasks.sources.changes import Changes
-from tasks.stages.prefect_pages import with_server
+from tasks.stages.prefect_pages import is_nested, with_server
 
 DATA_CHANGED = "ctclip.data.changed"  # name of the event that starts prefect.yaml's rebuild
 UNTOLD = "locks/untold_changes.json"
@@ -55,7 +55,7 @@ def forget(data_root: Path, told: Untold) -> None:
 
 def tell_changes(data_root: Path) -> None:
     """Tells Prefect of the noted changes, except inside another flow, which goes on with the changes itself."""
-    if not runtime.flow_run.parent_flow_run_id:
+    if not is_nested():
         for source, payload in read_untold(data_root).items():
             with_server(_tell, data_root, source, payload)
 

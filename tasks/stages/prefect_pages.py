@@ -101,6 +101,12 @@ def note_loss(error: Exception) -> None:
         print(f"ctclip: Prefect was lost ({type(error).__name__}), and the work goes on without it", file=sys.stderr)
 
 
+def is_nested() -> bool:
+    """True in a flow run that another flow run has called. Prefect's `runtime` would ask the server."""
+    context = FlowRunContext.get()
+    return context is not None and context.flow_run is not None and context.flow_run.parent_task_run_id is not None
+
+
 def show_end(run: StageRun) -> None:
     """Shows a run's summary, the reasons of its stage's rejects, and its assets."""
     create_markdown_artifact(_describe(run), key=f"{run.stage}-summary", description=run.detail)
