@@ -24,13 +24,14 @@ COUNTED = HERE / "counted" / "stale_counts.sql"  # query of the table of its nam
 SHOWN_ROWS = 5  # rows of a failed check in its error message
 
 
-def migrate(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "migrations") -> None:
-    """Applies the migrations that the file lacks, in order, each in a transaction.
+def migrate(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "migrations") -> bool:
+    """Applies the migrations that the file lacks, in order, each in a transaction. Returns true if it lacked any.
 
     Raises `WarehouseError` if an applied migration has changed since, or if the file knows one that the code lacks.
     """
     connection.execute("create table if not exists migrations (number integer, name varchar, sha256 varchar)")
-    for number, path in pending_migrations(connection, folder).items():
+    pending = pending_migrations(connection, folder)
+    for number, path in pending.items():
         text = path.read_text("utf-8")
         connection.begin()
         try:
@@ -40,6 +41,7 @@ def migrate(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "migrat
             connection.rollback()
             raise WarehouseError(f"migration {path.name} failed: {error}") from error
         connection.commit()
+    return bool(pending)
 
 
 def pending_migrations(connection: duckdb.DuckDBPyConnection, folder: Path = HERE / "migrations") -> dict[int, Path]:

@@ -293,7 +293,7 @@ def _new_records(connection: duckdb.DuckDBPyConnection, data_root: Path) -> list
 def _build(work: Path, data_root: Path) -> tuple[dict[str, int], int]:
     """Migrates a copy of the warehouse, loads the new records into it and checks it."""
     with _without_options(work) as path, duckdb.connect(str(path)) as connection:
-        schema.migrate(connection)
+        has_migrated = schema.migrate(connection)
         files = _new_records(connection, data_root)
         rows = fold.load_records(connection, data_root, files)
         is_old = not schema.views_are_current(connection)
@@ -301,7 +301,7 @@ def _build(work: Path, data_root: Path) -> tuple[dict[str, int], int]:
             schema.create_views(connection)
         if is_old or not schema.counted_tables().isdisjoint(rows):
             schema.count_stale(connection)
-        if is_old:  # a file of other views has passed other checks
+        if is_old or has_migrated:  # its rows have passed other checks, or were changed
             schema.check_all(connection)
         else:
             schema.check_loaded(connection, rows, {file.run_id for file in files})
