@@ -275,6 +275,8 @@ class LiProConfig:
     weight_decay: float = 0.01
     final_rate: float = 0.0  # last learning rate as a share of the first, reached along a cosine
     dropout: float = 0.3
+    # the features are scaled to mean 0 and equal spread in training, as latents of an encoder of another package need
+    is_standardised: bool = field(default=False, metadata=ADDED)
     seed: int = 0
 
 

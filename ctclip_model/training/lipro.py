@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from ctclip_model.training.samples import BatchOrder, first_of_each_scan
 from ctclip_model.training.validation import macro_auroc
 
 Floats = NDArray[np.floating]
+LEAST_SPREAD = 1e-6  # least spread of a feature that is not constant but for rounding
 FOLDS = 10  # a tenth of the patients is held out for the score
 
 
@@ -139,15 +140,23 @@ def fit_head(
     """Trains a head on unit latents (N, latent) and labels (N, findings). Returns it in evaluation mode.
 
     An unknown label is NaN. An epoch has each scan once, by one of its reconstructions, since they share their labels.
+    Where the configuration standardises, the head learns from features of mean 0 and equal spread, and is then written
+    as the same head on latents.
     """
     torch.manual_seed(config.seed)
     head = LatentClassifier(latents.shape[1], config.dropout, findings=labels.shape[1])
     order = BatchOrder(scan_ids, config.batch_size, config.seed)
     weights = positive_weights(labels[first_of_each_scan(scan_ids)])
+    scaling = Scaling.measure(latents) if config.is_standardised else None
 
     def make_batch(step: int) -> tuple[Tensor, Tensor]:
         indices = order.batch(step)
         return latents[indices], labels[indices]
+
+    def predict(latents: Tensor) -> Tensor:
+        if scaling is None:
+            return head(latents)
+        return F.linear(F.dropout(scaling.apply(latents), config.dropout), head.weight, head.bias)
 
     run_steps(
         Run(
@@ -155,14 +164,43 @@ def fit_head(
             model=head,
             optimizer=torch.optim.AdamW(split_decay(head.parameters(), config.learning_rate, config.weight_decay)),
             make_batch=make_batch,
-            compute_loss=lambda batch: lipro_loss(head(batch[0]), batch[1], weights),
+            compute_loss=lambda batch: lipro_loss(predict(batch[0]), batch[1], weights),
             steps=config.epochs * order.batches,
             batch_size=order.batch_size,
             final_rate=config.final_rate,
             on_step=on_step,
         )
     )
+    if scaling is not None:
+        scaling.fold_into(head)
     return head.eval()
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Mean and scale (latent,) of the features of a head, the positive parts of latents.
+
+    The latents of an encoder of any kind may share most of their direction. A head on them learns the rest slowly.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def measure(cls, latents: Tensor) -> Scaling:
+        """Measures latents (N, latent). Scaled features have rows of length 1 on average. A constant one becomes 0."""
+        features = latents.relu()
+        spread = features.std(0, correction=0) * math.sqrt(latents.shape[1])
+        return cls(features.mean(0), torch.where(spread > LEAST_SPREAD, spread, math.inf))
+
+    def apply(self, latents: Tensor) -> Tensor:
+        return (latents.relu() - self.mean) / self.scale
+
+    @torch.no_grad()
+    def fold_into(self, head: LatentClassifier) -> None:
+        """Rewrites a head on scaled features as the head on latents that gives the same logits."""
+        head.weight.div_(self.scale)
+        head.bias.sub_(head.weight @ self.mean)
 
 
 def lipro_loss(logits: Tensor, labels: Tensor, positive_weight: Tensor) -> Tensor:

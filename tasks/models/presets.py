@@ -48,12 +48,14 @@ def find_preset(
 def find_preset_of(model: ModelReference, *, seed: int = 0) -> Preset:
     """Finds the preset that a model is fine-tuned by, and seeds it: the model's own one.
 
-    Of an encoder of another package it is the published one under the name that is recorded for the encoder. Raises
-    `ConfigurationError` for a model that fits no preset.
+    Of an encoder of another package it is the published one under the name that is recorded for the encoder, and its
+    probe standardises the latents. Raises `ConfigurationError` for a model that fits no preset.
     """
     if not model.kind.facts.is_frozen:
         return find_preset(model.preset, seed=seed)
-    return dataclasses.replace(find_preset(PROBE_PRESET, seed=seed), name=model.preset)
+    preset = find_preset(PROBE_PRESET, seed=seed)
+    lipro = dataclasses.replace(preset.lipro, is_standardised=True)
+    return dataclasses.replace(preset, name=model.preset, lipro=lipro)
 
 
 def choose_compute(preset: Preset, device: str, dtype: Precision, recompute: bool | None, **others: Any) -> Compute:

@@ -23,14 +23,22 @@ from ctclip_model.device import Compute
 from ctclip_model.errors import CheckpointError, ConfigurationError, MissingInputError
 from ctclip_model.evaluation.predict import open_model
 from ctclip_model.models.clip import CTCLIP, similarity
-from ctclip_model.models.heads import LiPro
+from ctclip_model.models.heads import LatentClassifier, LiPro
 from ctclip_model.models.held_out import read_held_out
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.models.model_folder import load_head, load_model_folder, save_model_folder
 from ctclip_model.models.text import train_tokenizer
 from ctclip_model.training import worker
 from ctclip_model.training.job import Manifest, Parent, TrainingJob
-from ctclip_model.training.lipro import fit_head, lipro_loss, positive_weights, score_held_out, train_lipro
+from ctclip_model.training.lipro import (
+    Scaling,
+    fit_head,
+    lipro_loss,
+    positive_weights,
+    score_held_out,
+    train_lipro,
+)
+from ctclip_model.training.validation import macro_auroc
 from ctclip_model.training.vocabfine import train_vocabfine, vocabfine_losses
 
 INPUTS, OUTPUTS = load_golden("ctclip_tiny.finetune.inputs"), load_golden("ctclip_tiny.finetune.outputs")
@@ -371,3 +379,32 @@ def test_fine_tuning_without_a_known_label_is_refused(tmp_path: Path, parent: Pa
         train_vocabfine(manifest, tmp_path, parent, VOCABFINE, tmp_path / "fine")
     with pytest.raises(MissingInputError, match="no label"):
         train_lipro(manifest, parent, LiProConfig(), tmp_path / "lipro")
+
+
+def test_a_standardised_head_learns_what_a_shared_direction_hides():
+    rng = torch.Generator().manual_seed(0)
+    signal = torch.randn(300, 20, generator=rng)
+    shared = torch.cat([torch.full((1, 20), 40.0), torch.zeros(1, 1)], 1)  # and a feature that is constant
+    latents = F.normalize(shared + torch.cat([signal, torch.zeros(300, 1)], 1), dim=-1)
+    labels = (signal[:, :2] > 0).float()
+    scans = [f"train_{number}_a" for number in range(300)]
+    config = LiProConfig(batch_size=32, epochs=10)
+    scores = {}
+    for is_standardised in (False, True):
+        head = fit_head(latents, labels, scans, dataclasses.replace(config, is_standardised=is_standardised))
+        scores[is_standardised] = macro_auroc(labels.numpy(), head.probabilities(latents.numpy()))
+        assert all(parameter.isfinite().all() for parameter in head.parameters())
+    assert scores[True] > 0.95 > 0.85 > scores[False]
+
+
+def test_scaling_is_folded_into_the_head():
+    latents = F.normalize(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) + 0.5, dim=-1)
+    latents[:, 2] = -0.1  # a feature that is 0 after the ReLU
+    head = LatentClassifier(6, findings=3).eval()
+    scaling = Scaling.measure(latents)
+    scaled = scaling.apply(latents)
+    expected = F.linear(scaled, head.weight, head.bias).detach()
+    scaling.fold_into(head)
+    torch.testing.assert_close(head(latents).detach(), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(scaled.square().sum(1).mean(), torch.tensor(5 / 6))
+    assert not head.weight[:, 2].any()
