@@ -28,7 +28,7 @@ class MeanHU(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.randn(5 * 5 * 5, width, generator=generator))
 
     def encode_image(self, volumes):
-        boxes = torch.nn.functional.avg_pool3d(volumes / 1000, volumes.shape[-1] // 5)
+        boxes = torch.nn.functional.avg_pool3d((volumes + 1000) / 1400, volumes.shape[-1] // 5)
         return boxes.flatten(1) @ self.weight
 
 
