@@ -98,9 +98,12 @@ def _write_tables(data_root: Path, model: ModelReference, folder: Path, with_rep
 
 
 def _describe(model: ModelReference) -> str:
+    maker = "CT-CLIP, arXiv:2403.17834"
+    if model.kind.facts.is_frozen:
+        maker = f"{model.preset.removeprefix(f'{model.kind}-')}, an encoder of another package"
     return (
-        f"Unit latents of chest CT volumes by the image encoder of {model.model_id} (CT-CLIP, arXiv:2403.17834), "
-        "computed with ctclip-rebuild."
+        f"Unit latents of chest CT volumes by the image encoder of {model.model_id} ({maker}), computed with "
+        "ctclip-rebuild."
     )
 
 
@@ -127,7 +130,7 @@ def _make_card(
     head = DatasetCardData(
         license=licence,
         language="en",
-        tags=["medical", "chest-ct", "ct-clip", "embeddings", "croissant"],
+        tags=["medical", "chest-ct", *([] if model.kind.facts.is_frozen else ["ct-clip"]), "embeddings", "croissant"],
         pretty_name=f"Latents of {model.model_id}",
         configs=configs,
     )

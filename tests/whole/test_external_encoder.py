@@ -82,7 +82,7 @@ def test_a_frozen_encoder_is_probed_and_stands_beside_ct_clip(data_root, source,
     assert not query(data_root, "select * from current_retrieval where model_id in (?, ?)", [model, probe])
 
 
-def test_a_text_side_is_scored_without_a_probe(data_root, source):
+def test_a_text_side_is_scored_without_a_probe(data_root, source, hub):
     model = import_model(data_root, name="boxes-and-texts")
     done = rebuild_with(data_root, source, model)
     kinds = dict(query(data_root, "select kind, count(*) from latents where model_id = ? group by kind", [model]))
@@ -93,6 +93,12 @@ def test_a_text_side_is_scored_without_a_probe(data_root, source):
     assert query(data_root, "select * from current_retrieval where model_id = ?", [model])
     (tuned,) = finetune(data_root, model=model, kind="lipro")
     assert tuned["done"] == 1
+    pushed = run_ctclip("push", "latents", "--model", model, "--to", "someone/latents", "--data-root", data_root)
+    assert pushed.returncode == 0, pushed.stderr
+    repository = hub.repositories["datasets", "someone/latents"]
+    card = (hub.store / repository.commits[repository.branches["main"]]["README.md"].sha256).read_text()
+    assert f"{model} (boxes-and-texts, an encoder of another package)" in card
+    assert "CT-CLIP" not in card
 
 
 def test_other_weights_are_another_model_whose_latents_are_pending(data_root, source, package, tmp_path, monkeypatch):

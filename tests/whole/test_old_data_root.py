@@ -129,9 +129,10 @@ def test_lock_file_of_a_dead_holder_does_not_block(data_root):
 
 def test_models_load_under_their_kinds(data_root, phantoms):
     folders = models_of(data_root)
-    assert set(folders) == set(ModelKind)
+    kinds = set(ModelKind) - {ModelKind.external}  # newer than this data root
+    assert set(folders) == kinds
     assert {kind: load_model_folder(folder).kind for kind, folder in folders.items() if kind != "labeller"} == {
-        kind: kind for kind in ModelKind if kind != "labeller"
+        kind: kind for kind in kinds if kind != "labeller"
     }
     volume = find_volume(phantoms, "valid_1_a_1")
     rows = query(
