@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -20,6 +19,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 from ctclip_model.errors import FileRefusedError, HubError
 from tasks.hub.requests import Repository, ask, is_refusal_of_file
 from tasks.remote.files import RemoteFile
+from tasks.remote.waiting import Sleep, ask_in_threads
 from tasks.settings import LIMITS, Limits, hub_endpoint
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class HubStore:
         """True if HF_HUB_OFFLINE is set."""
         return is_offline_mode()
 
-    def ask(self, request: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+    def ask(self, request: Callable[[], T], sleep: Sleep = time.sleep) -> T:
         """Makes a request, again after faults that pass. Raises `HubError`."""
         return ask(self.repository, request, limits=self.limits, sleep=sleep)
 
@@ -57,11 +57,12 @@ class HubStore:
         size = self.limits.hub_paths_a_request
         batches = [asked[start : start + size] for start in range(0, len(asked), size)]
 
-        def request(batch: list[str]) -> list[RemoteFile]:
+        def request(batch: list[str], sleep: Sleep) -> list[RemoteFile]:
             found = self.ask(
                 lambda: api.get_paths_info(
                     repository.repo_id, batch, revision=repository.revision, repo_type=repository.kind
-                )
+                ),
+                sleep,
             )
             if unknown := {item.path for item in found} - set(batch):
                 raise HubError(
@@ -69,8 +70,8 @@ class HubStore:
                 )
             return [_describe(item) for item in found if isinstance(item, RepoFile)]
 
-        with ThreadPoolExecutor(self.limits.hub_requests_at_once) as pool:
-            return {file.path: file for found in pool.map(request, batches) for file in found}
+        answers = ask_in_threads(request, batches, self.limits.hub_requests_at_once)
+        return {file.path: file for found in answers for file in found}
 
     @contextmanager
     def open(self, file: RemoteFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:

@@ -27,6 +27,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, parse_ratelimit
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from ctclip_model.errors import HubAccessError, HubError, HubNotFoundError, HubUnavailableError
+from tasks.remote.waiting import Sleep, telling
 from tasks.settings import LIMITS, Limits, hub_endpoint
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ def ask(
     request: Callable[[], T],
     *,
     limits: Limits = LIMITS,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Sleep = time.sleep,
 ) -> T:
     """Makes a request and returns its answer. Tries again after status 429 and 5xx and after a lost connection.
 
@@ -73,12 +74,18 @@ def ask(
     get_session().timeout = limits.hub_timeout_s
     retrying = Retrying(
         retry=retry_if_exception(may_pass), stop=stop_after_attempt(limits.hub_attempts), wait=_Wait(limits),
-        sleep=sleep, reraise=True,
+        sleep=sleep, reraise=True, before_sleep=telling(hub_endpoint(), limits.hub_attempts, _name_fault),
     )  # fmt: skip
     try:
         return retrying(request)
     except HUB_FAULTS as error:
         raise explain(error, repository) from error
+
+
+def _name_fault(error: BaseException) -> str:
+    if isinstance(error, HfHubHTTPError):
+        return f"answers {error.response.status_code}"
+    return f"no answer ({type(error).__name__})"
 
 
 def may_pass(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from ctclip_model.errors import EndpointError, EndpointUnavailableError, RequestRefusedError
 from tasks.labels.endpoint_address import CALL, Endpoint, find_addresses
+from tasks.remote.waiting import telling
 from tasks.settings import ENDPOINT_KEY_BLOCK, ENDPOINT_KEY_VARIABLE, LIMITS, Limits
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class EndpointClient:
         retrying = Retrying(
             retry=retry_if_exception_type(PassingError), stop=stop_after_attempt(self.limits.endpoint_attempts),
             wait=_Wait(self.limits), sleep=self.sleep, reraise=True,
+            before_sleep=telling(str(self.url), self.limits.endpoint_attempts, str),
         )  # fmt: skip
         try:
             return retrying(self._ask_once, body)

@@ -11,7 +11,6 @@ import logging
 import posixpath
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -30,6 +29,7 @@ from ctclip_model.errors import (
 )
 from tasks.remote.fetch import CHANGED
 from tasks.remote.files import RemoteFile
+from tasks.remote.waiting import Sleep, ask_in_threads, telling
 from tasks.settings import LIMITS, Limits
 
 T = TypeVar("T")
@@ -60,15 +60,16 @@ class Bucket:
         self.files, self.root = _open_file_system(protocol, self.address)
         self.readable_path: str | None = None  # a file that these credentials could read
 
-    def ask(self, request: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+    def ask(self, request: Callable[[], T], sleep: Sleep = time.sleep) -> T:
         """Makes a request, again after faults that pass. Raises `RemoteError`."""
         limits = self.limits
         wait = wait_exponential_jitter(
             multiplier=limits.hub_wait_s, max=limits.hub_longest_wait_s, jitter=limits.hub_wait_s
         )
         retrying = Retrying(
-            retry=retry_if_exception_type(RemoteUnavailableError), stop=stop_after_attempt(limits.hub_attempts),
+            retry=retry_if_exception_type(_NoAnswerError), stop=stop_after_attempt(limits.hub_attempts),
             wait=wait, sleep=sleep, reraise=True,
+            before_sleep=telling(self.address, limits.hub_attempts, _name_fault),
         )  # fmt: skip
         return retrying(request)
 
@@ -137,8 +138,7 @@ class Bucket:
         return listed | self._ask_by_name(stated)
 
     def _ask_by_name(self, asked: list[str]) -> dict[str, RemoteFile]:
-        with ThreadPoolExecutor(self.limits.bucket_requests_at_once) as pool:
-            answers = list(pool.map(self._find_or_refusal, asked))
+        answers = ask_in_threads(self._find_or_refusal, asked, self.limits.bucket_requests_at_once)
         found = {file.path: file for file in answers if isinstance(file, RemoteFile)}
         refusals = [answer for answer in answers if isinstance(answer, RemoteAccessError)]
         if refusals and not found:
@@ -147,9 +147,9 @@ class Bucket:
             logger.warning("%s refuses %d objects, or lacks them", self.address, len(refusals))
         return found
 
-    def _find_or_refusal(self, path: str) -> RemoteFile | RemoteAccessError | None:
+    def _find_or_refusal(self, path: str, sleep: Sleep) -> RemoteFile | RemoteAccessError | None:
         try:
-            return self.ask(lambda: self._stat(path))
+            return self.ask(lambda: self._stat(path), sleep)
         except RemoteNotFoundError:
             return None
         except RemoteAccessError as error:
@@ -190,10 +190,18 @@ class Bucket:
             )
         if isinstance(error, FileNotFoundError) or cause == "404":
             return RemoteNotFoundError(f"{self.address}: there is no such bucket or object ({cause})")
-        return RemoteUnavailableError(
-            f"{self.address} cannot be read ({cause}): check the network and the endpoint, and run this again: it goes "
-            "on from here"
+        return _NoAnswerError(self.address, cause)
+
+
+class _NoAnswerError(RemoteUnavailableError):
+    """A fault that may pass, named by `cause`."""
+
+    def __init__(self, address: str, cause: str) -> None:
+        super().__init__(
+            f"{address} cannot be read ({cause}): check the network and the endpoint, and run this again: it goes on "
+            "from here"
         )
+        self.cause = cause
 
 
 class _NoCredentialsError(RemoteAccessError):
@@ -253,6 +261,10 @@ def _read_checksum(path: str, info: Info) -> str:
         if info.get(name):
             return f"time:{info[name]}"
     raise ConfigurationError(f"{path}: its protocol tells neither hash nor ETag nor time of change")
+
+
+def _name_fault(error: BaseException) -> str:
+    return f"no answer ({error.cause})" if isinstance(error, _NoAnswerError) else type(error).__name__
 
 
 def _name_cause(error: Exception) -> str:
