@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ctclip_model.config import ExternalConfig, Recipe
-from ctclip_model.errors import CTCLIPError, EncoderError
+from ctclip_model.errors import ConfigurationError, CTCLIPError, EncoderError
+from ctclip_model.json_config import parse_config
 from ctclip_model.models.entry_points import describe_package
 
 SHOWN_LETTERS = 300  # letters shown of an error of another package
@@ -52,28 +54,32 @@ def make_encoder(point: EntryPoint, options: Mapping[str, Any]) -> tuple[Encoder
 
     Raises `EncoderError` in one line for whatever the package raises, and for an encoder that lacks what it promises.
     """
-    with contextlib.redirect_stdout(sys.stderr):  # a command's own output is on stdout
-        return _make(point, options)
-
-
-def _make(point: EntryPoint, options: Mapping[str, Any]) -> tuple[Encoder, ExternalConfig]:
     package, version = describe_package(point)
     named = f"the encoder {point.name!r} of {package} {version}"
     kind = call(f"{named} cannot be imported", point.load)
     shown = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
     encoder = call(f"{named} refuses {shown}", kind, **options)
-    if isinstance(encoder, nn.Module):
-        encoder.eval().requires_grad_(False)
-    elif callable(stop_training := getattr(encoder, "eval", None)):
+    if callable(stop_training := getattr(encoder, "eval", None)):
         call(f"{named} fails in eval()", stop_training)
+    if isinstance(encoder, nn.Module):
+        call(f"{named} fails in requires_grad_()", encoder.requires_grad_, False)
+    return encoder, call(f"{named} breaks its promise", _describe, named, encoder, point, options)
+
+
+def _describe(named: str, encoder: Any, point: EntryPoint, options: Mapping[str, Any]) -> ExternalConfig:
+    """Configuration of an encoder as it is now. Raises `EncoderError` for one that lacks what it promises."""
     _check(named, encoder)
+    try:
+        recipe = parse_config(Recipe, dataclasses.asdict(encoder.recipe), "recipe")  # tuples, as its model folder has
+    except ConfigurationError as error:
+        raise EncoderError(f"{named} breaks its promise: its {error}") from error
+    package, version = describe_package(point)
     digest = getattr(encoder, "digest", None)
     logit_scale = encoder.logit_scale if _reads_texts(encoder) else None
-    config = ExternalConfig(
-        point.name, package, version, _default_digest(encoder, version) if digest is None else digest, encoder.recipe,
+    return ExternalConfig(
+        point.name, package, version, _default_digest(encoder, version) if digest is None else digest, recipe,
         encoder.latent_dim, dict(options), None if logit_scale is None else float(logit_scale),
     )  # fmt: skip
-    return encoder, config
 
 
 def digest_weights(module: nn.Module) -> str:
@@ -97,9 +103,13 @@ def digest_weights(module: nn.Module) -> str:
 
 
 def call(problem: str, function: Callable[..., T], /, *arguments: Any, **options: Any) -> T:
-    """Calls a function of another package. Whatever it raises becomes an `EncoderError` of one line."""
+    """Calls a function of another package. Whatever it raises becomes an `EncoderError` of one line.
+
+    Its prints go to standard error, because a command's own output is on standard output.
+    """
     try:
-        return function(*arguments, **options)
+        with contextlib.redirect_stdout(sys.stderr):
+            return function(*arguments, **options)
     except CTCLIPError:
         raise
     except (Exception, SystemExit) as error:

@@ -57,7 +57,9 @@ def describe_package(point: EntryPoint) -> tuple[str, str]:
 
 def _describe_absent(name: str, package: str | None) -> str:
     if package is not None:
-        return f"the encoder {name!r} is not installed: if you trust its package, pip install {package}"
+        others = [describe_package(point)[0] for point in entry_points(group=GROUP, name=name)]
+        renamed = f". If {' or '.join(others)} is its new name, import the encoder again" if others else ""
+        return f"the encoder {name!r} is not installed: if you trust its package, pip install {package}{renamed}"
     known = ", ".join(list_encoders()) or "none"
     shown = name if ENCODER_NAME.fullmatch(name) else repr(name)
     return f"no installed package declares the encoder {shown} (installed encoders: {known})"

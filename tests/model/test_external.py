@@ -128,6 +128,9 @@ def test_a_package_that_is_not_installed_is_named(package, tmp_path, monkeypatch
         open_model(folder)
     with pytest.raises(MissingInputError, match=r"no installed package declares the encoder boxes \(.*: none\)"):
         open_encoder("boxes", {})
+    install_encoders(tmp_path / "renamed", monkeypatch, package="new-name")
+    with pytest.raises(MissingInputError, match=r"\. If new-name is its new name, import the encoder again$"):
+        open_model(folder)
 
 
 def test_a_folder_runs_nothing_except_an_entry_point_of_the_package_that_it_names(package, tmp_path, monkeypatch):
@@ -166,6 +169,7 @@ def test_two_packages_of_one_name_are_told_apart_by_the_package(package, tmp_pat
         ({"batch_size": 0}, "its batch_size is 0"),
         ({"digest": 7}, "its digest is 7, not a text"),
         ({"encode_image": None}, "its encode_image is None, not a method"),
+        ({"recipe": Recipe(shape=(20.0, 20, 20))}, r"its recipe\.shape\[0\] is 20\.0, not a whole number"),
         ({"positional": 1, "problem": 2, "function": 3}, None),  # names of our own arguments
     ],
 )
@@ -223,9 +227,35 @@ def test_a_latent_without_a_direction_is_refused(package, tmp_path, fault, words
 
 
 def test_prints_of_a_package_stay_off_standard_output(tmp_path, monkeypatch, capsys):
-    install_encoders(tmp_path / "package", monkeypatch, source=f"print('hello')\n{SOURCE}")
-    make()
-    assert capsys.readouterr() == ("", "hello\n")
+    printing = SOURCE.replace("boxes = torch", "print('volumes'); boxes = torch")
+    install_encoders(tmp_path / "package", monkeypatch, source=f"print('hello')\n{printing}")
+    make().encode_image(VOLUMES)
+    assert capsys.readouterr() == ("", "hello\nvolumes\n")
+
+
+def test_a_recipe_of_lists_is_that_of_tuples(tmp_path, monkeypatch):
+    lists = SOURCE.replace("(14.0, 14.0, 14.0)", "[14.0, 14.0, 14.0]").replace("(-1000, 400)", "[-1000, 400]")
+    assert lists.count("[14.0, 14.0, 14.0]") == 2
+    install_encoders(tmp_path / "package", monkeypatch, source=lists)
+    assert open_model(save(tmp_path / "model")).recipe.spacing_mm == (14.0, 14.0, 14.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "member", "fault"),
+    [
+        ("boxes", "def train(self, mode=True): self.is_training = mode", None),  # so eval() returns None
+        ("boxes", "batch_size = property(lambda self: 1 // 0)", "breaks its promise: ZeroDivisionError"),
+        ("two words", "", "breaks its promise: ValueError: 'two words' is no name of an encoder"),
+    ],
+)
+def test_an_encoder_whose_members_fail_is_refused_in_one_line(tmp_path, monkeypatch, name, member, fault):
+    source = f"{SOURCE}\n\nclass Odd(MeanHU):\n    {member or 'pass'}\n"
+    install_encoders(tmp_path / "package", monkeypatch, source=source, encoders={name: "Odd"})
+    if fault is None:
+        assert make(name).encode_image(VOLUMES).shape == (2, 12)
+        return
+    with pytest.raises(EncoderError, match=f"the encoder '{name}' of {PACKAGE} 1.2 {fault}"):
+        make(name)
 
 
 def test_an_encoder_without_a_text_side_embeds_and_predicts_by_a_probe_alone(package, tmp_path):
