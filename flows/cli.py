@@ -107,7 +107,7 @@ def run() -> int:
     except CTCLIPError as error:
         return _report(error)
     except TyperException as error:
-        return _report(ConfigurationError(getattr(error, "message", "") or "see ctclip --help"))
+        return _report(ConfigurationError(error.format_message() or "see ctclip --help"))
     except ModuleNotFoundError as error:
         return _report(*_explain_missing(error))
     except BrokenPipeError:

@@ -104,9 +104,11 @@ def _start(share: Encoding, processes: int) -> tuple[Connection, BaseProcess]:
     process = context.Process(target=_encode_and_send, args=(share, writer, processes))
     resource_tracker.ensure_running()  # it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl+C is for this process alone
-    process.start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    writer.close()  # the process holds the other end alone, so that its death ends the pipe
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        writer.close()  # the process holds the other end alone, so that its death ends the pipe
     return reader, process
 
 

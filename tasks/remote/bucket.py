@@ -197,11 +197,15 @@ class _NoAnswerError(RemoteUnavailableError):
     """A fault that may pass, named by `cause`."""
 
     def __init__(self, address: str, cause: str) -> None:
-        super().__init__(
-            f"{address} cannot be read ({cause}): check the network and the endpoint, and run this again: it goes on "
-            "from here"
-        )
+        super().__init__(address, cause)  # both arguments, or the error could not be unpickled
+        self.address = address
         self.cause = cause
+
+    def __str__(self) -> str:
+        return (
+            f"{self.address} cannot be read ({self.cause}): check the network and the endpoint, and run this again: it "
+            "goes on from here"
+        )
 
 
 class _NoCredentialsError(RemoteAccessError):

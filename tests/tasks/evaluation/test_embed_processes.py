@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
@@ -69,6 +70,13 @@ def test_killed_process_is_one_line_and_the_others_end(whole):
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
         list(batches)
     assert not multiprocessing.active_children()
+
+
+def test_ctrl_c_is_not_blocked_after_a_process_that_cannot_begin(whole, monkeypatch):
+    monkeypatch.setattr(BaseProcess, "start", lambda self: 1 // 0)
+    with pytest.raises(ZeroDivisionError), encoding(whole, TWO):
+        pass
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_every_gpu_is_used_unless_a_number_is_given(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import pickle
 import random
 import subprocess
 from collections.abc import Iterator
@@ -257,6 +258,7 @@ def test_what_cannot_be_read_is_one_line_without_credentials(bucket, tmp_path, m
     assert "\n" not in str(caught.value)
     assert SECRET not in str(caught.value)
     assert caught.value.__cause__ is None
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_credentials_are_recorded_nowhere(bucket, data_root, caplog):
