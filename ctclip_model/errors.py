@@ -16,7 +16,7 @@ CTCLIPError
 ├── DivergedError             the loss of a training is not a finite number
 ├── PreemptedError            SIGTERM ended a training, which saved its state for the same call to continue
 ├── StorageError              a training could not write its files, for example to a full disk
-├── WorkerDiedError           a training's process ended without a message (the same call continues from a checkpoint)
+├── WorkerDiedError           a process of a training or of `embed` ended without a message (the same call goes on)
 ├── OrderWithdrawnError       the run that placed an order has ended
 ├── LeaseLostError            another run of the stage took its lease over, and this run writes no more
 ├── StageFailedError          too many of a stage's items were rejected
@@ -116,7 +116,7 @@ class StorageError(CTCLIPError):
 
 
 class WorkerDiedError(CTCLIPError):
-    """A training's process ended without a message, as after a crash. The same call continues from its checkpoint."""
+    """A process of a training or of `embed` ended without a message, as after a crash. The same call continues."""
 
 
 class OrderWithdrawnError(CTCLIPError):

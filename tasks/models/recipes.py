@@ -36,7 +36,7 @@ def find_recipe(preset: str, changes: str | None = None) -> Recipe:
 def describe_recipe(recipe: Recipe) -> str:
     """Shape, spacing and window of a recipe, in words."""
     shape, spacing = (" x ".join(f"{part:g}" for part in parts) for parts in (recipe.shape, recipe.spacing_mm))
-    return f"{shape} voxels of {spacing} mm, {recipe.window_hu[0]} to {recipe.window_hu[1]} HU"
+    return f"{shape} voxels of {spacing} mm (depth x height x width), {recipe.window_hu[0]} to {recipe.window_hu[1]} HU"
 
 
 def convert_command(recipe: Recipe) -> str:

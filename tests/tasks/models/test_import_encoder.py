@@ -98,7 +98,7 @@ def test_wrong_arguments_are_one_line(tmp_path, arguments, fault):
 
 def test_the_commands_that_follow_are_printed(tmp_path):
     done = run_ctclip("import-model", "--encoder", "boxes", "--data-root", tmp_path / "data")
-    assert "20 x 20 x 20 voxels of 14 x 14 x 14 mm, -1000 to 400 HU" in done.stdout
+    assert "20 x 20 x 20 voxels of 14 x 14 x 14 mm (depth x height x width), -1000 to 400 HU" in done.stdout
     (line,) = (line for line in done.stdout.splitlines() if "ctclip convert" in line)
     recipe = json.loads(line.partition("--recipe '")[2].rstrip("'"))
     assert recipe == {"name": "boxes", "spacing_mm": [14.0] * 3, "shape": [20] * 3, "window_hu": [-1000, 400]}
