@@ -129,7 +129,7 @@ def test_status_folds_long_names_and_cuts_nothing(monkeypatch):
     columns = ["stage", "done", "pending", "rejected", "last run", "at (UTC)", "variant"]
     row = ("train-labeller", 150_188, 50_188, 50_188, "never run", "11-27 02:22", variant)
     monkeypatch.setattr(queries, "read_status", lambda _: (columns, [row] * 3))
-    for name in ("list_notes", "list_stale_models", "list_warnings"):
+    for name in ("list_notes", "list_stale_models", "list_absent_encoders", "list_warnings"):
         monkeypatch.setattr(queries, name, lambda _: [])
     monkeypatch.setattr(lost, "list_lost", lambda _: [])
     monkeypatch.setattr(prefect_server, "list_next_runs", list)
