@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ctclip_model.data.loader import SampleRef, iterate_batches
 from ctclip_model.device import Precision, choose_device, limit_cpu_threads
-from ctclip_model.errors import ConfigurationError, WorkerDiedError
+from ctclip_model.errors import ConfigurationError, CTCLIPError, WorkerDiedError
 from ctclip_model.evaluation import embed
 from ctclip_model.models.model_folder import load_encoders
 from tasks.run.child import end_with_parent
@@ -122,7 +123,16 @@ def _encode_and_send(share: Encoding, writer: Connection, processes: int) -> Non
         writer.send(None)
     except Exception as error:  # noqa: BLE001  raised again by `_receive`
         with suppress(OSError):
-            writer.send(error)
+            writer.send(_portable(error, share.device))
+
+
+def _portable(error: Exception, device: str) -> CTCLIPError:
+    """An error that another process can read. A library's own may be none, so its traceback becomes a note."""
+    if isinstance(error, CTCLIPError):
+        return error
+    portable = WorkerDiedError(f"embed: a process on {device} failed ({type(error).__name__}: {error})")
+    portable.add_note("".join(traceback.format_exception(error)))
+    return portable
 
 
 def _receive(running: dict[Connection, BaseProcess]) -> Iterator[Latents]:

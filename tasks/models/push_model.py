@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,25 @@ def _refuse_paths(name: str, config: CTCLIPConfig | ExternalConfig) -> None:
     if not isinstance(config, ExternalConfig):
         return
     for key, value in config.options.items():
-        if isinstance(value, str) and (value.startswith("~") or Path(value).is_absolute()):
+        if any(_is_path_here(text) for text in _list_texts(value)):
             raise ConfigurationError(
                 f"{name}: the option {key} of the encoder {config.encoder!r} is {value}, a path of this machine: "
                 "import the encoder with an option that others can use too"
             )
+
+
+def _list_texts(value: object) -> Iterator[str]:
+    """The texts in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | Sequence):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _list_texts(item)
+
+
+def _is_path_here(text: str) -> bool:
+    """True for a path from the root or home, and for one that leads to a file from the working directory."""
+    return text.startswith("~") or Path(text).is_absolute() or Path(text).is_file()
 
 
 def _read_scores(data_root: Path, folder: Path, loaded: ModelFolder[Any], weights_sha256: str) -> list[Score]:

@@ -65,11 +65,16 @@ def check_gpu() -> Iterator[CheckResult]:
 
 def check_encoders() -> Iterator[CheckResult]:
     """Names the installed encoders of other packages, if there are any."""
-    from ctclip_model.models.entry_points import list_encoders
+    from ctclip_model.models.entry_points import find_fault, list_encoders
 
-    if found := list_encoders():
-        names = "; ".join(f"{name} of {package}" for name, package in found.items())
-        yield CheckResult("encoders", f"{names}. `ctclip import-model --encoder NAME` makes a model of one")
+    usable = []
+    for name, package in list_encoders().items():
+        if fault := find_fault(name):
+            yield CheckResult("encoders", fault, is_bad=True)
+        else:
+            usable.append(f"{name} of {package}")
+    if usable:
+        yield CheckResult("encoders", f"{'; '.join(usable)}. `ctclip import-model --encoder NAME` makes a model of one")
 
 
 def check_data_root(data_root: Path) -> Iterator[CheckResult]:

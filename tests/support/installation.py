@@ -12,6 +12,8 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +118,19 @@ class Installation:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def start_ctclip(self, *command: str) -> subprocess.Popen[str]:
-        """Starts a command, with both of its outputs in one pipe."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows", *command], cwd=self.checkout, env=self.settings(), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    @contextmanager
+    def running_ctclip(self, log: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A command with its output in a file. Leaving the context kills it."""
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flows", *command], cwd=self.checkout, env=self.settings(),
+                stdout=output, stderr=output,
+            )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """The server's answer, asked for again while its SQLite is locked; None where there is no server."""

@@ -71,12 +71,12 @@ def scheduler(installation: Installation, far: FarHost) -> str:
 
 def cut_during(far: FarHost, installation: Installation, is_midway: Callable[[], bool], *command: str) -> None:
     """Runs a command whose link to the other host is cut for a minute, once it is midway."""
-    with installation.start_ctclip(*command) as process:
+    log = installation.folder / f"{command[0]}.log"
+    with installation.running_ctclip(log, *command) as process:
         wait_for(lambda: is_midway() or process.poll() is not None)
-        assert process.poll() is None, "ended before the link was cut"
+        assert process.poll() is None, f"ended before the link was cut: {log.read_text()}"
         far.cut_link(CUT_S)
-        output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
+        assert process.wait(timeout=900) == 0, log.read_text()
 
 
 def statuses(installation: Installation, stage: str) -> list[tuple[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import pickle
 import signal
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
@@ -62,6 +63,13 @@ def test_error_of_a_process_is_raised_here(whole):
     wrong = dataclasses.replace(whole, samples=[*whole.samples[:4], SampleRef("other_1_a_1", "b.arrow", 1)])
     with pytest.raises(ShardError, match="valid_2_a_1"):
         encode(wrong, TWO)
+
+
+def test_error_of_a_library_is_one_line_with_its_traceback_as_a_note(whole):
+    with pytest.raises(WorkerDiedError, match=r"a process on cpu failed \(RuntimeError: ") as caught:
+        encode(dataclasses.replace(whole, cpu_threads="two"), TWO)  # type: ignore[arg-type]
+    assert "Traceback" in caught.value.__notes__[0]
+    pickle.loads(pickle.dumps(caught.value))
 
 
 def test_killed_process_is_one_line_and_the_others_end(whole):

@@ -12,12 +12,14 @@ from support.encoders import install_encoders, remove_encoders
 from support.hub import LoopbackHub
 
 from ctclip_model import open_model
+from ctclip_model.config import ExternalConfig
 from ctclip_model.errors import ConfigurationError
 from ctclip_model.models.external import ExternalModel
 from ctclip_model.models.heads import LiPro
 from ctclip_model.models.kinds import ModelKind
 from ctclip_model.models.model_folder import save_model_folder
 from tasks.models.import_model import ImportOptions, import_encoder, import_model
+from tasks.models.push_model import _refuse_paths
 from tasks.upkeep.doctor import check_encoders
 from tasks.upkeep.verify import _name_training
 from warehouse import store
@@ -131,6 +133,29 @@ def test_an_encoder_alone_and_paths_of_this_machine_are_not_pushed(tmp_path, hub
     save_probe(tmp_path, made.model_id)
     done = run_ctclip("push", "probe", "--to", "someone/probe", "--data-root", tmp_path)
     assert (done.returncode, "/home/me/weights.pt, a path of this machine" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("value", ["~/w.pt", ["a", {"b": "/home/me/w.pt"}], "beside.pt"])
+def test_every_form_of_a_path_of_this_machine_is_found(value, tmp_path, monkeypatch):
+    (tmp_path / "beside.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    config = import_config(tmp_path, {"weights": value})
+    with pytest.raises(ConfigurationError, match="a path of this machine"):
+        _refuse_paths("probe", config)
+    _refuse_paths("probe", import_config(tmp_path, {"weights": ["resnet10", 3, None]}))
+
+
+def import_config(data_root: Path, options: dict[str, object]) -> ExternalConfig:
+    made = import_encoder(data_root, "broken", options)
+    config = open_model(data_root / "models" / made.model_id).loaded.model.config
+    assert isinstance(config, ExternalConfig)
+    return config
+
+
+def test_doctor_names_an_encoder_that_two_packages_declare(tmp_path, monkeypatch):
+    install_encoders(tmp_path / "other", monkeypatch, package="other-encoders")
+    found = {one.text.partition(":")[0]: one.is_bad for one in check_encoders()}
+    assert found["the encoder 'boxes' is declared by made-up-encoders and other-encoders"]
 
 
 def test_doctor_lists_the_installed_encoders(package, monkeypatch):

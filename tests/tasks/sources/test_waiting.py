@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import pytest
@@ -60,3 +62,13 @@ def test_an_error_ends_the_waits_of_all_and_leaves_out_the_rest():
     with pytest.raises(RemoteAccessError, match="refused"):
         ask_in_threads(ask, range(100), 2)
     assert 99 not in begun
+
+
+def test_ctrl_c_ends_the_waits_of_all():
+    def ask(item: int, sleep: waiting.Sleep) -> None:
+        if item == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        sleep(FOR_EVER_S)
+
+    with pytest.raises(KeyboardInterrupt):
+        ask_in_threads(ask, range(100), 2)
