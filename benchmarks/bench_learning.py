@@ -68,6 +68,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "modern-batch-96": ({}, {"batch_size": 96, "learning_rate": 6e-3}),
     "modern-softmax": ({}, {"negatives": Negatives.global_batch}),
     "modern-shorter-texts": ({}, {"short_text_share": 0.8}),
+    "modern-6000": ({}, {"samples": 6_000}),
+    "modern-24000": ({}, {"samples": 24_000}),
+    "modern-two-volumes": ({}, {"volumes_per_scan": 2, "samples": 6_000}),  # as many volumes as `modern`
+    "modern-two-volumes-longer": ({}, {"volumes_per_scan": 2}),  # as many scans
     "modern-prompts": ({}, {"prompt_loss_weight": 0.3}),
     "modern-labels-first": ({}, {"image_pretraining_samples": 3_000, "image_pretraining_learning_rate": 3e-3}),
 }

@@ -192,7 +192,7 @@ class Negatives(StrEnum):
 class TrainingConfig:
     """Contrastive training of CT-CLIP."""
 
-    batch_size: int = 8  # samples of all processes together
+    batch_size: int = 8  # samples of all processes together, which are scans
     negatives: Negatives = Negatives.global_batch
     samples: int = 800_008  # samples seen in all; the published run takes 100,001 steps of 8
     learning_rate: float = 1.25e-6
@@ -219,6 +219,8 @@ class TrainingConfig:
     image_pretraining_batch_size: int = field(default=32, metadata=ADDED)  # volumes
     image_pretraining_learning_rate: float = field(default=1e-3, metadata=ADDED)
     prompt_loss_weight: float = field(default=0.0, metadata=ADDED)  # weight of VocabFine's loss beside contrast
+    # reconstructions of each scan in a step, whose latents are averaged; scans of fewer show some of them again
+    volumes_per_scan: int = field(default=1, metadata=ADDED)
     average_decay: float | None = None  # decay of the weight average, which is the saved model; None: no average
     skipped_steps: int = 3  # steps in a row without a finite loss that end training
     steps_per_validation: int = 0  # 0: no validation, and all samples train
@@ -232,6 +234,8 @@ class TrainingConfig:
                 f"texts_per_report is {self.texts_per_report}: texts are encoded once only where the text encoder does "
                 "not learn, with text_learning_rate 0"
             )
+        if self.volumes_per_scan < 1:
+            raise ValueError(f"volumes_per_scan is {self.volumes_per_scan}: a step needs a volume of each scan")
 
     @property
     def learns_labels(self) -> bool:

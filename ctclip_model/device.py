@@ -73,7 +73,7 @@ class Compute:
         False  # recomputes the image encoder's activations: less memory for more time; see docs/training.md
     )
     compile: bool = False  # compiles the encoders' layers: a minute at the start, then 1.7 times as fast on an H100
-    encoded_at_once: int | None = None  # samples encoded at a time per process; the loss sees all (GradCache)
+    encoded_at_once: int | None = None  # volumes encoded at a time per process; the loss sees all (GradCache)
     sharded: bool = False  # splits weights, gradients and optimizer over the processes (FSDP2); otherwise DDP
     checkpoints_kept: int = 3  # last checkpoints kept, beside the best
     tensorboard: bool = False  # event files beside the checkpoints

@@ -165,9 +165,10 @@ def teach_contrast(
         to_average=steps.distributed.to_average,
         after_step=steps.after_step,
         after_skip=model.visual_transformer.vq.forget,
-        name_samples=lambda step: [data.names[index] for index in steps.order.batch(step)],
+        name_samples=lambda step: [data.names[index] for index in dict.fromkeys(steps.list_volumes(step))],
         steps=config.samples // steps.order.batch_size,
         batch_size=steps.order.batch_size,
+        volumes_per_sample=config.volumes_per_scan,
         warm_up_share=config.warm_up_share,
         final_rate=config.final_rate,
         max_gradient_norm=config.max_gradient_norm,
@@ -241,6 +242,7 @@ def _write_card(
     labels: Mapping[str, str],
 ) -> str:
     training, vision, recipe = preset.training, preset.model.vision, preset.recipe
+    averaged = f" scans, each by {training.volumes_per_scan} volumes" if training.volumes_per_scan > 1 else ""
     metrics = {
         "loss, mean of the last steps": f"{result.loss:.4f}",
         "exp(temperature)": f"{result.logit_scale:.2f}",
@@ -255,7 +257,8 @@ def _write_card(
             "Model": f"preset `{preset.name}`, {result.count_parameters:,} parameters; volumes of {vision.depth} x "
             f"{vision.image_size} x {vision.image_size} voxels at {' x '.join(map(str, recipe.spacing_mm))} mm, recipe "
             f"`{recipe.recipe_id}`.",
-            "Training": f"{result.steps:,} steps of {training.batch_size}, AdamW at {training.learning_rate:g}, "
+            "Training": f"{result.steps:,} steps of {training.batch_size}{averaged}, AdamW at "
+            f"{training.learning_rate:g}, "
             f"negatives of the {training.negatives} batch, report sections {' and '.join(training.report_sections)}, "
             f"seed {training.seed}.",
             **labels,

@@ -21,7 +21,7 @@ from ctclip_model.training.code_book import move_codebook, start_codebook_once
 from ctclip_model.training.engine.ddp_fsdp import Layout, distribute
 from ctclip_model.training.engine.processes import seeded, share, world_size
 from ctclip_model.training.frozen_texts import ReportStates, encode_reports, encode_states
-from ctclip_model.training.losses import Latents, backward_in_parts, batch_loss, vocabfine_losses
+from ctclip_model.training.losses import Latents, average_volumes, backward_in_parts, batch_loss, vocabfine_losses
 from ctclip_model.training.random_streams import Stream, draw_dropout_seed, open_stream
 from ctclip_model.training.samples import BatchOrder, TrainingData, draw_brightness, make_images, read_volumes
 from ctclip_model.training.texts import vary_report
@@ -31,7 +31,7 @@ from ctclip_model.training.texts import vary_report
 class Batch:
     """This process's share of a step's samples."""
 
-    volumes: Tensor  # int16 HU (B, depth, height, width)
+    volumes: Tensor  # int16 HU (B volumes_per_scan, depth, height, width), those of a scan as neighbours
     texts: tuple[Tensor, ...]  # ids and mask, both (B, texts, length), or states of a frozen encoder (B, texts, hidden)
     labels: Tensor  # those of the whole batch (samples, findings), NaN where unknown
     seed: int  # dropout's, different on each process
@@ -113,8 +113,11 @@ class ContrastiveSteps:
         self.device = model.temperature.device
         self.order = BatchOrder(data.scan_ids, config.batch_size, config.seed)
         self.rows = share(self.order.batch_size)
+        self.volume_rows = self._to_volumes(self.rows)
         count = self.rows.stop - self.rows.start
-        self.at_once = min(count, compute.encoded_at_once or count)
+        volumes_at_once = compute.encoded_at_once or count * config.volumes_per_scan
+        # scans in a part, which has all volumes of each
+        self.at_once = min(count, max(1, volumes_at_once // config.volumes_per_scan))
         self.is_in_parts = self.at_once < count
         names = config.report_sections
         self.conclusion = names.index("impression") if "impression" in names else -1
@@ -130,13 +133,19 @@ class ContrastiveSteps:
     def make_batch(self, step: int) -> Batch:
         rng = open_stream(self.config.seed, Stream.contrastive, step)
         indices = self.order.batch(step)
-        volumes = read_volumes(self.data, indices, self.rows, rng if self.config.varies_samples else None)
+        volumes = read_volumes(
+            self.data, self.list_volumes(step), self.volume_rows, rng if self.config.varies_samples else None
+        )
         return Batch(
             volumes=copy_ahead(volumes, self.device),
             texts=self._make_texts(indices, rng),
             labels=self.data.labels[indices],
             seed=draw_dropout_seed(self.config.seed, step),
         )
+
+    def list_volumes(self, step: int) -> list[int]:
+        """Indices of the volumes that all processes encode in a step."""
+        return self.order.volumes(step, self.config.volumes_per_scan)
 
     def compute_loss(self, batch: Batch) -> Tensor:
         """The loss of the whole batch. Encoded in parts, the gradients are added too."""
@@ -145,10 +154,11 @@ class ContrastiveSteps:
             model.text_transformer.eval()
         changes = None
         if config.varies_samples:
-            changes = draw_brightness(self.order.batch_size, self.device)[:, self.rows]
+            count = self.order.batch_size * config.volumes_per_scan
+            changes = draw_brightness(count, self.device)[:, self.volume_rows]
         if config.codes_from_data:
             start_codebook_once(model, batch.volumes, changes)
-        starts = range(0, len(batch.volumes), self.at_once)
+        starts = range(0, self.rows.stop - self.rows.start, self.at_once)
         parts = [partial(self._encode, batch, changes, start) for start in starts]
         if not self.is_in_parts:
             return self._loss_of_latents(batch, *parts[0]())
@@ -205,11 +215,18 @@ class ContrastiveSteps:
         return "".join(" ".join(section) for section in sections)  # sections without a space between, as published
 
     def _encode(self, batch: Batch, changes: Tensor | None, start: int) -> Latents:
-        """Latents of the next `at_once` samples. A part's dropout has a seed, since the part is encoded twice."""
+        """Latents of the next `at_once` scans. A part's dropout has a seed, since the part is encoded twice."""
         part = slice(start, start + self.at_once)
-        images = make_images(batch.volumes[part], None if changes is None else changes[:, part], self.device)
+        volumes = self._to_volumes(part)
+        images = make_images(batch.volumes[volumes], None if changes is None else changes[:, volumes], self.device)
         texts = [value[part].flatten(0, 1).to(self.device) for value in batch.texts]
         seed = batch.seed + start if world_size() > 1 or self.is_in_parts else None
         with seeded(seed, self.device), autocast_to(self.device, self.compute.precision.autocast):
-            image_latents, text_latents = self.distributed.forward(images, *texts)
+            volume_latents, text_latents = self.distributed.forward(images, *texts)
+        image_latents = average_volumes(volume_latents, self.config.volumes_per_scan)
         return image_latents, text_latents.unflatten(0, (len(image_latents), -1))
+
+    def _to_volumes(self, scans: slice) -> slice:
+        """Rows of volumes of rows of scans."""
+        count = self.config.volumes_per_scan
+        return slice(scans.start * count, scans.stop * count)

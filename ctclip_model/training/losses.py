@@ -47,6 +47,17 @@ def require_contrast(scan_ids: Sequence[str], texts: Sequence[str], config: Trai
         )
 
 
+def average_volumes(latents: Tensor, volumes_per_scan: int) -> Tensor:
+    """Unit latents (scans, latent): the normalised mean of each scan's unit latents, which are neighbouring rows.
+
+    Evaluation by scan averages unit latents too. Retrieval normalises their mean as here, and zero-shot classification
+    averages the probabilities of each. So every reconstruction has the same weight, and similarities stay cosines.
+    """
+    if volumes_per_scan == 1:
+        return latents  # not normalised again, which would change the last bits
+    return F.normalize(latents.unflatten(0, (-1, volumes_per_scan)).mean(dim=1), dim=-1)
+
+
 def batch_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, negatives: Negatives) -> Tensor:
     """The loss of this process's latents. Its mean over the processes is the loss of the whole batch.
 

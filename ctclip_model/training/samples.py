@@ -125,6 +125,7 @@ class BatchOrder:
     """The samples of each step, from its number alone. An epoch has each scan once, by one of its reconstructions.
 
     An epoch ends with its last full batch, so that no batch holds a scan twice. Each epoch leaves out other scans.
+    `volumes` are a step's samples with more reconstructions of their scans.
     """
 
     def __init__(self, scan_ids: Sequence[str], batch_size: int, seed: int) -> None:
@@ -132,10 +133,24 @@ class BatchOrder:
         self.batch_size = min(batch_size, len(self.sampler))
         self.batches = len(self.sampler) // self.batch_size
         self._epoch = lru_cache(maxsize=2)(self._draw)
+        self._scan_of = {index: scan for scan in self.sampler.scans for index in scan}
 
     def batch(self, step: int) -> list[int]:
         epoch, number = divmod(step, self.batches)
         return self._epoch(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def volumes(self, step: int, volumes_per_scan: int) -> list[int]:
+        """`volumes_per_scan` neighbouring indices for each of the step's samples, the sample itself first.
+
+        The others follow it in the scan's list of reconstructions, where the first comes after the last. They are all
+        different where the scan has that many. Otherwise the list is repeated.
+        """
+        return [volume for index in self.batch(step) for volume in self._follow(index, volumes_per_scan)]
+
+    def _follow(self, index: int, count: int) -> list[int]:
+        scan = self._scan_of[index]
+        first = scan.index(index)
+        return [scan[(first + offset) % len(scan)] for offset in range(count)]
 
     def _draw(self, epoch: int) -> list[int]:
         self.sampler.set_epoch(epoch)

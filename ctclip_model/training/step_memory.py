@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from ctclip_model.config import Preset
 from ctclip_model.device import Compute, autocast_to
 from ctclip_model.models.clip import CTCLIP, contrastive_loss
+from ctclip_model.training.losses import average_volumes
 
 ADAM_BYTES = 8  # bytes a trainable weight: two moments in float32
 SHARE_USED = 0.9  # share of the free memory; the rest is for libraries and gaps of the allocator
@@ -26,7 +27,7 @@ class StepMemory:
     """Peak memory of a step, in bytes."""
 
     fixed: int  # weights, gradients, optimizer's moments, and all else that does not grow with the volumes
-    per_volume: int  # a volume encoded at once, with the longest report
+    per_volume: int  # a volume encoded at once, with its share of the longest report
 
     def count_fitting(self, free_bytes: int) -> int:
         """The number of volumes that can be encoded at once in the free memory; 0 for none."""
@@ -34,10 +35,10 @@ class StepMemory:
 
 
 def estimate_step(preset: Preset, compute: Compute) -> StepMemory:
-    """The memory of a contrastive step of a preset, from a step of one volume and a step of two."""
+    """The memory of a contrastive step of a preset, from a step of one scan and a step of two."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # scratch memory of kernels differs
     one, two = (_peak_bytes(preset, compute, device, count) for count in (1, 2))
-    return StepMemory(fixed=2 * one - two, per_volume=two - one)
+    return StepMemory(fixed=2 * one - two, per_volume=-(-(two - one) // preset.training.volumes_per_scan))
 
 
 def _peak_bytes(preset: Preset, compute: Compute, device: torch.device, count: int) -> int:
@@ -47,13 +48,14 @@ def _peak_bytes(preset: Preset, compute: Compute, device: torch.device, count: i
         vision.vq.eval()  # its counts in training would depend on values
         vision.recompute = compute.recompute
         model.text_transformer.requires_grad_(preset.training.text_learning_rate != 0)
-        volumes = torch.empty(count, 1, *preset.recipe.shape, dtype=torch.int16)
+        volumes_per_scan = preset.training.volumes_per_scan
+        volumes = torch.empty(count * volumes_per_scan, 1, *preset.recipe.shape, dtype=torch.int16)
         ids = torch.zeros(count, preset.model.text.max_length, dtype=torch.int64)
         learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         held = sum(tensor.nbytes for tensor in model.state_dict().values())
         with _Peak() as peak:
             with autocast_to(device, compute.precision.autocast):
-                images = model.encode_image(volumes)
+                images = average_volumes(model.encode_image(volumes), volumes_per_scan)
                 if preset.training.texts_per_report:  # encoded before the first step
                     texts = model.project_text(torch.empty(count, preset.model.text.hidden_size))
                 else:

@@ -63,14 +63,17 @@ def check_training_memory(preset: str, dtype: Precision) -> list[CheckResult]:
                 f"{counts[-1]} volumes at once fit the {free_bytes / 1e9:.1f} GB free on {device}",
             )
         )
-    most, batch_size = max(counts), chosen.training.batch_size
-    if most >= batch_size:
-        results.append(CheckResult("batch", f"the preset's {batch_size} fits one process"))
-    elif most:
-        results.append(CheckResult("batch", f"the preset's {batch_size} fits one process with --at-once {most}"))
+    most, batch_size, per_scan = max(counts), chosen.training.batch_size, chosen.training.volumes_per_scan
+    unit, batch = "volume", f"the preset's {batch_size}"
+    if per_scan > 1:
+        unit, batch = "scan", f"the preset's batch of {batch_size} x {per_scan} volumes"
+    if most >= batch_size * per_scan:
+        results.append(CheckResult("batch", f"{batch} fits one process"))
+    elif most >= per_scan:
+        results.append(CheckResult("batch", f"{batch} fits one process with --at-once {most}"))
     else:
         results.append(
-            CheckResult("batch", "no volume fits: choose a smaller preset, or --dtype bfloat16", is_bad=True)
+            CheckResult("batch", f"no {unit} fits: choose a smaller preset, or --dtype bfloat16", is_bad=True)
         )
     return results
 

@@ -159,6 +159,8 @@ USUAL: dict[str, Callable[[Path], Any]] = {
 OTHERS: dict[str, Callable[[Path], Any]] = {
     "sigmoid": lambda _: learn(Negatives.sigmoid),
     "local": lambda _: learn(Negatives.local),
+    "two volumes": lambda _: learn(volumes_per_scan=2),
+    "two volumes, in parts": lambda _: learn(volumes_per_scan=2, encoded_at_once=5),
     "all parts": lambda _: learn_all_parts(),
     "all parts, in parts": lambda _: learn_all_parts(encoded_at_once=3),
     "all parts, shares": lambda _: learn_all_parts(sharded=True),
@@ -212,6 +214,8 @@ def test_other_ways_of_two_processes_learn_as_one_with_twice_the_batch(tmp_path:
     found = learn_on_two(tmp_path, list(OTHERS))
     assert_same(found["sigmoid"], learn(Negatives.sigmoid))
     assert_same(found["shares"], learn())
+    for way in ("two volumes", "two volumes, in parts"):
+        assert_same(found[way], learn(volumes_per_scan=2))
     for way in ("all parts", "all parts, in parts", "all parts, shares"):
         assert_same(found[way], learn_all_parts())
     assert_same(found["shares, continued"], learn(average_decay=0.5))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from measure import peak_bytes
 
-from ctclip_model.config import Preset, tiny
+from ctclip_model.config import PRESETS, Preset, tiny
 from ctclip_model.device import Compute, Precision
 from ctclip_model.models.clip import CTCLIP
 from ctclip_model.training import step_memory
@@ -72,3 +72,16 @@ def test_doctor_says_what_batch_fits(volumes: float, advice: str, monkeypatch: p
     assert ["volumes at once fit" in way.text for way in ways] == [True, True]
     assert advice in batch.text
     assert batch.is_bad == (volumes == 0)
+
+
+@pytest.mark.parametrize(
+    ("volumes", "advice"),
+    [(200, "batch of 96 x 2 volumes fits one process"), (100, "--at-once 100"), (1, "no scan fits")],
+)
+def test_doctor_counts_all_volumes_of_the_scans(volumes: int, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny()
+    preset = dataclasses.replace(base, training=dataclasses.replace(base.training, volumes_per_scan=2))
+    monkeypatch.setitem(PRESETS, "tiny", lambda: preset)
+    monkeypatch.setattr(step_memory, "estimate_step", lambda *_: StepMemory(fixed=0, per_volume=100))
+    monkeypatch.setattr(doctor, "find_free_memory", lambda: ("a machine", int((volumes + 0.5) * 100 / SHARE_USED)))
+    assert advice in doctor.check_training_memory("tiny", Precision.float32)[-1].text

@@ -27,7 +27,7 @@ from ctclip_model.training.text_encoder import widen_weights
 TWO = LabelSet("two", tuple(Finding(name, f"{name} is seen.", f"No {name}.") for name in ("bright", "odd")))
 ALL_PARTS: dict[str, Any] = {
     "image_pretraining_samples": 24, "image_pretraining_batch_size": 8, "texts_per_report": 3,
-    "text_learning_rate": 0.0, "prompt_loss_weight": 0.5,
+    "text_learning_rate": 0.0, "prompt_loss_weight": 0.5, "volumes_per_scan": 2,
 }  # fmt: skip
 
 

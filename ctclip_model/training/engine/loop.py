@@ -83,6 +83,7 @@ class Run(Generic[Batch]):
     compute_loss: Callable[[Batch], Tensor]
     steps: int
     batch_size: int  # samples of all processes together
+    volumes_per_sample: int = 1
     warm_up_share: float = 0.0  # share of the steps; afterwards the rate falls along a cosine to `final_rate`
     final_rate: float = 1.0  # share of the optimizer's rates
     max_gradient_norm: float = 1.0
@@ -243,7 +244,7 @@ class _Loop:
                 loss=outcome.loss,
                 learning_rate=rate,
                 gradient_norm=outcome.gradient_norm,
-                volumes_per_s=run.batch_size / duration_s,
+                volumes_per_s=run.batch_size * run.volumes_per_sample / duration_s,
                 data_wait_share=wait_s / duration_s,
                 memory_bytes=_peak_memory_bytes(),
                 validation_auroc=None if math.isnan(auroc) else auroc,
