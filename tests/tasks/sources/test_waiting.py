@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 from tenacity import Retrying, stop_after_attempt, wait_fixed
@@ -64,6 +65,15 @@ def test_an_error_ends_the_waits_of_all_and_leaves_out_the_rest():
     assert 99 not in begun
 
 
+@pytest.fixture
+def heeded_sigint() -> Iterator[None]:
+    """The signal raises `KeyboardInterrupt`, also below a shell whose background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_sigint")
 def test_ctrl_c_ends_the_waits_of_all():
     def ask(item: int, sleep: waiting.Sleep) -> None:
         if item == 0:
