@@ -145,6 +145,7 @@ class _Submitter:
 def _take_outcome(future):  # type: ignore[no-untyped-def]
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
+    from distributed.comm import CommClosedError
 
     try:
         outcome = future.exception()
@@ -152,7 +153,7 @@ def _take_outcome(future):  # type: ignore[no-untyped-def]
             outcome = future.result()
     except KilledWorker as error:  # the result was lost with its worker, and the job was then done again
         outcome = error
-    except FutureCancelledError as error:  # nothing else cancels a job
+    except (FutureCancelledError, CommClosedError) as error:  # nothing else cancels a job
         raise StageFailedError("the connection to the Dask scheduler is lost: a rerun goes on from here") from error
     future.release()
     return outcome

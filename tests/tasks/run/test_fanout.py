@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from distributed import get_worker
+from distributed.comm import CommClosedError
 from support.processes import start_python
 
 from ctclip_model.errors import StageFailedError
@@ -94,3 +95,18 @@ def test_scheduler_that_is_lost_is_one_line(caplog):
         with pytest.raises(StageFailedError, match="the connection to the Dask scheduler is lost"):
             list(fan_out(partial(os.kill, cluster.pid), [signal.SIGKILL], address=address))
     assert not [record for record in caplog.records if record.name.startswith("distributed")]
+
+
+class CutOff:
+    """A job that has ended, on a scheduler whose link is cut before its result is fetched."""
+
+    def exception(self) -> None:
+        return None
+
+    def result(self) -> None:
+        raise CommClosedError("in <TCP (closed)>: Connection reset by peer")
+
+
+def test_result_that_a_cut_link_keeps_back_is_one_line():
+    with pytest.raises(StageFailedError, match="the connection to the Dask scheduler is lost: a rerun goes on"):
+        dask_jobs._take_outcome(CutOff())
