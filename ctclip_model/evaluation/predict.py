@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -130,7 +129,7 @@ class VolumeModel:
         """Unit latents (findings, 2, latent) of the prompts [present, absent]."""
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         if isinstance(model, ExternalModel):
-            if model.config.logit_scale is None:
+            if model.logit_scale is None:
                 raise ConfigurationError(
                     f"{self.name}: {model.named} has no text side: predict with a LiPro of it, which "
                     f"`ctclip finetune --kind lipro --model {self.name}` trains"
@@ -152,11 +151,10 @@ class VolumeModel:
 
     @property
     def logit_scale(self) -> float:
-        """The factor on similarities, exp(temperature)."""
-        model = self.loaded.model
-        if isinstance(model, ExternalModel):
-            return model.config.logit_scale or math.nan
-        return model.temperature.exp().item()
+        """The factor on similarities. `prompts` complains about a model that has none."""
+        scale = self.loaded.model.logit_scale
+        assert scale is not None, "a model with prompts has a text side"
+        return scale
 
     def read_scores(self, latent: Floats) -> Readout:
         """The linear function of a unit latent (latent,) whose logistic function are the model's probabilities."""

@@ -40,6 +40,11 @@ class CTCLIP(nn.Module):
     def device(self) -> torch.device:
         return self.temperature.device
 
+    @property
+    def logit_scale(self) -> float:
+        """The factor on similarities, exp(temperature)."""
+        return self.temperature.exp().item()
+
     def forward(self, volume: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The contrastive loss of a batch of volumes (B, 1, depth, height, width) and their reports (B, tokens)."""
         return contrastive_loss(

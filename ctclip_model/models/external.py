@@ -36,6 +36,11 @@ class ExternalModel(nn.Module):
         return self.anchor.device
 
     @property
+    def logit_scale(self) -> float | None:
+        """The factor on similarities. None without a text side."""
+        return self.config.logit_scale
+
+    @property
     def batch_size(self) -> int:
         """The most volumes that the encoder takes at once."""
         return getattr(self.open(), "batch_size", None) or 1
@@ -71,7 +76,7 @@ class ExternalModel(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit latents (N, latent) of texts. Raises `EncoderError`, also without a text side."""
-        if self.config.logit_scale is None:
+        if self.logit_scale is None:
             raise EncoderError(f"{self.named} has no text side")
         return self._encode(getattr(self.open(), "encode_text"), list(texts), f"{len(texts)} texts")  # noqa: B009
 

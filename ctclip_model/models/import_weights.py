@@ -77,11 +77,7 @@ class Candidate:
     @property
     def logit_scale(self) -> float | None:
         """The factor on similarities. None for a model without a text side."""
-        if isinstance(self.trunk, ReportLabeller):
-            return None
-        if isinstance(self.trunk, ExternalModel):
-            return self.trunk.config.logit_scale
-        return self.trunk.temperature.exp().item()
+        return None if isinstance(self.trunk, ReportLabeller) else self.trunk.logit_scale
 
     def fingerprint(self, sha256: str) -> str:
         """Fingerprint of the model folder: SHA-256 of the weights file, and all settings that change results."""

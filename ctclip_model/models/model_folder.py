@@ -211,9 +211,7 @@ def load_model_folder(
     path = folder / "model.safetensors"
     label_set = parse_label_set(folder, info)
     settings = {"findings": len(label_set)} if found is LiPro else {}
-    weights = (
-        _read_no_weights(path, config) if isinstance(config, ExternalConfig) and not settings else read_weights(path)
-    )
+    weights = _read_no_weights(path, config) if found is ExternalModel else read_weights(path)
     model = fill_model(found, config, weights, path, **settings)
     return ModelFolder(folder, kind, model.to(device), config, info, tokens, label_set)
 

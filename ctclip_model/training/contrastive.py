@@ -72,7 +72,7 @@ def train_contrastive(
     )  # fmt: skip
     weights = get_model_state_dict(model, options=FULL_STATE)
     curve = log.curve()
-    result = summarise_run(folder, model, model.temperature.exp().item(), steps, curve)
+    result = summarise_run(folder, model, model.logit_scale, steps, curve)
     if rank() == 0:
         score = _read_score(curve)
         info = {

@@ -52,7 +52,7 @@ def write_fine_tuned_card(
     return write_card(
         result.folder.name,
         tags=["chest-ct", "image-classification"],
-        description=f"{method}, of {maker} `{parent.name}` (arXiv 2403.17834).",
+        description=f"{method} (arXiv 2403.17834), of {maker} `{parent.name}`.",
         facts={
             "Data": describe_data(origin, "labelled volumes of the train split"),
             **findings,

@@ -72,8 +72,7 @@ def train_lipro(
         model = LiPro(loaded.config, findings=len(label_set))
     model.trained_model, model.classifier = trunk, head
     curve = log.curve()
-    logit_scale = trunk.temperature.exp().item() if isinstance(trunk, CTCLIP) else trunk.config.logit_scale
-    result = summarise_run(folder, model, logit_scale, len(curve), curve)
+    result = summarise_run(folder, model, trunk.logit_scale, len(curve), curve)
     info = keep_facts(loaded.info) | describe_label_set(label_set) | {"parent": parent.name, "steps": result.steps}
     if held_out is not None:
         info["held_out"] = asdict(held_out)
@@ -96,7 +95,7 @@ def train_lipro(
 def read_zero_shot(parent: ModelFolder[CTCLIP], latents: Tensor, label_set: LabelSet = CT_RATE_18) -> Floats:
     """Probabilities (N, findings) of unit latents (N, latent) by the parent's latents of the prompts."""
     prompts = embed_prompts(parent.model, parent.tokenizer, label_set)
-    return zero_shot(latents.numpy(), prompts, parent.model.temperature.exp().item())
+    return zero_shot(latents.numpy(), prompts, parent.model.logit_scale)
 
 
 def score_held_out(

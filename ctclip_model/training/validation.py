@@ -37,7 +37,7 @@ def validate(
     """
     prompts = embed_prompts(model, tokenizer, label_set, dtype=dtype)
     found = np.concatenate([latents for _, latents in embed_volumes(model, _batches(model, held_out), dtype=dtype)])
-    probabilities = zero_shot(found, prompts, model.temperature.exp().item())
+    probabilities = zero_shot(found, prompts, model.logit_scale)
     auroc = macro_auroc(held_out.labels.numpy(), probabilities)
     if math.isnan(auroc):
         raise MissingInputError("no finding is both present and absent among the scans held out for validation")

@@ -78,7 +78,7 @@ def train_vocabfine(
         on_step=log.add,
     )
     curve = log.curve()
-    result = summarise_run(folder, model, model.temperature.exp().item(), steps, curve)
+    result = summarise_run(folder, model, model.logit_scale, steps, curve)
     if rank() == 0:
         info = keep_facts(loaded.info) | describe_label_set(label_set) | {"parent": parent.name, "steps": steps}
         method = "VocabFine, both encoders trained by pairs of prompts"

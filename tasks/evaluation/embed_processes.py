@@ -14,7 +14,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from ctclip_model.data.loader import SampleRef, iterate_batches
 from ctclip_model.device import Precision, choose_device, limit_cpu_threads
@@ -24,10 +25,7 @@ from ctclip_model.models.model_folder import load_encoders
 from tasks.run.child import end_with_parent
 from tasks.settings import count_workers
 
-if TYPE_CHECKING:
-    from ctclip_model.evaluation.embed import Floats
-
-Latents = tuple[Sequence[str], "Floats"]  # names of volumes, and their latents (names, latent)
+Latents = tuple[Sequence[str], embed.Floats]  # names of volumes, and their latents (names, latent)
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,6 @@ def choose_devices(name: str, processes: int | None) -> list[str]:
     `name` is auto, cpu or cuda. A GPU of a number, such as cuda:1, is used alone. Raises `ConfigurationError` for more
     processes than GPUs.
     """
-    import torch
-
     device = choose_device(name)
     if device.type == "cpu":
         return ["cpu"] * (processes or 1)
@@ -76,7 +72,7 @@ def encoding(whole: Encoding, devices: Sequence[str]) -> Iterator[Iterator[Laten
     here, and `WorkerDiedError` if one is killed.
     """
     if len(devices) == 1:
-        yield dataclasses.replace(whole, device=devices[0]).run()
+        yield whole.run()
         return
     running: dict[Connection, BaseProcess] = {}
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -106,10 +105,11 @@ def _load_classifier(connection: duckdb.DuckDBPyConnection, model: ModelReferenc
 
         answer: Classifier = load_head(model.folder).probabilities
     else:
+        assert model.logit_scale is not None, "a model that is scored by prompts has a text side"
         answer = partial(
             zero_shot.zero_shot,
             prompt_latents=load_prompts(connection, model, source.label_set),
-            logit_scale=math.nan if model.logit_scale is None else model.logit_scale,
+            logit_scale=model.logit_scale,
         )
 
     def classify(latents: NDArray[np.float32]) -> NDArray[np.float64]:
